@@ -1,0 +1,174 @@
+"""`fashion-mnist`: 28x28 gray images of clothes in 10 classes (MIT licence, Zalando SE).
+
+The test split and 1,000 class-balanced training images for calibration are part of this package.
+The other training images are read from a folder of idx files: `fashion-mnist:FOLDER`, else the
+environment variable CARE_FASHION_MNIST, else the folder of Debian's dataset-fashion-mnist.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from care.data.base import Dataset, Labels
+from care.errors import DataError
+from care.preprocess import to_rgb
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+# Split -> (prefix of the embedded idx files, what the images are called).
+_EMBEDDED = {"validation": "t10k", "calibration": "calibration"}
+_VARIABLE = "CARE_FASHION_MNIST"
+_DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
+_REMEDY = (
+    f'apt-get install dataset-fashion-mnist, or python -c "from torchvision.datasets import '
+    f"FashionMNIST; FashionMNIST('data', download=True)\" and {_VARIABLE}=data"
+)
+
+_UNSIGNED_BYTE = 0x08  # idx's type code
+_SIDE = 28
+
+
+class ArrayDataset(Dataset):
+    """Gray images in memory.
+
+    Args:
+        images: uint8 of shape (images, height, width).
+        labels: int64 of shape (images,).
+        classes: Class names, in the order of the labels.
+        prefix: Goes before an image's number in its name.
+    """
+
+    def __init__(
+        self, images: npt.NDArray[np.uint8], labels: Labels, classes: Sequence[str], prefix: str
+    ) -> None:
+        super().__init__(classes, labels)
+        self.images = images
+        self.prefix = prefix
+
+    def image(self, index: int) -> Image.Image:
+        """See `Dataset.image`."""
+        return to_rgb(Image.fromarray(self.images[index]))
+
+    def name(self, index: int) -> str:
+        """See `Dataset.name`."""
+        return f"{self.prefix}/{range(len(self))[index]:05d}"
+
+    def hash(self, index: int) -> str:
+        """See `Dataset.hash`."""
+        return hashlib.sha256(self.images[index].tobytes()).hexdigest()
+
+
+def open_fashion_mnist(folder: str, split: str) -> Dataset:
+    """Open a split: "validation" and "calibration" are embedded, "train" is read from idx files.
+
+    Args:
+        folder: Where the training split's idx files are; empty for the default places.
+        split: "train", "validation" or "calibration".
+
+    Raises:
+        DataError: The files are missing, damaged or of another dataset.
+    """
+    classes = tuple(_verified("labels.txt").read_text().split("\n")[:-1])
+    if split in _EMBEDDED:
+        kind = _EMBEDDED[split]
+        images = read_idx(_verified(f"{kind}-images-idx3-ubyte.gz"))
+        labels = read_idx(_verified(f"{kind}-labels-idx1-ubyte.gz"))
+        return _dataset(images, labels, classes, split, str(ASSETS))
+    root = _training_folder(folder)
+    images = read_idx(_either(root / "train-images-idx3-ubyte"))
+    labels = read_idx(_either(root / "train-labels-idx1-ubyte"))
+    return _dataset(images, labels, classes, split, str(root))
+
+
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an idx file of unsigned bytes, gzipped if its name ends in .gz.
+
+    The format: two zero bytes, the type code, the number of axes, each axis's length (big-endian,
+    4 bytes), the values.
+
+    Raises:
+        DataError: The file is missing, truncated, damaged or of another format.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: {_REMEDY}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): copy or download it again") from error
+    axes = data[3] if len(data) > 3 else 0
+    start = 4 + 4 * axes
+    if data[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or not axes or len(data) < start:
+        raise DataError(f"{path} is not an idx file of bytes: copy or download it again")
+    shape = tuple(int(length) for length in np.frombuffer(data, ">u4", axes, offset=4))
+    values = np.frombuffer(data, np.uint8, offset=start)
+    if values.size != np.prod(shape, dtype=np.int64):
+        raise DataError(
+            f"{path} holds {values.size} bytes of {'x'.join(map(str, shape))}: it is truncated or "
+            "damaged, copy or download it again"
+        )
+    return values.reshape(shape)
+
+
+def _dataset(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.uint8],
+    classes: Sequence[str],
+    split: str,
+    where: str,
+) -> Dataset:
+    if images.shape[1:] != (_SIDE, _SIDE) or labels.shape != images.shape[:1] or not len(images):
+        raise DataError(
+            f"{where} holds images of shape {images.shape} and labels of shape {labels.shape}, not "
+            f"28x28 images with a label each: this is not Fashion-MNIST"
+        )
+    if labels.max() >= len(classes):
+        raise DataError(f"{where} has label {labels.max()}, but Fashion-MNIST's end at 9")
+    return ArrayDataset(images, labels.astype(np.int64), classes, split)
+
+
+def _training_folder(folder: str) -> Path:
+    stated = folder or os.environ.get(_VARIABLE, "")
+    root = Path(stated or _DEBIAN_FOLDER).expanduser()
+    # torchvision's download puts the files two folders deeper.
+    for candidate in (root, root / "FashionMNIST" / "raw"):
+        for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):
+            if (candidate / name).is_file():
+                return candidate
+    raise DataError(f"{root} has no train-images-idx3-ubyte[.gz] of Fashion-MNIST: {_REMEDY}")
+
+
+def _either(path: Path) -> Path:
+    """The file unpacked, where present, else gzipped."""
+    return path if path.is_file() else path.with_name(f"{path.name}.gz")
+
+
+def _verified(name: str) -> Path:
+    """Path of an embedded file whose SHA-256 is the recorded one."""
+    path = ASSETS / name
+    recorded = _checksums(ASSETS / "SHA256SUMS").get(name)
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): reinstall care") from error
+    if found != recorded:
+        raise DataError(f"{path} differs from its checksum in SHA256SUMS: reinstall care")
+    return path
+
+
+@functools.cache
+def _checksums(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): reinstall care") from error
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}

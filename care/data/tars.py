@@ -1,0 +1,270 @@
+"""`tar:PATH` and `wds:PATTERN`: images inside tar files, read in place.
+
+Opening scans the headers only. An uncompressed tar file keeps every member whole at a known offset,
+so any image can be read without unpacking the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from care.data.base import Dataset, EncodedDataset, Labels
+from care.data.layout import (
+    IMAGE_EXTENSIONS,
+    SPLIT_FOLDERS,
+    choose_split,
+    is_hidden,
+    require_image,
+)
+from care.errors import DataError
+
+_CLASS_NAMES = "classes.txt"
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class _Member(NamedTuple):
+    """A file or folder in a tar file."""
+
+    parts: tuple[str, ...]  # of its path
+    is_folder: bool
+    offset: int
+    length: int
+
+    @property
+    def path(self) -> str:
+        return "/".join(self.parts)
+
+
+class TarDataset(EncodedDataset):
+    """Image files inside tar files.
+
+    Args:
+        tars: The tar files.
+        places: For every image: which tar file, offset and length in bytes.
+        names: For every image, its path inside.
+        classes: Class names, in the order of the labels.
+        labels: int64 of shape (images,).
+        names_known: See `Dataset`.
+    """
+
+    def __init__(
+        self,
+        tars: Sequence[Path],
+        places: list[tuple[int, int, int]],
+        names: list[str],
+        classes: Sequence[str],
+        labels: Labels,
+        names_known: bool = True,
+    ) -> None:
+        super().__init__(names, classes, labels, names_known)
+        self.tars = list(tars)
+        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+
+    def _location(self, index: int) -> str:
+        return f"{self.names[index]} in {self.tars[int(self.places[index, 0])]}"
+
+    def _read(self, index: int) -> bytes:
+        tar, offset, length = (int(value) for value in self.places[index])
+        # Opened anew for every image, so that processes share no file position; next to decoding
+        # the image this takes no time.
+        with self.tars[tar].open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if len(data) != length:
+            raise OSError("the tar file has become shorter")
+        return data
+
+
+def open_tar(path: str, split: str) -> Dataset:
+    """Open a tar file of class folders, or of split folders that hold these.
+
+    Folders above, such as imagenet/ in imagenet/val/n01440764/x.JPEG, are passed over.
+
+    Raises:
+        DataError: The file is missing, compressed, damaged or arranged otherwise.
+    """
+    file = Path(path).expanduser()
+    members = [member for member in _members(file) if not any(map(is_hidden, member.parts))]
+    images = sorted(member for member in members if not member.is_folder)
+    if not images:
+        raise DataError(f"{file} holds no files: it should hold a folder of images per class")
+    above = _folders_above([member.parts for member in images], split, str(file))
+    depth = len(above)
+    images = [member for member in images if member.parts[:depth] == above]
+    for member in images:
+        if len(member.parts) < depth + 2:
+            raise DataError(
+                f"{member.path} in {file} lies outside the class folders: move it into one"
+            )
+        require_image(member.parts[-1], f"{member.path} in {file}")
+    classes = sorted({member.parts[depth] for member in images})
+    for member in members:
+        if member.is_folder and member.parts[:-1] == above and member.parts[-1] not in classes:
+            raise DataError(
+                f"class folder {member.path} in {file} has no images: fill or remove it"
+            )
+    index = {name: label for label, name in enumerate(classes)}
+    return TarDataset(
+        [file],
+        [(0, member.offset, member.length) for member in images],
+        [member.path for member in images],
+        classes,
+        np.array([index[member.parts[depth]] for member in images], dtype=np.int64),
+    )
+
+
+def open_shards(pattern: str, split: str) -> Dataset:
+    """Open WebDataset shards: samples of an image KEY.jpg (or .png, …) and its label KEY.cls.
+
+    The pattern may hold braces (`{000..146}`, `{a,b}`) and, in the files' name, wildcards. It names
+    the images of one split, so that `split` changes nothing. Class names are read from classes.txt
+    (one a line) beside the first shard, where there is one.
+
+    Raises:
+        DataError: A shard is missing, compressed or damaged, or a sample lacks image or label.
+    """
+    del split
+    shards = _expand(pattern)
+    places: list[tuple[int, int, int]] = []
+    names: list[str] = []
+    labels: list[int] = []
+    for number, shard in enumerate(shards):
+        for key, image, label in _samples(shard):
+            places.append((number, image.offset, image.length))
+            names.append(f"{shard.name}/{key}")
+            labels.append(label)
+    if not places:
+        raise DataError(f"{shards[0]} and the other shards hold no samples (KEY.jpg and KEY.cls)")
+    listed = shards[0].with_name(_CLASS_NAMES)
+    known = listed.is_file()
+    count = max(labels) + 1
+    classes = listed.read_text("utf-8").splitlines() if known else [str(n) for n in range(count)]
+    if count > len(classes):
+        raise DataError(
+            f"the shards have label {count - 1}, but {listed} ends at {len(classes) - 1}"
+        )
+    return TarDataset(shards, places, names, classes, np.array(labels, dtype=np.int64), known)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{a,b}` and `{000..146}` (leading zeros are kept) as a shell does.
+
+    Raises:
+        DataError: A brace is not closed, or nested.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if any(brace in part for part in parts for brace in "{}"):
+        raise DataError(f"braces in {pattern!r} are not in pairs: write {{000..146}} or {{a,b}}")
+    choices = [
+        _alternatives(part) if is_brace else [part]
+        for part, is_brace in zip(parts, itertools.cycle((False, True)), strict=False)
+    ]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _alternatives(content: str) -> list[str]:
+    span = _RANGE.fullmatch(content)
+    if span is None:
+        return content.split(",")
+    first, last = int(span[1]), int(span[2])
+    width = len(span[1]) if span[1].startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+
+
+def _expand(pattern: str) -> list[Path]:
+    shards: list[Path] = []
+    for name in expand_braces(str(Path(pattern).expanduser())):
+        path = Path(name)
+        magic = any(sign in name for sign in "*?[")
+        shards += sorted(path.parent.glob(path.name)) if magic else [path]
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}: check "
+            "the path"
+        )
+    if not shards:
+        raise DataError(f"no shard matches {pattern}: check the path")
+    return shards
+
+
+def _members(file: Path) -> Iterator[_Member]:
+    """All files and folders of an uncompressed tar file, checked to be whole."""
+    if not file.is_file():
+        raise DataError(f"no tar file at {file}: check the path")
+    end = 0
+    try:
+        with tarfile.open(file, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
+                end = member.offset_data + member.size
+                if member.issym() or member.islnk():
+                    raise DataError(
+                        f"{member.name} in {file} is a link: write the tar file again with "
+                        "--dereference --hard-dereference"
+                    )
+                if member.isfile() or member.isdir():
+                    parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+                    yield _Member(parts, member.isdir(), member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"{file} is compressed, damaged or no tar file ({error}): unpack it with gunzip, or "
+            "copy it again"
+        ) from error
+    # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
+    if file.stat().st_size < end + tarfile.BLOCKSIZE:
+        raise DataError(f"{file} is truncated: copy or download it again")
+
+
+def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tuple[str, ...]:
+    """The folders above the class folders: those that all images share, and the split's."""
+    above: tuple[str, ...] = ()
+    while True:
+        depth = len(above)
+        tops = {path[depth] for path in paths}
+        # Below a class folder come images; so a folder that holds a shorter path is a class.
+        classes = {path[depth] for path in paths if len(path) < depth + 3}
+        splits = (tops & SPLIT_FOLDERS) - classes
+        if splits:
+            return (*above, choose_split(splits, split, where))
+        if len(tops) > 1 or classes:
+            return above
+        above = (*above, *tops)
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, _Member, int]]:
+    """Key, image and label of each sample of a shard, in the order of their first files."""
+    images: dict[str, _Member] = {}
+    labels: dict[str, _Member] = {}
+    for member in _members(shard):
+        if member.is_folder or any(map(is_hidden, member.parts)):
+            continue
+        # WebDataset's rule: the key ends at the first dot of the file's name.
+        stem, _, field = member.parts[-1].partition(".")
+        key = "/".join((*member.parts[:-1], stem))
+        kind = images if f".{field.lower()}" in IMAGE_EXTENSIONS else labels
+        if kind is labels and field != "cls":
+            continue  # samples may carry more, such as .json
+        if key in kind:
+            raise DataError(f"sample {key} in {shard} has two files of one kind: remove one")
+        kind[key] = member
+    for key in itertools.chain(images, labels):
+        if key not in images or key not in labels:
+            lacking = "label (.cls)" if key in images else "image (.jpg, .png, …)"
+            raise DataError(f"sample {key} in {shard} has no {lacking}: write the shard again")
+    with shard.open("rb") as file:
+        for key, image in images.items():
+            file.seek(labels[key].offset)
+            text = file.read(labels[key].length)
+            if not text.strip().isdigit():
+                raise DataError(
+                    f"{key}.cls in {shard} holds {text[:20]!r}, not a class number: write it again"
+                )
+            yield key, image, int(text)
