@@ -1,0 +1,1 @@
+"""The data side of quantization: which images, which batches, which ranges."""

@@ -1,0 +1,197 @@
+"""Which training images a calibration looks at: balanced over the classes, seeded, and hashed.
+
+    chosen = draw(open_dataset(uri, "train"), 512, validation=hashes_of(open_dataset(uri)))
+    images = load(dataset, chosen, preprocess)
+
+Images that judge a network must not choose its ranges: an image of the validation split in the
+sample, found by its hash, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from calibration.histogram import Floats
+from pipeline.artifact import digest_of
+from pipeline.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pipeline.precisions.base import CalibrationSet
+
+FEWEST = 8
+"""A sample of fewer images is refused: its ranges would be those of single images."""
+
+ENOUGH = 128
+"""A smaller sample is taken with a warning."""
+
+
+class Dataset(Protocol):
+    """Labelled images, addressed by index from 0."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names, in the order of the labels."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Any:
+        """An image, in the form that the `preprocess` given to `load` takes."""
+
+    def label(self, index: int) -> int:
+        """Its class."""
+
+    def hash(self, index: int) -> str:
+        """SHA-256 of the encoded file, or of its pixels."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images of a dataset. Any first part of it is as balanced over the classes as it can be.
+
+    Attributes:
+        indices: Their places in the dataset.
+        labels: Their classes.
+        hashes: SHA-256 of each.
+        seed: What chose them.
+        warnings: What a report must say about the sample.
+    """
+
+    indices: tuple[int, ...]
+    labels: tuple[int, ...]
+    hashes: tuple[str, ...]
+    seed: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the images' hashes, in order."""
+        return digest_of(self.hashes)
+
+
+def hashes_of(dataset: Dataset) -> frozenset[str]:
+    """Hashes of all images of a dataset. Reads every file once.
+
+    Raises:
+        DataError: There is no image: an overlap with nothing proves nothing.
+    """
+    if not len(dataset):
+        raise DataError("the validation split holds no images: check its path")
+    return frozenset(dataset.hash(index) for index in range(len(dataset)))
+
+
+def draw(
+    dataset: Dataset, count: int, *, validation: Collection[str] = frozenset(), seed: int = 0
+) -> Sample:
+    """Choose images of the training split.
+
+    Classes take turns in random order, each giving a random image of its own, until there are
+    enough; classes that run out are passed over. An image that occurs twice is taken once.
+
+    Args:
+        dataset: The training split, or a calibration split that comes from it.
+        count: How many images.
+        validation: Hashes of the images that will judge the network, see `hashes_of`.
+        seed: Equal seeds choose equally on every machine.
+
+    Raises:
+        ConfigError: `count` is below `FEWEST`.
+        DataError: The dataset has too few distinct images, or the sample holds a validation image.
+    """
+    if count < FEWEST:
+        raise ConfigError(
+            f"calibration needs at least {FEWEST} images, not {count}: raise the count"
+        )
+    indices: list[int] = []
+    hashes: dict[str, int] = {}
+    for index in _turns(dataset, np.random.default_rng(seed)):
+        content = dataset.hash(index)
+        if content in hashes:
+            continue
+        hashes[content] = index
+        indices.append(index)
+        if len(indices) == count:
+            break
+    _refuse_overlap(hashes, validation)
+    if len(indices) < FEWEST:
+        raise DataError(
+            f"the calibration split has {len(indices)} distinct images where at least {FEWEST} are "
+            "needed: add images of the training split"
+        )
+    labels = tuple(int(dataset.label(index)) for index in indices)
+    warnings = _warnings(len(indices), count, set(labels), len(dataset.classes))
+    return Sample(tuple(indices), labels, tuple(hashes), seed, warnings)
+
+
+def _turns(dataset: Dataset, rng: np.random.Generator) -> Iterator[int]:
+    """All indices, class by class in turns, in random order."""
+    labels = np.array([dataset.label(index) for index in range(len(dataset))], dtype=np.int64)
+    waiting = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    turn = 0
+    while waiting:
+        for place in rng.permutation(len(waiting)):
+            yield int(waiting[place][turn])
+        turn += 1
+        waiting = [members for members in waiting if len(members) > turn]
+
+
+def _refuse_overlap(hashes: dict[str, int], validation: Collection[str]) -> None:
+    known = validation if isinstance(validation, set | frozenset) else frozenset(validation)
+    shared = [index for content, index in hashes.items() if content in known]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(hashes)} calibration images are also in the validation split "
+            f"(the first is image {shared[0]}): calibrate on the training split; stray duplicates "
+            "there can be removed, or avoided with another seed"
+        )
+
+
+def _warnings(found: int, asked: int, labels: set[int], classes: int) -> tuple[str, ...]:
+    warnings = []
+    if found < asked:
+        warnings.append(f"{asked} calibration images were asked for, the split has {found}")
+    if found < ENOUGH:
+        warnings.append(f"{found} calibration images are few: ranges are safer with {ENOUGH}")
+    if found >= classes > len(labels):
+        warnings.append(f"{classes - len(labels)} of {classes} classes have no calibration image")
+    return tuple(warnings)
+
+
+def load(dataset: Dataset, sample: Sample, preprocess: Callable[[Any], Floats]) -> CalibrationSet:
+    """Read and preprocess the images of a sample.
+
+    Args:
+        dataset: The dataset that the sample was drawn from.
+        sample: See `draw`.
+        preprocess: Makes of an image what the network takes, (channels, height, width).
+
+    Raises:
+        DataError: An image changed since the sample was drawn, is not of the first one's shape, or
+            is not finite; names the image.
+    """
+    # The package of precisions uses this one: imported up there, it would be a circle.
+    from pipeline.precisions.base import CalibrationSet
+
+    batch = np.empty((0,), dtype=np.float32)
+    for place, (index, content) in enumerate(zip(sample.indices, sample.hashes, strict=True)):
+        if dataset.hash(index) != content:
+            raise DataError(f"calibration image {index} is not the one that was drawn: draw again")
+        image = np.asarray(preprocess(dataset.image(index)), dtype=np.float32)
+        if not place:
+            batch = np.empty((len(sample.indices), *image.shape), dtype=np.float32)
+        _check(image, batch.shape[1:], index)
+        batch[place] = image
+    return CalibrationSet(batch, np.array(sample.labels, dtype=np.int64), sample.hashes)
+
+
+def _check(image: Floats, shape: tuple[int, ...], index: int) -> None:
+    if image.ndim != 3 or image.shape != shape:
+        raise DataError(
+            f"calibration image {index} has the shape {image.shape} after preprocessing, the first "
+            f"one {shape}: preprocessing must give (channels, height, width), always the same"
+        )
+    if not np.isfinite(image).all():
+        raise DataError(f"calibration image {index} holds NaN or infinite values: check its file")
