@@ -1,0 +1,297 @@
+"""Figures and how they came about: pure functions over arrays, and the `Number` that carries one.
+
+Latency follows one protocol: every sample is kept and no outlier is dropped; a percentile is given
+only where there are enough samples for it; an interval comes from a bootstrap with a fixed seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+
+SAMPLES_FOR_P90 = 64
+SAMPLES_FOR_P99 = 662
+"""Fewest samples for a percentile: with these, the chance that even the largest sample lies below
+the true percentile is 0.9**64 = 0.0012 and 0.99**662 = 0.0013."""
+
+Z95 = 1.959963984540054
+"""Quantile of the normal distribution for a two-sided interval of 95 %."""
+
+
+class State(StrEnum):
+    """How a figure came about."""
+
+    MEASURED = "measured"
+    EMULATED = "emulated"
+    NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A figure with its origin.
+
+    Attributes:
+        value: The figure; None exactly when it was not measured.
+        state: How it came about.
+        unit: "", "%", "ms", "images/s", "bytes", …
+        by: What gave it: the runtime and device that ran, or the executor that emulated.
+        why: Why it was not measured, or what an emulation stands for.
+        samples: Number of images or timed calls behind it.
+        interval: 95 % interval, in the unit of the value.
+    """
+
+    value: float | None
+    state: State
+    unit: str = ""
+    by: str = ""
+    why: str = ""
+    samples: int | None = None
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.state is State.NOT_MEASURED):
+            raise ValueError(f"a number is {self.state} and has the value {self.value}")
+        if self.state is State.NOT_MEASURED and not self.why:
+            raise ValueError("a number that was not measured says why")
+        if self.state is not State.NOT_MEASURED and not self.by:
+            raise ValueError(f"a number that was {self.state} says by what")
+
+    @classmethod
+    def not_measured(cls, why: str, unit: str = "") -> Self:
+        """A figure that could not be had, and why."""
+        return cls(None, State.NOT_MEASURED, unit, why=why)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without what is empty."""
+        plain = {**asdict(self), "state": str(self.state)}
+        return {k: v for k, v in plain.items() if v not in (None, "") or k == "value"}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        interval = plain.get("interval")
+        return cls(
+            **{
+                **plain,
+                "state": State(plain["state"]),
+                "interval": None if interval is None else (interval[0], interval[1]),
+            }
+        )
+
+
+def top_k(logits: Floats, labels: npt.NDArray[np.integer[Any]], k: int = 1) -> int:
+    """Number of images of which the label is among the `k` largest logits.
+
+    Args:
+        logits: (images, classes); a row with a NaN counts as wrong.
+        labels: (images,).
+        k: At most the number of classes counts.
+    """
+    if not len(labels):
+        return 0
+    k = min(k, logits.shape[1])
+    best = np.argpartition(-logits, k - 1, axis=1)[:, :k]
+    hits = (best == np.asarray(labels)[:, None]).any(1)
+    return int((hits & ~np.isnan(logits).any(1)).sum())
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927), within 0 and 1.
+
+    Raises:
+        ValueError: `total` is not positive, or `correct` does not lie within it.
+    """
+    if total <= 0 or not 0 <= correct <= total:
+        raise ValueError(f"{correct} of {total} is no share")
+    share, z2 = correct / total, Z95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    spread = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of logits over the same images.
+
+    Attributes:
+        agreement: Share of images with the same top-1 class.
+        flips: Number of images with another top-1 class.
+        cosine: Mean over images of the cosine similarity of the logits.
+        max_difference: Largest absolute difference of two logits.
+        relative_error: Euclidean norm of the difference over that of the reference.
+        finite: No logit is NaN or infinite.
+    """
+
+    agreement: float
+    flips: int
+    cosine: float
+    max_difference: float
+    relative_error: float
+    finite: bool
+
+
+def compare(logits: Floats, reference: Floats) -> Comparison:
+    """Compare `logits` with `reference`, (images, classes) each.
+
+    Raises:
+        ValueError: The shapes differ, or there is no image.
+    """
+    if logits.shape != reference.shape or not len(logits):
+        raise ValueError(f"logits of shapes {logits.shape} and {reference.shape} do not compare")
+    finite = bool(np.isfinite(logits).all())
+    same = (logits.argmax(1) == reference.argmax(1)) & np.isfinite(logits).all(1)
+    left, right = (
+        np.nan_to_num(a.astype(np.float64), posinf=1e30, neginf=-1e30) for a in (logits, reference)
+    )
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosine = (left * right).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    difference = left - right
+    return Comparison(
+        agreement=float(same.mean()),
+        flips=int((~same).sum()),
+        cosine=float(cosine.mean()),
+        max_difference=float(np.abs(difference).max()),
+        relative_error=float(np.linalg.norm(difference)) / max(float(np.linalg.norm(right)), 1e-30),
+        finite=finite,
+    )
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Top-1 of a reference minus that of another, over the same images.
+
+    Attributes:
+        value: As a share; negative where the other is better.
+        interval: 95 % interval that uses the pairing: only images on which the two differ count.
+        lost: Images that only the reference has right.
+        won: Images that only the other has right.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    lost: int
+    won: int
+
+
+def paired_drop(logits: Floats, reference: Floats, labels: npt.NDArray[np.integer[Any]]) -> Drop:
+    """How much top-1 falls from `reference` to `logits`, (images, classes) each.
+
+    The interval is that of the difference of paired proportions (Agresti and Min, 2005: half an
+    image is added to each of the four cells, so that it has a width where the two never differ).
+    """
+    right, before = (
+        (values.argmax(1) == labels) & ~np.isnan(values).any(1) for values in (logits, reference)
+    )
+    lost, won, total = int((before & ~right).sum()), int((right & ~before).sum()), len(labels)
+    b, c, n = lost + 0.5, won + 0.5, total + 2
+    centre = (b - c) / n
+    spread = Z95 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0)) / n
+    return Drop((lost - won) / total, (centre - spread, centre + spread), lost, won)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timed calls of one thing.
+
+    Attributes:
+        samples: Milliseconds of every call, in order.
+    """
+
+    samples: tuple[float, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError("no call was timed")
+
+    @property
+    def p50(self) -> float:
+        """Median, in milliseconds."""
+        return float(np.median(self.samples))
+
+    @property
+    def p90(self) -> float | None:
+        """90th percentile, in milliseconds; None with fewer than 64 samples."""
+        return self._percentile(90, SAMPLES_FOR_P90)
+
+    @property
+    def p99(self) -> float | None:
+        """99th percentile, in milliseconds; None with fewer than 662 samples."""
+        return self._percentile(99, SAMPLES_FOR_P99)
+
+    @property
+    def mean(self) -> float:
+        """Mean, in milliseconds."""
+        return float(np.mean(self.samples))
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval of the median, in milliseconds."""
+        return bootstrap(np.asarray(self.samples), seed=seed)
+
+    def _percentile(self, q: float, needed: int) -> float | None:
+        return float(np.percentile(self.samples, q)) if len(self.samples) >= needed else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary for JSON, in milliseconds."""
+        return {
+            "samples": len(self.samples),
+            "p50": self.p50,
+            "p50_interval": list(self.interval()),
+            "p90": self.p90,
+            "p99": self.p99,
+            "mean": self.mean,
+            "min": min(self.samples),
+            "max": max(self.samples),
+        }
+
+
+def _resampled_medians(values: Floats, rounds: int, rng: np.random.Generator) -> Floats:
+    # Row by row: a matrix of rounds x samples would need much memory for long runs.
+    picks = (rng.integers(0, len(values), len(values)) for _ in range(rounds))
+    return np.array([np.median(values[pick]) for pick in picks])
+
+
+def bootstrap(values: Floats, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the median of `values`, (samples,)."""
+    medians = _resampled_medians(values, rounds, np.random.default_rng(seed))
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long one thing takes relative to another, both timed in one interleaved run.
+
+    Attributes:
+        value: Ratio of the medians; below 1 is faster.
+        interval: 95 % bootstrap interval.
+    """
+
+    value: float
+    interval: tuple[float, float]
+
+    @property
+    def faster(self) -> bool:
+        """The whole interval lies below 1."""
+        return self.interval[1] < 1
+
+    @property
+    def slower(self) -> bool:
+        """The whole interval lies above 1."""
+        return self.interval[0] > 1
+
+
+def ratio(times: Sequence[float], baseline: Sequence[float], rounds: int = 1000) -> Ratio:
+    """Ratio of the median of `times` to that of `baseline`, with its interval."""
+    a, b = np.asarray(times, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    resampled = _resampled_medians(a, rounds, rng) / _resampled_medians(b, rounds, rng)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Ratio(float(np.median(a) / np.median(b)), (float(low), float(high)))
