@@ -340,8 +340,12 @@ class Mlla(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that group parameters by depth, for timm's layer decay."""
-        blocks = r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.(?:downsample|blocks\.(\d+))"
-        return {"stem": r"^patch_embed", "blocks": [(blocks, None), (r"^norm", (99999,))]}
+        if coarse:
+            return {"stem": r"^patch_embed", "blocks": [(r"^layers\.(\d+)", None)]}
+        # A step down counts as what comes after its stage's last block.
+        downsample = (r"^layers\.(\d+)\.downsample", (9999,))
+        blocks = (r"^layers\.(\d+)\.blocks\.(\d+)", None)
+        return {"stem": r"^patch_embed", "blocks": [blocks, downsample, (r"^norm", (99999,))]}
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -391,8 +391,11 @@ class Care(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that group parameters by depth, for timm's layer decay."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(?:downsample|blocks\.(\d+))"
-        return {"stem": r"^stem", "blocks": [(blocks, None)]}
+        if coarse:
+            return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)", None)]}
+        # A step down counts with its stage's first block.
+        downsample = (r"^stages\.(\d+)\.downsample", (0,))
+        return {"stem": r"^stem", "blocks": [downsample, (r"^stages\.(\d+)\.blocks\.(\d+)", None)]}
 
 
 def check_image_size(x: Tensor) -> None:
