@@ -1,0 +1,280 @@
+"""Judge a trained network: `python -m care.evaluate`.
+
+    python -m care.evaluate        # the embedded care_tiny on Fashion-MNIST's test split
+    python -m care.evaluate CARETrans_S0.pth.tar --model care_s0 --data folder:/data/imagenet
+    python -m care.evaluate runs/care_tiny/best.safetensors --json
+
+A checkpoint of care.train says which network it is of and how images are prepared; for others say
+it with --model. Prints top-1 and top-5 with their 95 % Wilson intervals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from care import checkpoint, distributed
+from care.cli import Command
+from care.data import Dataset, check_classes, open_dataset
+from care.distributed import World
+from care.errors import CheckpointError, DataError, SettingsError
+from care.factory import create_model
+from care.loaders import validation_loader
+from care.preprocess import Preprocess
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many images a network got right.
+
+    Attributes:
+        images: Number of images.
+        first: Images whose class was the network's first guess.
+        fifth: Images whose class was among its first five guesses.
+        loss: Mean cross-entropy.
+    """
+
+    images: int
+    first: int
+    fifth: int
+    loss: float
+
+    @property
+    def top1(self) -> float:
+        """Share of the images whose class was the first guess."""
+        return self.first / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of the images whose class was among the first five guesses."""
+        return self.fifth / self.images
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a share (Wilson, 1927).
+
+    Unlike the textbook interval it stays within 0 and 1 and holds for shares near them.
+
+    Args:
+        successes: How many trials succeeded.
+        trials: Number of trials, at least 1.
+        z: Quantile of the normal distribution; 1.96 gives 95 %.
+    """
+    share = successes / trials
+    weight = z * z / trials
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision, or nothing for "fp32"."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    world: World,
+    precision: str = "fp32",
+) -> Score:
+    """Judge `model` on the batches of all processes together; its training mode is kept.
+
+    Args:
+        model: Images (batch, channels, height, width) to logits (batch, classes).
+        batches: This process's share of images and class numbers, not empty in all processes.
+        world: This process among its siblings.
+        precision: "fp32", "bf16" or "fp16".
+    """
+    was_training = model.training
+    model.eval()
+    # float64: counts stay exact, and losses do not depend on how images are shared out.
+    totals = torch.zeros(4, dtype=torch.float64)
+    for images, targets in batches:
+        images, targets = images.to(world.device), targets.to(world.device)
+        with autocast(world.device, precision):
+            logits = model(images)
+        hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        counts = [len(images), hits[:, 0].sum(), hits.sum(), losses.double().sum()]
+        totals += torch.tensor([float(c) for c in counts], dtype=torch.float64)
+    model.train(was_training)
+    images_, first, fifth, loss = world.sum(totals.to(world.device)).tolist()
+    return Score(int(images_), int(first), int(fifth), loss / images_)
+
+
+@click.command(cls=Command)
+@click.argument("path", metavar="[CHECKPOINT]", required=False, type=click.Path(path_type=Path))
+@click.option("--model", help="Network, by its timm name; by default what the checkpoint says.")
+@click.option("--num-classes", type=click.IntRange(1), help="By default what the checkpoint says.")
+@click.option("--data", help="folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist.")
+@click.option("--split", default="validation", show_default=True, help="Split of the images.")
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
+@click.option("--image-size", type=click.IntRange(32), help="Input height and width.")
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Decoders.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(list(PRECISIONS)))
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+def main(
+    path: Path | None,
+    model: str | None,
+    num_classes: int | None,
+    data: str | None,
+    split: str,
+    ema: bool,
+    image_size: int | None,
+    batch_size: int,
+    workers: int,
+    device: str,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Print top-1 and top-5 of a trained network, with their 95 % Wilson intervals.
+
+    Without a CHECKPOINT the embedded one is judged, care_tiny's, on the embedded test images of
+    Fashion-MNIST.
+    """
+    trained = read_trained(path, model, num_classes, image_size, ema)
+    uri = data or _default_data(path)
+    dataset = open_dataset(uri, split)
+    check_classes(dataset, trained.num_classes)
+    _check_labels(dataset, trained.labels)
+    with distributed.world(device) as world:
+        network = trained.network.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batches = validation_loader(dataset, trained.preprocess, batch_size, workers, world)
+        console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
+        shown = track(
+            batches, "evaluating", console=console, transient=True, disable=not console.is_terminal
+        )
+        started = time.perf_counter()
+        result = score(network, shown, world, precision)
+        seconds = time.perf_counter() - started
+    console.print(f"{trained.name} ({trained.path}) on {uri}, {split} split")
+    for name, hits in (("top-1", result.first), ("top-5", result.fifth)):
+        low, high = wilson(hits, result.images)
+        share = hits / result.images
+        console.print(f"{name}  {share:.2%}  (95 % interval {low:.2%} to {high:.2%})")
+    console.print(f"{result.images:,} images in {seconds:.1f} s, {precision} on {world.device}")
+    if as_json and world.is_main:
+        click.echo(json.dumps(_summary(trained, result, precision)))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what its checkpoint says about it.
+
+    Attributes:
+        name: The network's timm name.
+        path: Its checkpoint.
+        network: In evaluation mode.
+        preprocess: How its images are prepared.
+        num_classes: Number of classes.
+        labels: Class names, where the checkpoint knows them.
+    """
+
+    name: str
+    path: Path
+    network: nn.Module
+    preprocess: Preprocess
+    num_classes: int
+    labels: tuple[str, ...]
+
+
+def read_trained(
+    path: Path | None = None,
+    model: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    ema: bool = False,
+) -> Trained:
+    """Read a trained network.
+
+    Args:
+        path: Checkpoint; by default the embedded one of `model`.
+        model: Timm name; by default what the checkpoint says, or care_tiny without a checkpoint.
+        num_classes: By default what the checkpoint says, or what the network is published with.
+        image_size: By default what the checkpoint or the network says.
+        ema: Take the moving average of the weights.
+
+    Raises:
+        CareError: There is no such checkpoint, it does not fit the model, or nothing says which
+            model it is of.
+    """
+    if path is None:
+        name = model or "care_tiny"
+        path = checkpoint.embedded(name)
+        if path is None:
+            raise SettingsError(f"no weights of {name} are embedded: give a CHECKPOINT of it")
+    stated = checkpoint.read_metadata(path)
+    name = model or stated.get("model", "")
+    if not name:
+        raise CheckpointError(f"{path} does not say which network it is of: give --model")
+    if model and stated.get("model", model) != model:
+        raise CheckpointError(f"{path} is a checkpoint of {stated['model']}, not of {model}")
+    classes: int | None = num_classes or stated.get("num_classes")
+    kwargs = {**stated.get("model_kwargs", {}), **({"num_classes": classes} if classes else {})}
+    network = create_model(name, **kwargs)
+    checkpoint.load(path, network, ema=ema)
+    spec = (
+        Preprocess.from_dict(stated["preprocess"])
+        if "preprocess" in stated
+        else Preprocess.from_model(network)
+    )
+    if image_size is not None:
+        spec = replace(spec, size=image_size)
+    count: int = classes or network.num_classes  # type: ignore[assignment]
+    return Trained(name, path, network.eval(), spec, count, tuple(stated.get("labels", ())))
+
+
+def _default_data(path: Path | None) -> str:
+    if path is not None:
+        raise SettingsError("no images: give --data, such as --data folder:/data/imagenet")
+    return "fashion-mnist"
+
+
+def _check_labels(dataset: Dataset, labels: tuple[str, ...]) -> None:
+    """Refuse images whose classes have other names: in another order every score is wrong."""
+    if not labels or not dataset.names_known:
+        return
+    for number, (known, found) in enumerate(zip(labels, dataset.classes, strict=True)):
+        if known != found:
+            raise DataError(
+                f"class {number} is {known!r} for the checkpoint but {found!r} in the images: "
+                "evaluate on images with the classes that it was trained on"
+            )
+
+
+def _summary(trained: Trained, result: Score, precision: str) -> dict[str, Any]:
+    return {
+        "model": trained.name,
+        "checkpoint": str(trained.path),
+        "images": result.images,
+        "top1": result.top1,
+        "top1_interval": wilson(result.first, result.images),
+        "top5": result.top5,
+        "top5_interval": wilson(result.fifth, result.images),
+        "loss": result.loss,
+        "precision": precision,
+    }
+
+
+if __name__ == "__main__":
+    main()

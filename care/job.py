@@ -1,0 +1,146 @@
+"""The parts of a training run, built from its settings: data, network, teacher, loss, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+
+from care import checkpoint
+from care.data import Dataset, check_classes, hold_out, open_dataset
+from care.distributed import World
+from care.errors import ModelError, SettingsError
+from care.factory import create_model
+from care.learner import Learner
+from care.loaders import Batches, TrainLoader, mixer, validation_loader
+from care.losses import DistillationLoss, Teacher
+from care.preprocess import Preprocess
+from care.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a training run.
+
+    Attributes:
+        settings: What the user asked for.
+        world: This process among its siblings.
+        learner: The network and everything else that changes in training.
+        loader: Training batches.
+        validating: Validation batches.
+        mix: Mixup and CutMix, or None where both are off.
+        facts: What was found, not set, and must be the same for a run to be resumed.
+        described: What a checkpoint of the run says about itself.
+    """
+
+    settings: TrainSettings
+    world: World
+    learner: Learner
+    loader: TrainLoader
+    validating: Batches
+    mix: Mixup | None
+    facts: dict[str, Any]
+    described: dict[str, Any]
+
+
+def prepare(settings: TrainSettings, world: World) -> Job:
+    """Open the data and build the network, as the settings say; writes nothing."""
+    training, validating = _open_data(settings)
+    classes = training.classes
+    model = _build_model(settings, len(classes))
+    spec = Preprocess.from_model(model, settings.image_size)
+    loader = TrainLoader(settings, training, spec, world)
+    mix = mixer(settings, len(classes))
+    loss = _build_loss(settings, spec, len(classes), soft=mix is not None)
+    total = settings.batch_size * settings.accumulate * world.size
+    return Job(
+        settings=settings,
+        world=world,
+        learner=Learner(settings, model, loss, loader.steps, world),
+        loader=loader,
+        validating=validation_loader(
+            validating, spec, settings.batch_size, settings.workers, world
+        ),
+        mix=mix,
+        facts={
+            "training images": len(training),
+            "validation images": len(validating),
+            "classes": list(classes),
+            "total batch": total,
+        },
+        described={
+            "model": settings.model,
+            "model_kwargs": settings.model_kwargs,
+            "num_classes": len(classes),
+            "labels": list(classes),
+            "preprocess": spec.to_dict(),
+            "recipe": settings.digest(),
+        },
+    )
+
+
+def _open_data(settings: TrainSettings) -> tuple[Dataset, Dataset]:
+    """Training and validation images."""
+    if not settings.data:
+        raise SettingsError("no training images: give --data, such as --data folder:/data/imagenet")
+    training = open_dataset(settings.data, "train")
+    if not settings.validation:
+        return hold_out(training, settings.hold_out, settings.seed)
+    validating = open_dataset(settings.validation, "validation")
+    check_classes(validating, len(training.classes))
+    return training, validating
+
+
+def _build_model(settings: TrainSettings, classes: int) -> nn.Module:
+    kwargs: dict[str, Any] = {"num_classes": classes}
+    if settings.drop_path:  # not every network knows it
+        kwargs["drop_path_rate"] = settings.drop_path
+    model = create_model(settings.model, **{**kwargs, **settings.model_kwargs})
+    if settings.init is not None:
+        checkpoint.load(settings.init, model)
+    if settings.grad_checkpointing:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    return model
+
+
+def _build_loss(
+    settings: TrainSettings, spec: Preprocess, classes: int, *, soft: bool
+) -> DistillationLoss:
+    """The loss; `soft` targets are distributions and have been smoothed while they were mixed."""
+    base = SoftTargetCrossEntropy() if soft else LabelSmoothingCrossEntropy(settings.smoothing)
+    teacher = None
+    if settings.distillation != "none":
+        teacher = _build_teacher(settings, spec, classes)
+    return DistillationLoss(
+        base, settings.distillation, teacher, settings.distillation_weight, settings.temperature
+    )
+
+
+def _build_teacher(settings: TrainSettings, spec: Preprocess, classes: int) -> Teacher:
+    if settings.teacher_checkpoint is not None:
+        network = create_model(settings.teacher, num_classes=classes)
+        checkpoint.load(settings.teacher_checkpoint, network)
+    else:
+        network = _download(settings.teacher)
+    known = getattr(network, "num_classes", classes)
+    if known != classes:
+        raise ModelError(
+            f"teacher {settings.teacher} knows {known} classes, the images have {classes}: give "
+            "--teacher and --teacher-checkpoint of a network for these, or --distillation none"
+        )
+    own = Preprocess.from_model(network)
+    return Teacher(network, own.mean, own.std, spec.mean, spec.std)
+
+
+def _download(name: str) -> nn.Module:
+    try:
+        return create_model(name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"the weights of teacher {name} cannot be downloaded ({reason}): give "
+            "--teacher-checkpoint FILE, or --distillation none"
+        ) from error

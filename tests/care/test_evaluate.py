@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click.testing
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from care import checkpoint, evaluate
+from care.distributed import World
+from care.evaluate import Score, score, wilson
+from care.factory import create_model
+
+ROOT = Path(__file__).parents[2]
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # Newcombe (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilson_intervals_are_the_published_ones(
+    successes: int, trials: int, low: float, high: float
+) -> None:
+    found = wilson(successes, trials)
+    assert found[0] == pytest.approx(low, abs=5e-5)
+    assert found[1] == pytest.approx(high, abs=5e-5)
+
+
+class Lookup(nn.Module):
+    """Gives the logits that are stored in the images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, 0, 0]
+
+
+def test_scores_count_first_and_five_guesses() -> None:
+    logits = torch.tensor(
+        [
+            [9.0, 8, 7, 6, 5, 4, 3],  # class 0: first
+            [9.0, 8, 7, 6, 5, 4, 3],  # class 4: among five
+            [9.0, 8, 7, 6, 5, 4, 3],  # class 6: neither
+        ]
+    )
+    images, targets = logits[:, :, None, None], torch.tensor([0, 4, 6])
+    model = Lookup().train()
+    found = score(model, [(images[:2], targets[:2]), (images[2:], targets[2:])], ALONE)
+    assert (found.images, found.first, found.fifth) == (3, 1, 2)
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, targets).item())
+    assert (found.top1, found.top5) == (1 / 3, 2 / 3)
+    assert model.training
+
+
+def test_few_classes_have_fewer_guesses() -> None:
+    found = score(Lookup(), [(torch.eye(3)[:, :, None, None], torch.tensor([0, 1, 0]))], ALONE)
+    assert found == Score(3, 2, 3, found.loss)
+    assert math.isfinite(found.loss)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of two classes, three each."""
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(3):
+            level = 40 * number + 20
+            Image.new("RGB", (32, 32), (level,) * 3).save(tmp_path / f"images/{name}/{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A checkpoint as care.train writes it."""
+    torch.manual_seed(0)
+    model = create_model("care_tiny", num_classes=2)
+    path = tmp_path / "trained.safetensors"
+    preprocess = {"size": 32, "crop": 1.0, "interpolation": "bicubic", "channels": "rgb"}
+    preprocess |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    stated = {"model": "care_tiny", "num_classes": 2, "labels": ["cat", "dog"]}
+    checkpoint.save(path, model.state_dict(), {**stated, "preprocess": preprocess})
+    return path
+
+
+def run(*arguments: object) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(evaluate.main, [str(a) for a in arguments])
+
+
+def assert_mistake(result: click.testing.Result, *words: str) -> None:
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_checkpoint_says_how_it_is_judged(trained: Path, folder: Path) -> None:
+    result = run(trained, "--data", f"folder:{folder}", "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["model"], summary["images"]) == ("care_tiny", 6)
+    assert f"top-1  {summary['top1']:.2%}" in result.stdout
+    low, high = summary["top1_interval"]
+    assert low <= summary["top1"] <= high
+    assert evaluate.read_trained(trained).preprocess.size == 32
+
+
+def test_the_result_depends_on_neither_batches_nor_workers(trained: Path, folder: Path) -> None:
+    summaries = []
+    for more in (["--batch-size", "6"], ["--batch-size", "4", "--workers", "1"]):
+        result = run(trained, "--data", f"folder:{folder}", "--json", *more)
+        assert result.exit_code == 0, (result.output, result.exception)
+        summaries.append(json.loads(result.stdout.splitlines()[-1]))
+    assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], rel=1e-5)
+    assert summaries[0]["top1"] == summaries[1]["top1"]
+
+
+def test_a_checkpoint_of_another_program_needs_the_model(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "published.pth.tar"
+    torch.save({"state_dict": create_model("care_tiny", num_classes=2).state_dict()}, path)
+    assert_mistake(run(path, "--data", f"folder:{folder}"), "published.pth.tar", "--model")
+    named = ["--model", "care_tiny", "--data", f"folder:{folder}", "--image-size", 32]
+    assert_mistake(run(path, *named), "published.pth.tar", "2 classes")
+    assert run(path, *named, "--num-classes", 2).exit_code == 0
+
+
+def test_mistakes_are_one_line(trained: Path, folder: Path, tmp_path: Path) -> None:
+    data = ["--data", f"folder:{folder}"]
+    assert_mistake(run(tmp_path / "absent.pt", *data), "absent.pt")
+    assert_mistake(run(trained), "give --data")
+    assert_mistake(run(trained, "--model", "care_s0", *data), "of care_tiny, not of care_s0")
+    assert_mistake(run(trained, "--ema", *data), "moving average")
+    assert_mistake(run("--model", "care_s0", *data), "no weights of care_s0", "CHECKPOINT")
+    assert_mistake(run(trained, *data, "--split", "tset"), "tset")
+    assert_mistake(run(trained, *data, "--precision", "fp8"), "fp8")
+    assert_mistake(run(trained, *data, "--device", "cuda:77"), "cuda:77")
+    (folder / "dog").rename(folder / "cow")
+    assert_mistake(run(trained, *data), "class 1 is 'dog'", "'cow'")
+    (folder / "cow").rename(folder / "dog")
+    (folder / "dog/0.png").write_bytes(b"")
+    assert_mistake(run(trained, *data), "dog/0.png", "empty")
+    (folder / "bird").mkdir()
+    assert_mistake(run(trained, *data), "bird", "no images")
+    Image.new("RGB", (32, 32)).save(folder / "bird/0.png")
+    assert_mistake(run(trained, *data), "3 classes")
+
+
+@pytest.mark.slow
+def test_the_embedded_model_reaches_its_accuracy() -> None:
+    """`python -m care.evaluate` without arguments: the whole test split of Fashion-MNIST."""
+    result = subprocess.run(
+        [sys.executable, "-m", "care.evaluate", "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert summary["images"] == 10_000
+    assert summary["top1"] >= 0.925
+    assert summary["top5"] >= 0.995

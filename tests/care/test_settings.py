@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from care import settings
+from care.errors import SettingsError
+from care.settings import TrainSettings, read
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def config(folder: Path, text: str) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_published_recipe() -> None:
+    recipe = TrainSettings()
+    assert recipe.learning_rate(12 * 128) == 2.5e-3
+    assert (recipe.opt, recipe.weight_decay, recipe.epochs, recipe.warmup_epochs) == (
+        "adamw",
+        0.05,
+        300,
+        20,
+    )
+    assert (recipe.warmup_lr, recipe.min_lr, recipe.sched) == (1e-6, 1e-5, "cosine")
+    assert (recipe.drop_path, recipe.smoothing, recipe.mixup, recipe.cutmix) == (0.1, 0.1, 0.8, 1.0)
+    assert (recipe.auto_augment, recipe.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert (recipe.distillation, recipe.distillation_weight) == ("hard", 0.5)
+    assert recipe.teacher.startswith("regnety_160")
+
+
+def test_the_learning_rate_scales_with_the_batch_unless_given() -> None:
+    assert TrainSettings().learning_rate(768) == 1.25e-3
+    assert TrainSettings(lr=1e-3).learning_rate(768) == 1e-3
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = config(tmp_path, "epochs: 30\nwarmup_epochs: 1\nlr: 1e-3\nscale: [0.5, 1]\n")
+    found = read(path, {"epochs": "40"})
+    assert (found.epochs, found.lr, found.scale) == (40, 1e-3, (0.5, 1.0))
+
+
+def test_an_optional_setting_is_switched_off_by_name() -> None:
+    assert read(None, {"auto_augment": "none"}).auto_augment is None
+    assert read(None, {"distillation": "none"}).distillation == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", r"train.yaml: unknown setting 'epoch'; did you mean epochs\?"),
+        ("epochs: many", r"train.yaml: epochs: .*integer.*not 'many'"),
+        ("epochs: 0", "epochs: .*greater than or equal to 1, not 0"),
+        ("precision: fp8", "precision: .*'fp32', 'bf16' or 'fp16'"),
+        ("- epochs", "must hold settings"),
+        ("epochs: [", "not valid YAML"),
+        ("epochs: 5", "warmup_epochs 20 leaves nothing of the 5 epochs"),
+        ("batch_size: 31", "batch_size 31 must be even"),
+        ("scale: [1.0, 0.5]", "the smaller first"),
+        ("resume: true\noverwrite: true", "exclude each other"),
+    ],
+)
+def test_mistakes_in_the_file_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        read(config(tmp_path, text), {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^--batch-size: .*not 'x'"):
+        read(config(tmp_path, "seed: 1"), {"batch_size": "x"})
+    with pytest.raises(
+        SettingsError, match=r"unknown setting 'batchsize'; did you mean batch_size\?"
+    ):
+        read(None, {"batchsize": 3})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read the settings .*absent.yaml"):
+        read(tmp_path / "absent.yaml", {})
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert read(config(tmp_path, "# nothing\n"), {}) == TrainSettings()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("train_*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_that_we_ship_are_valid(path: Path) -> None:
+    assert read(path, {}).data
+
+
+def test_the_identity_leaves_out_what_cannot_change_the_result() -> None:
+    recipe = TrainSettings()
+    same = recipe.model_copy(update={"workers": 2, "name": "x", "log_every": 3, "resume": True})
+    assert same.identity() == recipe.identity()
+    assert same.digest() == recipe.digest()
+    assert recipe.model_copy(update={"lr": 1.0}).digest() != recipe.digest()
+
+
+@settings.options
+def _main(**flags: object) -> None:
+    click.echo(sorted(settings.given(flags).items()))
+
+
+command = click.command(cls=settings.SettingsCommand)(_main)
+
+
+def test_every_setting_is_a_flag_with_help() -> None:
+    text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=200).output.split())
+    for key, field in TrainSettings.model_fields.items():
+        assert f"--{key.replace('_', '-')}" in text
+        assert field.description
+        assert " ".join(field.description.split()) in text
+    for section in ("Model:", "Data:", "Augmentation:", "Optimization:", "Distillation:"):
+        assert section in text
+
+
+def test_only_flags_that_are_used_are_given() -> None:
+    assert CliRunner().invoke(command, []).output.strip() == "[]"
+    result = CliRunner().invoke(
+        command,
+        [
+            "--epochs",
+            "3",
+            "--no-tensorboard",
+            "--scale",
+            "0.5",
+            "1",
+            "--model-kwargs",
+            "init_value=0.1",
+        ],
+    )
+    assert result.output.strip() == (
+        "[('epochs', '3'), ('model_kwargs', {'init_value': 0.1}), "
+        "('scale', ('0.5', '1')), ('tensorboard', False)]"
+    )
+
+
+def test_a_misspelt_flag_is_one_line_with_a_suggestion() -> None:
+    result = CliRunner().invoke(command, ["--epoch", "3"])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+    assert "--epochs" in result.output
+
+
+def test_pairs_need_an_equals_sign() -> None:
+    result = CliRunner().invoke(command, ["--model-kwargs", "init_value"])
+    assert result.exit_code == 2
+    assert "KEY=VALUE" in result.output

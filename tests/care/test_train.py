@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from care import checkpoint, train
+from care.evaluate import read_trained
+from care.factory import create_model
+from care.runs import RunFolder
+
+ROOT = Path(__file__).parents[2]
+PLAIN = ["--mixup", "0", "--cutmix", "0", "--auto-augment", "none", "--random-erasing", "0"]
+STILL = ["--hflip", "0", "--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0"]
+AUGMENTED = ["--mixup", "0.8", "--cutmix", "1", "--random-erasing", "0.5"]
+
+Result = click.testing.Result
+Train = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 24 noisy images each: bright and dark."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for name, level in (("bright", 150), ("dark", 50)):
+        (folder / name).mkdir()
+        for number in range(24):
+            pixels = generator.integers(level, level + 60, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def arguments(images: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--model", "care_tiny", "--data", f"folder:{images}", "--image-size", "32"),
+        *("--batch-size", "8", "--workers", "0", "--epochs", "2", "--warmup-epochs", "0"),
+        *("--lr", "1e-3", "--distillation", "none", "--hold-out", "0.25", "--output", str(output)),
+        *("--log-every", "1", "--no-tensorboard", "--ema-decay", "0.9", "--threads", "1"),
+        *more,
+    ]
+
+
+@pytest.fixture
+def run(images: Path, tmp_path: Path) -> Train:
+    """Train with the arguments and return how it went; the run is tmp_path/care_tiny."""
+
+    def invoke(*more: str, output: Path = tmp_path) -> Result:
+        runner = click.testing.CliRunner()
+        return runner.invoke(train.main, arguments(images, output, *more), catch_exceptions=True)
+
+    return invoke
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything that a run has learnt: weights, average and the optimizer's state."""
+    saved = checkpoint.read_all(folder / "last.pt")
+    moments = {
+        f"{number}.{name}": value
+        for number, state in saved["optimizer"]["state"].items()
+        for name, value in state.items()
+    }
+    averaged = {f"ema.{name}": value for name, value in saved["model_ema"].items()}
+    return {**saved["model"], **averaged, **moments}
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_mistake(result: Result, *words: str) -> None:
+    """One line on standard error that has the words, exit status 2, no traceback."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    last = result.stderr.rstrip("\n")
+    assert last.startswith("error: "), last
+    assert "\n" not in last
+    for word in words:
+        assert word in last
+
+
+def test_a_run_learns_and_writes_its_folder(run: Train, tmp_path: Path) -> None:
+    exported = tmp_path / "exported.safetensors"
+    result = run(*PLAIN, "--epochs", "3", "--export", str(exported))
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "care_tiny"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"settings.yaml", "last.pt", "best.safetensors", "log.csv", "log.jsonl"}
+    with (folder / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    steps = events(folder, "step")
+    assert [event["step"] for event in steps] == list(range(1, 13))  # 36 images, 4 steps of 8
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert exported.read_bytes() == (folder / "best.safetensors").read_bytes()
+
+    stated = checkpoint.read_metadata(exported)
+    assert stated["labels"] == ["bright", "dark"]
+    assert stated["validation_top1"] == max(
+        max(float(row["val_top1"]), float(row["ema_top1"])) for row in rows
+    )
+    assert stated["preprocess"]["size"] == 32
+    assert read_trained(exported).num_classes == 2
+
+
+def test_tensorboard_events_are_written(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--tensorboard", "--epochs", "1").exit_code == 0
+    assert any((tmp_path / "care_tiny").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--precision", "bf16", "--clip-grad", "1"],
+        ["--precision", "fp16", "--clip-grad", "0.1", "--clip-mode", "agc"],
+        ["--layer-decay", "0.8", "--repeated-augmentation", "2", "--channels-last"],
+        ["--mix-off-epoch", "1", "--epochs", "2"],
+        ["--opt", "lamb", "--sched", "poly", "--grad-checkpointing", "--accumulate", "2"],
+    ],
+    ids=lambda more: more[1],
+)
+def test_options_work_together(run: Train, more: list[str]) -> None:
+    result = run(*AUGMENTED, "--epochs", "1", *more)
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_accumulated_batches_learn_like_one_large_batch(run: Train, tmp_path: Path) -> None:
+    """With a network whose images do not see each other, unlike BatchNorm's."""
+    vit = ["--model", "test_vit", "--model-kwargs", "img_size=32", "--drop-path", "0"]
+    for name, more in (
+        ("large", ["--batch-size", "8"]),
+        ("small", ["--batch-size", "2", "--accumulate", "4"]),
+    ):
+        result = run(*PLAIN, *STILL, *vit, *more, "--name", name)
+        assert result.exit_code == 0, (result.output, result.exception)
+    large, small = ([e["loss"] for e in events(tmp_path / n, "step")] for n in ("large", "small"))
+    np.testing.assert_allclose(small, large, rtol=1e-4)
+
+
+def test_a_teacher_is_followed(run: Train, tmp_path: Path) -> None:
+    teacher = create_model("care_tiny", num_classes=2)
+    path = tmp_path / "teacher.safetensors"
+    checkpoint.save(path, teacher.state_dict())
+    taught = ["--teacher", "care_tiny", "--teacher-checkpoint", str(path), "--epochs", "1"]
+    for kind in ("hard", "soft"):
+        result = run(*PLAIN, *taught, "--distillation", kind, "--name", kind)
+        assert result.exit_code == 0, (result.output, result.exception)
+    losses = [events(tmp_path / kind, "step")[0]["loss"] for kind in ("hard", "soft")]
+    assert losses[0] != losses[1]
+
+
+def test_a_teacher_of_other_classes_is_refused(run: Train, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    checkpoint.save(path, create_model("care_tiny", num_classes=3).state_dict())
+    result = run(
+        "--distillation", "hard", "--teacher", "care_tiny", "--teacher-checkpoint", str(path)
+    )  # fmt: skip
+    assert_mistake(result, "teacher.safetensors", "head.fc.weight")
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Let a run be interrupted by Ctrl-C in the epoch after `epochs` whole ones."""
+    original = train.train_epoch
+
+    def interrupted(job: Any, epoch: int, *rest: Any) -> float:
+        loss = original(job, epoch, *rest)
+        if epoch == epochs:
+            raise KeyboardInterrupt
+        return loss
+
+    monkeypatch.setattr(train, "train_epoch", interrupted)
+
+
+def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*AUGMENTED, output=tmp_path / "whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert run(*AUGMENTED, output=tmp_path / "parts").exit_code == 130
+    result = run(*AUGMENTED, "--resume", output=tmp_path / "parts")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "going on after epoch 1" in result.output
+
+    whole, parts = tmp_path / "whole/care_tiny", tmp_path / "parts/care_tiny"
+    expected, found = weights(whole), weights(parts)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    steps = [(e["step"], e["loss"], e["lr"]) for e in events(whole, "step")]
+    assert steps == [(e["step"], e["loss"], e["lr"]) for e in events(parts, "step")]
+    assert len((parts / "log.csv").read_text().splitlines()) == 3
+
+
+def test_a_finished_run_resumes_to_nothing_and_can_be_exported(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    before = weights(tmp_path / "care_tiny")
+    target = tmp_path / "new/folder/best.safetensors"
+    result = run(*PLAIN, "--epochs", "1", "--resume", "--export", str(target))
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert target.is_file()
+    after = weights(tmp_path / "care_tiny")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_resume_without_a_run_starts_and_says_so(run: Train, tmp_path: Path) -> None:
+    result = run(*PLAIN, "--epochs", "1", "--resume")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "nothing to go on from" in result.output
+
+
+def test_an_existing_run_is_protected(run: Train, images: Path, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    folder = tmp_path / "care_tiny"
+    before = digest(folder)
+    assert_mistake(run(*PLAIN, "--epochs", "1"), str(folder), "--resume", "--overwrite")
+    assert_mistake(run(*PLAIN, "--epochs", "2", "--resume"), "different run", "epochs was 1, is 2")
+    assert_mistake(
+        run(*PLAIN, "--epochs", "1", "--model", "care_s0", "--name", "care_tiny", "--resume"),
+        "model was 'care_tiny', is 'care_s0'",
+    )
+    assert digest(folder) == before
+    assert run(*PLAIN, "--epochs", "1", "--seed", "7", "--overwrite").exit_code == 0
+    assert digest(folder) != before
+
+
+def test_other_images_are_another_run(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    last = tmp_path / "care_tiny/last.pt"
+    saved = checkpoint.read_all(last)
+    facts = {**saved.pop("metadata")["facts"], "training images": 12345}
+    checkpoint.save(last, saved, {"facts": facts})
+    assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "training images was 12345, is 36")
+
+
+def test_a_damaged_checkpoint_is_not_resumed(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    last = tmp_path / "care_tiny/last.pt"
+    last.write_bytes(last.read_bytes()[:10_000])
+    before = digest(tmp_path / "care_tiny")
+    assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "last.pt", "truncated or corrupt")
+    assert digest(tmp_path / "care_tiny") == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(run: Train, tmp_path: Path) -> None:
+    (tmp_path / "care_tiny").mkdir()
+    (tmp_path / "care_tiny/thesis.txt").write_text("precious")
+    assert_mistake(run(*PLAIN, "--overwrite"), "is no run")
+    assert (tmp_path / "care_tiny/thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--model", "care_so"], ["unknown model 'care_so'", "did you mean care_s"]),
+        (["--model-kwargs", "depth=3"], ["care_tiny does not take", "depth"]),
+        (["--opt", "adamm"], ["unknown optimizer 'adamm'", "did you mean adam"]),
+        (["--sched", "plateau"], ["schedule 'plateau' cannot be used"]),
+        (["--image-size", "40"], ["40x40", "multiples of 32"]),
+        (["--data", "folder:/nowhere"], ["/nowhere"]),
+        (["--data", ""], ["give --data"]),
+        (["--batch-size", "64"], ["36 training images", "lower batch_size"]),
+        (["--device", "cuda:77"], ["cuda:77"]),
+        (["--init", "/nowhere.pt"], ["no checkpoint at /nowhere.pt"]),
+        (["--lr", "1e30"], ["the loss became", "lower the learning rate"]),
+    ],
+    ids=lambda value: value[0].strip("-") if isinstance(value, list) and "--" in value[0] else "",
+)
+def test_mistakes_are_one_line(run: Train, more: list[str], words: list[str]) -> None:
+    assert_mistake(run(*PLAIN, *more), *words)
+
+
+def test_mistakes_write_nothing(run: Train, tmp_path: Path) -> None:
+    assert_mistake(run("--model", "care_so"))
+    assert_mistake(run("--batch-size", "64"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_variant_is_refused(run: Train, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    checkpoint.save(path, create_model("care_s0", num_classes=2).state_dict())
+    assert_mistake(run("--init", str(path)), "other.safetensors", "care_s0")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_corrupt_image_is_named(run: Train, tmp_path: Path, workers: str) -> None:
+    folder = tmp_path / "broken"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (32, 32)).save(folder / name / f"{number}.png")
+    for number in range(8):
+        path = folder / "a" / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    result = run(*PLAIN, "--data", f"folder:{folder}", "--workers", workers)
+    assert_mistake(result, "a/", "truncated or corrupt image", "replace or remove it")
+
+
+def test_validation_images_must_have_the_same_classes(run: Train, tmp_path: Path) -> None:
+    for name in ("x", "y", "z"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "val" / name / "0.png")
+    assert_mistake(run("--validation", f"folder:{tmp_path / 'val'}"), "3 classes")
+
+
+def test_the_order_of_saving_survives_a_kill_between_files(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the log of an epoch and its last.pt: done again, logged once."""
+    original = RunFolder.save_last
+
+    def killed(self: RunFolder, *rest: Any) -> None:
+        if self.last.exists():
+            raise KeyboardInterrupt
+        original(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_last", killed)
+        assert run(*PLAIN).exit_code == 130
+    assert run(*PLAIN, "--resume").exit_code == 0
+    assert [e["epoch"] for e in events(tmp_path / "care_tiny", "epoch")] == [1, 2]
+    assert len((tmp_path / "care_tiny/log.csv").read_text().splitlines()) == 3
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(images: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "care.train"]
+    command = [*program, *arguments(images, tmp_path / "killed", *AUGMENTED), "--workers", "1"]
+    process = subprocess.Popen([*command, "--epochs", "12"], env=environment(), process_group=0)
+    last = tmp_path / "killed/care_tiny/last.pt"
+    deadline = time.monotonic() + 240
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert last.exists()
+    done = checkpoint.read_all(last)["epochs"]
+    assert 1 <= done < 12
+
+    # The whole run and the rest of the killed one, both to the end of the schedule.
+    whole = [*program, *arguments(images, tmp_path / "whole", *AUGMENTED), "--workers", "1"]
+    for arguments_ in ([*command, "--resume"], whole):
+        subprocess.run([*arguments_, "--epochs", "12"], env=environment(), check=True, timeout=300)
+    expected, found = (weights(tmp_path / name / "care_tiny") for name in ("whole", "killed"))
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_learn_like_one(images: Path, tmp_path: Path) -> None:
+    """Twenty steps under torchrun follow the same loss curve as one process with the same batch."""
+    same = [*PLAIN, *STILL, "--epochs", "5", "--drop-path", "0", "--sync-bn"]
+    one = [sys.executable, "-m", "care.train", *arguments(images, tmp_path / "one", *same)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launcher += ["--standalone", "-m", "care.train"]
+    two = [*launcher, *arguments(images, tmp_path / "two", *same), "--batch-size", "4"]
+    for command in (one, two):
+        result = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, result.stderr
+    curves = [
+        [event["loss"] for event in events(tmp_path / name / "care_tiny", "step")]
+        for name in ("one", "two")
+    ]
+    assert len(curves[0]) == 20
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
+    found, expected = (events(tmp_path / n / "care_tiny", "epoch")[-1] for n in ("two", "one"))
+    assert found["val_top1"] == pytest.approx(expected["val_top1"])
