@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from care.errors import CheckpointError, DataError, SettingsError
 from care.factory import create_model
 from care.loaders import validation_loader
 from care.preprocess import Preprocess
+from pipeline.measure import wilson
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,23 +62,6 @@ class Score:
     def top5(self) -> float:
         """Share of the images whose class was among the first five guesses."""
         return self.fifth / self.images
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson, 1927).
-
-    Unlike the textbook interval it stays within 0 and 1 and holds for shares near them.
-
-    Args:
-        successes: How many trials succeeded.
-        trials: Number of trials, at least 1.
-        z: Quantile of the normal distribution; 1.96 gives 95 %.
-    """
-    share = successes / trials
-    weight = z * z / trials
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -25,24 +25,9 @@ from torch.utils.flop_counter import flop_registry
 from care.cli import Command
 from care.factory import create_model
 from care.preprocess import Preprocess
+from pipeline import published
 
-
-@dataclass(frozen=True)
-class Published:
-    """What a network's paper states, at 224 x 224 with 1000 classes."""
-
-    parameters: float
-    macs: float
-    top1: float
-
-
-PUBLISHED = {
-    "care_s0": Published(7.3e6, 0.7e9, 0.784),
-    "care_s1": Published(9.6e6, 1.0e9, 0.801),
-    "care_s2": Published(19.5e6, 1.9e9, 0.821),
-    "mlla_t": Published(25.0e6, 4.2e9, 0.835),
-}
-
+PUBLISHED = {row.model: row for row in published.PUBLISHED}
 DEFAULT_MODELS = (*PUBLISHED, "care_tiny")
 
 
@@ -204,11 +189,11 @@ def _summary(profiles: list[Profile]) -> Table:
             each.total.name,
             "x".join(map(str, each.input_size)),
             f"{each.total.parameters:,}",
-            f"{known.parameters / 1e6:.1f} M" if known else "-",
+            f"{known.parameters:.1f} M" if known else "-",
             f"{each.total.macs / 1e9:.3f}",
-            f"{known.macs / 1e9:.1f}" if known else "-",
+            f"{known.gmacs:.1f}" if known else "-",
             f"{each.total.activations / 1e6:.2f}",
-            f"{known.top1:.1%}" if known else "-",
+            f"{known.top1:.1f} %" if known else "-",
         )
     return table
 

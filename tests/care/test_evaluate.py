@@ -15,30 +15,11 @@ from torch import Tensor, nn
 
 from care import checkpoint, evaluate
 from care.distributed import World
-from care.evaluate import Score, score, wilson
+from care.evaluate import Score, score
 from care.factory import create_model
 
 ROOT = Path(__file__).parents[2]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        # Newcombe (1998), table I, method 3.
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (20, 20, 0.8389, 1.0),
-    ],
-)
-def test_wilson_intervals_are_the_published_ones(
-    successes: int, trials: int, low: float, high: float
-) -> None:
-    found = wilson(successes, trials)
-    assert found[0] == pytest.approx(low, abs=5e-5)
-    assert found[1] == pytest.approx(high, abs=5e-5)
 
 
 class Lookup(nn.Module):

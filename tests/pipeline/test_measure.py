@@ -40,11 +40,22 @@ def test_top_k() -> None:
     assert measure.top_k(logits[:0], labels[:0]) == 0
 
 
-def test_wilson_against_published_values() -> None:
-    # Newcombe (1998), table I: 81 of 263 and 0 of 20, method 3.
-    assert measure.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert measure.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert measure.wilson(20, 20)[1] == 1.0
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        # Newcombe (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilson_against_published_values(correct: int, total: int, low: float, high: float) -> None:
+    assert measure.wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_refuses_what_is_no_share() -> None:
     with pytest.raises(ValueError, match="no share"):
         measure.wilson(1, 0)
     with pytest.raises(ValueError, match="no share"):
