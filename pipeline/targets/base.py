@@ -1,0 +1,229 @@
+"""What a deployment target is: it builds, opens, runs and explains artifacts of one runtime.
+
+A new runtime is one module in this package with a `Target`, registered in `pipeline.targets`.
+Nothing else in the pipeline branches on a target's name. Modules here import their runtime only
+inside functions: configuration, planning and help must not load it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.artifact import Artifact
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Images = npt.NDArray[np.float32]
+"""Preprocessed images, (batch, channels, height, width)."""
+
+Logits = npt.NDArray[np.float32]
+"""(batch, classes), before any softmax."""
+
+MODULE = "module"
+"""Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
+
+
+class TargetOptions(BaseModel):
+    """Options of a target in pipeline.yaml; each target derives its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that a target needs.
+
+    Attributes:
+        name: What it is, such as "tensorrt_rtx" or "an NVIDIA GPU".
+        found: The version or device that is there, or None.
+        needed_for: "build", "run" or "measure".
+        remedy: How to get it, if it is missing.
+    """
+
+    name: str
+    found: str | None
+    needed_for: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """What every artifact carries of the network that it was made from.
+
+    Attributes:
+        name: The run's name, such as "care_tiny".
+        labels: Class names in the order of the logits.
+        input_shape: (channels, height, width) of a preprocessed image.
+        preprocess: The preprocessing specification as plain values: size, crop, interpolation,
+            mean, std, channels.
+        description: Licence, author, origin: text for the formats' metadata fields, by field name.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    preprocess: Mapping[str, Any]
+    description: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What a target needs to build one artifact.
+
+    Attributes:
+        network: Labels, shape and preprocessing.
+        precision: One of the target's precisions.
+        options: The target's own options.
+        graph: The ONNX graph in the form that the precision needs; None for `MODULE`.
+        module: Makes the fused float32 module in evaluation mode, on the CPU; every call makes
+            a fresh one.
+        calibration: Gives calibration images, preprocessed: at most so many as asked for.
+        batch: Fixed batch size, or None for a dynamic one.
+        log: Takes a line of the runtime's chatter for the log file.
+    """
+
+    network: Network
+    precision: str
+    options: TargetOptions
+    graph: Path | None
+    module: Callable[[], nn.Module]
+    calibration: Callable[[int], Images]
+    batch: int | None
+    log: Callable[[str], None]
+
+
+class Runner(ABC):
+    """A built model that answers: use it as a context manager.
+
+    Attributes:
+        device: What runs it, for people: runtime, version, device, threads.
+    """
+
+    device: str
+
+    @abstractmethod
+    def __call__(self, images: Images) -> Logits:
+        """Logits of preprocessed images; any batch size that the artifact takes.
+
+        Raises:
+            InputError: Shape, type or batch size do not fit.
+        """
+
+    def timed(self, images: Images) -> dict[str, float]:
+        """Run once and time it, by phase, in milliseconds.
+
+        The phase "engine" is always there: the runtime's own call. A runtime with its own memory
+        also gives "copies": the same with inputs and outputs copied from and to the host.
+        """
+        import time
+
+        start = time.perf_counter()
+        self(images)
+        return {"engine": 1e3 * (time.perf_counter() - start)}
+
+    def notes(self) -> dict[str, Any]:
+        """What was noticed while it ran, for the report, such as an emulation's overflows."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027
+        """Free what the runtime holds. The runner cannot be used any more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Target(ABC):
+    """One runtime.
+
+    Attributes:
+        name: Its name in pipeline.yaml and in folders, such as "trt".
+        title: Its name for people.
+        precisions: Precision -> form of the ONNX graph that it is built from, see
+            `pipeline.precisions`, or `MODULE`.
+        options: Type of its options.
+        calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
+            their own, see `pipeline.precisions`.
+        code: Modules of this project, beside the target's own, that decide what is built.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    precisions: ClassVar[Mapping[str, str]]
+    options: ClassVar[type[TargetOptions]]
+    calibrated: ClassVar[frozenset[str]] = frozenset()
+    code: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def requirements(self) -> list[Requirement]:
+        """What it needs and what is there, for `python -m pipeline doctor`."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that decide what is built, without importing them."""
+
+    def check(self, precision: str, options: TargetOptions) -> None:  # noqa: B027
+        """Raise ConfigError if this precision cannot be built with these options."""
+
+    @abstractmethod
+    def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
+        """Write the artifact's files into `folder` and return the facts about it.
+
+        Raises:
+            BuildError: The runtime refused; the message carries its reason.
+            UnavailableError: The runtime is not installed.
+        """
+
+    @abstractmethod
+    def inspect(self, artifact: Artifact) -> str:
+        """Open the artifact with the runtime's own library, as far as this machine can.
+
+        Returns:
+            What was looked at, in a few words.
+
+        Raises:
+            ArtifactError: The runtime does not accept it.
+        """
+
+    @abstractmethod
+    def missing(self, artifact: Artifact) -> str | None:
+        """Why this machine cannot run the artifact: what is missing, and how to get it."""
+
+    @abstractmethod
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
+        """Open the artifact to run it.
+
+        Args:
+            artifact: What `build` made.
+            threads: CPU threads, where that means something; None for the target's own choice.
+
+        Raises:
+            UnavailableError: This machine cannot run it, see `missing`.
+            ArtifactError: It is damaged.
+        """
+
+    def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
+        """A faithful executor of the artifact on the CPU, or None if there is none.
+
+        Args:
+            artifact: What `build` made.
+            graph: The ONNX graph that it was built from, if it was.
+        """
+        return None
