@@ -1,0 +1,1 @@
+"""Results as people read them: on the terminal, as Markdown, as one HTML file."""
