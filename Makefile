@@ -16,7 +16,7 @@ run: $(INSTALLED)
 	$(BIN)/python -m pipeline run pipeline.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

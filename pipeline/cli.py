@@ -1,0 +1,236 @@
+"""The command line: parses, calls, prints; nothing else.
+
+Modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+TARGET_NAMES = ("trt", "ort", "coreml")
+TARGET = click.Choice(TARGET_NAMES)
+STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
+
+EXIT_CODES = """
+\b
+Exit codes:
+  0    fine
+  1    a gate of the configuration does not hold, or an artifact is damaged
+  2    something that was given does not make sense
+  3    a build failed
+  4    this machine lacks the hardware or software
+  130  interrupted
+"""
+
+
+class PipelineGroup(click.Group):
+    """Turns the pipeline's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted: what was finished stays; run again to continue", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=PipelineGroup, epilog=EXIT_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="care-deploy", prog_name="pipeline")
+def main() -> None:
+    """Build, validate and measure TensorRT, ONNX Runtime and Core ML models of one network."""
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("config", type=click.Path(path_type=Path), default=Path("pipeline.yaml"))
+@click.option("--dry-run", is_flag=True, help="Only print what would run, and why.")
+@click.option("--only", type=click.Choice(STAGES), multiple=True, help="Only these stages.")
+@click.option("--from", "start", type=click.Choice(STAGES), help="Run anew from this stage on.")
+@click.option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
+@click.option("--force", is_flag=True, help="Run what is selected even if it is up to date.")
+@click.option("--wait", type=float, default=0.0, help="Seconds to wait for another run.")
+@click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
+@click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    config: Path,
+    dry_run: bool,
+    only: tuple[str, ...],
+    start: str | None,
+    targets: tuple[str, ...],
+    force: bool,
+    wait: float,
+    quiet: bool,
+    log_json: bool,
+) -> None:
+    """Build, validate and measure all that CONFIG (default: pipeline.yaml) names.
+
+    Only what is out of date runs. A target that fails does not stop the others.
+    """
+    from pipeline import command
+    from pipeline.run import Selection
+
+    loaded = load_config(config)
+    selection = Selection(only, start, targets, force)
+    if dry_run:
+        click.echo(command.dry_run(loaded, selection))
+        return
+    look = "json" if log_json else "quiet" if quiet else "rich"
+    ctx.exit(command.run(loaded, config, selection, look=look, wait_s=wait))
+
+
+def load_config(path: Path) -> Config:
+    """Read the configuration; a missing pipeline.yaml is a common first mistake."""
+    from pipeline import config
+
+    return config.load(path)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("engines"),
+    show_default=True,
+    help="Folder of the results.",
+)
+@click.pass_context
+def check(ctx: click.Context, name: str | None, output: Path) -> None:
+    """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model."""
+    from pipeline import command
+
+    ctx.exit(command.check(output, name))
+
+
+@main.command()
+@click.option(
+    "--target",
+    type=click.Choice((*TARGET_NAMES, "torch")),
+    required=True,
+    help="What to measure; torch is the baseline alone.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("pipeline.yaml"),
+    show_default=True,
+    help="The configuration whose artifacts to measure.",
+)
+@click.option("--batch", type=click.IntRange(1), multiple=True, help="Batch sizes.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--precision", multiple=True, help="Only these precisions.")
+@click.option("--samples", type=click.IntRange(1), help="Timed calls.")
+@click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time limit.")
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def bench(target: str, json_only: bool, **options: Any) -> None:
+    """Measure latency: a table, and one JSON object as the last line.
+
+    The target's artifacts must have been built by `run`. Off the right hardware, says what is
+    missing and exits with code 4.
+    """
+    from pipeline import command
+
+    config = load_config(options.pop("config"))
+    report = command.bench(config, target, **options)
+    if not json_only:
+        click.echo(report.text)
+    click.echo(json.dumps(report.plain))
+
+
+@main.command()
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("pipeline.yaml"),
+    show_default=True,
+    help="The configuration whose graph and calibration images to take.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(("min-max", "percentile", "entropy", "mse")),
+    help="How ranges are chosen; default: as the configuration says.",
+)
+@click.option(
+    "--stored",
+    type=click.Choice(("int8", "uint8")),
+    default="int8",
+    show_default=True,
+    help="Symmetric int8 (TensorRT, Core ML) or asymmetric uint8 (ONNX Runtime).",
+)
+@click.option("--limit", type=click.IntRange(1), help="Show only those that are clipped most.")
+def calibrate(config: Path, method: str | None, stored: str, limit: int | None) -> None:
+    """Show the ranges and histograms of every tensor over the calibration images."""
+    from pipeline import command
+
+    loaded = load_config(config)
+    click.echo(command.calibrate(loaded, method=method, stored=stored, limit=limit))
+
+
+@main.group()
+def export() -> None:
+    """Write what was built in the form that another program serves or measures."""
+
+
+@export.command()
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("engines"),
+    show_default=True,
+    help="Folder of the results.",
+)
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default=Path("triton"),
+    show_default=True,
+    help="Triton's model repository; other models in it stay.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(("ort", "trt")),
+    default="ort",
+    show_default=True,
+    help="Which artifact; an engine only if full TensorRT built it.",
+)
+@click.option("--precision", help="Default: the first that was built.")
+def triton(name: str, output: Path, repository: Path, target: str, precision: str | None) -> None:
+    """Write the results NAME as a model of NVIDIA Triton Inference Server."""
+    from pipeline import command
+
+    click.echo(command.export_triton(output, name, repository, target=target, precision=precision))
+
+
+@main.command()
+@click.option("--target", type=TARGET, help="Only this target.")
+def doctor(target: str | None) -> None:
+    """Tell what every target needs, what is there, and how to get what is missing."""
+    from pipeline import command
+
+    click.echo(command.doctor(target))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    from pipeline import config
+
+    json.dump(config.schema(), sys.stdout, indent=2)
+    click.echo()

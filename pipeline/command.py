@@ -1,0 +1,291 @@
+"""What the commands of `python -m pipeline` do, as functions that return text and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline import check as checks
+from pipeline.artifact import MANIFEST, Artifact
+from pipeline.config import Config
+from pipeline.console import JsonConsole, QuietConsole, RichConsole
+from pipeline.errors import GateFailedError, InputError, UnavailableError
+from pipeline.quiet import Log
+from pipeline.render.terminal import render, summary
+from pipeline.run import LOG_FILE, Selection, execute, locked, make_context, plan
+from pipeline.run import dry_run as plan_run
+from pipeline.stages import bench as stages_bench
+from pipeline.stages import report
+from pipeline.stages.base import Context
+from pipeline.stages.build import BuildStep
+from pipeline.stages.graph import GRAPH, ExportStep, SimplifyStep
+from pipeline.stages.samples import CalibrationStep, read_calibration
+from pipeline.targets import TARGETS
+from pipeline.targets.base import Network
+
+LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
+
+
+@contextlib.contextmanager
+def _log(config: Config) -> Iterator[Log]:
+    log = Log(config.folder / LOG_FILE)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
+    """Run the pipeline, print its summary and return the exit code."""
+    with (
+        locked(config.folder, wait_s),
+        _log(config) as log,
+        log.captured() as screen,
+        LOOKS[look](screen) as console,
+    ):
+        context = make_context(config, log, console)
+        outcome = execute(context, selection, console)
+        results = report.write(config, path, outcome)
+    if look != "json":
+        print(summary(results, str(config.folder)))
+    return outcome.exit_code
+
+
+def dry_run(config: Config, selection: Selection) -> str:
+    """The plan, with the reason for every step."""
+    with _log(config) as log:
+        context = make_context(config, log, QuietConsole(sys.stderr))
+        table = Table("stage", "step", "runs because", box=None)
+        for step, why in plan_run(context, selection):
+            table.add_row(step.stage, step.name, why or "[dim]up to date[/]")
+    return render(table)
+
+
+def check(output: Path, name: str | None) -> int:
+    """Check what lies under `output`, print what was found and return the exit code."""
+    table = Table("artifact", "MB", "opened by", "", box=None)
+    problems: list[str] = []
+    for folder in checks.results(output, name):
+        for finding in checks.check(folder):
+            size = f"{finding.size / 1e6:.2f}"
+            state = "[red]damaged[/]" if finding.problem else "[green]ok[/]"
+            table.add_row(finding.name, size, finding.opened, state)
+            if finding.problem:
+                problems.append(f"{finding.name}: {finding.problem}")
+    print(render(table))
+    for problem in problems:
+        print(problem)
+    if problems:
+        print("rebuild what is damaged with: python -m pipeline run CONFIG", file=sys.stderr)
+    return GateFailedError.exit_code if problems else 0
+
+
+def doctor(target: str | None) -> str:
+    """What targets need and what is there."""
+    table = Table("target", "needs", "found", "for", "how to get it", box=None)
+    for name, runtime in TARGETS.items():
+        if target in (None, name):
+            for need in runtime.requirements():
+                found = need.found or "[yellow]missing[/]"
+                remedy = "" if need.found else need.remedy
+                table.add_row(name, need.name, found, need.needed_for, remedy)
+    return render(table)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What a measurement gave.
+
+    Attributes:
+        text: A table for people.
+        plain: The same, and every sample, for JSON.
+    """
+
+    text: str
+    plain: dict[str, Any]
+
+
+def bench(
+    config: Config,
+    target: str,
+    *,
+    batch: tuple[int, ...],
+    threads: int | None,
+    precision: tuple[str, ...],
+    samples: int | None,
+    warmup: int | None,
+    max_seconds: float | None,
+) -> BenchReport:
+    """Measure artifacts of one target, or PyTorch alone.
+
+    Raises:
+        InputError: The artifacts are not built, or a precision is not among them.
+        UnavailableError: This machine cannot run any of them.
+    """
+    chosen = {
+        "batches": batch or None,
+        "threads": threads,
+        "samples": samples,
+        "warmup": warmup,
+        "max_seconds": max_seconds,
+    }
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    config = config.model_copy(update={"bench": config.bench.model_copy(update=settings)})
+    with _log(config) as log, log.captured() as screen, RichConsole(screen) as console:
+        context = make_context(config, log, console)
+        one = context.source.preprocess(context.source.validation.image(0))[None]
+        if target == "torch":
+            facts = stages_bench.measure(context, {}, "PyTorch", one)
+        else:
+            builds = _builds(context, target, precision)
+            facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
+    reasons = {n["why"] for n in facts.get("latency", {}).values() if n["value"] is None}
+    if "batches" not in facts:
+        raise UnavailableError(f"not measured: {'; '.join(sorted(reasons))}")
+    return BenchReport(_bench_tables(facts), facts)
+
+
+def _builds(context: Context, target: str, precisions: Sequence[str]) -> list[BuildStep]:
+    """The target's built artifacts, verified; only those of the named precisions, if any."""
+    path = "python -m pipeline run"
+    steps = [s for s in plan(context) if isinstance(s, BuildStep) and s.target == target]
+    if not steps:
+        raise InputError(f"the configuration has no target {target}: add it under targets")
+    known = [step.precision for step in steps]
+    if unknown := sorted(set(precisions) - set(known)):
+        raise InputError(
+            f"{target} is not configured for {unknown[0]}: there are {', '.join(known)}"
+        )
+    chosen = [step for step in steps if not precisions or step.precision in precisions]
+    for step in chosen:
+        if not step.folder.exists():
+            raise InputError(f"{step.folder} is not built yet: run {path} --target {target}")
+        step.artifact().verify()
+    return chosen
+
+
+def _bench_tables(facts: dict[str, Any]) -> str:
+    """Latency by batch size, phase and runner, and what it was measured on."""
+    table = Table(
+        "batch", "what", "phase", "p50 ms", "95 % interval", "p90", "p99", "n", "images/s"
+    )
+    for batch, measured in facts["batches"].items():
+        for name, phases in measured["phases"].items():
+            for phase, latency in phases.items():
+                low, high = latency["p50_interval"]
+                table.add_row(
+                    batch,
+                    name,
+                    phase,
+                    f"{latency['p50']:.3f}",
+                    f"{low:.3f} to {high:.3f}",
+                    *(f"{latency[p]:.3f}" if latency[p] else "-" for p in ("p90", "p99")),
+                    str(latency["samples"]),
+                    f"{int(batch) / latency['p50'] * 1e3:.0f}",
+                )
+    lines = [f"{name}: {device}" for name, device in facts["devices"].items()]
+    for batch, measured in facts["batches"].items():
+        for name, ratio in measured["ratio_to_pytorch"].items():
+            low, high = ratio["interval"]
+            lines.append(
+                f"batch {batch}: {name} takes {ratio['value']:.3f} ({low:.3f} to {high:.3f}) of "
+                "PyTorch's time"
+            )
+    for name, number in facts.get("latency", {}).items():
+        if number["value"] is None:
+            lines.append(f"{name}: not measured: {number['why']}")
+    for name, cold in facts["cold_start_ms"].items():
+        lines.append(f"{name}: {cold:.0f} ms from opening to the first logits")
+    return render(table, *lines)
+
+
+def calibrate(config: Config, *, method: str | None, stored: str, limit: int | None) -> str:
+    """Ranges of all tensors of the graph over the calibration set, as text.
+
+    Args:
+        config: The configuration; its `run` must have made the graph and the calibration set.
+        method: How ranges are chosen; None for the configuration's.
+        stored: "int8" (symmetric) or "uint8" (asymmetric).
+        limit: Most tensors to show.
+
+    Raises:
+        InputError: The graph or the calibration set is not there yet.
+    """
+    from calibration.cache import CacheKey, cached
+    from calibration.observe import observe
+    from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method
+    from calibration.show import text
+    from calibration.table import Table as Ranges
+    from calibration.table import make_table
+
+    chosen = Method(method or config.calibration.method)
+    scheme = ACTIVATIONS_INT8 if stored == "int8" else ACTIVATIONS_UINT8
+    with locked(config.folder), _log(config) as log, log.captured() as screen:
+        with RichConsole(screen) as console:
+            context = make_context(config, log, console)
+            simplify, step = _calibration_steps(context)
+            graph = simplify.artifact().path(GRAPH)
+            images = read_calibration(step.artifact(), context.source)
+        key = CacheKey.of(graph, images.hashes, context.source.preprocess.to_dict(), chosen, scheme)
+
+        def make() -> Ranges:
+            return make_table(
+                observe(graph, images.images), chosen, scheme, images=len(images.images)
+            )
+
+        path = config.folder / f"ranges-{chosen}-{stored}.json"
+        table, note = cached(path, key, make)
+        log(note)
+    return text(table, limit)
+
+
+def _calibration_steps(context: Context) -> tuple[SimplifyStep, CalibrationStep]:
+    """The graph and the calibration set, both up to date."""
+    export = ExportStep(context)
+    simplify, calibration = SimplifyStep(context, export), CalibrationStep(context)
+    for step in (export, simplify):
+        if why := step.stale():
+            raise InputError(f"{step.folder}: {why}: run python -m pipeline run first")
+    if calibration.stale():
+        calibration.run()
+    return simplify, calibration
+
+
+def export_triton(
+    output: Path, name: str, repository: Path, *, target: str, precision: str | None
+) -> str:
+    """Write a built artifact into a Triton model repository; returns what was written.
+
+    Raises:
+        InputError: There is no such artifact, or Triton cannot run it.
+    """
+    from pipeline import triton
+
+    folder = checks.results(output, name)[0]
+    built = sorted(path.parent for path in (folder / target).glob(f"*/{MANIFEST}"))
+    found = [path for path in built if precision in (None, path.name)]
+    if not found:
+        known = ", ".join(path.name for path in built) or "none"
+        raise InputError(f"{folder} has no {target} artifact in that precision; built are: {known}")
+    artifact = Artifact.read(found[0])
+    artifact.verify()
+    network = network_of(Artifact.read(folder / "onnx"), name)
+    return f"wrote {triton.export(artifact, network, repository)}"
+
+
+def network_of(onnx: Artifact, name: str) -> Network:
+    """What the ONNX artifact says of its network."""
+    facts = onnx.facts["network"]
+    channels, height, width = facts["input_shape"]
+    return Network(
+        name=name,
+        labels=tuple(facts["labels"]),
+        input_shape=(channels, height, width),
+        preprocess=facts["preprocess"],
+    )

@@ -1,0 +1,187 @@
+"""The stage that measures latency: all precisions of a target and PyTorch, interleaved."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import system, timing
+from pipeline.measure import Number, State
+from pipeline.stages.base import Context, Step, versions
+from pipeline.stages.build import BuildStep
+from pipeline.stages.samples import SampleStep, batches
+from pipeline.targets import TARGETS
+from pipeline.targets.base import Images, Runner, Target
+from pipeline.targets.pytorch import TorchRunner
+
+PYTORCH = "pytorch"
+
+
+class BenchStep(Step):
+    """Latency of one target, in all its precisions, beside PyTorch."""
+
+    stage = "bench"
+    code = ("pipeline.timing", "pipeline.measure")
+
+    def __init__(
+        self, context: Context, target: str, builds: Sequence[BuildStep], samples: SampleStep
+    ) -> None:
+        super().__init__(context, f"bench/{target}", [*builds, samples], target)
+        self.builds, self.samples, self.runtime = builds, samples, TARGETS[target]
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The protocol and the machine."""
+        return {
+            "bench": self.context.config.bench.model_dump(mode="json"),
+            "machine": system.identity(),
+            "network": self.context.source.network_inputs(),
+            "missing": {step.name: self.runtime.missing(step.artifact()) for step in self.builds},
+        }
+
+    def tools(self) -> dict[str, str]:
+        """PyTorch, the baseline."""
+        return versions("torch")
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Measure what runs here; say of the rest why it does not."""
+        one = next(batches(self.samples.artifact(), self.context.source, 1))
+        return measure_target(self.context, self.runtime, self.builds, one)
+
+
+def measure_target(
+    context: Context, runtime: Target, builds: Sequence[BuildStep], one: Images
+) -> dict[str, Any]:
+    """Measure artifacts of one target, as far as this machine runs them.
+
+    Args:
+        context: Configuration and network.
+        runtime: The target.
+        builds: Which artifacts.
+        one: One preprocessed image, (1, channels, height, width).
+
+    Returns:
+        Facts for the report: `latency` holds a `Number` for every precision.
+    """
+    threads = context.config.bench.threads
+    missing = {step.precision: runtime.missing(step.artifact()) for step in builds}
+    openers = {
+        step.precision: partial(runtime.open, step.artifact(), threads=threads)
+        for step in builds
+        if missing[step.precision] is None
+    }
+    measured = measure(context, openers, runtime.title, one) if openers else {}
+    latency = {
+        precision: headline(measured, precision)
+        if why is None
+        else Number.not_measured(why, unit="ms")
+        for precision, why in missing.items()
+    }
+    return {
+        "target": runtime.name,
+        "latency": {precision: number.to_dict() for precision, number in latency.items()},
+        **measured,
+    }
+
+
+def measure(
+    context: Context, openers: Mapping[str, Callable[[], Runner]], title: str, one: Images
+) -> dict[str, Any]:
+    """Measure runners and PyTorch, interleaved.
+
+    Args:
+        context: Configuration and network.
+        openers: Open the runners, by name; may be empty.
+        title: What is measured, for people.
+        one: One preprocessed image, (1, channels, height, width).
+    """
+    settings = context.config.bench
+    protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
+    facts: dict[str, Any] = {
+        "protocol": asdict(protocol),
+        "machine": system.describe(),
+        "load_before": system.load(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    runners: dict[str, Runner] = {}
+    cold: dict[str, float] = {}
+    with ExitStack() as stack:
+        for name, open_runner in openers.items():
+            context.progress(0, None, f"opening {title} {name}")
+            runner, cold[name] = timing.cold_start(open_runner, one)
+            runners[name] = stack.enter_context(runner)
+        baseline = TorchRunner(context.source.module, settings.threads)
+        runners[PYTORCH] = stack.enter_context(baseline)
+        by_batch = {}
+        for batch in settings.batches:
+            images = np.repeat(one, batch, 0)
+            by_batch[str(batch)] = _measure_batch(context, runners, images, protocol, title)
+        context.progress(0, None, f"{title}, end to end")
+        prepare = _preparation(context)
+        whole = {
+            name: timing.end_to_end(runner, prepare, protocol).to_dict()
+            for name, runner in runners.items()
+        }
+        devices = {name: runner.device for name, runner in runners.items()}
+    return {
+        **facts,
+        "batches": by_batch,
+        "end_to_end": whole,
+        "cold_start_ms": cold,
+        "devices": devices,
+    }
+
+
+def _measure_batch(
+    context: Context,
+    runners: Mapping[str, Runner],
+    images: Images,
+    protocol: timing.Protocol,
+    title: str,
+) -> dict[str, Any]:
+    def tick(done: int) -> None:
+        context.progress(done, protocol.samples, f"{title}, batch {len(images)}")
+
+    timed = timing.interleaved(runners, images, protocol, tick)
+    first = next(iter(runners))
+    return {
+        "phases": {name: timing.plain(phases) for name, phases in timed.items()},
+        "baseline": first,
+        "ratio_to_baseline": _plain(timing.ratios(timed, first)),
+        "ratio_to_pytorch": _plain(timing.ratios(timed, PYTORCH)),
+        "samples_ms": {name: phases[timing.ENGINE].samples for name, phases in timed.items()},
+    }
+
+
+def _preparation(context: Context) -> Callable[[], Images]:
+    """Decodes and preprocesses one image after the other, the first few in turn."""
+    source = context.source
+    dataset = source.validation
+    order = itertools.cycle(range(min(32, len(dataset))))
+    return lambda: source.preprocess(dataset.image(next(order)))[None]
+
+
+def headline(measured: Mapping[str, Any], name: str) -> Number:
+    """Median engine time of one runner at the first batch size."""
+    first = next(iter(measured["batches"].values()))
+    phase = first["phases"][name][timing.ENGINE]
+    low, high = phase["p50_interval"]
+    return Number(
+        phase["p50"],
+        State.MEASURED,
+        unit="ms",
+        by=measured["devices"][name],
+        samples=phase["samples"],
+        interval=(low, high),
+    )
+
+
+def _plain(ratios: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asdict(value) for name, value in ratios.items()}

@@ -1,0 +1,156 @@
+"""The stage that judges accuracy: every artifact on the same images, against PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import measure
+from pipeline.measure import Number
+from pipeline.stages.base import Context, Step, versions
+from pipeline.stages.build import BuildStep
+from pipeline.stages.samples import SampleStep, batches, read_labels
+from pipeline.targets.base import Logits, Runner
+
+LOGITS = "logits.npy"
+
+
+class ReferenceStep(Step):
+    """The logits of PyTorch, in float32 and unfused: what every artifact is held against."""
+
+    stage = "validate"
+
+    def __init__(self, context: Context, samples: SampleStep) -> None:
+        super().__init__(context, "validate/pytorch", [samples])
+        self.samples = samples
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The network."""
+        return {"network": self.context.source.network_inputs()}
+
+    def made_from(self) -> dict[str, str]:
+        """The samples and the checkpoint."""
+        return {**super().made_from(), "checkpoint": self.context.source.checkpoint_hash()}
+
+    def tools(self) -> dict[str, str]:
+        """PyTorch."""
+        return versions("torch", "timm")
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Run the network over the samples."""
+        import torch
+
+        from pipeline.targets.pytorch import TorchRunner
+
+        samples = self.samples.artifact()
+        labels = read_labels(samples)
+        with TorchRunner(self.context.source.module) as runner:
+            logits = run_over(self, runner, len(labels), "PyTorch float32")
+        np.save(folder / LOGITS, logits)
+        by = f"PyTorch {torch.__version__}, float32, CPU"
+        return {"numbers": _plain(accuracy(logits, labels, measure.State.MEASURED, by, ""))}
+
+
+class ValidateStep(Step):
+    """One artifact: measured where it runs here, emulated where that can be done faithfully."""
+
+    stage = "validate"
+
+    def __init__(
+        self, context: Context, build: BuildStep, samples: SampleStep, reference: ReferenceStep
+    ) -> None:
+        requires: list[Step] = [build, samples, reference]
+        if build.graph:
+            requires.append(build.graph)
+        name = f"validate/{build.name.replace('/', '-')}"
+        super().__init__(context, name, requires, build.target)
+        self.built, self.samples, self.reference = build, samples, reference
+        self.code = ("pipeline.measure", "pipeline.reference", *build.code)
+
+    def inputs(self) -> Mapping[str, Any]:
+        """How this machine can run the artifact."""
+        return {"missing": self.built.runtime.missing(self.built.artifact())}
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Run or emulate the artifact over the samples and compare."""
+        target, built = self.built.runtime, self.built.artifact()
+        missing = target.missing(built)
+        graph = self.built.graph.artifact().path("model.onnx") if self.built.graph else None
+        runner = target.open(built) if missing is None else target.emulate(built, graph)
+        facts = {"target": target.name, "precision": self.built.precision}
+        if runner is None:
+            why = missing or "there is no executor for it"
+            return {**facts, "numbers": _plain({k: Number.not_measured(why) for k in NAMES})}
+        labels = read_labels(self.samples.artifact())
+        reference = np.load(self.reference.artifact().path(LOGITS))
+        with runner:
+            logits = run_over(self, runner, len(labels), f"{target.title} {self.built.precision}")
+            notes = runner.notes()
+        np.save(folder / LOGITS, logits)
+        state = measure.State.MEASURED if missing is None else measure.State.EMULATED
+        numbers = accuracy(logits, labels, state, runner.device, missing or "")
+        numbers |= closeness(logits, reference, labels, numbers["top1"])
+        return {**facts, "numbers": _plain(numbers), "notes": notes}
+
+
+NAMES = ("top1", "top5", "agreement", "flips", "cosine", "max_difference", "top1_drop")
+"""What validation says of an artifact."""
+
+
+def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, what: str) -> Logits:
+    """Logits of all samples, (images, classes)."""
+    context = step.context
+    results: list[Logits] = []
+    done = 0
+    for images in batches(step.samples.artifact(), context.source, context.config.validation.batch):
+        context.progress(done, total, what)
+        results.append(runner(images))
+        done += len(images)
+    return np.concatenate(results)
+
+
+def accuracy(
+    logits: Logits, labels: npt.NDArray[np.int64], state: measure.State, by: str, why: str
+) -> dict[str, Number]:
+    """Top-1 and top-5 with Wilson intervals, as shares."""
+    numbers = {}
+    for k in (1, 5):
+        correct = measure.top_k(logits, labels, k)
+        numbers[f"top{k}"] = Number(
+            correct / len(labels),
+            state,
+            by=by,
+            why=why,
+            samples=len(labels),
+            interval=measure.wilson(correct, len(labels)),
+        )
+    return numbers
+
+
+def closeness(
+    logits: Logits, reference: Logits, labels: npt.NDArray[np.int64], like: Number
+) -> dict[str, Number]:
+    """How close logits are to PyTorch's on the same images; origin as that of `like`."""
+    comparison = measure.compare(logits, reference)
+    drop = measure.paired_drop(logits, reference, labels)
+    values = {
+        "agreement": comparison.agreement,
+        "flips": float(comparison.flips),
+        "cosine": comparison.cosine,
+        "max_difference": comparison.max_difference,
+    }
+    numbers = {
+        name: dataclasses.replace(like, value=value, interval=None)
+        for name, value in values.items()
+    }
+    numbers["top1_drop"] = dataclasses.replace(like, value=drop.value, interval=drop.interval)
+    return numbers
+
+
+def _plain(numbers: Mapping[str, Number]) -> dict[str, Any]:
+    return {name: number.to_dict() for name, number in numbers.items()}

@@ -1,0 +1,107 @@
+"""Timing of runners: warm up, keep every sample, interleave what is compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.measure import Latency, Ratio, ratio
+from pipeline.targets.base import Images, Runner
+
+ENGINE = "engine"
+END_TO_END = "end to end"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to measure.
+
+    Attributes:
+        warmup: Calls before the first timed one.
+        samples: Timed calls.
+        max_seconds: End after this time with the samples that there are.
+    """
+
+    warmup: int
+    samples: int
+    max_seconds: float
+
+
+def interleaved(
+    runners: Mapping[str, Runner],
+    images: Images,
+    protocol: Protocol,
+    tick: Callable[[int], None] = lambda done: None,
+) -> dict[str, dict[str, Latency]]:
+    """Time several runners on the same images in turn: A B A B and so on.
+
+    Args:
+        runners: What to time, by name.
+        images: One batch, (batch, channels, height, width).
+        protocol: How to measure. `max_seconds` counts for all runners together.
+        tick: Is told how many rounds are done.
+
+    Returns:
+        By runner and phase, the timed calls.
+    """
+    for runner in runners.values():
+        for _ in range(protocol.warmup):
+            runner(images)
+    phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
+    deadline = time.monotonic() + protocol.max_seconds
+    for done in range(protocol.samples):
+        for name, runner in runners.items():
+            for phase, milliseconds in runner.timed(images).items():
+                phases[name].setdefault(phase, []).append(milliseconds)
+        tick(done + 1)
+        if time.monotonic() > deadline:
+            break
+    return {
+        name: {phase: Latency(tuple(samples)) for phase, samples in by_phase.items()}
+        for name, by_phase in phases.items()
+    }
+
+
+def end_to_end(runner: Runner, prepare: Callable[[], Images], protocol: Protocol) -> Latency:
+    """Time decoding, preprocessing and running one image.
+
+    Args:
+        runner: What to time.
+        prepare: Decodes and preprocesses one image, (1, channels, height, width).
+        protocol: How to measure.
+    """
+    samples = []
+    deadline = time.monotonic() + protocol.max_seconds
+    for done in range(protocol.warmup + protocol.samples):
+        start = time.perf_counter()
+        runner(prepare())
+        if done >= protocol.warmup:
+            samples.append(1e3 * (time.perf_counter() - start))
+        if samples and time.monotonic() > deadline:
+            break
+    return Latency(tuple(samples))
+
+
+def cold_start(open_runner: Callable[[], Runner], images: Images) -> tuple[Runner, float]:
+    """Open a runner and run it once; the runner and the milliseconds that both took."""
+    start = time.perf_counter()
+    runner = open_runner()
+    runner(images)
+    return runner, 1e3 * (time.perf_counter() - start)
+
+
+def ratios(timed: Mapping[str, Mapping[str, Latency]], baseline: str) -> dict[str, Ratio]:
+    """Engine time of every runner relative to that of `baseline`, from one interleaved run."""
+    base = timed[baseline][ENGINE].samples
+    return {
+        name: ratio(phases[ENGINE].samples, base)
+        for name, phases in timed.items()
+        if name != baseline
+    }
+
+
+def plain(timed: Mapping[str, Latency]) -> dict[str, Any]:
+    """Phases for JSON."""
+    return {phase: latency.to_dict() for phase, latency in timed.items()}

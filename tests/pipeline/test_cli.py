@@ -1,0 +1,349 @@
+"""The command line, through `CliRunner` and through real processes, on one real small run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.artifact import Artifact
+from pipeline.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """\
+name: trial
+model: {name: care_tiny, checkpoint: embedded}
+data: {validation: fashion-mnist, calibration: fashion-mnist}
+calibration: {images: 32}
+targets:
+  trt: {precisions: [fp16], compute_capabilities: ["8.9"]}
+  ort: {precisions: [fp32]}
+  coreml: {precisions: [fp16]}
+validation: {images: 100, gates: {max_top1_drop: 0.05}}
+bench: {batches: [1], samples: 5, warmup: 1, max_seconds: 2}
+output: OUTPUT
+"""
+
+BUILT = ("trt/fp16", "ort/fp32", "coreml/fp16")
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def process(
+    *arguments: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    merged = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=merged, check=False)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "pipeline.yaml"
+    path.write_text(CONFIG.replace("OUTPUT", str(folder / "engines")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path) -> Path:
+    """A finished run: three targets from one checkpoint, by the real command."""
+    result = process("run", str(config))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return config.parent / "engines" / "trial"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A configuration and a copy of the finished run to change."""
+    engines = tmp_path / "engines"
+    shutil.copytree(finished.parent, engines)
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(CONFIG.replace("OUTPUT", str(engines)))
+    return path, engines / "trial"
+
+
+def digests(folder: Path, names: tuple[str, ...] = BUILT) -> dict[str, str]:
+    return {name: Artifact.read(folder / name).digest for name in names}
+
+
+def test_a_run_leaves_artifacts_results_and_reports(finished: Path) -> None:
+    for name in ("export", "onnx", *BUILT, "validate/pytorch"):
+        Artifact.read(finished / name).verify()
+    results = json.loads((finished / "results.json").read_text())
+    numbers = {
+        f"{a['target']}/{a['precision']}": a["numbers"]["top1"] for a in results["artifacts"]
+    }
+    assert numbers["ort/fp32"]["state"] == "measured"
+    assert numbers["trt/fp16"]["state"] == "emulated"
+    assert numbers["coreml/fp16"]["state"] in ("emulated", "measured")
+    assert all(number["value"] > 0.8 for number in numbers.values())
+    latency = {a["target"]: a["latency"] for a in results["artifacts"]}
+    assert latency["trt"]["state"] == "not measured"
+    assert latency["trt"]["why"]
+    assert latency["ort"]["value"] > 0
+    assert "<html" in (finished / "report.html").read_text()
+    markdown = (finished / "report.md").read_text()
+    assert "CARE-S0" in markdown
+    assert "not measured" in markdown
+
+
+def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished: Path) -> None:
+    program = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main(['run', {str(config)!r}, '--log-json'])\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = [m for m in ('torch', 'onnx', 'onnxruntime', 'coremltools') if m in sys.modules]\n"
+        "print('CODE', code, heavy)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "CODE 0 []"
+    events = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("{")]
+    assert {event["state"] for event in events if event["event"] == "finished"} == {"up to date"}
+
+
+def planned(path: Path, *options: str) -> set[str]:
+    """Names of the steps that would run."""
+    output = invoke("run", str(path), "--dry-run", *options).output
+    rows = [line.strip().split(maxsplit=2) for line in output.splitlines()[1:]]
+    return {row[1] for row in rows if len(row) == 3 and row[2] != "up to date"}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_only_what_a_change_touches_would_run(copied: tuple[Path, Path]) -> None:
+    path, folder = copied
+    assert planned(path) == set()
+    for file in folder.rglob("*"):
+        os.utime(file)
+    assert planned(path) == set()
+    edit(path, "samples: 5", "samples: 6")
+    assert planned(path) == {"bench/trt", "bench/ort", "bench/coreml"}
+    edit(path, "samples: 6", "samples: 5")
+    edit(path, '["8.9"]', '["8.6"]')
+    assert planned(path) == {"trt/fp16", "validate/trt-fp16", "bench/trt"}
+    assert planned(path, "--target", "ort") == set()
+
+
+def test_another_checkpoint_rebuilds_everything(copied: tuple[Path, Path]) -> None:
+    path, _ = copied
+    edit(path, "checkpoint: embedded", "checkpoint: random")
+    # The images are the same; everything that comes from the weights is not.
+    assert set(BUILT) | {"export", "onnx", "validate/pytorch"} <= planned(path)
+
+
+def test_check_is_content_with_a_finished_run(finished: Path) -> None:
+    result = invoke("check", "trial", "--output", str(finished.parent))
+    assert result.exit_code == 0, result.output
+    for name in BUILT:
+        assert f"trial/{name}" in result.output
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip(f / "trt/fp16/model.engine", 10), "has changed"),
+        (lambda f: flip(f / "trt/fp16/model.engine", 50_000), "has changed"),
+        (lambda f: flip(f / "trt/fp16/model.engine", -1), "has changed"),
+        (lambda f: (f / "trt/fp16/model.engine").unlink(), "is missing"),
+        (lambda f: (f / "ort/fp32/other.bin").write_bytes(b"x"), "does not belong"),
+        (lambda f: (f / "ort/fp32/artifact.json").unlink(), "artifact.json is missing"),
+        (lambda f: (f / "coreml/fp16/artifact.json").write_text("{"), "is damaged"),
+        (lambda f: shutil.rmtree(f / "export"), "export, from which"),
+    ],
+)
+def test_check_finds_damage(
+    copied: tuple[Path, Path], damage: Callable[[Path], None], message: str
+) -> None:
+    _path, folder = copied
+    damage(folder)
+    result = invoke("check", "--output", str(folder.parent))
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "python -m pipeline run" in result.output
+
+
+def test_a_run_mends_damage(copied: tuple[Path, Path]) -> None:
+    path, folder = copied
+    before = digests(folder)
+    flip(folder / "trt/fp16/model.engine", 10)
+    assert planned(path, "--only", "build") == {"trt/fp16"}
+    assert process("run", str(path), "--only", "build", "--quiet").returncode == 0
+    assert digests(folder) == before
+    assert invoke("check", "--output", str(folder.parent)).exit_code == 0
+
+
+def test_a_gate_that_does_not_hold_is_exit_code_1(copied: tuple[Path, Path]) -> None:
+    path, _ = copied
+    edit(path, "max_top1_drop: 0.05", "max_latency_ms: 0.000001")
+    result = process("run", str(path), "--quiet")
+    assert result.returncode == 1
+    assert "gate failed: ort/fp32: latency in ms" in result.stdout
+    # Nothing had to run again for it.
+    assert "trt/fp16: latency" not in result.stdout
+
+
+def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:
+    result = process("bench", "--target", "ort", "--config", str(config), "--batch", "2")
+    assert result.returncode == 0, result.stderr
+    plain = json.loads(result.stdout.splitlines()[-1])
+    assert set(plain["batches"]) == {"2"}
+    assert set(plain["batches"]["2"]["phases"]) == {"fp32", "pytorch"}
+    assert plain["machine"]["cpus_granted"] >= 1
+    assert any("fp32" in line and "engine" in line for line in result.stdout.splitlines())
+
+
+def test_bench_of_pytorch_alone(config: Path, finished: Path) -> None:
+    result = process("bench", "--target", "torch", "--config", str(config), "--json")
+    assert result.returncode == 0, result.stderr
+    assert set(json.loads(result.stdout)["batches"]["1"]["phases"]) == {"pytorch"}
+
+
+@pytest.mark.parametrize("target", ["trt", "coreml"])
+def test_bench_off_the_right_hardware_says_what_is_missing(
+    config: Path, finished: Path, target: str
+) -> None:
+    result = process("bench", "--target", target, "--config", str(config))
+    if result.returncode == 0:
+        pytest.skip(f"this machine can measure {target}")
+    assert result.returncode == 4
+    assert result.stderr.splitlines()[-1].startswith("error: not measured: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_bench_needs_what_it_measures(config: Path, finished: Path, tmp_path: Path) -> None:
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--precision", "int8")
+    assert result.exit_code == 2
+    assert "ort is not configured for int8: there are fp32" in result.output
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("name: trial", "name: other"))
+    result = invoke("bench", "--target", "ort", "--config", str(other))
+    assert result.exit_code == 2
+    assert "is not built yet: run python -m pipeline run" in result.output
+
+
+def test_killed_and_interrupted_runs_continue(copied: tuple[Path, Path]) -> None:
+    path, folder = copied
+    before = digests(folder)
+    shutil.rmtree(folder / "export")
+    shutil.rmtree(folder / "trt")
+    command = [sys.executable, "-m", "pipeline", "run", str(path), "--only", "export"]
+    command += ["--only", "build", "--quiet"]
+    for sent, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        with subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as run:
+            deadline = time.monotonic() + 60
+            while not list(folder.glob(".making-*")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.3)
+            run.send_signal(sent)
+            _, error = run.communicate()
+        assert run.returncode == code, error
+        assert "Traceback" not in error
+    assert process(*command[3:]).returncode == 0
+    assert digests(folder) == before
+    assert not list(folder.rglob(".making-*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("checkpoint: embedded", "checkpoint: none.pt"), "model.checkpoint: none.pt is no file"),
+        (("name: care_tiny", "name: care_tyni"), "no weights of care_tyni"),
+        (("validation: fashion-mnist", "validation: folder:/none"), "has no files: check the path"),
+        (("validation: fashion-mnist", "validation: foldr:x"), "has no files"),
+    ],
+)
+def test_input_that_does_not_make_sense_is_exit_code_2(
+    config: Path, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(CONFIG.replace("OUTPUT", str(tmp_path / "engines")).replace(*change))
+    result = process("run", str(path), "--quiet")
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
+    result = process("run", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == ("error: pipeline.yaml does not exist: name a configuration file\n")
+
+
+def test_check_without_results_says_what_to_do(tmp_path: Path, finished: Path) -> None:
+    result = invoke("check", "--output", str(tmp_path))
+    assert result.exit_code == 2
+    assert "run python -m pipeline run first" in result.output
+    result = invoke("check", "nothing", "--output", str(finished.parent))
+    assert result.exit_code == 2
+    assert "there are trial" in result.output
+
+
+def test_doctor_names_every_target_and_how_to_get_what_is_missing() -> None:
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    for target in ("trt", "ort", "coreml"):
+        assert re.search(rf"^\s*{target}\b", result.output, re.MULTILINE)
+    assert "missing" in result.output
+
+
+def test_schema_is_json() -> None:
+    assert json.loads(invoke("schema").output)["title"] == "Config"
+
+
+@pytest.mark.parametrize("command", [None, *main.commands])
+def test_every_command_and_option_has_help(command: str | None) -> None:
+    found = main if command is None else main.commands[command]
+    assert found.help
+    for parameter in found.params:
+        if parameter.param_type_name == "option":
+            assert getattr(parameter, "help", None), parameter.name
+    arguments = [command] if command else []
+    assert invoke(*arguments, "--help").exit_code == 0
+
+
+def test_the_command_lines_names_are_those_of_the_code() -> None:
+    from pipeline import cli, run
+    from pipeline.targets import TARGETS
+
+    assert tuple(TARGETS) == cli.TARGET_NAMES
+    assert run.STAGES == cli.STAGES
+
+
+def test_help_imports_no_runtime() -> None:
+    program = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'onnx', 'pydantic', 'rich') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert run.stdout.splitlines()[-1] == "[]"
