@@ -1,0 +1,564 @@
+"""Latency on this CPU: our ONNX Runtime builds beside what one would pick otherwise.
+
+    python benchmarks/cpu_latency.py --quick
+    python benchmarks/cpu_latency.py --json cpu.json --plot cpu.png
+    python benchmarks/cpu_latency.py --model care_s0 --batch 1 --threads 2 --seconds 20
+
+Every contender runs in a process of its own, with the settings that it has by default apart from
+the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
+turn a process runs once untimed and then a few times timed, while the others sleep. Ratios are
+those of medians, to the published path, with 95 % bootstrap intervals. The networks have random
+weights: they take the same time.
+
+Contenders: ours (fp32, int8); the published path (the unfused module traced to opset 17, onnxsim,
+a default session); OpenVINO, if it is installed (fp32 on the published graph and on ours, bf16 on
+ours, int8 on our quantized graph); PyTorch eager and torch.compile. "limit" is no contender: the
+time that the network's matrix products and depthwise convolutions alone would take at the highest
+rate that a single large operator of that kind reaches in ONNX Runtime here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import system
+from pipeline.measure import Latency, ratio
+
+Images = npt.NDArray[np.float32]
+Call = Callable[[Images], Any]
+
+MODELS = ("care_s0", "care_s1", "care_s2", "mlla_t")
+SIZE = 224
+BASELINE = "published path"
+CALIBRATION_IMAGES = 8
+CALLS = 3
+PAUSE = 0.03
+"""Seconds between turns: threads that still wait actively for work have gone to sleep by then."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a network.
+
+    Attributes:
+        name: For people.
+        kind: Which of the functions in `OPENERS` opens it.
+        source: What it opens: a file, a folder or a network's name.
+        options: Further arguments of that function.
+    """
+
+    name: str
+    kind: str
+    source: str
+    options: Mapping[str, str]
+
+
+# Making the graphs.
+
+
+def export_graphs(model: str, folder: Path) -> dict[str, Path]:
+    """Export a network on the published path and on ours, and build our artifacts."""
+    import timm
+    import torch
+
+    import care
+    from care.fuse import fuse
+
+    assert care.__name__
+    torch.manual_seed(0)
+    network = timm.create_model(model).eval()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    paths = {"published": folder / "published.onnx", "exact": folder / "exact.onnx"}
+    with quiet():
+        torch.onnx.export(
+            network,
+            (images,),
+            str(paths["published"]),
+            dynamo=False,
+            opset_version=17,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+        )
+        simplify(paths["published"])
+        program = torch.onnx.export(
+            fuse(network) if model.startswith("care") else network,
+            (images,),
+            dynamo=True,
+            opset_version=20,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(paths["exact"]))
+    simplify(paths["exact"])
+    return paths
+
+
+def simplify(path: Path) -> None:
+    import onnx
+    import onnxsim
+
+    simplified, same = onnxsim.simplify(onnx.load(path))
+    if not same:
+        raise click.ClickException(f"onnxsim changed what {path.name} computes")
+    onnx.save(simplified, path)
+
+
+def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str, Path]:
+    """Our artifacts, in each precision."""
+    from pipeline.precisions.base import CalibrationSet, FormJob
+    from pipeline.precisions.qdq_ort import Int8Ort
+    from pipeline.targets.base import Network
+
+    network = Network(model, (), (3, SIZE, SIZE), {})
+    built = {"fp32": build_artifact(network, "fp32", exact, folder)}
+    if int8:
+        rng = np.random.default_rng(0)
+        shape = (CALIBRATION_IMAGES, 3, SIZE, SIZE)
+        images = rng.standard_normal(shape).astype(np.float32)
+        labels = np.zeros(CALIBRATION_IMAGES, np.int64)
+        quantized = folder / "quantized.onnx"
+        # Only time counts here: no block is left in float32.
+        options = {"method": "minmax", "max_top1_drop": 1.0}
+        sample = CalibrationSet(images, labels, ("",) * len(images))
+        job = FormJob(exact, network, options, lambda: sample, lambda line: None)
+        Int8Ort().convert(job, quantized)
+        built["int8"] = build_artifact(network, "int8", quantized, folder)
+        built["quantized"] = quantized
+    return built
+
+
+def build_artifact(network: Any, precision: str, graph: Path, folder: Path) -> Path:
+    from pipeline import artifact
+    from pipeline.targets.base import BuildJob
+    from pipeline.targets.ort import OrtOptions, OrtTarget
+
+    target = OrtTarget()
+
+    def no_module() -> Any:
+        raise RuntimeError("this target builds from the graph")
+
+    def no_images(count: int) -> Images:
+        raise RuntimeError(f"this target needs no images, {count} were asked for")
+
+    job = BuildJob(
+        network=network,
+        precision=precision,
+        options=OrtOptions(),
+        graph=graph,
+        module=no_module,
+        calibration=no_images,
+        batch=None,
+        log=lambda line: None,
+    )
+    artifact.make(
+        folder / precision,
+        kind="build",
+        name=f"ort/{precision}",
+        key="benchmark",
+        made_from={},
+        tools={},
+        build=lambda into: target.build(job, into),
+    )
+    return folder / precision
+
+
+# Opening contenders, each in its own process.
+
+
+def open_ours(source: str, threads: int) -> Call:
+    from pipeline.artifact import Artifact
+    from pipeline.targets.ort import OrtTarget
+
+    return OrtTarget().open(Artifact.read(Path(source)), threads=threads)
+
+
+def open_onnxruntime(source: str, threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})
+
+
+def open_openvino(source: str, threads: int, precision: str) -> Call:
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(source, "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda images: request.infer([images])
+
+
+def open_torch(source: str, threads: int, compiled: str = "") -> Call:
+    import timm
+    import torch
+
+    import care
+
+    assert care.__name__
+    torch.set_num_threads(threads)
+    network = timm.create_model(source).eval()
+    run = torch.compile(network) if compiled else network
+
+    def call(images: Images) -> Any:
+        with torch.inference_mode():
+            return run(torch.from_numpy(images)).numpy()
+
+    return call
+
+
+OPENERS: dict[str, Callable[..., Call]] = {
+    "ours": open_ours,
+    "onnxruntime": open_onnxruntime,
+    "openvino": open_openvino,
+    "torch": open_torch,
+}
+
+
+def contenders(
+    model: str, graphs: Mapping[str, Path], ours: Mapping[str, Path], *, torch: bool
+) -> list[Contender]:
+    """All ways to run a network that this machine has; the baseline first."""
+    found = [Contender(BASELINE, "onnxruntime", str(graphs["published"]), {})]
+    found += [
+        Contender(f"ours {precision}", "ours", str(ours[precision]), {})
+        for precision in ("fp32", "int8")
+        if precision in ours
+    ]
+    found.append(Contender("exact form, default session", "onnxruntime", str(graphs["exact"]), {}))
+    if has_openvino():
+        ways = [
+            ("OpenVINO fp32, published graph", graphs["published"], "f32"),
+            ("OpenVINO fp32, exact form", graphs["exact"], "f32"),
+            ("OpenVINO bf16, exact form", graphs["exact"], "bf16"),
+        ]
+        if "quantized" in ours:
+            ways.append(("OpenVINO int8, our Q/DQ graph", ours["quantized"], "f32"))
+        found += [
+            Contender(name, "openvino", str(path), {"precision": hint}) for name, path, hint in ways
+        ]
+    if torch:
+        found.append(Contender("PyTorch eager", "torch", model, {}))
+        found.append(Contender("torch.compile", "torch", model, {"compiled": "yes"}))
+    return found
+
+
+def has_openvino() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("openvino") is not None
+
+
+# Taking turns.
+
+
+def serve(pipe: Connection, contender: Contender, threads: int, batch: int) -> None:
+    """Run in a process of its own: open, then time some calls whenever the parent asks."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with quiet():
+        try:
+            rng = np.random.default_rng(1)
+            images = rng.standard_normal((batch, 3, SIZE, SIZE)).astype(np.float32)
+            begin = time.perf_counter()
+            call = OPENERS[contender.kind](contender.source, threads, **contender.options)
+            call(images)
+            pipe.send(time.perf_counter() - begin)
+        except Exception as error:  # told to the parent, which reports it as not measured
+            pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return
+        while pipe.recv():
+            call(images)
+            times = []
+            for _ in range(CALLS):
+                begin = time.perf_counter()
+                call(images)
+                times.append(1e3 * (time.perf_counter() - begin))
+            pipe.send(times)
+
+
+@contextlib.contextmanager
+def running(
+    found: list[Contender], threads: int, batch: int
+) -> Iterator[tuple[dict[str, Connection], dict[str, str]]]:
+    """Start all contenders; yields their pipes, and why others do not run."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    why: dict[str, str] = {}
+    processes = []
+    for contender in found:
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=serve, args=(theirs, contender, threads, batch), daemon=True
+        )
+        process.start()
+        theirs.close()
+        processes.append(process)
+        try:
+            answer = ours.recv()
+        except EOFError:
+            answer = f"the process ended with {process.exitcode}"
+        if isinstance(answer, str):
+            why[contender.name] = answer
+        else:
+            pipes[contender.name] = ours
+    try:
+        yield pipes, why
+    finally:
+        for pipe in pipes.values():
+            with contextlib.suppress(OSError):
+                pipe.send(False)
+        for process in processes:
+            process.join(5)
+            process.kill()
+
+
+def take_turns(pipes: Mapping[str, Connection], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of every contender's calls."""
+    times: dict[str, list[float]] = {name: [] for name in pipes}
+    end = time.monotonic() + seconds
+    rounds = 0
+    while rounds < 5 or time.monotonic() < end:
+        rounds += 1
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            measured: list[float] = pipe.recv()
+            # The first rounds fill caches and wake frequencies.
+            times[name] += measured if rounds > 2 else []
+            time.sleep(PAUSE)
+    return times
+
+
+# The limit.
+
+
+def work(graph: Path) -> tuple[float, float]:
+    """GFLOP of one image in dense products and in depthwise convolutions."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph))
+    shapes = {
+        value.name: [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.value_info, *model.graph.output)
+    }
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    dense = depthwise = 0.0
+    for node in model.graph.node:
+        if len(node.input) < 2 or node.input[1] not in weights:
+            continue
+        weight = weights[node.input[1]]
+        positions = float(np.prod(shapes.get(node.output[0], [1, 1])[2:]))
+        if node.op_type == "Conv":
+            flops = 2e-9 * float(np.prod(weight)) * positions
+            dense, depthwise = (
+                (dense, depthwise + flops) if weight[1] == 1 else (dense + flops, depthwise)
+            )
+        elif node.op_type in ("Gemm", "MatMul"):
+            rows = float(np.prod(shapes.get(node.output[0], [1, 1])[:-1]))
+            dense += 2e-9 * float(np.prod(weight)) * rows
+    return dense, depthwise
+
+
+def peak(threads: int, kernel: int, *, depthwise: bool, seconds: float = 1.0) -> float:
+    """GFLOP/s of one large convolution, which is what ONNX Runtime does fastest."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    best = 0.0
+    for channels, side in ((256, 14), (512, 14), (512, 28)):
+        weight = np.full((channels, 1 if depthwise else channels, kernel, kernel), 0.01, np.float32)
+        depth = 8
+        nodes = [
+            helper.make_node(
+                "Conv",
+                ["image" if i == 0 else f"x{i}", "w"],
+                [f"x{i + 1}"],
+                group=channels if depthwise else 1,
+                pads=[kernel // 2] * 4,
+            )
+            for i in range(depth)
+        ]
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, side, side])
+            for name in ("image", f"x{depth}")
+        ]
+        graph = helper.make_graph(
+            nodes, "peak", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
+        )
+        opset = [helper.make_opsetid("", 20)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "peak.onnx"
+            onnx.save(model, path)
+            call = open_onnxruntime(str(path), threads)
+        images = np.zeros((1, channels, side, side), np.float32)
+        session_end = time.perf_counter() + seconds / 3
+        fastest = np.inf
+        while time.perf_counter() < session_end:
+            begin = time.perf_counter()
+            call(images)
+            fastest = min(fastest, time.perf_counter() - begin)
+        best = max(best, depth * 2e-9 * weight.size * side * side / fastest)
+    return best
+
+
+# Reporting.
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what libraries print to nowhere; errors are raised, not printed."""
+    import logging
+    import warnings
+
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as sink:
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            yield
+    logging.disable(logging.NOTSET)
+
+
+def measure(
+    model: str, found: list[Contender], threads: int, batch: int, seconds: float
+) -> list[dict[str, Any]]:
+    """One row for every contender."""
+    with running(found, threads, batch) as (pipes, why):
+        times = take_turns(pipes, seconds)
+    rows: list[dict[str, Any]] = []
+    for contender in found:
+        row: dict[str, Any] = {
+            "model": model,
+            "batch": batch,
+            "threads": threads,
+            "contender": contender.name,
+        }
+        if contender.name in why:
+            rows.append({**row, "not_measured": why[contender.name]})
+            continue
+        samples = times[contender.name]
+        compared = ratio(samples, times[BASELINE])
+        row |= {"latency": Latency(tuple(samples)).to_dict(), "ratio": compared.value}
+        rows.append({**row, "interval": list(compared.interval)})
+    return rows
+
+
+def show(rows: list[dict[str, Any]], limit: float) -> None:
+    """Print the rows of one configuration."""
+    first = rows[0]
+    click.echo(f"\n{first['model']}, batch {first['batch']}, {first['threads']} threads")
+    click.echo(f"  {'':34}{'median ms':>10} {'min':>8} {'ratio':>7}  95 % interval")
+    for row in rows:
+        if "not_measured" in row:
+            click.echo(f"  {row['contender']:34}not measured: {row['not_measured']}")
+            continue
+        latency, (low, high) = row["latency"], row["interval"]
+        click.echo(
+            f"  {row['contender']:34}{latency['p50']:10.2f} {latency['min']:8.2f} "
+            f"{row['ratio']:7.3f}  {low:.3f} to {high:.3f}"
+        )
+    click.echo(f"  {'limit (see the description)':34}{limit:10.2f}")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot ratios to the published path."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    measured = [row for row in rows if "ratio" in row and row["contender"] != BASELINE]
+    labels = [
+        f"{r['model']}, batch {r['batch']}, {r['threads']} t: {r['contender']}" for r in measured
+    ]
+    figure, axes = pyplot.subplots(figsize=(9, 0.25 * len(measured) + 1.2))
+    values = np.array([row["ratio"] for row in measured])
+    ends = np.array([row["interval"] for row in measured])
+    errors = np.abs(ends.T - values)
+    axes.errorbar(values, range(len(values)), xerr=errors, fmt="o", markersize=4, capsize=2)
+    axes.axvline(1, color="gray", linewidth=1)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("time relative to the published path (95 % interval)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+@click.command(help=__doc__.split("\n\n")[0] if __doc__ else None)
+@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="Default: all.")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 8.")
+@click.option("--threads", "counts", multiple=True, type=click.IntRange(1), help="Default: 1, 2.")
+@click.option("--seconds", default=30.0, show_default=True, help="Of each configuration.")
+@click.option("--quick", is_flag=True, help="CARE-S0, batch 1, all threads, 8 seconds.")
+@click.option("--int8/--no-int8", default=True, help="Our int8 build too.")
+@click.option("--torch/--no-torch", default=True, help="PyTorch, and torch.compile, too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture.")
+def main(
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    counts: tuple[int, ...],
+    seconds: float,
+    quick: bool,
+    int8: bool,
+    torch: bool,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    granted = system.granted_cpus()
+    if quick:
+        models, batches, counts, seconds = ("care_s0",), (1,), (granted,), min(seconds, 8.0)
+    counts = counts or tuple(range(1, min(granted, 2) + 1))
+    if max(counts) > granted:
+        raise click.UsageError(f"--threads: this process may use {granted} CPUs")
+    machine = {**system.describe(), "load": system.load(), "date": time.strftime("%Y-%m-%d")}
+    click.echo(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if machine["load"] > 0.5:
+        click.echo("others use this machine as well: compare ratios, not milliseconds", err=True)
+    rows: list[dict[str, Any]] = []
+    for model in models or MODELS:
+        with tempfile.TemporaryDirectory(prefix="cpu-latency-") as name:
+            graphs = export_graphs(model, Path(name))
+            ours = build_ours(model, graphs["exact"], Path(name), int8=int8)
+            found = contenders(model, graphs, ours, torch=torch)
+            for threads in counts:
+                rates = [peak(threads, 1, depthwise=False), peak(threads, 3, depthwise=True)]
+                for batch in batches or (1, 8):
+                    flops = work(graphs["exact"])
+                    limit = 1e3 * batch * sum(f / r for f, r in zip(flops, rates, strict=True))
+                    part = measure(model, found, threads, batch, seconds)
+                    show(part, limit)
+                    rows += [{**row, "limit_ms": limit} for row in part]
+    result = {"machine": machine, "rows": rows}
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=1) + "\n")
+    if plot_path is not None:
+        draw(rows, plot_path)
+    click.echo(json.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,379 @@
+"""int8 for ONNX Runtime on a CPU, as far as it pays and is accurate enough.
+
+Everything is decided by evidence, on the machine that builds and on images of the training split:
+
+- which kinds of nodes are quantized: by their latency, interleaved;
+- whether channels are equalized and biases corrected: by the error of the logits;
+- which blocks stay in float32: by the top-1 accuracy that may be lost.
+
+At the end the graph is measured against our own fastest float32 build. The facts say whether it was
+worth it, and why not. All kinds are the default, and only a difference beyond doubt changes it, so
+that two builds give the same graph unless the machine's answer changes.
+
+The network is prepared like the float32 build of this runtime, but with depthwise convolutions of
+parts merged up to 32 channels: the 8-bit depthwise kernel takes as long for 8 channels as for 32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import BuildError, ConfigError
+from pipeline.precisions.base import CalibrationSet, Form, FormJob
+from pipeline.precisions.versions import onnx_version
+
+if TYPE_CHECKING:
+    import onnx
+
+    from calibration.ranges import Method
+    from calibration.sensitivity import Outcome, Search
+    from calibration.table import Table
+    from pipeline.measure import Ratio
+    from pipeline.precisions.qdq_ort_graph import Candidate, Kind
+    from pipeline.targets.base import Images
+    from pipeline.targets.ort.tune import Choice
+
+DECISION_IMAGES = 256
+"""Most images on which accuracy is judged."""
+
+MEASURE_SECONDS = 3.0
+"""How long each of the two comparisons of latency takes."""
+
+MARGIN = 0.05
+"""By how much other kinds of nodes must be faster than all of them, so that builds repeat."""
+
+WIDTHS = (16, 32)
+"""Channels up to which depthwise convolutions of parts are merged, one after the other."""
+
+
+class Int8Ort(Form):
+    """uint8 activations and int8 weights, for ONNX Runtime."""
+
+    name = "int8-ort"
+    calibrated = True
+    code = (
+        "calibration",
+        "pipeline.measure",
+        "pipeline.optimize",
+        "pipeline.precisions.qdq_ort_graph",
+        "pipeline.targets.ort",
+    )
+
+    def versions(self) -> dict[str, str]:
+        """See `Form.versions`."""
+        names = ("onnxruntime", "onnx-ir")
+        return {**onnx_version(), **{name: metadata.version(name) for name in names}}
+
+    def convert(self, job: FormJob, destination: Path) -> dict[str, Any]:
+        """See `Form.convert`.
+
+        Options: `method`, how ranges are chosen; `max_top1_drop`, the share of calibration images
+        that may be lost before blocks are left in float32.
+        """
+        import onnx
+
+        from pipeline.artifact import write_atomically
+
+        images = job.calibration()
+        work = _Work(job, images, _prepare(job.source))
+        chosen = work.best_variant()
+        kinds, measured_kinds = work.choose_kinds(chosen)
+        chosen = work.with_corrected_biases(chosen, kinds)
+        found = work.search(chosen, kinds)
+        model = chosen.build(kinds, found.excluded)
+        onnx.checker.check_model(model, full_check=True)
+        write_atomically(destination, model.SerializeToString(deterministic=True))
+        ratio = work.compare_latency(model)
+        kept = len(chosen.blocks) - len(found.excluded)
+        return {
+            "method": str(work.method),
+            "calibration_images": len(images.images),
+            "decision_images": work.judge.count,
+            "kinds": [str(kind) for kind in kinds],
+            "kinds_measured": measured_kinds.to_dict(),
+            "equalized": chosen.equalized,
+            "biases_corrected": bool(chosen.errors),
+            "variants": work.log_of_variants,
+            "quantized_blocks": kept,
+            "sensitivity": found.to_dict(),
+            "ratio_to_float32": {"value": ratio.value, "interval": list(ratio.interval)},
+            "warnings": list(chosen.table.warnings),
+            **_verdict(found, ratio, len(chosen.blocks)),
+        }
+
+
+def _verdict(found: Search, ratio: Ratio, blocks: int) -> dict[str, Any]:
+    """Whether int8 is worth it here, and why not."""
+    reasons = []
+    low, high = ratio.interval
+    if not ratio.faster:
+        reasons.append(
+            f"it takes {ratio.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of float32"
+        )
+    if len(found.excluded) == blocks:
+        reasons.append("no block can be quantized within the limit: this is the float32 graph")
+    if not found.holds:
+        drop = 100 * (found.baseline.top1 - found.outcome.top1)
+        reasons.append(f"it loses {drop:.2f} points of top-1 on the calibration images")
+    return {"worth_it": not reasons, "why_not": "; ".join(reasons)}
+
+
+def _method(options: Mapping[str, Any]) -> Method:
+    from calibration.ranges import Method
+
+    given = str(options.get("method", "mse"))
+    try:
+        return Method({"minmax": "min-max"}.get(given, given))
+    except ValueError as error:
+        raise ConfigError(
+            f"unknown calibration method {given!r}; there are {', '.join(Method)}"
+        ) from error
+
+
+def _prepare(source: Path) -> onnx.ModelProto:
+    """The float32 graph with the passes that help 8-bit kernels too."""
+    import onnx_ir as ir
+
+    from pipeline.optimize import finish_portable, for_ort, optimize
+    from pipeline.optimize.narrow import WidenNarrowMixers
+    from pipeline.targets.ort.build import read_graph
+
+    model = read_graph(source)
+    widen = [WidenNarrowMixers(width) for width in WIDTHS[1:]]
+    first, *others = for_ort(WIDTHS[0])
+    optimize(model, [first, others[0], *widen, *others[1:], *finish_portable()])
+    return ir.to_proto(model)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A float32 graph with its ranges, ready to be quantized.
+
+    Attributes:
+        model: The graph.
+        table: Ranges of its activations.
+        equalized: Channels were equalized between layers.
+        errors: What is subtracted from the biases of quantized layers, by output of the layer.
+    """
+
+    model: onnx.ModelProto
+    table: Table
+    equalized: bool
+    errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """What can be quantized."""
+        from pipeline.precisions.qdq_ort_graph import candidates_of
+
+        return candidates_of(self.model)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks that hold something to quantize, in the order of the graph."""
+        return list(dict.fromkeys(candidate.block for candidate in self.candidates))
+
+    def build(
+        self, kinds: Collection[Kind], excluded: Collection[str] = frozenset()
+    ) -> onnx.ModelProto:
+        """Quantize these kinds of nodes, but for those in excluded blocks."""
+        from calibration.bias import fold
+        from pipeline.precisions.qdq_ort_graph import quantize
+
+        chosen = [c for c in self.candidates if c.kind in kinds and c.block not in excluded]
+        # A layer that stays in float32 keeps its bias.
+        outputs = {name for c in chosen for name in self.model.graph.node[c.index].output}
+        errors = {name: error for name, error in self.errors.items() if name in outputs}
+        model = fold(self.model, errors) if errors else self.model
+        return quantize(model, self.table.ranges, chosen)
+
+
+class _Judge:
+    """Runs graphs on calibration images with ONNX Runtime and compares them with float32."""
+
+    def __init__(self, reference: onnx.ModelProto, images: CalibrationSet) -> None:
+        total = len(images.images)
+        if not total:
+            raise BuildError("there are no calibration images: int8 needs them")
+        chosen = np.unique(np.linspace(0, total - 1, min(DECISION_IMAGES, total)).round())
+        picked = chosen.astype(int)
+        self.count = len(picked)
+        self._images, self._labels = images.images[picked], images.labels[picked]
+        self._expected = self._run(reference)
+        self.baseline = self._outcome(self._expected)
+
+    def __call__(self, model: onnx.ModelProto) -> Outcome:
+        return self._outcome(self._run(model))
+
+    def _run(self, model: onnx.ModelProto) -> Images:
+        from calibration.observe import open_session
+
+        name = model.graph.output[0].name
+        run = open_session(model, [name])
+        parts = [self._images[i : i + 16] for i in range(0, self.count, 16)]
+        logits: Images = np.concatenate([run(part)[name] for part in parts])
+        return logits
+
+    def _outcome(self, logits: Images) -> Outcome:
+        from calibration.sensitivity import Outcome
+        from pipeline.measure import compare, top_k
+
+        found = compare(logits, self._expected)
+        error = found.relative_error if found.finite else float("inf")
+        return Outcome(top_k(logits, self._labels) / self.count, found.agreement, error)
+
+
+class _Work:
+    """The decisions of one conversion, in order."""
+
+    def __init__(self, job: FormJob, images: CalibrationSet, prepared: onnx.ModelProto) -> None:
+        self.job, self.images, self.prepared = job, images, prepared
+        self.method = _method(job.options)
+        self.judge = _Judge(prepared, images)
+        self.log_of_variants: dict[str, dict[str, float]] = {}
+
+    def best_variant(self) -> _Variant:
+        """The graph as it is, or with channels equalized between layers: what errs less."""
+        from calibration.equalize import equalize
+
+        plain = self._variant(self.prepared, equalized=False)
+        error = self._error("plain", plain)
+        even = equalize(self.prepared)
+        if not even.scales:
+            return plain
+        other = self._variant(even.model, equalized=True)
+        return other if self._error("equalized", other) < error else plain
+
+    def _variant(self, model: onnx.ModelProto, *, equalized: bool) -> _Variant:
+        from calibration.observe import observe
+        from calibration.ranges import ACTIVATIONS_UINT8
+        from calibration.table import make_table
+        from pipeline.precisions.qdq_ort_graph import activations
+
+        tensors = activations(model)
+        if not tensors:
+            raise BuildError(f"{self.job.source} has no convolution or linear layer to quantize")
+        count = len(self.images.images)
+        self.job.log(f"observing {len(tensors)} tensors over {count} images")
+        statistics = observe(model, self.images.images, tensors)
+        table = make_table(statistics, self.method, ACTIVATIONS_UINT8, images=count)
+        return _Variant(model, table, equalized)
+
+    def _error(self, name: str, variant: _Variant, kinds: tuple[Kind, ...] | None = None) -> float:
+        from pipeline.precisions.qdq_ort_graph import Kind
+
+        outcome = self.judge(variant.build(kinds or tuple(Kind)))
+        self.log_of_variants[name] = {
+            "top1": outcome.top1,
+            "agreement": outcome.agreement,
+            "logit_error": outcome.logit_error,
+        }
+        self.job.log(
+            f"{name}: top-1 {outcome.top1:.2%}, agreement {outcome.agreement:.2%}, "
+            f"error of the logits {outcome.logit_error:.4f}"
+        )
+        return outcome.logit_error
+
+    def choose_kinds(self, variant: _Variant) -> tuple[tuple[Kind, ...], Choice]:
+        """The kinds of nodes with which the graph is fastest."""
+        from pipeline.precisions.qdq_ort_graph import Kind
+
+        layers = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
+        sets = {
+            "all": tuple(Kind),
+            "layers": layers,
+            "layers but depthwise": (Kind.CONVOLUTION, Kind.LINEAR),
+        }
+        graphs = {name: variant.build(kinds) for name, kinds in sets.items()}
+        choice = self._measure(graphs)
+        self.job.log(f"quantized kinds: {choice.name}")
+        return sets[choice.name], choice
+
+    def with_corrected_biases(self, variant: _Variant, kinds: tuple[Kind, ...]) -> _Variant:
+        """The variant with biases corrected, where that errs less."""
+        from calibration.bias import correct_biases
+
+        quantized = variant.build(kinds)
+        errors = correct_biases(variant.model, quantized, self.images.images).errors
+        other = replace(variant, errors=errors)
+        before = self._error("chosen kinds", variant, kinds)
+        after = self._error("biases corrected", other, kinds)
+        return other if after < before else variant
+
+    def search(self, variant: _Variant, kinds: tuple[Kind, ...]) -> Search:
+        """The blocks that must stay in float32."""
+        from calibration.sensitivity import Groups, Limits, search
+
+        def evaluate(excluded: Groups) -> Outcome:
+            outcome = self.judge(variant.build(kinds, excluded))
+            kept = ", ".join(sorted(excluded)) or "nothing"
+            self.job.log(f"top-1 {outcome.top1:.2%} with {kept} in float32")
+            return outcome
+
+        limits = Limits(max_top1_drop=float(self.job.options.get("max_top1_drop", 0.003)))
+        return search(
+            variant.blocks,
+            evaluate,
+            baseline=self.judge.baseline,
+            limits=limits,
+            always_rank=False,
+        )
+
+    def compare_latency(self, model: onnx.ModelProto) -> Ratio:
+        """Time of the graph relative to that of our own float32 build."""
+        return self._measure({"float32": None, "int8": model}).ratios["int8"]
+
+    def _measure(self, graphs: Mapping[str, onnx.ModelProto | None]) -> Choice:
+        """Compare latencies, with all threads, at batch 1; None stands for our float32 build."""
+        import onnx
+
+        from pipeline.targets.ort.session import Settings
+        from pipeline.targets.ort.threads import granted
+        from pipeline.targets.ort.tune import Candidate as Way
+        from pipeline.targets.ort.tune import choose
+
+        with tempfile.TemporaryDirectory(prefix="int8-") as name:
+            folder = Path(name)
+            candidates = {}
+            for label, graph in graphs.items():
+                file = f"{label}.onnx"
+                if graph is None:
+                    file = _write_float32(self.job.source, folder, self.job.log)
+                else:
+                    onnx.save(graph, folder / file)
+                candidates[label] = Way(file, Settings())
+            return choose(
+                folder,
+                candidates,
+                granted(),
+                self.images.images[:1],
+                seconds=MEASURE_SECONDS,
+                margin=MARGIN,
+            )
+
+
+def _write_float32(source: Path, folder: Path, log: Callable[[str], None]) -> str:
+    """Write our own float32 build, in the blocked layout where there is one."""
+    import onnx_ir as ir
+
+    from pipeline.optimize import finish_blocked, finish_portable, for_ort, optimize
+    from pipeline.targets.ort.build import read_graph
+    from pipeline.targets.ort.layout import PROBE, block_size, write_probe
+
+    write_probe(folder / PROBE)
+    block = block_size(folder / PROBE)
+    model = read_graph(source)
+    finish = finish_portable() if block is None else finish_blocked(block)
+    optimize(model, [*for_ort(block), *finish])
+    ir.save(model, folder / "float32.onnx")
+    log(f"float32 for comparison: blocks of {block} channels")
+    return "float32.onnx"

@@ -1,0 +1,263 @@
+"""Making the model files, and finding out what they do here.
+
+Two files come out of one graph: `model.onnx`, which every ONNX Runtime takes, and, for float32 on a
+CPU with a blocked layout, `model.blocked.onnx`, which is written in that layout and runs only on
+CPUs with the same width of blocks and the same ONNX Runtime. Whichever is faster here is opened
+here; elsewhere the portable one is. ONNX Runtime's own saved optimization is not used: it ties the
+file to a CPU as well, keeps the reorders, and its bytes differ from run to run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import ArtifactError, BuildError
+from pipeline.measure import compare
+from pipeline.system import cpu_name
+from pipeline.targets.base import BuildJob, Images, Logits, Network
+from pipeline.targets.ort import threads as cpu
+from pipeline.targets.ort.layout import PROBE, block_size, write_probe
+from pipeline.targets.ort.profile import counts, trace
+from pipeline.targets.ort.session import PROVIDERS, Settings, errors, runtime, start
+from pipeline.targets.ort.tune import Candidate, choose
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from pipeline.optimize import Applied
+
+PORTABLE = "model.onnx"
+BLOCKED = "model.blocked.onnx"
+
+TOLERANCE = 1e-4
+"""Relative error that rewriting float32 may bring; rounding brings about 1e-6."""
+
+_BATCH = 2
+"""Images to try a dynamic batch with: more than one, so that a mix-up of axes shows."""
+
+
+def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -> dict[str, Any]:
+    """Write the model files and say what was done to the graph.
+
+    Args:
+        job: The graph, and what the model carries with it.
+        folder: Where to write.
+        rewrite: The graph is float32, so that the passes for it apply.
+        provider: Only ONNX Runtime's own kernels have the blocked layout.
+
+    Raises:
+        BuildError: The graph cannot be read.
+    """
+    from pipeline.optimize import finish_blocked, finish_portable, for_ort, optimize
+
+    assert job.graph is not None
+    block = None
+    if rewrite and provider == "cpu":
+        write_probe(folder / PROBE)
+        block = block_size(folder / PROBE)
+    model = read_graph(job.graph)
+    passes = [*for_ort(block), *finish_portable()] if rewrite else []
+    applied = optimize(model, passes)
+    _save(model, folder / PORTABLE, job)
+    facts: dict[str, Any] = {"passes": [asdict(step) for step in applied]}
+    if block is None:
+        (folder / PROBE).unlink(missing_ok=True)
+    else:
+        model = read_graph(job.graph)
+        blocked = optimize(model, [*for_ort(block), *finish_blocked(block)])
+        _save(model, folder / BLOCKED, job)
+        facts["layout"] = {
+            "block": block,
+            "onnxruntime": runtime().__version__,
+            "passes": [asdict(step) for step in blocked],
+        }
+    _log(job, applied)
+    return facts
+
+
+def _log(job: BuildJob, applied: list[Applied]) -> None:
+    for step in applied:
+        job.log(f"{step.name}: {step.nodes_before} -> {step.nodes_after} nodes")
+
+
+def read_graph(graph: Path) -> ir.Model:
+    """Read an ONNX file.
+
+    Raises:
+        BuildError: It is none.
+    """
+    import onnx_ir as ir
+
+    try:
+        return ir.load(graph)
+    except Exception as error:  # protobuf's and onnx_ir's errors have no common base
+        raise BuildError(f"{graph} is no ONNX graph: {error}; run the export again") from error
+
+
+def _save(model: ir.Model, path: Path, job: BuildJob) -> None:
+    import onnx_ir as ir
+
+    model.metadata_props.update(_about(job.network, job.precision))
+    ir.save(model, path)
+
+
+def _about(network: Network, precision: str) -> Mapping[str, str]:
+    """The model's own metadata: what is needed to use the file alone."""
+    return {
+        **network.description,
+        "name": network.name,
+        "precision": precision,
+        "labels": json.dumps(network.labels, ensure_ascii=False),
+        "preprocess": json.dumps(dict(network.preprocess), sort_keys=True),
+        "input_shape": json.dumps(network.input_shape),
+    }
+
+
+def try_models(
+    job: BuildJob, folder: Path, settings: Settings, *, tune_seconds: float, allow_fallback: bool
+) -> dict[str, Any]:
+    """Run the models: check their answers, choose the faster one, and count what ran where.
+
+    Args:
+        job: What they were made from.
+        folder: Where they lie.
+        settings: How to open them.
+        tune_seconds: How long to measure the ways of running them; 0 to take the first.
+        allow_fallback: Nodes may run on another provider than the one asked for.
+
+    Raises:
+        BuildError: ONNX Runtime refuses the model, its answers are wrong, or nodes ran elsewhere.
+    """
+    threads = cpu.resolve(settings.threads)
+    batch = _BATCH if job.batch is None else job.batch
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch, *job.network.input_shape), np.float32)
+    failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
+    try:
+        notes = _check_answers(job, folder, images)
+        chosen, tuning = _choose(job, folder, settings, threads, images, tune_seconds)
+        begin = time.perf_counter()
+        start(folder / chosen.model, chosen.settings, threads)
+        opening = time.perf_counter() - begin
+        ran = counts(trace(folder / chosen.model, chosen.settings, threads, images, runs=1))
+    except failures as error:
+        raise BuildError(
+            f"onnxruntime cannot run the {job.precision} graph of {job.network.name}: {error}"
+        ) from error
+    fallback = _check_providers(ran, PROVIDERS[settings.provider], allow_fallback)
+    return {
+        **notes,
+        "model": chosen.model,
+        "session": chosen.settings.to_dict(),
+        "tuning": tuning,
+        "nodes": ran,
+        "fallback": fallback,
+        "opening_ms": round(1e3 * opening, 1),
+        "device": f"{cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}",
+    }
+
+
+def _run(path: Path, images: Images) -> Logits:
+    session = start(path, Settings(level="basic"), 1)
+    logits: Logits = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return logits
+
+
+def _check_answers(job: BuildJob, folder: Path, images: Images) -> dict[str, Any]:
+    """Every model file must answer as the graph that it was made from.
+
+    The file in the blocked layout is an addition: it goes where it does not, and the facts say why.
+    """
+    assert job.graph is not None
+    expected = _run(job.graph, images)
+    wrong = _difference(job, folder / PORTABLE, images, expected)
+    if wrong is not None:
+        raise BuildError(
+            f"{PORTABLE} of {job.network.name} {wrong}: a graph pass is wrong for this network; "
+            "please report it"
+        )
+    if not (folder / BLOCKED).exists():
+        return {}
+    failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
+    try:
+        wrong = _difference(job, folder / BLOCKED, images, expected)
+    except failures as error:
+        wrong = f"does not run: {' '.join(str(error).split())}"
+    if wrong is None:
+        return {}
+    for name in (BLOCKED, PROBE):
+        (folder / name).unlink()
+    job.log(f"{BLOCKED} {wrong}; only the portable file is kept")
+    return {"blocked_layout": f"dropped, because it {wrong}"}
+
+
+def _difference(job: BuildJob, path: Path, images: Images, expected: Logits) -> str | None:
+    """What is wrong with a model's answers, if anything."""
+    found = compare(_run(path, images), expected)
+    job.log(f"{path.name}: relative error {found.relative_error:.1e} to its graph")
+    if found.finite and found.relative_error <= TOLERANCE:
+        return None
+    return (
+        f"differs from its graph by a relative error of {found.relative_error:.1e}, more than "
+        f"{TOLERANCE:.0e}"
+    )
+
+
+def _choose(
+    job: BuildJob, folder: Path, settings: Settings, threads: int, images: Images, seconds: float
+) -> tuple[Candidate, dict[str, Any]]:
+    """The way to run the model here, and how it was chosen.
+
+    Of the files the faster one is taken, even by a little: they are equally good otherwise.
+    Settings stay as they were asked for unless others are faster beyond doubt.
+    """
+    files = {"portable": Candidate(PORTABLE, settings)}
+    if (folder / BLOCKED).exists():
+        files = {"blocked": Candidate(BLOCKED, settings), **files}
+    if seconds <= 0:
+        name = next(iter(files))
+        return files[name], {"chosen": name, "why": "tune is off"}
+    one = images[:1] if job.batch is None else images
+    tuning: dict[str, Any] = {}
+    name = next(iter(files))
+    if len(files) > 1:
+        layout = choose(folder, files, threads, one, seconds / 2)
+        name = layout.fastest
+        tuning["files"] = {**layout.to_dict(), "chosen": name}
+    ways = _other_settings(name, files[name], threads)
+    choice = choose(folder, ways, threads, one, seconds / 2)
+    job.log(f"chosen: {choice.name}, {choice.medians[choice.name]:.2f} ms")
+    return ways[choice.name], {**tuning, "chosen": choice.name, "settings": choice.to_dict()}
+
+
+def _other_settings(name: str, asked: Candidate, threads: int) -> dict[str, Candidate]:
+    """Ways to run one file; what was asked for is the first."""
+    settings = asked.settings
+    ways = {name: asked}
+    if threads > 1:
+        other = replace(settings, spinning=not settings.spinning)
+        label = "spinning" if other.spinning else "no spinning"
+        ways[f"{name}, {label}"] = Candidate(asked.model, other)
+    flush = replace(settings, entries={"session.set_denormal_as_zero": "1"})
+    ways[f"{name}, denormals as zero"] = Candidate(asked.model, flush)
+    return ways
+
+
+def _check_providers(
+    ran: Mapping[str, Mapping[str, int]], provider: str, allow_fallback: bool
+) -> bool:
+    """True if nodes ran on another provider than `provider`; refuses that unless allowed."""
+    elsewhere = {name: sum(types.values()) for name, types in ran.items() if name != provider}
+    if elsewhere and not allow_fallback:
+        raise BuildError(
+            f"{sum(elsewhere.values())} nodes ran on {', '.join(elsewhere)} instead of {provider}: "
+            "set allow_fallback: true to accept that, or choose another provider"
+        )
+    return bool(elsewhere)

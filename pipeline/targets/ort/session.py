@@ -1,0 +1,130 @@
+"""Opening ONNX Runtime sessions, quietly, with settings that are written down.
+
+A setting that is not stated here is ONNX Runtime's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.errors import ArtifactError, UnavailableError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
+"""Name in pipeline.yaml -> name in ONNX Runtime."""
+
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
+    "all": "ORT_ENABLE_ALL",
+}
+"""How far ONNX Runtime optimizes the graph on load -> its name there."""
+
+_FATAL = 4
+_ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile",
+           "NotImplemented", "RuntimeException")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is opened.
+
+    Attributes:
+        threads: Threads inside an operator; None for all that are granted.
+        level: How far ONNX Runtime optimizes the graph on load, see `LEVELS`.
+        spinning: Idle threads wait actively within a run. They never do after it, so that sessions
+            in one process do not starve each other.
+        provider: See `PROVIDERS`.
+        entries: Further session options, by ONNX Runtime's name.
+    """
+
+    threads: int | None = None
+    level: str = "all"
+    spinning: bool = True
+    provider: str = "cpu"
+    entries: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "entries": dict(self.entries)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**plain)
+
+
+def runtime() -> Any:
+    """The onnxruntime module, with its chatter off the screen.
+
+    Raises:
+        UnavailableError: It is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UnavailableError("onnxruntime is not installed: pip install onnxruntime") from error
+    onnxruntime.set_default_logger_severity(_FATAL)
+    return onnxruntime
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its exceptions have no base of their own."""
+    state = runtime().capi.onnxruntime_pybind11_state
+    return tuple(getattr(state, name) for name in _ERRORS)
+
+
+def options(settings: Settings, threads: int, profile_prefix: Path | None = None) -> Any:
+    """ONNX Runtime's session options for `settings`."""
+    ort = runtime()
+    made = ort.SessionOptions()
+    made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[settings.level])
+    made.intra_op_num_threads = threads
+    made.inter_op_num_threads = 1
+    made.log_severity_level = _FATAL
+    entries = {
+        "session.intra_op.allow_spinning": "1" if settings.spinning else "0",
+        # Threads that spin after a run take the CPU from whoever runs next.
+        "session.force_spinning_stop": "1",
+        **settings.entries,
+    }
+    for key, value in entries.items():
+        made.add_session_config_entry(key, value)
+    if profile_prefix is not None:
+        made.enable_profiling = True
+        made.profile_file_prefix = str(profile_prefix)
+    return made
+
+
+def start(model: Path, settings: Settings, threads: int, profile_prefix: Path | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` of a model.
+
+    Args:
+        model: An ONNX file.
+        settings: How to open it.
+        threads: How many threads, see `pipeline.targets.ort.threads`.
+        profile_prefix: Where to write the time of every node, if at all.
+
+    Raises:
+        UnavailableError: onnxruntime or its provider is not installed.
+        ArtifactError: ONNX Runtime does not accept the model.
+    """
+    ort = runtime()
+    provider = PROVIDERS[settings.provider]
+    if provider not in ort.get_available_providers():
+        raise UnavailableError(
+            f"onnxruntime {ort.__version__} has no {provider}, only "
+            f"{', '.join(ort.get_available_providers())}: install a build that has it, or set "
+            "provider: cpu"
+        )
+    try:
+        return ort.InferenceSession(
+            str(model), options(settings, threads, profile_prefix), providers=[provider]
+        )
+    except errors() as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"onnxruntime does not accept {model}: {reason}") from error

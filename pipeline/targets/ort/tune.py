@@ -1,0 +1,123 @@
+"""Which way of running a model is the fastest here: measured, interleaved, written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.measure import Latency, Ratio, ratio
+from pipeline.targets.base import Images
+from pipeline.targets.ort.session import Settings, start
+
+WARMUP = 5
+CALLS = 3
+"""Timed calls in a row; one call before them brings weights and activations back to the cache."""
+
+MIN_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a model.
+
+    Attributes:
+        model: The file's name.
+        settings: How to open it.
+    """
+
+    model: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a measurement chose.
+
+    Attributes:
+        name: The chosen candidate.
+        medians: Milliseconds of every candidate, by name.
+        ratios: Every candidate against the first, by name.
+        samples: Timed calls of each.
+        fastest: The candidate with the smallest median, beyond doubt or not.
+    """
+
+    name: str
+    medians: Mapping[str, float]
+    ratios: Mapping[str, Ratio]
+    samples: int
+    fastest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "chosen": self.name,
+            "samples": self.samples,
+            "candidates": {
+                name: {
+                    "p50_ms": round(median, 4),
+                    "ratio": round(self.ratios[name].value, 4),
+                    "interval": [round(end, 4) for end in self.ratios[name].interval],
+                }
+                for name, median in self.medians.items()
+            },
+        }
+
+
+def interleave(
+    sessions: Mapping[str, Any], images: Images, seconds: float
+) -> dict[str, list[float]]:
+    """Milliseconds of every session's calls, taken in turns, for `seconds` seconds."""
+    feeds = {name: {s.get_inputs()[0].name: images} for name, s in sessions.items()}
+    for name, session in sessions.items():
+        for _ in range(WARMUP):
+            session.run(None, feeds[name])
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        rounds += 1
+        for name, session in sessions.items():
+            session.run(None, feeds[name])
+            for _ in range(CALLS):
+                begin = time.perf_counter()
+                session.run(None, feeds[name])
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def choose(
+    folder: Path,
+    candidates: Mapping[str, Candidate],
+    threads: int,
+    images: Images,
+    seconds: float,
+    margin: float = 0.0,
+) -> Choice:
+    """Measure candidates and choose one.
+
+    The first one stays unless another is faster beyond doubt: the whole interval of its ratio to
+    the first lies below 1 - margin.
+
+    Args:
+        folder: Where the models lie.
+        candidates: By name; the first is the one to beat.
+        threads: How many threads.
+        images: What to run them on.
+        seconds: How long to measure, all together.
+        margin: By how much another one must be faster; a choice that changes the built files needs
+            one, or two builds would differ by chance.
+    """
+    sessions = {
+        name: start(folder / c.model, c.settings, threads) for name, c in candidates.items()
+    }
+    times = interleave(sessions, images, seconds)
+    first = next(iter(times))
+    medians = {name: Latency(tuple(t)).p50 for name, t in times.items()}
+    ratios = {name: ratio(t, times[first]) for name, t in times.items()}
+    faster = [name for name in times if name != first and ratios[name].interval[1] < 1 - margin]
+    best = min(faster, key=lambda name: medians[name], default=first)
+    fastest = min(medians, key=lambda name: medians[name])
+    return Choice(best, medians, ratios, len(times[first]), fastest)

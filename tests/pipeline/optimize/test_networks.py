@@ -1,0 +1,91 @@
+"""All passes together on a whole network, as the ONNX Runtime target applies them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from pipeline.optimize import finish_blocked, finish_portable, for_ort, optimize
+from pipeline.optimize.graphs import INTERNAL
+from pipeline.optimize.nchwc import NCHWC
+from pipeline.targets.ort.layout import block_size, write_probe
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning")
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def exported(parity_model: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CARE-tiny in its exact inference form, with a dynamic batch."""
+    import torch
+
+    from care.fuse import fuse
+
+    path = tmp_path_factory.mktemp("network") / "care_tiny.onnx"
+    program = torch.onnx.export(
+        fuse(parity_model("care_tiny")),
+        (torch.zeros(2, 3, SIZE, SIZE),),
+        dynamo=True,
+        opset_version=20,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> int | None:
+    """Channels of a block here; None if there are none."""
+    probe = tmp_path_factory.mktemp("probe") / "probe.onnx"
+    write_probe(probe)
+    return block_size(probe)
+
+
+def test_portable(
+    exported: Path,
+    run: Callable[..., Any],
+    count: Callable[[ir.Model], Counter[str]],
+    images: Callable[[int, int], Any],
+) -> None:
+    model = ir.load(exported)
+    before = count(model)
+    expected = run(model, images(3, SIZE))
+    optimize(model, [*for_ort(16), *finish_portable()])
+    found = run(model, images(3, SIZE))
+    assert np.abs(found - expected).max() < 5e-6 * np.abs(expected).max()
+    after = count(model)
+    # Five attentions: four divisions and three means less in each; no Elu, no scale by product.
+    assert before["Div"] - after["Div"] == 15
+    assert before["ReduceMean"] - after["ReduceMean"] == 15
+    assert (after["Elu"], after["Mul"]) == (0, 0)
+    assert not any(name.startswith(("com.microsoft", INTERNAL)) for name in after)
+
+
+def test_blocked(
+    exported: Path,
+    run: Callable[..., Any],
+    count: Callable[[ir.Model], Counter[str]],
+    images: Callable[[int, int], Any],
+    block: int | None,
+) -> None:
+    if block is None:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+    model = ir.load(exported)
+    expected = run(model, images(3, SIZE))
+    optimize(model, [*for_ort(block), *finish_blocked(block)])
+    found = run(model, images(3, SIZE))
+    assert np.abs(found - expected).max() < 5e-6 * np.abs(expected).max()
+    after = count(model)
+    assert after["Conv"] == 0
+    assert after[f"{NCHWC}:ReorderInput"] == after[f"{NCHWC}:ReorderOutput"] == 0
