@@ -337,9 +337,9 @@ class _Work:
         import onnx
 
         from pipeline.targets.ort.session import Settings
-        from pipeline.targets.ort.threads import granted
         from pipeline.targets.ort.tune import Candidate as Way
         from pipeline.targets.ort.tune import choose
+        from pipeline.threads import granted
 
         with tempfile.TemporaryDirectory(prefix="int8-") as name:
             folder = Path(name)

@@ -1,0 +1,158 @@
+"""8-bit forms for TensorRT: quantize/dequantize pairs around convolutions and linear layers.
+
+Both libraries take quantization from the graph: symmetric, one scale for an activation, one for
+each output channel of a weight, no zero points, no quantized biases. Weights are stored in 8 bits.
+Everything else, matrix products of two activations included, is float16, and so are the scales: a
+scale has the type of what it scales. They are rounded to float16 *before* values are quantized with
+them, so that nothing is lost by it.
+
+Blocks of the network that lose too much keep float16. Which ones is decided by running the very
+graph that is built, on the calibration images, with the strict executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pipeline.errors import BuildError, ConfigError
+from pipeline.precisions.base import CalibrationSet, Form, FormJob
+from pipeline.precisions.versions import onnx_version
+
+if TYPE_CHECKING:
+    from calibration.ranges import Method, Scheme
+    from calibration.table import Table
+
+OPSET = 19
+"""First opset in which quantization takes float16."""
+
+DECISION_VALUES = 512 * 3 * 64 * 64
+DECISION_IMAGES = 128
+"""Blocks are judged on so many input values, but at least on so many images: all of a usual
+calibration set of small images, and 128 of 224 pixels, which take seconds for each judgement."""
+
+
+class _Quantized(Form):
+    """What both 8-bit forms share.
+
+    Attributes:
+        stored: Type of the stored values, as `calibration.ranges.DType` names it.
+    """
+
+    calibrated = True
+    code = (
+        "pipeline.precisions.half",
+        "pipeline.precisions.insertion",
+        "pipeline.precisions.judge",
+        "pipeline.reference",
+    )
+    stored: ClassVar[str]
+
+    def versions(self) -> dict[str, str]:
+        """What decides the result: see `Form`."""
+        names = ("onnxruntime", "torch")
+        return {**onnx_version(), **{name: metadata.version(name) for name in names}}
+
+    def convert(self, job: FormJob, destination: Path) -> dict[str, Any]:
+        """Write the quantized graph; see `Form`.
+
+        Options: `method`, how ranges are chosen; `max_top1_drop`, the share of calibration images
+        that may be lost before blocks are left in float16; one image is always allowed.
+        """
+        from pipeline.precisions import half, insertion
+
+        source = half.raise_opset(half.read_graph(job.source), OPSET)
+        layers = insertion.layers_of(source)
+        if not layers:
+            raise BuildError(f"{job.source} has no convolution or linear layer to quantize")
+        images = job.calibration()
+        method, schemes = _method(job.options), _schemes(self.stored)
+        table = _ranges(job, insertion.activations(layers), images, method, schemes[0])
+        quantizer = insertion.Quantizer(source, layers, table.ranges, *schemes)
+        search = _search(quantizer, job, images)
+        model, facts = quantizer.build(frozenset(search["excluded"]))
+        half.write_graph(model, destination)
+        return {
+            **facts,
+            "method": str(method),
+            "calibration_images": len(images.images),
+            "warnings": list(table.warnings),
+            "sensitivity": search,
+        }
+
+
+class Int8Trt(_Quantized):
+    """int8 weights and activations where a layer has weights, float16 elsewhere."""
+
+    name = "int8-trt"
+    stored = "int8"
+
+
+class Fp8Trt(_Quantized):
+    """float8 (e4m3) weights and activations where a layer has weights, float16 elsewhere."""
+
+    name = "fp8-trt"
+    stored = "float8e4m3fn"
+
+
+def _method(options: Mapping[str, Any]) -> Method:
+    from calibration.ranges import Method
+
+    given = str(options.get("method", "mse"))
+    try:
+        return Method({"minmax": "min-max"}.get(given, given))
+    except ValueError as error:
+        raise ConfigError(
+            f"unknown calibration method {given!r}; there are {', '.join(Method)}"
+        ) from error
+
+
+def _schemes(stored: str) -> tuple[Scheme, Scheme]:
+    """Schemes of activations and of weights."""
+    from calibration.ranges import ACTIVATIONS_INT8, FLOAT8_E4M3, WEIGHTS_INT8
+
+    if stored == "int8":
+        return ACTIVATIONS_INT8, WEIGHTS_INT8
+    return FLOAT8_E4M3, FLOAT8_E4M3
+
+
+def _ranges(
+    job: FormJob, tensors: list[str], images: CalibrationSet, method: Method, scheme: Scheme
+) -> Table:
+    from calibration.observe import observe
+    from calibration.table import make_table
+
+    job.log(f"observing {len(tensors)} tensors over {len(images.images)} images")
+    statistics = observe(job.source, images.images, tensors)
+    return make_table(statistics, method, scheme, images=len(images.images))
+
+
+def _search(quantizer: Any, job: FormJob, images: CalibrationSet) -> dict[str, Any]:
+    """Decide which blocks stay in float16."""
+    from calibration.sensitivity import Groups, Limits, Outcome, search
+    from pipeline.precisions.judge import Judge
+
+    values = int(np.prod(images.images.shape[1:]))
+    judge = Judge(job.source, images, max(DECISION_IMAGES, DECISION_VALUES // values))
+
+    def evaluate(excluded: Groups) -> Outcome:
+        outcome = judge(quantizer.build(excluded)[0])
+        kept = ", ".join(sorted(excluded)) or "nothing"
+        job.log(f"top-1 {outcome.top1:.2%}, agreement {outcome.agreement:.2%}; float16: {kept}")
+        return outcome
+
+    found = search(
+        quantizer.blocks,
+        evaluate,
+        baseline=judge.baseline,
+        # A single image is less than so few of them can tell.
+        limits=Limits(max(float(job.options.get("max_top1_drop", 0.003)), 1 / judge.count)),
+        always_rank=False,
+    )
+    if not found.holds:
+        job.log("the limit does not hold even with all blocks in float16")
+    return {**found.to_dict(), "images": judge.count}

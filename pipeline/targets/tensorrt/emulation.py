@@ -1,0 +1,56 @@
+"""The strict executor's word on an engine that cannot run here.
+
+It runs the very ONNX graph that the engine was built from and rounds every result to the type that
+the graph gives it, so that an overflow shows. What it cannot know is which layers the engine fuses:
+a fused layer rounds less often.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.artifact import Artifact, file_hash
+from pipeline.errors import ArtifactError
+from pipeline.targets.base import Images, Logits, Runner
+
+if TYPE_CHECKING:
+    from pipeline.reference.ranges import TensorRange
+
+_CHUNK = 1_200_000
+"""Input values at a time. Larger tensors make the executor slow: see its documentation."""
+
+
+class EmulatedRunner(Runner):
+    """Runs an engine's graph on the strict executor.
+
+    Args:
+        artifact: The engine.
+        graph: The graph that it was built from.
+
+    Raises:
+        ArtifactError: The graph is another one.
+    """
+
+    device = "emulated: strict ONNX executor"
+
+    def __init__(self, artifact: Artifact, graph: Path) -> None:
+        from pipeline.reference.onnx_executor import OnnxExecutor
+
+        if file_hash(graph) != artifact.facts.get("graph_sha256"):
+            raise ArtifactError(
+                f"{graph} is not the graph that {artifact.folder} was built from: build it again"
+            )
+        self._executor = OnnxExecutor(graph, record=True)
+
+    def __call__(self, images: Images) -> Logits:
+        """Logits of preprocessed images, (batch, channels, height, width); any batch size."""
+        step = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        starts = range(0, len(images), step) if len(images) else (0,)
+        return np.concatenate([self._executor.run(images[i : i + step]) for i in starts])
+
+    def overflow_report(self) -> list[TensorRange]:
+        """Ranges of all tensors over the images so far, in execution order."""
+        return self._executor.overflow_report()

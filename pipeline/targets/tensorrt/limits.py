@@ -1,0 +1,55 @@
+"""Which precisions exist on which compute capabilities, and why the others do not.
+
+Established with TensorRT-RTX 1.7, which builds for GPUs that are not there and so refuses in clear
+words; `benchmarks/trt_build_matrix.py` shows every combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pipeline.errors import ConfigError
+
+ComputeCapability = Literal["7.5", "8.0", "8.6", "8.9", "12.0"]
+"""Turing, A100, the 30, 40 and 50 series: what TensorRT-RTX compiles for."""
+
+FORMS: Mapping[str, str] = {
+    "fp32": "float32",
+    "tf32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "int8": "int8-trt",
+    "fp8": "fp8-trt",
+}
+"""Precision -> form of the ONNX graph. Only fp32 and tf32 share one: a builder flag parts them."""
+
+_LOWEST: Mapping[str, tuple[float, str]] = {
+    "tf32": (8.0, "its tensor cores have no TF32"),
+    "bf16": (8.0, "it has no bfloat16"),
+    "fp8": (8.9, "float8 tensor cores came with compute capability 8.9"),
+}
+
+_LOWEST_RTX: Mapping[str, tuple[float, str]] = {
+    **_LOWEST,
+    "fp32": (8.0, "TensorRT-RTX has no float32 matrix products for it"),
+}
+
+
+def check_capabilities(precision: str, capabilities: Sequence[str], *, rtx: bool = True) -> None:
+    """Refuse a precision that one of the GPUs does not have.
+
+    Args:
+        precision: The precision.
+        capabilities: The GPUs' compute capabilities.
+        rtx: TensorRT-RTX builds; full TensorRT has fewer limits.
+
+    Raises:
+        ConfigError: The message names the compute capabilities and says what works instead.
+    """
+    lowest, reason = (_LOWEST_RTX if rtx else _LOWEST).get(precision, (0.0, ""))
+    if refused := [c for c in capabilities if float(c) < lowest]:
+        raise ConfigError(
+            f"trt: {precision} cannot be built for compute capability {', '.join(refused)}: "
+            f"{reason}; build fp16 or int8 for it, or take it out of compute_capabilities"
+        )

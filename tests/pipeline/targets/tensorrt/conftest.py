@@ -1,0 +1,271 @@
+"""A small classifier as an ONNX file, its engines, and a CUDA that records what it is asked."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline import artifact
+from pipeline.artifact import Artifact
+from pipeline.precisions import FORMS
+from pipeline.precisions.base import FormJob
+from pipeline.targets.base import BuildJob, Network
+from pipeline.targets.tensorrt.device import NO_DRIVER, Gpu
+from pipeline.targets.trt import TrtOptions, TrtTarget
+
+NETWORK = Network("small", ("a", "b", "c", "d"), (3, 16, 16), {})
+ADA = Gpu("GeForce RTX 4090", "8.9", 24 << 30, (13, 0))
+
+
+def small_model(batch: str | int = "batch") -> onnx.ModelProto:
+    rng = np.random.default_rng(3)
+
+    def tensor(name: str, *shape: int) -> TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["image", "stem.weight"], ["x0"], "stem", pads=[1, 1, 1, 1]),
+        helper.make_node("Gelu", ["x0"], ["x1"], "gelu"),
+        helper.make_node("GlobalAveragePool", ["x1"], ["x2"], "pool"),
+        helper.make_node("Reshape", ["x2", "shape"], ["x3"], "flatten", allowzero=1),
+        helper.make_node("Gemm", ["x3", "head.weight"], ["logits"], "head", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 4])],
+        [
+            tensor("stem.weight", 8, 3, 3, 3),
+            tensor("head.weight", 4, 8),
+            numpy_helper.from_array(np.array([-1, 8]), "shape"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def small() -> Callable[..., onnx.ModelProto]:
+    """Makes the classifier: (batch), a name for a dynamic one."""
+    return small_model
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine has no GPU, whatever it has."""
+    monkeypatch.setattr("pipeline.targets.trt.find_gpu", lambda: NO_DRIVER)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gpu]:
+    """Puts a GPU into this machine: (name=…, capability=…, …) changes an RTX 4090."""
+
+    def put(**changes: Any) -> Gpu:
+        found = Gpu(**{**vars(ADA), **changes})
+        monkeypatch.setattr("pipeline.targets.trt.find_gpu", lambda: found)
+        return found
+
+    return put
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Artifact]:
+    """Builds an artifact: (model, precision, batch, log, folder, **options)."""
+
+    def run(
+        model: onnx.ModelProto,
+        precision: str = "fp16",
+        batch: int | None = None,
+        log: Callable[[str], None] = lambda line: None,
+        folder: str = "engine",
+        **options: Any,
+    ) -> Artifact:
+        target = TrtTarget()
+        source, graph = tmp_path / "source.onnx", tmp_path / f"{precision}.onnx"
+        onnx.save(model, source)
+
+        def never(*_: Any) -> Any:
+            raise AssertionError("neither module nor calibration images are needed")
+
+        FORMS[target.precisions[precision]].convert(FormJob(source, NETWORK, {}, never, log), graph)
+        job = BuildJob(NETWORK, precision, TrtOptions(**options), graph, never, never, batch, log)
+        return artifact.make(
+            tmp_path / folder,
+            kind="build",
+            name=f"trt/{precision}",
+            key="key",
+            made_from={},
+            tools=target.versions(),
+            build=lambda place: target.build(job, place),
+        )
+
+    return run
+
+
+class Code(int):
+    """An error code that knows its name, as `cuda.bindings` gives it."""
+
+    name: str
+
+    def __new__(cls, value: int, name: str) -> Code:
+        code = super().__new__(cls, value)
+        code.name = name
+        return code
+
+
+SUCCESS = Code(0, "cudaSuccess")
+MEMORY = Code(2, "cudaErrorMemoryAllocation")
+
+
+class FakeCuda:
+    """Stands for `cuda.bindings.runtime`: documented signatures, real host memory, a record.
+
+    Work in a stream is done at once, except while capturing.
+    """
+
+    cudaStreamNonBlocking = 1  # noqa: N815
+    cudaHostAllocDefault = 0  # noqa: N815
+    cudaEventDefault = 0  # noqa: N815
+    cudaMemcpyKind = SimpleNamespace(  # noqa: N815
+        cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host"
+    )
+    cudaStreamCaptureMode = SimpleNamespace(  # noqa: N815
+        cudaStreamCaptureModeThreadLocal="thread local"
+    )
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.alive: dict[int, Any] = {}
+        self.pinned: set[int] = set()
+        self.fail: dict[str, tuple[int, Code]] = {}
+        self.capturing: list[Callable[[], None]] | None = None
+        self.clock = 0.0
+
+    def _enter(self, name: str, *details: Any) -> Code:
+        self.calls.append(" ".join(map(str, (name, *details))))
+        left, code = self.fail.get(name, (-1, SUCCESS))
+        if left < 0:
+            return SUCCESS
+        self.fail[name] = (left - 1, code)
+        return code if left == 0 else SUCCESS
+
+    def _make(self, name: str, thing: Any) -> tuple[Any, ...]:
+        if code := self._enter(name):
+            return (code, None)
+        handle = ctypes.addressof(thing) if isinstance(thing, ctypes.Array) else id(thing)
+        self.alive[handle] = thing
+        return (SUCCESS, handle)
+
+    def _free(self, name: str, handle: int) -> tuple[Code]:
+        self.calls.append(name)
+        del self.alive[handle]  # twice, or something never made: KeyError
+        return (SUCCESS,)
+
+    def cudaSetDevice(self, device: int) -> tuple[Code]:  # noqa: N802
+        return (self._enter("cudaSetDevice", device),)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return self._make("cudaStreamCreateWithFlags", object())
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Code]:  # noqa: N802
+        return self._free("cudaStreamDestroy", stream)
+
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+        return self._make("cudaMalloc", (ctypes.c_uint8 * size)())
+
+    def cudaFree(self, address: int) -> tuple[Code]:  # noqa: N802
+        return self._free("cudaFree", address)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        code, address = self._make("cudaHostAlloc", (ctypes.c_uint8 * size)())
+        if not code:
+            self.pinned.add(address)
+        return (code, address)
+
+    def cudaFreeHost(self, address: int) -> tuple[Code]:  # noqa: N802
+        return self._free("cudaFreeHost", address)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return self._make("cudaEventCreateWithFlags", [0.0])
+
+    def cudaEventDestroy(self, event: int) -> tuple[Code]:  # noqa: N802
+        return self._free("cudaEventDestroy", event)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Code]:  # noqa: N802
+        code = self._enter("cudaEventRecord")
+        self.alive[stream]
+        self.clock += 0.25
+        self.alive[event][0] = self.clock
+        return (code,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Code, float]:  # noqa: N802
+        return (SUCCESS, self.alive[end][0] - self.alive[start][0])
+
+    def cudaMemcpyAsync(  # noqa: N802
+        self, to: int, source: int, size: int, kind: str, stream: int
+    ) -> tuple[Code]:
+        code = self._enter("cudaMemcpyAsync", kind)
+        host = source if kind == "to device" else to
+        assert host in self.pinned, "an asynchronous copy needs page-locked memory"
+        assert size <= len(self.alive[to])
+        assert size <= len(self.alive[source])
+        ctypes.memmove(to, source, size)
+        return (code,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Code]:  # noqa: N802
+        self.alive[stream]
+        return (self._enter("cudaStreamSynchronize"),)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Code]:  # noqa: N802
+        self.capturing = []
+        return (self._enter("cudaStreamBeginCapture", mode),)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        recorded, self.capturing = self.capturing, None
+        return self._make("cudaStreamEndCapture", recorded)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return self._make("cudaGraphInstantiate", list(self.alive[graph]))
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Code]:  # noqa: N802
+        return self._free("cudaGraphDestroy", graph)
+
+    def cudaGraphExecDestroy(self, executable: int) -> tuple[Code]:  # noqa: N802
+        return self._free("cudaGraphExecDestroy", executable)
+
+    def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[Code]:  # noqa: N802
+        code = self._enter("cudaGraphLaunch")
+        for work in self.alive[executable]:
+            work()
+        return (code,)
+
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
+        used = sum(len(t) for a, t in self.alive.items() if isinstance(t, ctypes.Array))
+        return (SUCCESS, (1 << 30) - used, 1 << 30)
+
+    def cudaDeviceGetPCIBusId(self, size: int, device: int) -> tuple[Any, ...]:  # noqa: N802
+        return (SUCCESS, b"0000:01:00.0".ljust(size, b"\0"))
+
+    def cudaGetErrorString(self, code: int) -> tuple[Any, ...]:  # noqa: N802
+        return (SUCCESS, b"words for it")
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    """A CUDA that records what it is asked."""
+    return FakeCuda()
+
+
+@pytest.fixture
+def out_of_memory() -> Code:
+    """CUDA's code for too little memory."""
+    return MEMORY
