@@ -38,6 +38,7 @@ import numpy.typing as npt
 
 from pipeline import system
 from pipeline.measure import Latency, ratio
+from pipeline.threads import granted
 
 Images = npt.NDArray[np.float32]
 Call = Callable[[Images], Any]
@@ -528,12 +529,12 @@ def main(
     json_path: Path | None,
     plot_path: Path | None,
 ) -> None:
-    granted = system.granted_cpus()
+    available = granted()
     if quick:
-        models, batches, counts, seconds = ("care_s0",), (1,), (granted,), min(seconds, 8.0)
+        models, batches, counts, seconds = ("care_s0",), (1,), (available,), min(seconds, 8.0)
     counts = counts or tuple(range(1, min(granted, 2) + 1))
-    if max(counts) > granted:
-        raise click.UsageError(f"--threads: this process may use {granted} CPUs")
+    if max(counts) > available:
+        raise click.UsageError(f"--threads: this process may use {available} CPUs")
     machine = {**system.describe(), "load": system.load(), "date": time.strftime("%Y-%m-%d")}
     click.echo(", ".join(f"{key} {value}" for key, value in machine.items()))
     if machine["load"] > 0.5:

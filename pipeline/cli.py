@@ -137,6 +137,7 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @click.option("--samples", type=click.IntRange(1), help="Timed calls.")
 @click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
 @click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time limit.")
+@click.option("--profile", is_flag=True, help="Also show the time by operator (ort).")
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def bench(target: str, json_only: bool, **options: Any) -> None:
     """Measure latency: a table, and one JSON object as the last line.

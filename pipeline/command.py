@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from pipeline import check as checks
@@ -121,6 +122,7 @@ def bench(
     samples: int | None,
     warmup: int | None,
     max_seconds: float | None,
+    profile: bool = False,
 ) -> BenchReport:
     """Measure artifacts of one target, or PyTorch alone.
 
@@ -145,10 +147,19 @@ def bench(
         else:
             builds = _builds(context, target, precision)
             facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
+            if profile:
+                images = np.repeat(one, config.bench.batches[0], 0)
+                facts["profile"] = {
+                    step.precision: TARGETS[target].profile(
+                        step.artifact(), images, threads=config.bench.threads
+                    )
+                    for step in builds
+                    if facts["latency"][step.precision]["value"] is not None
+                }
     reasons = {n["why"] for n in facts.get("latency", {}).values() if n["value"] is None}
     if "batches" not in facts:
         raise UnavailableError(f"not measured: {'; '.join(sorted(reasons))}")
-    return BenchReport(_bench_tables(facts), facts)
+    return BenchReport(render(*_bench_tables(facts), *_profile_tables(facts)), facts)
 
 
 def _builds(context: Context, target: str, precisions: Sequence[str]) -> list[BuildStep]:
@@ -170,7 +181,20 @@ def _builds(context: Context, target: str, precisions: Sequence[str]) -> list[Bu
     return chosen
 
 
-def _bench_tables(facts: dict[str, Any]) -> str:
+def _profile_tables(facts: dict[str, Any]) -> Iterator[Any]:
+    """Time by operator, a table for every precision that has one."""
+    for precision, rows in facts.get("profile", {}).items():
+        if not rows:
+            yield f"{precision}: this runtime does not tell the time by operator"
+            continue
+        table = Table(*rows[0], title=f"{precision} by operator", box=None)
+        for row in rows:
+            cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+            table.add_row(*cells)
+        yield table
+
+
+def _bench_tables(facts: dict[str, Any]) -> list[Any]:
     """Latency by batch size, phase and runner, and what it was measured on."""
     table = Table(
         "batch", "what", "phase", "p50 ms", "95 % interval", "p90", "p99", "n", "images/s"
@@ -202,7 +226,7 @@ def _bench_tables(facts: dict[str, Any]) -> str:
             lines.append(f"{name}: not measured: {number['why']}")
     for name, cold in facts["cold_start_ms"].items():
         lines.append(f"{name}: {cold:.0f} ms from opening to the first logits")
-    return render(table, *lines)
+    return [table, *lines]
 
 
 def calibrate(config: Config, *, method: str | None, stored: str, limit: int | None) -> str:

@@ -117,7 +117,7 @@ class ValidationConfig(Section):
     images: Positive | None = Field(
         default=None, description="At most so many images; default: all."
     )
-    batch: Positive = 250
+    batch: Positive = 64
     gates: Gates = Gates()
 
 

@@ -113,8 +113,9 @@ class Source:
             )
         return path
 
+    @cached_property
     def checkpoint_hash(self) -> str:
-        """SHA-256 of the checkpoint's file; "random" for random weights."""
+        """SHA-256 of the checkpoint, one for the whole run; "random" for random weights."""
         path = self.checkpoint()
         return RANDOM if path is None else self.hashes.hash(path)
 

@@ -10,35 +10,10 @@ from typing import Any
 
 import psutil
 
+from pipeline.threads import granted
+
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-_CGROUP2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-_CGROUP1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-
-
-def granted_cpus() -> int:
-    """How many CPUs this process may use: affinity and container quota, not the host's count."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    quota = _quota()
-    return max(1, min(count, int(quota))) if quota is not None else count
-
-
-def _quota() -> float | None:
-    """CPUs that the control group grants; None without a limit."""
-    try:
-        limit, period = _CGROUP2_QUOTA.read_text().split()
-    except (OSError, ValueError):
-        try:
-            limit, period = _CGROUP1_QUOTA.read_text(), _CGROUP1_PERIOD.read_text()
-        except OSError:
-            return None
-    if limit.strip() in ("max", "-1"):
-        return None
-    return float(limit) / float(period)
 
 
 @functools.cache
@@ -56,7 +31,7 @@ def describe() -> dict[str, Any]:
     """The machine, as far as it can be read; what cannot be read is left out."""
     facts: dict[str, Any] = {
         "cpu": cpu_name(),
-        "cpus_granted": granted_cpus(),
+        "cpus_granted": granted(),
         "cpus_of_host": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "os": f"{platform.system()} {platform.release()}",

@@ -54,7 +54,7 @@ class BuildStep(Step):
         """The graph, or the checkpoint."""
         digests = super().made_from()
         if self.from_module:
-            digests["checkpoint"] = self.context.source.checkpoint_hash()
+            digests["checkpoint"] = self.context.source.checkpoint_hash
         return digests
 
     def tools(self) -> dict[str, str]:

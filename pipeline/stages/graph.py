@@ -51,7 +51,7 @@ class ExportStep(Step):
 
     def made_from(self) -> dict[str, str]:
         """The checkpoint."""
-        return {"checkpoint": self.context.source.checkpoint_hash()}
+        return {"checkpoint": self.context.source.checkpoint_hash}
 
     def tools(self) -> dict[str, str]:
         """The exporter's packages."""
@@ -187,11 +187,8 @@ class PrecisionStep(Step):
         needed = [simplify, calibration] if self.form.calibrated else [simplify]
         super().__init__(context, f"precision/{form}", needed)
         self.simplify, self.calibration = simplify, calibration
-        self.code = (
-            (type(self.form).__module__, "calibration")
-            if self.form.calibrated
-            else (type(self.form).__module__,)
-        )
+        own = (type(self.form).__module__, *self.form.code)
+        self.code = (*own, "calibration") if self.form.calibrated else own
 
     def inputs(self) -> Mapping[str, Any]:
         """Settings of the calibration, for forms that need it."""

@@ -35,7 +35,7 @@ class ReferenceStep(Step):
 
     def made_from(self) -> dict[str, str]:
         """The samples and the checkpoint."""
-        return {**super().made_from(), "checkpoint": self.context.source.checkpoint_hash()}
+        return {**super().made_from(), "checkpoint": self.context.source.checkpoint_hash}
 
     def tools(self) -> dict[str, str]:
         """PyTorch."""

@@ -219,6 +219,21 @@ class Target(ABC):
             ArtifactError: It is damaged.
         """
 
+    def profile(
+        self, artifact: Artifact, images: Images, *, threads: int | None = None
+    ) -> list[dict[str, Any]] | None:
+        """Time by operator, the most expensive first; None where the runtime cannot tell.
+
+        Args:
+            artifact: What `build` made.
+            images: Preprocessed images, (batch, channels, height, width).
+            threads: As for `open`.
+
+        Returns:
+            Rows of equal keys: a table.
+        """
+        return None
+
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """A faithful executor of the artifact on the CPU, or None if there is none.
 

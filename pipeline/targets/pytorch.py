@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.system import cpu_name, granted_cpus
+from pipeline.system import cpu_name
 from pipeline.targets.base import Images, Logits, Runner
+from pipeline.threads import resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,13 +18,16 @@ class TorchRunner(Runner):
     Args:
         module: A network in evaluation mode.
         threads: CPU threads; None for as many as this process may use.
+
+    Raises:
+        InputError: More threads are asked for than this process may use.
     """
 
     def __init__(self, module: nn.Module, threads: int | None = None) -> None:
         import torch
 
         self.module = module
-        self.threads = threads or granted_cpus()
+        self.threads = resolve(threads)
         self.before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self.device = (

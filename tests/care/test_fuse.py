@@ -26,6 +26,9 @@ VARIANTS = {"care_s0": 224, "care_s1": 224, "care_s2": 224, "care_tiny": 64}
 class RoundToHalf(TorchDispatchMode):
     """Rounds the result of every operation to float16, computing it in float32."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

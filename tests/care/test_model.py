@@ -11,9 +11,9 @@ import timm
 import torch
 from torch import nn
 
-import care
+import care  # noqa: F401  registers our networks with timm
 from care.errors import ModelError
-from care.model import Care
+from care.model import AttentionMixer, Care
 
 Images = Callable[[int, int], npt.NDArray[np.float32]]
 Maker = Callable[[str], nn.Module]
@@ -98,7 +98,8 @@ def test_mixed_precision_keeps_the_attention_in_float32(images: Images) -> None:
     model = tiny().eval()
     # Queries and keys so large that the published form overflows in float16.
     for module in model.modules():
-        if hasattr(module, "qk"):
+        if isinstance(module, AttentionMixer):
+            assert module.qk.bias is not None
             module.qk.bias.data.fill_(300.0)
     x = torch.from_numpy(images(2, 64))
     with torch.no_grad():
@@ -195,8 +196,7 @@ def test_weights_that_are_not_there_are_not_made_up(name: str) -> None:
 
 
 def test_dimensions_that_do_not_fit_are_refused() -> None:
-    shape = {"depths": (1,), "ratios": ((2, 2),)}
     with pytest.raises(ModelError, match="three times"):
-        care.model.Care(feature_dims=(20,), mem_dims=(8,), head_dims=(None,), **shape)
+        Care((1,), feature_dims=(20,), mem_dims=(8,), ratios=((2, 2),), head_dims=(None,))
     with pytest.raises(ModelError, match="no multiple of the attention head width"):
-        care.model.Care(feature_dims=(24,), mem_dims=(8,), head_dims=(16,), **shape)
+        Care((1,), feature_dims=(24,), mem_dims=(8,), ratios=((2, 2),), head_dims=(16,))

@@ -22,6 +22,11 @@ def write_files(folder: Path) -> dict[str, Any]:
     return {"nodes": 3}
 
 
+def write_one(folder: Path) -> dict[str, Any]:
+    (folder / "only").write_text("x")
+    return {}
+
+
 def make(folder: Path, build: Callable[[Path], Mapping[str, Any]] = write_files) -> Artifact:
     return artifact.make(
         folder,
@@ -49,7 +54,7 @@ def test_what_was_made_is_read_back(tmp_path: Path) -> None:
 def test_digest_is_that_of_the_content(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a"), make(tmp_path / "b")
     assert first.digest == second.digest
-    changed = make(tmp_path / "c", lambda f: (f / "model.bin").write_bytes(b"x") and {})
+    changed = make(tmp_path / "c", write_one)
     assert changed.digest != first.digest
 
 
@@ -122,7 +127,7 @@ def test_a_failing_build_keeps_what_was_there(tmp_path: Path) -> None:
 
 def test_a_new_build_replaces_all_of_the_old(tmp_path: Path) -> None:
     make(tmp_path / "a")
-    new = make(tmp_path / "a", lambda f: (f / "only").write_text("x") and {})
+    new = make(tmp_path / "a", write_one)
     new.verify()
     assert set(new.files) == {"only"}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,7 @@ def finished(config: Path) -> Path:
 
 
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def copied(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A configuration and a copy of the finished run to change."""
     engines = tmp_path / "engines"
     shutil.copytree(finished.parent, engines)

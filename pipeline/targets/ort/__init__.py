@@ -6,7 +6,6 @@ layout.py   the blocked layout that this CPU uses
 tune.py     which way of running is the fastest here
 profile.py  what really ran, node by node
 session.py  session settings, errors, silence
-threads.py  how many threads this process may use
 """
 
 from pipeline.targets.ort.target import OrtOptions, OrtTarget, profile

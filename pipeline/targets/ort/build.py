@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import threads as cpu
 from pipeline.errors import ArtifactError, BuildError
 from pipeline.measure import compare
 from pipeline.system import cpu_name
 from pipeline.targets.base import BuildJob, Images, Logits, Network
-from pipeline.targets.ort import threads as cpu
 from pipeline.targets.ort.layout import PROBE, block_size, write_probe
 from pipeline.targets.ort.profile import counts, trace
 from pipeline.targets.ort.session import PROVIDERS, Settings, errors, runtime, start

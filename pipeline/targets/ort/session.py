@@ -106,7 +106,7 @@ def start(model: Path, settings: Settings, threads: int, profile_prefix: Path | 
     Args:
         model: An ONNX file.
         settings: How to open it.
-        threads: How many threads, see `pipeline.targets.ort.threads`.
+        threads: How many threads, see `pipeline.threads`.
         profile_prefix: Where to write the time of every node, if at all.
 
     Raises:

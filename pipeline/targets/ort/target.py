@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from pipeline import threads as cpu
 from pipeline.artifact import Artifact
 from pipeline.errors import ArtifactError, InputError, UnavailableError
 from pipeline.system import cpu_name
@@ -24,7 +26,6 @@ from pipeline.targets.base import (
     Target,
     TargetOptions,
 )
-from pipeline.targets.ort import threads as cpu
 from pipeline.targets.ort.build import BLOCKED, PORTABLE, try_models, write_models
 from pipeline.targets.ort.layout import PROBE, block_size
 from pipeline.targets.ort.profile import Row, table, trace
@@ -164,6 +165,12 @@ class OrtTarget(Target):
         if chosen != "cpu" and provider not in runtime().get_available_providers():
             return f"this onnxruntime has no {provider}: install a build that has it"
         return None
+
+    def profile(
+        self, artifact: Artifact, images: Images, *, threads: int | None = None
+    ) -> list[dict[str, Any]]:
+        """See `Target.profile`."""
+        return [asdict(row) for row in profile(artifact, images, threads=threads)]
 
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
         """See `Target.open`.

@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-from pipeline import artifact
+from pipeline import artifact, threads
 from pipeline.artifact import Artifact
 from pipeline.errors import ArtifactError, BuildError, InputError, UnavailableError
 from pipeline.targets.base import BuildJob, Images, Logits, Network
-from pipeline.targets.ort import OrtOptions, OrtTarget, profile, threads
+from pipeline.targets.ort import OrtOptions, OrtTarget, profile
 from pipeline.targets.ort.build import BLOCKED, PORTABLE
 from pipeline.targets.ort.target import how_to_open
 
