@@ -1,0 +1,180 @@
+"""Where a package departs from PyTorch: errors layer by layer, by the modules' names.
+
+    errors = diff(artifact, module, images)
+    first = jump(errors)            # the first layer where the error jumps, or None
+
+Values of the exported torch program and tensors of the saved package have the same names, up to
+what converters append, so that both can be traced and compared one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.artifact import Artifact
+from pipeline.errors import ArtifactError
+from pipeline.targets.base import Images, Network
+from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.network import Normalization, deploy
+from pipeline.targets.coreml.runner import pixels_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+_FLOOR = 1e-3
+_JUMP = 4.0
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one tensor of the package is from PyTorch's.
+
+    Attributes:
+        module: Dotted name of the torch module that computes it; "" for the network itself.
+        tensor: Its name in the package.
+        operation: The operation that makes it.
+        line: That operation's line in the program.
+        relative: Euclidean norm of the difference over that of PyTorch's values.
+        largest: Largest absolute difference.
+    """
+
+    module: str
+    tensor: str
+    operation: str
+    line: int
+    relative: float
+    largest: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def diff(
+    artifact: Artifact,
+    module: nn.Module,
+    images: Images,
+    *,
+    precision: Literal["float32", "half"] = "half",
+) -> list[LayerError]:
+    """Compare a built package with the module that it was made from, tensor by tensor.
+
+    Args:
+        artifact: What `CoreMLTarget` built.
+        module: The fused float32 module.
+        images: A few preprocessed images, (batch, channels, height, width): all tensors of all of
+            them are in memory at once.
+        precision: Round as the package's types say, or not at all.
+
+    Returns:
+        In the order of the program: every tensor that has a counterpart.
+
+    Raises:
+        ArtifactError: The package was not made from this module.
+        InputError: The images are not preprocessed 8-bit images.
+    """
+    from pipeline.targets.coreml.target import MODEL, network_of
+
+    return diff_package(artifact.folder / MODEL, network_of(artifact), module, images, precision)
+
+
+def diff_package(
+    package: Path,
+    network: Network,
+    module: nn.Module,
+    images: Images,
+    precision: Literal["float32", "half"] = "half",
+) -> list[LayerError]:
+    """Like `diff`, for a package's folder."""
+    from pipeline.reference.mil_executor import MilExecutor
+    from pipeline.reference.mil_record import module_owners, torch_name
+
+    normalization = Normalization.of(network)
+    pixels = pixels_of(images, normalization)
+    program = deploy(module, network).program
+    owners = module_owners(program)
+    wanted = _values(program, normalization.shifted(images))
+    results = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    renamed = {saved.LOGITS: results[0].name, saved.PROBABILITIES: results[1].name}
+    executor = MilExecutor(package, precision=precision)
+    made_by = {name: op for op in executor.program.operations for name, _ in op.outputs}
+    errors, seen = [], set()
+    for tensor, found in executor.trace(pixels).items():
+        name = renamed.get(tensor, torch_name(tensor))
+        expected = wanted.get(name)
+        # The first of several tensors of a value is the value; what follows are casts of it.
+        if expected is None or name in seen or expected.shape != found.shape:
+            continue
+        seen.add(name)
+        operation = made_by[tensor]
+        errors.append(
+            LayerError(
+                owners.get(name, "").removeprefix("network").removeprefix("."),
+                tensor,
+                operation.type,
+                operation.line,
+                *_error(found, expected),
+            )
+        )
+    if not errors:
+        raise ArtifactError(f"{package} has no tensor of {network.name}: it is of another network")
+    return errors
+
+
+def jump(errors: Sequence[LayerError]) -> LayerError | None:
+    """The first layer whose error is several times that of all before it, and no mere rounding."""
+    before = _FLOOR / _JUMP
+    for error in errors:
+        # Written so that NaN is a jump.
+        if not error.relative <= _JUMP * before:
+            return error
+        before = max(before, error.relative)
+    return None
+
+
+def by_module(errors: Sequence[LayerError]) -> list[LayerError]:
+    """One line a module: its last tensor."""
+    last = {error.module: error for error in errors}
+    return list(last.values())
+
+
+def _error(found: Any, expected: Any) -> tuple[float, float]:
+    difference = found.astype(np.float64) - expected
+    if not np.isfinite(difference).all():
+        return float("nan"), float("nan")
+    norm = max(float(np.linalg.norm(expected)), float(np.finfo(np.float32).tiny))
+    return float(np.linalg.norm(difference)) / norm, float(np.abs(difference).max())
+
+
+def _values(program: ExportedProgram, images: Images) -> dict[str, Any]:
+    """Every floating-point value of an exported program, (batch, …), by name."""
+    import torch
+    from torch.export.graph_signature import InputKind
+
+    values: dict[str, list[Any]] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            result = super().run_node(n)
+            if n.op == "call_function" and isinstance(result, torch.Tensor):
+                values.setdefault(n.name, []).append(result.numpy())
+            return result
+
+    def argument(spec: Any, image: torch.Tensor) -> Any:
+        if spec.kind is InputKind.USER_INPUT:
+            return image
+        stored = program.state_dict if spec.target in program.state_dict else program.constants
+        return stored[spec.target]
+
+    with torch.inference_mode():
+        # The program was exported for a single image.
+        for image in torch.from_numpy(np.ascontiguousarray(images)).split(1):
+            arguments = [argument(spec, image) for spec in program.graph_signature.input_specs]
+            Recorder(program.graph_module).run(*arguments)
+    return {name: np.concatenate(parts) for name, parts in values.items() if parts[0].ndim}

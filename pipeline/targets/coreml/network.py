@@ -1,0 +1,174 @@
+"""The exported torch program that a Core ML package is converted from.
+
+A package takes 8-bit pixels. Core ML's image inputs know one scale for all channels and a bias for
+each, so that they express `pixel / 255 - mean` exactly; the division by the standard deviation goes
+into the weights of the first convolution, which is exact too, or becomes a multiplication where the
+network does not begin with a plain convolution. The network gives logits and probabilities.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import BuildError, ConfigError
+from pipeline.targets.base import Images, Network
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What happens to a pixel: `(pixel / 255 - mean) / std`, channel by channel.
+
+    Attributes:
+        mean: For pixels scaled to 0 … 1.
+        std: For pixels scaled to 0 … 1.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, network: Network) -> Normalization:
+        """Read it from a network's preprocessing.
+
+        Raises:
+            ConfigError: The network has neither one nor three channels, or mean and std do not fit.
+        """
+        channels = network.input_shape[0]
+        mean, std = (tuple(map(float, network.preprocess[key])) for key in ("mean", "std"))
+        if channels not in (1, 3):
+            raise ConfigError(
+                f"Core ML's image inputs have 1 or 3 channels, {network.name} takes {channels}: "
+                "remove coreml from its targets"
+            )
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise ConfigError(
+                f"{network.name} takes {channels} channels, its preprocessing has mean {list(mean)}"
+                f" and std {list(std)}: give one positive std and one mean a channel"
+            )
+        return cls(mean, std)
+
+    def shifted(self, images: Images) -> Images:
+        """From preprocessed images to what enters the exported network: without the division."""
+        return images * np.asarray(self.std, np.float32).reshape(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A network as it is converted.
+
+    Attributes:
+        program: Takes `pixel / 255 - mean`, gives logits and probabilities.
+        folded: The division by the standard deviation is in a convolution's weights.
+    """
+
+    program: ExportedProgram
+    folded: bool
+
+
+def deploy(module: nn.Module, network: Network) -> Deployed:
+    """Export a network with its normalization's division and a softmax.
+
+    Args:
+        module: Takes preprocessed images, (batch, channels, height, width), gives logits. Stays as
+            it is.
+        network: Shape and preprocessing.
+
+    Raises:
+        BuildError: torch cannot export the network.
+        ConfigError: See `Normalization.of`, or the labels do not fit the logits.
+    """
+    normalization = Normalization.of(network)
+    divisor = None if set(normalization.std) == {1.0} else normalization.std
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    program = _export(module, network, None)
+    _check_logits(program, network)
+    if divisor is None:
+        return Deployed(program, True)
+    if _fold(program, divisor):
+        return Deployed(program, True)
+    return Deployed(_export(module, network, divisor), False)
+
+
+def _export(
+    module: nn.Module, network: Network, divisor: tuple[float, ...] | None
+) -> ExportedProgram:
+    import torch
+
+    class Classifier(torch.nn.Module):
+        """Logits and probabilities of images that were not divided by `divisor` yet."""
+
+        factor: torch.Tensor | None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = module
+            factor = None if divisor is None else 1 / torch.tensor(divisor, dtype=torch.float64)
+            self.register_buffer(
+                "factor", None if factor is None else factor.float()[:, None, None]
+            )
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.network(image if self.factor is None else image * self.factor)
+            return logits, logits.softmax(-1)
+
+    example = torch.zeros(1, *network.input_shape)
+    try:
+        program: ExportedProgram = torch.export.export(
+            Classifier().eval(), (example,)
+        ).run_decompositions({})
+    # torch.export raises whatever the traced code or its compiler does.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BuildError(f"torch.export cannot export {network.name}: {reason}") from error
+    _bound_from_below(program)
+    return program
+
+
+def _bound_from_below(program: ExportedProgram) -> None:
+    """Make one-sided clamps maxima: coremltools gives a clamp the upper bound infinity."""
+    import torch
+
+    for node in program.graph.nodes:
+        if node.target == torch.ops.aten.clamp.default:
+            low, high = (*node.args[1:], None, None)[:2]
+            if low is not None and high is None and not node.kwargs:
+                node.target, node.args = torch.ops.aten.clamp_min.default, (node.args[0], low)
+
+
+def _check_logits(program: ExportedProgram, network: Network) -> None:
+    (results,) = next(node for node in program.graph.nodes if node.op == "output").args
+    shape = tuple(results[0].meta["val"].shape)
+    if shape != (1, len(network.labels)):
+        raise ConfigError(
+            f"{network.name} has {len(network.labels)} labels, the network gives logits of shape "
+            f"{shape}: give one label a class"
+        )
+
+
+def _fold(program: ExportedProgram, std: tuple[float, ...]) -> bool:
+    """Divide the weights of the first convolution by `std`; False if there is no plain one."""
+    import torch
+
+    signature = program.graph_signature
+    (image,) = (n for n in program.graph.nodes if n.name in signature.user_inputs)
+    users = list(image.users)
+    if len(users) != 1 or users[0].target != torch.ops.aten.conv2d.default:
+        return False
+    convolution: Any = users[0]
+    weight = convolution.args[1]
+    groups = convolution.args[6] if len(convolution.args) > 6 else 1
+    name = signature.inputs_to_parameters.get(weight.name)
+    if name is None or len(weight.users) != 1 or groups != 1:
+        return False
+    old = program.state_dict[name]
+    divided = old.double() / torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1, 1)
+    program.state_dict[name] = torch.nn.Parameter(divided.to(old.dtype), requires_grad=False)
+    return True

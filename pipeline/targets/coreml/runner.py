@@ -1,0 +1,201 @@
+"""Running Core ML packages: by Core ML on a Mac, or by the ML Program executor anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import measure
+from pipeline.errors import ArtifactError, InputError
+from pipeline.targets.base import Images, Logits, Network, Runner
+from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.convert import COMPUTE_UNITS
+from pipeline.targets.coreml.network import Normalization
+
+if TYPE_CHECKING:
+    from pipeline.reference.mil_executor import MilExecutor
+
+Pixels = npt.NDArray[np.uint8]
+"""(batch, height, width, channels), as image files hold them."""
+
+_WHOLE = 1e-3
+"""How far a pixel may be from a whole number: float32 keeps normalized pixels much closer."""
+
+_PROBABILITY_ERROR = 5e-3
+"""float16 keeps 11 bits of a probability, and Core ML's exponential is an approximation."""
+
+_NOTED_IMAGES = 32
+
+
+def pixels_of(images: Images, normalization: Normalization) -> Pixels:
+    """Undo the normalization: the pixels that preprocessed images were made from, exactly.
+
+    Args:
+        images: float32 (batch, channels, height, width).
+        normalization: What was applied to them.
+
+    Raises:
+        InputError: They are no preprocessed 8-bit images.
+    """
+    channels = len(normalization.mean)
+    if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != channels:
+        raise InputError(
+            f"the package takes float32 images of shape (batch, {channels}, height, width), not "
+            f"{images.dtype} of shape {images.shape}"
+        )
+    mean, std = (
+        np.asarray(values).reshape(1, -1, 1, 1)
+        for values in (normalization.mean, normalization.std)
+    )
+    values = (images * std + mean) * 255
+    whole = np.rint(values)
+    # Written so that NaN is refused.
+    if not (np.abs(values - whole) <= _WHOLE).all() or whole.min() < 0 or whole.max() > 255:
+        raise InputError(
+            "a Core ML package takes 8-bit pixels, and these images were not made from such by its "
+            "preprocessing: use the preprocessing that the artifact states"
+        )
+    return np.ascontiguousarray(whole.astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def check_probabilities(logits: Logits, probabilities: Logits, package: Path) -> None:
+    """Check that a package's probabilities are the softmax of its logits, (batch, classes) both.
+
+    Raises:
+        ArtifactError: They are not, as in a package without a softmax.
+    """
+    usable = np.isfinite(logits).all(1)
+    powers = np.exp(logits[usable] - logits[usable].max(1, keepdims=True, initial=-np.inf))
+    error = np.abs(probabilities[usable] - powers / powers.sum(1, keepdims=True)).max(initial=0)
+    if not error <= _PROBABILITY_ERROR:
+        raise ArtifactError(
+            f"{package}: its probabilities are no softmax of its logits (they differ by up to "
+            f"{error:.3g}): the conversion is damaged, build it again"
+        )
+
+
+class EmulatedRunner(Runner):
+    """A package evaluated by the ML Program executor on the CPU.
+
+    Args:
+        package: The package's folder.
+        network: Its preprocessing.
+    """
+
+    def __init__(self, package: Path, network: Network) -> None:
+        from pipeline.reference.mil_executor import MilExecutor
+
+        self._package, self._normalization = package, Normalization.of(network)
+        self._executor: MilExecutor | None = MilExecutor(package)
+        # What the program means without rounding, and where float16 is short of range.
+        self._exact = MilExecutor(package, precision="float32", record=True)
+        self._noted: list[tuple[Logits, Logits]] = []
+        self.device = "ML Program executor on the CPU, results rounded to float16 where typed so"
+
+    def __call__(self, images: Images) -> Logits:
+        """Logits of preprocessed images, by way of their pixels."""
+        if self._executor is None:
+            raise InputError("the runner is closed: open the artifact again")
+        pixels = pixels_of(images, self._normalization)
+        logits = answer(self._executor, pixels, self._package)
+        count = _NOTED_IMAGES - sum(len(exact) for exact, _ in self._noted)
+        if count > 0:
+            exact = answer(self._exact, pixels[:count], self._package)
+            self._noted.append((exact, logits[:count]))
+        return logits
+
+    def notes(self) -> dict[str, Any]:
+        """How far rounding moved the logits, and the range of the network's values."""
+        if not self._noted:
+            return {}
+        exact, rounded = (np.concatenate(part) for part in zip(*self._noted, strict=True))
+        difference = measure.compare(rounded, exact)
+        ranges = [entry for entry in self._exact.ranges() if entry.largest > 0]
+        widest = max(ranges, key=lambda entry: entry.largest)
+        return {
+            "images": len(exact),
+            "float16_relative_error": difference.relative_error,
+            "float16_flips": difference.flips,
+            "overflows": sum(entry.overflows for entry in ranges),
+            "subnormals": sum(entry.subnormals for entry in ranges),
+            "vanished": sum(entry.vanished for entry in ranges),
+            "largest_value": widest.largest,
+            "largest_value_at": f"{widest.name} ({widest.operation})",
+        }
+
+    def close(self) -> None:
+        """Let go of the package."""
+        self._executor = None
+
+
+def answer(executor: MilExecutor, pixels: Pixels, package: Path) -> Logits:
+    """Logits of pixels by an executor, with the probabilities checked against them."""
+    answers = executor.predict(pixels)
+    if saved.LOGITS not in answers or saved.LABEL_PROBABILITIES not in answers:
+        raise ArtifactError(f"{package} is no classifier with logits: build it again")
+    logits: Logits = answers[saved.LOGITS]
+    check_probabilities(logits, answers[saved.LABEL_PROBABILITIES], package)
+    return logits
+
+
+class CoreMLRunner(Runner):
+    """A package run by Core ML, on a Mac.
+
+    Args:
+        package: The package's folder.
+        network: Its labels and preprocessing.
+        compute_units: One of `COMPUTE_UNITS`.
+
+    Raises:
+        ArtifactError: Core ML does not load the package.
+    """
+
+    def __init__(self, package: Path, network: Network, compute_units: str) -> None:
+        import platform
+
+        import coremltools as ct
+
+        self._package, self._labels = package, network.labels
+        self._normalization = Normalization.of(network)
+        units = getattr(ct.ComputeUnit, COMPUTE_UNITS[compute_units])
+        try:
+            self._model: Any = ct.models.MLModel(str(package), compute_units=units)
+        # coremltools hands on Core ML's own refusal as a bare exception.
+        except Exception as error:
+            raise ArtifactError(f"Core ML does not load {package}: {error}") from error
+        self.device = (
+            f"Core ML, macOS {platform.mac_ver()[0]}, {platform.machine()}, "
+            f"{compute_units.replace('_', ' ')}"
+        )
+
+    def __call__(self, images: Images) -> Logits:
+        """Logits of preprocessed images, by way of their pixels."""
+        if self._model is None:
+            raise InputError("the runner is closed: open the artifact again")
+        pixels = pixels_of(images, self._normalization)
+        # Several images go to Core ML in one call, which batches them as it sees fit.
+        inputs = [{saved.IMAGE: _picture(image)} for image in pixels]
+        answers = [self._model.predict(inputs[0])] if len(inputs) == 1 else self._predict(inputs)
+        logits = np.concatenate([a[saved.LOGITS].reshape(1, -1) for a in answers])
+        probabilities = np.array(
+            [[a[saved.LABEL_PROBABILITIES][label] for label in self._labels] for a in answers]
+        )
+        check_probabilities(logits, probabilities, self._package)
+        return logits.astype(np.float32)
+
+    def _predict(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = self._model.predict(inputs)
+        return answers
+
+    def close(self) -> None:
+        """Let go of the package."""
+        self._model = None
+
+
+def _picture(pixels: Pixels) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,0 +1,229 @@
+"""The Core ML target: what the pipeline sees of it.
+
+A package takes one image at a time, whatever batch the other targets are built for: Core ML batches
+predictions itself.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.artifact import Artifact
+from pipeline.errors import ArtifactError, ConfigError, UnavailableError
+from pipeline.targets.base import (
+    MODULE,
+    BuildJob,
+    Network,
+    Requirement,
+    Runner,
+    Target,
+    TargetOptions,
+)
+from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
+from pipeline.targets.coreml.quiet import logged
+from pipeline.targets.coreml.recipes import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from pipeline.reference.mil_program import Program
+
+MODEL = "model.mlpackage"
+SPECIFICATION_VERSIONS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
+_MAC = (
+    "Core ML predictions need macOS 13 or newer: run the same command on a Mac, or import what was "
+    "measured on a device: python -m pipeline bench --target coreml --import FILE"
+)
+
+
+class CoreMLOptions(TargetOptions):
+    """Options of the Core ML target."""
+
+    deployment_target: Literal["iOS16", "iOS17", "iOS18"] = Field(
+        default="iOS16", description="Oldest system that runs the package (macOS 13, 14, 15)."
+    )
+    compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"] = Field(
+        default="all", description="What may run it, where it runs on a Mac."
+    )
+    float32_operations: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=("reduce_mean", "real_div", "matmul", "layer_norm", "softmax"),
+        description="Precision mixed: MIL operations that compute in float32.",
+    )
+    weight_threshold: int = Field(
+        default=2048, gt=0, description="Weights with fewer numbers are not compressed."
+    )
+    calibration_images: int = Field(
+        default=128, gt=0, description="Images for w8a8 and auto, of the calibration set."
+    )
+    max_top1_drop: float = Field(
+        default=0.005, ge=0, le=1, description="Precision auto: most top-1 that may be lost."
+    )
+    max_size_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Precision auto: largest size of the package, in 10^6 bytes.",
+    )
+
+
+class CoreMLTarget(Target):
+    """Builds Core ML packages anywhere, runs them on a Mac and emulates them elsewhere."""
+
+    name = "coreml"
+    title = "Core ML"
+    precisions = dict.fromkeys(RECIPES, MODULE)
+    options = CoreMLOptions
+    calibrated = frozenset(name for name, recipe in RECIPES.items() if recipe.calibrated)
+    code = (
+        "pipeline.targets.coreml.network",
+        "pipeline.targets.coreml.convert",
+        "pipeline.targets.coreml.package",
+        "pipeline.targets.coreml.compress",
+        "pipeline.targets.coreml.recipes",
+        "pipeline.targets.coreml.quantize",
+        "pipeline.targets.coreml.search",
+        "calibration.observe",
+        "calibration.ranges",
+        "pipeline.targets.coreml.verify",
+    )
+
+    def requirements(self) -> list[Requirement]:
+        """What building and running need."""
+        found = metadata.version("coremltools") if find_spec("coremltools") else None
+        mac = platform.mac_ver()[0] or None
+        return [
+            Requirement("coremltools", found, "build", "pip install coremltools"),
+            Requirement("macOS", mac, "run", _MAC),
+        ]
+
+    def versions(self) -> dict[str, str]:
+        """Of what converts."""
+        return {name: metadata.version(name) for name in ("coremltools", "torch")}
+
+    def check(self, precision: str, options: TargetOptions) -> None:
+        """Refuse what a deployment target does not have."""
+        assert isinstance(options, CoreMLOptions)
+        recipe, order = RECIPES[precision], DEPLOYMENT_TARGETS.index
+        if order(options.deployment_target) < order(recipe.deployment_target):
+            raise ConfigError(
+                f"coreml: precision {precision} needs {recipe.deployment_target}: set "
+                f"deployment_target: {recipe.deployment_target}, not {options.deployment_target}"
+            )
+        if precision == "mixed" and not options.float32_operations:
+            raise ConfigError(
+                "coreml: precision mixed needs float32_operations; without them it is fp16"
+            )
+
+    def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
+        """Convert, compress, verify."""
+        if find_spec("coremltools") is None:
+            raise UnavailableError("coremltools is not installed: pip install coremltools")
+        self.check(job.precision, job.options)
+        with logged(job.log):
+            return _build(job, folder / MODEL, RECIPES[job.precision])
+
+    def inspect(self, artifact: Artifact) -> str:
+        """Read the whole program with its weights; on a Mac, load it."""
+        program = _program(artifact)
+        count = sum(op.type != "const" for op in program.operations)
+        read = f"{count} operations, {len(program.labels)} labels"
+        if self.missing(artifact) is None:
+            with self.open(artifact):
+                return f"loaded by Core ML: {read}"
+        return f"specification and weights read: {read}"
+
+    def missing(self, artifact: Artifact) -> str | None:
+        """A Mac."""
+        return _MAC if platform.system() != "Darwin" else None
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
+        """Load the package with Core ML."""
+        if missing := self.missing(artifact):
+            raise UnavailableError(missing)
+        from pipeline.targets.coreml.runner import CoreMLRunner
+
+        artifact.verify()
+        network = network_of(artifact)
+        return CoreMLRunner(artifact.folder / MODEL, network, artifact.facts["compute_units"])
+
+    def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
+        """The ML Program executor over the saved package."""
+        from pipeline.targets.coreml.runner import EmulatedRunner
+
+        artifact.verify()
+        return EmulatedRunner(artifact.folder / MODEL, network_of(artifact))
+
+
+def network_of(artifact: Artifact) -> Network:
+    """What an artifact states of its network.
+
+    Raises:
+        ArtifactError: It states nothing.
+    """
+    try:
+        plain: Mapping[str, Any] = artifact.facts["network"]
+        channels, height, width = plain["input_shape"]
+        return Network(
+            plain["name"], tuple(plain["labels"]), (channels, height, width), plain["preprocess"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{artifact.folder} states no network: build it again") from error
+
+
+def _program(artifact: Artifact) -> Program:
+    """Read the package and check that it is the one that the artifact describes."""
+    from pipeline.reference.mil_program import read_program
+
+    package = artifact.folder / MODEL
+    program, network = read_program(package), network_of(artifact)
+    version = SPECIFICATION_VERSIONS[artifact.facts["deployment_target"]]
+    if program.specification > version:
+        raise ArtifactError(
+            f"{package} has specification version {program.specification}, "
+            f"{artifact.facts['deployment_target']} reads up to {version}: build it again"
+        )
+    if program.labels != network.labels:
+        raise ArtifactError(
+            f"{package} has {len(program.labels)} labels that are not the {len(network.labels)} "
+            "of its network: build it again"
+        )
+    return program
+
+
+def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
+    from pipeline.reference.mil_program import read_program
+    from pipeline.targets.coreml import package as saved
+    from pipeline.targets.coreml.verify import verify
+
+    options, network = job.options, job.network
+    assert isinstance(options, CoreMLOptions)
+    deployed, prepared = recipe.deploy(job)
+    if not deployed.folded:
+        job.log("the network begins with no plain convolution: std becomes a multiplication")
+    core = convert(
+        deployed, network, options.deployment_target, recipe.float32(options.float32_operations)
+    )
+    model, found = recipe.compress(core, job)
+    finish(model, network, package, job.precision)
+    program = read_program(package)
+    operations = [op.type for op in program.operations if op.type != "const"]
+    return {
+        "deployment_target": options.deployment_target,
+        "compute_units": options.compute_units,
+        "std": "folded" if deployed.folded else "multiplied",
+        "size": saved.size(package),
+        "operations": {kind: operations.count(kind) for kind in sorted(set(operations))},
+        "network": {
+            "name": network.name,
+            "labels": list(network.labels),
+            "input_shape": list(network.input_shape),
+            "preprocess": dict(network.preprocess),
+        },
+        "verified": verify(package, job.module(), network, recipe.limits),
+        **prepared,
+        **found,
+    }

@@ -1,0 +1,128 @@
+"""Every package is held against the module that it was made from before it counts as built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline import measure
+from pipeline.errors import BuildError
+from pipeline.targets.base import Images, Logits, Network
+from pipeline.targets.coreml.network import Normalization
+from pipeline.targets.coreml.runner import Pixels, answer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Mode = Literal["float32", "half"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest relative errors of logits, Euclidean.
+
+    Attributes:
+        exact: Of the program without rounding; None for packages whose weights were changed.
+        rounded: With every result rounded to its type; None likewise.
+    """
+
+    exact: float | None
+    rounded: float | None
+
+
+FLOAT32 = Limits(1e-4, 1e-4)
+# Usual are 0.001 and 0.002. Where features vary as little as the epsilon of a LayerNorm, as in a
+# network before its training, weights and epsilon in float16 alone come to a percent.
+FLOAT16 = Limits(2e-2, 5e-2)
+COMPRESSED = Limits(None, None)
+
+
+def probes(network: Network, count: int = 4) -> Pixels:
+    """Pictures with structure at every scale, always the same: (count, height, width, channels)."""
+    channels, height, width = network.input_shape
+    rng = np.random.default_rng(0)
+    values = np.zeros((count, height, width, channels))
+    cells = 1
+    while cells <= min(height, width):
+        rows, columns = (np.arange(side) * cells // side for side in (height, width))
+        coarse = rng.normal(size=(count, cells, cells, channels))
+        values += coarse[:, rows][:, :, columns]
+        cells *= 4
+    scaled: Pixels = np.clip(128 + 45 * values, 0, 255).astype(np.uint8)
+    return scaled
+
+
+def preprocessed(pixels: Pixels, normalization: Normalization) -> Images:
+    """Normalize pixels (batch, height, width, channels) to (batch, channels, height, width)."""
+    mean, std = (
+        np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+        for values in (normalization.mean, normalization.std)
+    )
+    images = (pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std
+    return np.ascontiguousarray(images, np.float32)
+
+
+def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -> dict[str, Any]:
+    """Compare a package's logits with its module's on a few pictures.
+
+    Args:
+        package: A classifier of ours.
+        module: Takes preprocessed images, gives logits.
+        network: Shape and preprocessing.
+        limits: What is an error.
+
+    Returns:
+        The errors, for the artifact's facts.
+
+    Raises:
+        BuildError: The package computes something else than the module.
+    """
+    from pipeline.reference.mil_executor import MilExecutor
+
+    pixels = probes(network)
+    images = preprocessed(pixels, Normalization.of(network))
+    expected = _logits(module, images)
+    facts: dict[str, Any] = {"images": len(pixels)}
+    modes: tuple[tuple[Mode, str, float | None], ...] = (
+        ("float32", "exact", limits.exact),
+        ("half", "rounded", limits.rounded),
+    )
+    for mode, name, limit in modes:
+        executor = MilExecutor(package, precision=mode)
+        found = measure.compare(answer(executor, pixels, package), expected)
+        if not found.finite:
+            raise BuildError(
+                f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): a "
+                "value leaves the range of float16; use precision mixed or fp32"
+            )
+        if limit is not None and found.relative_error > limit:
+            raise BuildError(
+                f"{network.name}: the logits of the Core ML package differ from PyTorch's by "
+                f"{found.relative_error:.2g} of their size ({name} arithmetic, limit {limit:g}); "
+                f"{_where(package, module, network, images, mode)}"
+            )
+        facts[f"{name}_relative_error"] = found.relative_error
+        facts[f"{name}_flips"] = found.flips
+    return facts
+
+
+def _where(package: Path, module: nn.Module, network: Network, images: Images, mode: Mode) -> str:
+    """Where the error begins, for the message of a build that failed and left no package."""
+    from pipeline.targets.coreml.diff import diff_package, jump
+
+    first = jump(diff_package(package, network, module, images[:1], mode))
+    if first is None:
+        return "it grows slowly over all layers"
+    return f"it begins at {first.module or 'the network itself'} ({first.operation} {first.tensor})"
+
+
+def _logits(module: nn.Module, images: Images) -> Logits:
+    import torch
+
+    with torch.inference_mode():
+        logits: Logits = module.eval()(torch.from_numpy(images)).numpy()
+    return logits
