@@ -532,7 +532,7 @@ def main(
     available = granted()
     if quick:
         models, batches, counts, seconds = ("care_s0",), (1,), (available,), min(seconds, 8.0)
-    counts = counts or tuple(range(1, min(granted, 2) + 1))
+    counts = counts or tuple(range(1, min(available, 2) + 1))
     if max(counts) > available:
         raise click.UsageError(f"--threads: this process may use {available} CPUs")
     machine = {**system.describe(), "load": system.load(), "date": time.strftime("%Y-%m-%d")}

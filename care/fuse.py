@@ -42,15 +42,14 @@ def scale_free_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         The attended values, (batch, heads, dim, tokens).
     """
-    tokens = q.shape[-1]
-    mean_k = k.mean(-1, keepdim=True)
-    scale_k = mean_k.mean(-2, keepdim=True).clamp(min=SMALLEST_NORMAL_HALF)
+    scale_k = k.mean(-1, keepdim=True).mean(-2, keepdim=True).clamp(min=SMALLEST_NORMAL_HALF)
     q = q / q.mean(-2, keepdim=True).clamp(min=SMALLEST_NORMAL_HALF)
-    mean_k = mean_k / scale_k
-    k = k / (scale_k * tokens)
+    # In two steps: scale times number of tokens may leave the range. What float16 makes of the
+    # second factor cancels too, for both products below take the same k.
+    k = k / scale_k * (1 / k.shape[-1])
     attended = (v @ k.transpose(-2, -1)) @ q
-    normalizer = (mean_k.transpose(-2, -1) @ q).clamp(min=SMALLEST_NORMAL_HALF)
-    return attended / normalizer
+    normalizer = k.sum(-1, keepdim=True).transpose(-2, -1) @ q
+    return attended / normalizer.clamp(min=SMALLEST_NORMAL_HALF)
 
 
 @dataclass(frozen=True)

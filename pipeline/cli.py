@@ -138,8 +138,14 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
 @click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time limit.")
 @click.option("--profile", is_flag=True, help="Also show the time by operator (ort).")
+@click.option(
+    "--import",
+    "imported",
+    type=click.Path(path_type=Path),
+    help="Take over what was measured on a device (coreml) instead of measuring.",
+)
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
-def bench(target: str, json_only: bool, **options: Any) -> None:
+def bench(target: str, json_only: bool, imported: Path | None, **options: Any) -> None:
     """Measure latency: a table, and one JSON object as the last line.
 
     The target's artifacts must have been built by `run`. Off the right hardware, says what is
@@ -148,6 +154,13 @@ def bench(target: str, json_only: bool, **options: Any) -> None:
     from pipeline import command
 
     config = load_config(options.pop("config"))
+    if imported is not None:
+        if target != "coreml":
+            raise click.UsageError("--import takes measurements of coreml only")
+        from pipeline import exchange
+
+        click.echo(exchange.import_coreml(config, imported))
+        return
     report = command.bench(config, target, **options)
     if not json_only:
         click.echo(report.text)
@@ -214,9 +227,54 @@ def export() -> None:
 @click.option("--precision", help="Default: the first that was built.")
 def triton(name: str, output: Path, repository: Path, target: str, precision: str | None) -> None:
     """Write the results NAME as a model of NVIDIA Triton Inference Server."""
+    from pipeline import exchange
+
+    click.echo(exchange.export_triton(output, name, repository, target=target, precision=precision))
+
+
+@export.command()
+@click.argument("name")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("engines"),
+    show_default=True,
+    help="Folder of the results.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("coreml-bench"),
+    show_default=True,
+    help="Where the Swift package shall lie; a new folder.",
+)
+@click.option("--precision", help="Default: the first that was built.")
+def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -> None:
+    """Write a Swift package that measures the Core ML model of the results NAME on a device."""
+    from pipeline import exchange
+
+    click.echo(exchange.export_coreml_bench(output, name, folder, precision=precision))
+
+
+@main.command()
+@click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("pipeline.yaml"),
+    show_default=True,
+    help="The configuration whose artifact to compare.",
+)
+@click.option("--precision", help="Default: the first of the configuration.")
+@click.option(
+    "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."
+)
+def diff(target: str, config: Path, precision: str | None, images: int) -> None:
+    """Compare a built model with PyTorch layer by layer, and say where the error jumps."""
     from pipeline import command
 
-    click.echo(command.export_triton(output, name, repository, target=target, precision=precision))
+    loaded = load_config(config)
+    click.echo(command.diff(loaded, target, precision=precision, images=images))
 
 
 @main.command()

@@ -13,7 +13,6 @@ import numpy as np
 from rich.table import Table
 
 from pipeline import check as checks
-from pipeline.artifact import MANIFEST, Artifact
 from pipeline.config import Config
 from pipeline.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.errors import GateFailedError, InputError, UnavailableError
@@ -28,7 +27,6 @@ from pipeline.stages.build import BuildStep
 from pipeline.stages.graph import GRAPH, ExportStep, SimplifyStep
 from pipeline.stages.samples import CalibrationStep, read_calibration
 from pipeline.targets import TARGETS
-from pipeline.targets.base import Network
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -62,10 +60,13 @@ def dry_run(config: Config, selection: Selection) -> str:
     """The plan, with the reason for every step."""
     with _log(config) as log:
         context = make_context(config, log, QuietConsole(sys.stderr))
-        table = Table("stage", "step", "runs because", box=None)
-        for step, why in plan_run(context, selection):
-            table.add_row(step.stage, step.name, why or "[dim]up to date[/]")
-    return render(table)
+        rows = [
+            (step.stage, step.name, why or "up to date")
+            for step, why in plan_run(context, selection)
+        ]
+    # Lines, not a table: reasons may name long paths, and scripts read this.
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows)
 
 
 def check(output: Path, name: str | None) -> int:
@@ -281,35 +282,29 @@ def _calibration_steps(context: Context) -> tuple[SimplifyStep, CalibrationStep]
     return simplify, calibration
 
 
-def export_triton(
-    output: Path, name: str, repository: Path, *, target: str, precision: str | None
-) -> str:
-    """Write a built artifact into a Triton model repository; returns what was written.
+def diff(config: Config, target: str, *, precision: str | None, images: int) -> str:
+    """Error of a built artifact against PyTorch, layer by layer, and where it jumps.
 
     Raises:
-        InputError: There is no such artifact, or Triton cannot run it.
+        InputError: The artifact is not built, or the target cannot compare layer by layer.
     """
-    from pipeline import triton
-
-    folder = checks.results(output, name)[0]
-    built = sorted(path.parent for path in (folder / target).glob(f"*/{MANIFEST}"))
-    found = [path for path in built if precision in (None, path.name)]
-    if not found:
-        known = ", ".join(path.name for path in built) or "none"
-        raise InputError(f"{folder} has no {target} artifact in that precision; built are: {known}")
-    artifact = Artifact.read(found[0])
-    artifact.verify()
-    network = network_of(Artifact.read(folder / "onnx"), name)
-    return f"wrote {triton.export(artifact, network, repository)}"
-
-
-def network_of(onnx: Artifact, name: str) -> Network:
-    """What the ONNX artifact says of its network."""
-    facts = onnx.facts["network"]
-    channels, height, width = facts["input_shape"]
-    return Network(
-        name=name,
-        labels=tuple(facts["labels"]),
-        input_shape=(channels, height, width),
-        preprocess=facts["preprocess"],
-    )
+    runtime = TARGETS[target]
+    with _log(config) as log, log.captured() as screen, RichConsole(screen) as console:
+        context = make_context(config, log, console)
+        step = _builds(context, target, (precision,) if precision else ())[0]
+        dataset = context.source.validation
+        chosen = [context.source.preprocess(dataset.image(i)) for i in range(images)]
+        rows = runtime.diff(step.artifact(), context.source.fused(), np.stack(chosen))
+    if rows is None:
+        raise InputError(f"{target} has no comparison by layer; it has: coreml")
+    table = Table("module", "operation", "line", "relative error", "largest", "", box=None)
+    for row in rows:
+        table.add_row(
+            row["module"],
+            row["operation"],
+            str(row["line"]),
+            f"{row['relative']:.2e}",
+            f"{row['largest']:.2e}",
+            "[red]jumps here[/]" if row["jump"] else "",
+        )
+    return render(table)

@@ -92,11 +92,20 @@ def _bounded(value: ir.Value | None) -> ir.Value | None:
 
 def _mean(value: ir.Value | None, axis: int) -> ir.Value | None:
     """What a mean over `axis` (counted from the back) takes, with the axis kept."""
-    mean = _need(value, "ReduceMean")
-    axes = constant(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    return _reduced(value, "ReduceMean", axis)
+
+
+def _sum(value: ir.Value | None, axis: int) -> ir.Value | None:
+    """What a sum over `axis` (counted from the back) takes, with the axis kept."""
+    return _reduced(value, "ReduceSum", axis)
+
+
+def _reduced(value: ir.Value | None, operator: str, axis: int) -> ir.Value | None:
+    node = _need(value, operator)
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     _check(axes is not None and axes.tolist() in ([axis], [axis + 4]))
-    _check(integer(mean, "keepdims", 1) == 1)
-    return mean.inputs[0]
+    _check(integer(node, "keepdims", 1) == 1)
+    return node.inputs[0]
 
 
 def _swapped(value: ir.Value | None) -> ir.Value | None:
@@ -117,38 +126,37 @@ def _product(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
 
 
 def _scale_free(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value, float]:
-    """Queries, keys, values and number of tokens of `care.fuse.scale_free_attention`."""
+    """Queries, keys, values and share of a token of `care.fuse.scale_free_attention`."""
     attended, bound = _quotient(value)
     kv, q_scaled = _product(attended)
     v, k_turned = _product(kv)
-    k, k_divisor = _quotient(_swapped(k_turned))
     q, q_divisor = _quotient(q_scaled)
     _check(_mean(_bounded(q_divisor), -2) is q)
-    mean_k_turned, same_q = _product(_bounded(bound))
-    mean_k, scale_k = _quotient(_swapped(mean_k_turned))
-    _check(same_q is q_scaled and _mean(mean_k, -1) is k)
-    _check(_mean(_bounded(scale_k), -2) is mean_k)
-    times = _need(k_divisor, "Mul")
-    _check(times.inputs[0] is scale_k)
-    tokens = constant(times.inputs[1])
-    _check(tokens is not None and tokens.size == 1)
+    k_scaled = _swapped(k_turned)
+    times = _need(k_scaled, "Mul")
+    share = constant(times.inputs[1])
+    _check(share is not None and share.size == 1)
+    k, scale_k = _quotient(times.inputs[0])
+    _check(_mean(_mean(_bounded(scale_k), -2), -1) is k)
+    sum_k_turned, same_q = _product(_bounded(bound))
+    _check(same_q is q_scaled and _sum(_swapped(sum_k_turned), -1) is k_scaled)
     assert q is not None
     assert k is not None
     assert v is not None
-    assert tokens is not None
-    return q, k, v, float(tokens.reshape(()))
+    assert share is not None
+    return q, k, v, float(share.reshape(()))
 
 
 def _recognize(last: ir.Node) -> bool:
     """Replace the attention that ends in the Reshape `last`, if there is one."""
     try:
-        q, k, v, tokens = _scale_free(last.inputs[0])
+        q, k, v, share = _scale_free(last.inputs[0])
         split = _need(q, "Split")
         _check(list(split.outputs) == [q, k] and integer(split, "axis", 0) == 1)
         qk, shape = _heads(split.inputs[0])
         v_plain, v_shape = _heads(v)
         _check(shape[1] == 2 * v_shape[1] and shape[2:] == v_shape[2:])
-        _check(v_shape[3] == tokens)
+        _check(abs(v_shape[3] * share - 1) < 1e-6)
     except _MismatchError:
         return False
     edit = Editor(last, "attention")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifact import write_atomically
 from pipeline.config import Config
-from pipeline.render import html, markdown
+from pipeline.render.html import page as html_page
+from pipeline.render.markdown import page as markdown_page
 from pipeline.results import RESULTS_FILE, Results, collect
 
 if TYPE_CHECKING:
@@ -28,6 +29,6 @@ def write(config: Config, path: Path, outcome: Outcome) -> Results:
     """
     results = collect(config, path, outcome)
     write_atomically(config.folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
-    write_atomically(config.folder / "report.md", markdown.page(results))
-    write_atomically(config.folder / "report.html", html.page(results))
+    write_atomically(config.folder / "report.md", markdown_page(results))
+    write_atomically(config.folder / "report.html", html_page(results))
     return results

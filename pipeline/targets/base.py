@@ -234,6 +234,22 @@ class Target(ABC):
         """
         return None
 
+    def diff(
+        self, artifact: Artifact, module: nn.Module, images: Images
+    ) -> list[dict[str, Any]] | None:
+        """Error against PyTorch layer by layer; None where the target cannot tell.
+
+        Args:
+            artifact: What `build` made.
+            module: The fused float32 module that it was made from.
+            images: A few preprocessed images, (batch, channels, height, width).
+
+        Returns:
+            A row a module, in order: module, operation, line, relative, largest, and `jump`, true
+            for the first whose error is several times that of all before.
+        """
+        return None
+
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """A faithful executor of the artifact on the CPU, or None if there is none.
 

@@ -21,6 +21,7 @@ from pipeline.targets.tensorrt import api, cuda, limits, nvml
 from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.limits import ComputeCapability
+from pipeline.targets.tensorrt.process import build_apart
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,19 +129,17 @@ class TrtTarget(Target):
                 f"full TensorRT builds on a GPU only: {gpu}; or set library: rtx"
             )
         batch = job.batch
-        return build_engine(
-            api.load(name),
-            EngineJob(
-                graph=job.graph,
-                tf32=job.precision == "tf32",
-                capabilities=options.compute_capabilities,
-                batches=options.batches if batch is None else (batch, batch, batch),
-                workspace=options.workspace_mib and options.workspace_mib << 20,
-                gpu=gpu if isinstance(gpu, Gpu) else None,
-            ),
-            folder,
-            job.log,
+        engine = EngineJob(
+            graph=job.graph,
+            tf32=job.precision == "tf32",
+            capabilities=options.compute_capabilities,
+            batches=options.batches if batch is None else (batch, batch, batch),
+            workspace=options.workspace_mib and options.workspace_mib << 20,
+            gpu=gpu if isinstance(gpu, Gpu) else None,
         )
+        if name == api.RTX:
+            return build_apart(engine, folder, job.log)
+        return build_engine(api.load(name), engine, folder, job.log)
 
     def inspect(self, artifact: Artifact) -> str:
         """Look at the header, or deserialize the engine where a GPU is; see `Target`."""

@@ -27,6 +27,12 @@ PARAMETERS = {
 }
 
 
+def vectors(data: Path, name: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Outputs of the published implementation."""
+    with np.load(data / f"parity/{name}.npz") as archive:
+        return dict(archive)
+
+
 def tiny(**kwargs: object) -> Care:
     model = timm.create_model("care_tiny", **kwargs)
     assert isinstance(model, Care)
@@ -51,7 +57,7 @@ def test_parameter_counts(name: str) -> None:
 def test_logits_are_those_of_the_published_implementation(
     name: str, resolution: int, parity_model: Maker, images: Images, data: Path
 ) -> None:
-    expected = np.load(data / f"parity/{name}.npz")
+    expected = vectors(data, name)
     if f"logits_{resolution}" not in expected:
         pytest.skip("MLLA's rotary positions fix its image size")
     with torch.no_grad():
@@ -63,7 +69,7 @@ def test_logits_are_those_of_the_published_implementation(
 def test_stages_are_those_of_the_published_implementation(
     name: str, parity_model: Maker, images: Images, data: Path
 ) -> None:
-    expected = np.load(data / f"parity/{name}.npz")
+    expected = vectors(data, name)
     model = parity_model(name)
     assert isinstance(model, Care)
     with torch.no_grad():

@@ -120,7 +120,7 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
 def planned(path: Path, *options: str) -> set[str]:
     """Names of the steps that would run."""
     output = invoke("run", str(path), "--dry-run", *options).output
-    rows = [line.strip().split(maxsplit=2) for line in output.splitlines()[1:]]
+    rows = [line.strip().split(maxsplit=2) for line in output.splitlines()]
     return {row[1] for row in rows if len(row) == 3 and row[2] != "up to date"}
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import ArtifactError, ConfigError, UnavailableError
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
+    Images,
     Network,
     Requirement,
     Runner,
@@ -31,6 +32,8 @@ from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.reference.mil_program import Program
 
 MODEL = "model.mlpackage"
@@ -135,6 +138,17 @@ class CoreMLTarget(Target):
             with self.open(artifact):
                 return f"loaded by Core ML: {read}"
         return f"specification and weights read: {read}"
+
+    def diff(self, artifact: Artifact, module: nn.Module, images: Images) -> list[dict[str, Any]]:
+        """Compare the saved program with the module; see `Target.diff`."""
+        from pipeline.targets.coreml.diff import by_module, diff, jump
+
+        errors = diff(artifact, module, images)
+        first = jump(errors)
+        return [
+            {**error.to_dict(), "jump": first is not None and error.module == first.module}
+            for error in by_module(errors)
+        ]
 
     def missing(self, artifact: Artifact) -> str | None:
         """A Mac."""

@@ -1,9 +1,8 @@
 """From an ONNX graph to an engine.
 
-TensorRT-RTX needs no GPU for this. With a fixed batch it writes the same bytes for the same graph.
-With a dynamic one two builds have the same size, but name and order the values of their shape
-computations differently (`"__mye37807"`): of care_tiny's 8,269,348 bytes 2,793 differed with 1.7.1.
-Full TensorRT times kernels on the GPU at hand, so that its builds differ altogether.
+TensorRT-RTX needs no GPU for this. With a dynamic batch it names and orders the values of its shape
+computations by their addresses in memory: `process.py` holds these still, so that the same graph
+gives the same bytes. Full TensorRT times kernels on the GPU at hand, so that its builds differ.
 """
 
 from __future__ import annotations

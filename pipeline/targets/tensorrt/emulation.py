@@ -8,7 +8,7 @@ a fused layer rounds less often.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,28 @@ class EmulatedRunner(Runner):
         step = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
         starts = range(0, len(images), step) if len(images) else (0,)
         return np.concatenate([self._executor.run(images[i : i + step]) for i in starts])
+
+    def notes(self) -> dict[str, Any]:
+        """Headroom by block; `overflows` names what passed the largest number of its type."""
+        from pipeline.reference.ranges import tightest
+
+        report = self.overflow_report()
+        overflows = [entry for entry in report if not entry.finite]
+        blocks = tightest(report)
+        return {
+            "headroom": min((entry.headroom for entry in blocks.values()), default=0.0),
+            "overflowed": len(overflows),
+            "overflows": [f"{e.block}: {e.op_type} {e.tensor}" for e in overflows[:10]],
+            "blocks": [
+                {
+                    "block": block,
+                    "tensor": entry.tensor,
+                    "largest": entry.largest,
+                    "headroom": entry.headroom,
+                }
+                for block, entry in blocks.items()
+            ],
+        }
 
     def overflow_report(self) -> list[TensorRange]:
         """Ranges of all tensors over the images so far, in execution order."""

@@ -41,12 +41,12 @@ g (float[N, {CHANNELS}, {SIDE}, {SIDE}] x) => (float[N, {CHANNELS}, {SIDE}, {SID
     mq = ReduceMean <keepdims: int = 1> (q, dims)
     cq = Clip (mq, low)
     qs = Div (q, {q_divisor})
-    ms = Div (mk, ck)
-    kd = Mul (ck, tokens)
-    ks = Div (k, kd)
+    kd = Div (k, ck)
+    ks = Mul (kd, share)
     kt = Transpose <perm: ints = [0, 1, 3, 2]> (ks)
     kv = MatMul (v, kt)
     num = MatMul (kv, qs)
+    ms = ReduceSum <keepdims: int = 1> (ks, last)
     mt = Transpose <perm: ints = [0, 1, 3, 2]> (ms)
     den = MatMul (mt, qs)
     bound = Clip (den, low)
@@ -64,7 +64,7 @@ def weights(scale: float = 1.0) -> dict[str, Any]:
         "wv": rng.standard_normal((CHANNELS, CHANNELS, 1, 1)).astype(np.float32),
         "one": np.array(1, np.float32),
         "low": np.array(2.0**-14, np.float32),
-        "tokens": np.array(TOKENS, np.float32),
+        "share": np.array(1 / TOKENS, np.float32),
         "last": np.array([-1]),
         "dims": np.array([-2]),
         "shape_qk": np.array([-1, 2 * HEADS, DIM, TOKENS]),
