@@ -52,6 +52,6 @@ def identity() -> dict[str, Any]:
     return {name: facts[name] for name in ("cpu", "cpus_granted", "memory_gib", "machine")}
 
 
-def load() -> float:
-    """Runnable processes of the last minute, on average: others disturb a measurement."""
-    return os.getloadavg()[0]
+def load(seconds: float = 0.5) -> float:
+    """CPUs that others keep busy while this process waits: they disturb a measurement."""
+    return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)

@@ -38,7 +38,7 @@ def test_command_lines_parse(line: str) -> None:
     if rest[0] == "-m" or "torchrun" in words:
         rest = words[len(words) - words[::-1].index("-m") :]
     command, arguments = command_of(rest[0]), rest[1:]
-    if isinstance(command, click.Group):
+    while isinstance(command, click.Group):
         command = command.commands[arguments.pop(0)]
     # Parses options and their values without running anything.
     command.make_context("x", arguments, resilient_parsing=False)

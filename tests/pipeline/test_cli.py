@@ -224,6 +224,85 @@ def test_bench_of_pytorch_alone(config: Path, finished: Path) -> None:
     assert set(json.loads(result.stdout)["batches"]["1"]["phases"]) == {"pytorch"}
 
 
+def test_bench_shows_the_time_by_operator(config: Path, finished: Path) -> None:
+    result = process("bench", "--target", "ort", "--config", str(config), "--profile")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout.splitlines()[-1])["profile"]["fp32"]
+    assert any("Conv" in row["operator"] for row in rows)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert "fp32 by operator" in result.stdout
+
+
+def test_calibrate_shows_ranges_and_keeps_them(copied: tuple[Path, Path]) -> None:
+    path, folder = copied
+    result = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
+    assert result.returncode == 0, result.stderr
+    assert "more that are clipped less" in result.stdout
+    assert (folder / "ranges-min-max-int8.json").is_file()
+    edit(path, "checkpoint: embedded", "checkpoint: random")
+    result = process("calibrate", "--config", str(path))
+    assert result.returncode == 2
+    assert "run python -m pipeline run first" in result.stderr
+
+
+def test_diff_compares_layer_by_layer(config: Path, finished: Path) -> None:
+    result = process("diff", "--config", str(config), "--images", "2")
+    assert result.returncode == 0, result.stderr
+    assert "stages.0.blocks.0" in result.stdout
+    result = process("diff", "--config", str(config), "--target", "ort")
+    assert result.returncode == 2
+    assert "ort has no comparison by layer" in result.stderr
+
+
+def test_export_triton(finished: Path, tmp_path: Path) -> None:
+    output, repository = str(finished.parent), tmp_path / "models"
+    arguments = ("export", "triton", "trial", "--output", output, "--repository", str(repository))
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert (repository / "trial" / "config.pbtxt").is_file()
+    result = invoke(*arguments, "--precision", "int8")
+    assert result.exit_code == 2
+    assert "built are: fp32" in result.output
+
+
+def test_a_measurement_from_a_device_reaches_the_report(copied: tuple[Path, Path]) -> None:
+    from pipeline.targets.coreml.package import digest
+
+    path, folder = copied
+    swift = path.parent / "swift"
+    result = invoke(
+        "export", "coreml-bench", "trial", "--output", str(folder.parent), "--folder", str(swift)
+    )
+    assert result.exit_code == 0, result.output
+    assert (swift / "Package.swift").is_file()
+    measured = {
+        "format": "care-deploy/coreml-bench/1",
+        "measured_at": "2026-01-02T03:04:05Z",
+        "model": {
+            "name": "trial/fp16",
+            "digest": digest(folder / "coreml/fp16/model.mlpackage"),
+        },
+        "device": {"model": "iPhone14,5", "os": "iOS 18.2"},
+        "runs": [{"compute_units": "all", "predict_ms": [1.0, 1.5, 1.25]}],
+    }
+    file = path.parent / "result.json"
+    file.write_text(json.dumps(measured))
+    bench = ("bench", "--target", "coreml", "--config", str(path), "--import", str(file))
+    result = invoke(*bench)
+    assert result.exit_code == 0, result.output
+    assert "1.250 ms on iPhone14,5" in result.output
+    assert planned(path) == set()
+    assert process("run", str(path), "--quiet").returncode == 0
+    results = json.loads((folder / "results.json").read_text())
+    latency = {a["target"]: a["latency"] for a in results["artifacts"]}["coreml"]
+    assert (latency["value"], latency["state"]) == (1.25, "measured")
+    measured["model"] = {"name": "other", "digest": "0" * 64}
+    file.write_text(json.dumps(measured))
+    result = invoke(*bench)
+    assert result.exit_code == 2
+    assert "the result is of another model" in result.output
+
+
 @pytest.mark.parametrize("target", ["trt", "coreml"])
 def test_bench_off_the_right_hardware_says_what_is_missing(
     config: Path, finished: Path, target: str

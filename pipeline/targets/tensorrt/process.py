@@ -31,6 +31,9 @@ ADDR_NO_RANDOMIZE = 0x0040000
 
 STDIN = "/dev/stdin"
 
+# Without -P the working directory, wherever that is, would be part of the module search path.
+_PROGRAM = (sys.executable, "-P", "-m", __spec__.name)
+
 _FIXED = "CARE_FIXED_ADDRESSES"
 
 
@@ -48,7 +51,7 @@ def build_apart(job: EngineJob, folder: Path, log: Callable[[str], None]) -> dic
     environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[3])}
     with job.graph.open("rb") as graph:
         run = subprocess.run(
-            [sys.executable, "-m", __spec__.name, json.dumps(plain)],
+            [*_PROGRAM, json.dumps(plain)],
             stdin=graph,
             capture_output=True,
             text=True,
@@ -86,7 +89,7 @@ def _fix_addresses() -> bool:
     done = hasattr(libc, "personality") and libc.personality(ADDR_NO_RANDOMIZE) != -1
     os.environ[_FIXED] = "yes" if done else "no"
     if done:
-        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]])
+        os.execv(sys.executable, [*_PROGRAM, *sys.argv[1:]])
     return False
 
 

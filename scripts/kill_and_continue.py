@@ -1,0 +1,92 @@
+"""Kill runs at random moments and see that the next one ends as an undisturbed one would.
+
+    python scripts/kill_and_continue.py --kills 20
+
+Runs the pipeline on the embedded network with a few images, undisturbed; then again from nothing,
+killed with SIGKILL again and again; then lets it finish, and compares the digests of everything
+that is built. Timed figures differ from run to run and are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from pipeline.artifact import MANIFEST, Artifact
+
+CONFIG = """\
+name: trial
+model: {{name: care_tiny, checkpoint: embedded}}
+data: {{validation: fashion-mnist, calibration: fashion-mnist}}
+calibration: {{images: 64}}
+targets:
+  trt: {{precisions: [fp16, int8]}}
+  ort: {{precisions: [fp32]}}
+  coreml: {{precisions: [fp16]}}
+validation: {{images: 500}}
+bench: {{samples: 20, warmup: 2, max_seconds: 2}}
+output: {output}
+"""
+
+
+def command(config: Path) -> list[str]:
+    """The command that is killed."""
+    return [sys.executable, "-m", "pipeline", "run", str(config), "--quiet"]
+
+
+def digests(output: Path) -> dict[str, str]:
+    """Digest of every artifact but those that hold times."""
+    folder = output / "trial"
+    found = (Artifact.read(path.parent) for path in folder.rglob(MANIFEST))
+    return {a.name: a.digest for a in found if a.kind != "bench"}
+
+
+@click.command()
+@click.option("--kills", default=20, show_default=True, help="How often to kill.")
+@click.option("--seed", default=0, show_default=True, help="Chooses the moments.")
+def main(kills: int, seed: int) -> None:
+    """Kill runs at random moments and compare what comes out in the end."""
+    moments = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="kill-") as name:
+        root = Path(name)
+        config, output = root / "pipeline.yaml", root / "engines"
+        config.write_text(CONFIG.format(output=output))
+        start = time.monotonic()
+        subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - start
+        expected = digests(output)
+        click.echo(f"undisturbed: {len(expected)} artifacts in {seconds:.0f} s")
+        shutil.rmtree(output)
+        for i in range(kills):
+            # Most kills fall into what is left to do: each run gets a part of the whole time.
+            moment = moments.uniform(0.5, max(1.0, seconds / 3))
+            with subprocess.Popen(
+                command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ) as run:
+                try:
+                    code = run.wait(moment)
+                except subprocess.TimeoutExpired:
+                    run.send_signal(signal.SIGKILL)
+                    code = run.wait()
+            there = len(digests(output)) if output.exists() else 0
+            click.echo(f"kill {i + 1}: after {moment:4.1f} s, code {code}, {there} artifacts there")
+        subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL)
+        found = digests(output)
+        left = [str(path) for path in output.rglob(".making-*")]
+    different = sorted(n for n in expected.keys() | found if expected.get(n) != found.get(n))
+    click.echo(json.dumps({"artifacts": len(found), "different": different, "left_over": left}))
+    if different or left:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
