@@ -138,7 +138,7 @@ def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str
         labels = np.zeros(CALIBRATION_IMAGES, np.int64)
         quantized = folder / "quantized.onnx"
         # Only time counts here: no block is left in float32.
-        options = {"method": "minmax", "max_top1_drop": 1.0}
+        options = {"method": "min-max", "max_top1_drop": 1.0}
         sample = CalibrationSet(images, labels, ("",) * len(images))
         job = FormJob(exact, network, options, lambda: sample, lambda line: None)
         Int8Ort().convert(job, quantized)

@@ -90,7 +90,7 @@ def convert(source: Path, form: str, path: Path) -> None:
         return CalibrationSet(images, np.zeros(len(images), np.int64), ("noise",) * len(images))
 
     network = Network(source.stem, (), (3, 224, 224), {})
-    options = {"method": "minmax", "max_top1_drop": 1.0}
+    options = {"method": "min-max", "max_top1_drop": 1.0}
     FORMS[form].convert(FormJob(source, network, options, calibration, lambda line: None), path)
 
 

@@ -54,6 +54,20 @@ class Method(StrEnum):
     MSE = "mse"
 
 
+def method_named(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        return Method(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"unknown calibration method {name!r}; there are {', '.join(Method)}"
+        ) from error
+
+
 class DType(StrEnum):
     """Type in which values are stored."""
 

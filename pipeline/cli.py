@@ -21,6 +21,21 @@ TARGET_NAMES = ("trt", "ort", "coreml")
 TARGET = click.Choice(TARGET_NAMES)
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("engines"),
+    show_default=True,
+    help="Folder of the results.",
+)
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("pipeline.yaml"),
+    show_default=True,
+    help="The configuration whose results to take.",
+)
+
 EXIT_CODES = """
 \b
 Exit codes:
@@ -102,13 +117,7 @@ def load_config(path: Path) -> Config:
 
 @main.command()
 @click.argument("name", required=False)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("engines"),
-    show_default=True,
-    help="Folder of the results.",
-)
+@OUTPUT
 @click.pass_context
 def check(ctx: click.Context, name: str | None, output: Path) -> None:
     """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model."""
@@ -124,13 +133,7 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
     required=True,
     help="What to measure; torch is the baseline alone.",
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=Path("pipeline.yaml"),
-    show_default=True,
-    help="The configuration whose artifacts to measure.",
-)
+@CONFIG
 @click.option("--batch", type=click.IntRange(1), multiple=True, help="Batch sizes.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--precision", multiple=True, help="Only these precisions.")
@@ -168,13 +171,7 @@ def bench(target: str, json_only: bool, imported: Path | None, **options: Any) -
 
 
 @main.command()
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=Path("pipeline.yaml"),
-    show_default=True,
-    help="The configuration whose graph and calibration images to take.",
-)
+@CONFIG
 @click.option(
     "--method",
     type=click.Choice(("min-max", "percentile", "entropy", "mse")),
@@ -203,13 +200,7 @@ def export() -> None:
 
 @export.command()
 @click.argument("name")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("engines"),
-    show_default=True,
-    help="Folder of the results.",
-)
+@OUTPUT
 @click.option(
     "--repository",
     type=click.Path(path_type=Path),
@@ -234,13 +225,7 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
 
 @export.command()
 @click.argument("name")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("engines"),
-    show_default=True,
-    help="Folder of the results.",
-)
+@OUTPUT
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
@@ -258,13 +243,7 @@ def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -
 
 @main.command()
 @click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=Path("pipeline.yaml"),
-    show_default=True,
-    help="The configuration whose artifact to compare.",
-)
+@CONFIG
 @click.option("--precision", help="Default: the first of the configuration.")
 @click.option(
     "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."

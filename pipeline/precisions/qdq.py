@@ -12,14 +12,13 @@ graph that is built, on the calibration images, with the strict executor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import BuildError, ConfigError
+from pipeline.errors import BuildError
 from pipeline.precisions.base import CalibrationSet, Form, FormJob
 from pipeline.precisions.versions import onnx_version
 
@@ -63,6 +62,7 @@ class _Quantized(Form):
         Options: `method`, how ranges are chosen; `max_top1_drop`, the share of calibration images
         that may be lost before blocks are left in float16; one image is always allowed.
         """
+        from calibration.ranges import method_named
         from pipeline.precisions import half, insertion
 
         source = half.raise_opset(half.read_graph(job.source), OPSET)
@@ -70,7 +70,8 @@ class _Quantized(Form):
         if not layers:
             raise BuildError(f"{job.source} has no convolution or linear layer to quantize")
         images = job.calibration()
-        method, schemes = _method(job.options), _schemes(self.stored)
+        method = method_named(str(job.options.get("method", "mse")))
+        schemes = _schemes(self.stored)
         table = _ranges(job, insertion.activations(layers), images, method, schemes[0])
         quantizer = insertion.Quantizer(source, layers, table.ranges, *schemes)
         search = _search(quantizer, job, images)
@@ -97,18 +98,6 @@ class Fp8Trt(_Quantized):
 
     name = "fp8-trt"
     stored = "float8e4m3fn"
-
-
-def _method(options: Mapping[str, Any]) -> Method:
-    from calibration.ranges import Method
-
-    given = str(options.get("method", "mse"))
-    try:
-        return Method({"minmax": "min-max"}.get(given, given))
-    except ValueError as error:
-        raise ConfigError(
-            f"unknown calibration method {given!r}; there are {', '.join(Method)}"
-        ) from error
 
 
 def _schemes(stored: str) -> tuple[Scheme, Scheme]:

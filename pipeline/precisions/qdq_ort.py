@@ -27,14 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import BuildError, ConfigError
+from pipeline.errors import BuildError
 from pipeline.precisions.base import CalibrationSet, Form, FormJob
 from pipeline.precisions.versions import onnx_version
 
 if TYPE_CHECKING:
     import onnx
 
-    from calibration.ranges import Method
     from calibration.sensitivity import Outcome, Search
     from calibration.table import Table
     from pipeline.measure import Ratio
@@ -125,18 +124,6 @@ def _verdict(found: Search, ratio: Ratio, blocks: int) -> dict[str, Any]:
         drop = 100 * (found.baseline.top1 - found.outcome.top1)
         reasons.append(f"it loses {drop:.2f} points of top-1 on the calibration images")
     return {"worth_it": not reasons, "why_not": "; ".join(reasons)}
-
-
-def _method(options: Mapping[str, Any]) -> Method:
-    from calibration.ranges import Method
-
-    given = str(options.get("method", "mse"))
-    try:
-        return Method({"minmax": "min-max"}.get(given, given))
-    except ValueError as error:
-        raise ConfigError(
-            f"unknown calibration method {given!r}; there are {', '.join(Method)}"
-        ) from error
 
 
 def _prepare(source: Path) -> onnx.ModelProto:
@@ -236,8 +223,10 @@ class _Work:
     """The decisions of one conversion, in order."""
 
     def __init__(self, job: FormJob, images: CalibrationSet, prepared: onnx.ModelProto) -> None:
+        from calibration.ranges import method_named
+
         self.job, self.images, self.prepared = job, images, prepared
-        self.method = _method(job.options)
+        self.method = method_named(str(job.options.get("method", "mse")))
         self.judge = _Judge(prepared, images)
         self.log_of_variants: dict[str, dict[str, float]] = {}
 

@@ -121,7 +121,7 @@ def test_the_result_is_close_and_says_what_was_decided(
     small: Callable[..., onnx.ModelProto],
     pictures: np.ndarray[Any, Any],
 ) -> None:
-    model, facts = convert(small(), FORM, method="minmax", max_top1_drop=1.0)
+    model, facts = convert(small(), FORM, method="min-max", max_top1_drop=1.0)
     expected = run(small(), pictures)
     difference = np.linalg.norm(run(model, pictures) - expected)
     assert difference < 0.05 * np.linalg.norm(expected)
