@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from pipeline.optimize.graphs import (
     INTERNAL,
+    RANK_2D,
     Editor,
     constant,
     integer,
@@ -95,6 +96,16 @@ def _mean(value: ir.Value | None, axis: int) -> ir.Value | None:
     return _reduced(value, "ReduceMean", axis)
 
 
+def _grand_mean(value: ir.Value | None) -> ir.Value | None:
+    """What a mean over channels and tokens takes; onnxsim makes one node of the two."""
+    node = _need(value, "ReduceMean")
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes is not None and sorted(int(axis) % RANK_2D for axis in axes.ravel()) == [2, 3]:
+        _check(integer(node, "keepdims", 1) == 1)
+        return node.inputs[0]
+    return _mean(_mean(value, -2), -1)
+
+
 def _sum(value: ir.Value | None, axis: int) -> ir.Value | None:
     """What a sum over `axis` (counted from the back) takes, with the axis kept."""
     return _reduced(value, "ReduceSum", axis)
@@ -137,7 +148,7 @@ def _scale_free(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value, f
     share = constant(times.inputs[1])
     _check(share is not None and share.size == 1)
     k, scale_k = _quotient(times.inputs[0])
-    _check(_mean(_mean(_bounded(scale_k), -2), -1) is k)
+    _check(_grand_mean(_bounded(scale_k)) is k)
     sum_k_turned, same_q = _product(_bounded(bound))
     _check(same_q is q_scaled and _sum(_swapped(sum_k_turned), -1) is k_scaled)
     assert q is not None

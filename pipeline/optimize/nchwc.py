@@ -112,7 +112,8 @@ class _Walk:
             source = output.producer()
             if source is not None and source in self.replaced:
                 self.graph.outputs[index] = self._unblock(output, source, output.name)
-        self.graph.remove(self.replaced, safe=False)
+        # Safely: what only they read, such as the plain filters, is unused then and goes.
+        self.graph.remove(self.replaced, safe=True)
         return bool(self.replaced)
 
     # Between the layouts.
