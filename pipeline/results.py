@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import system
 from pipeline.artifact import Artifact
+from pipeline.choice import choose
 from pipeline.config import Config
 from pipeline.errors import ArtifactError
 from pipeline.measure import Number
@@ -36,6 +37,13 @@ def collect(config: Config, path: Path, outcome: Outcome) -> dict[str, Any]:
     """
     folder = config.folder
     failed = {r.name: r.why for r in outcome.results if r.error is not None}
+    gates = [str(error) for error in outcome.gates]
+    artifacts = [
+        _built(folder, name, precision, failed.get(f"{name}/{precision}"))
+        for name in TARGETS
+        for precision in config.precisions(name)
+    ]
+    bench = {name: _artifact(folder / "bench" / name) for name in TARGETS if config.target(name)}
     return {
         "format": FORMAT,
         "name": config.name,
@@ -43,7 +51,7 @@ def collect(config: Config, path: Path, outcome: Outcome) -> dict[str, Any]:
         "folder": str(folder),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "exit_code": outcome.exit_code,
-        "gates": [str(error) for error in outcome.gates],
+        "gates": gates,
         "steps": [
             {k: v for k, v in asdict(r).items() if k != "error"} | {"state": str(r.state)}
             for r in outcome.results
@@ -59,13 +67,15 @@ def collect(config: Config, path: Path, outcome: Outcome) -> dict[str, Any]:
         },
         "calibration": _artifact(folder / "calibration"),
         "pytorch": _artifact(folder / "validate" / "pytorch"),
-        "artifacts": [
-            _built(folder, name, precision, failed.get(f"{name}/{precision}"))
-            for name in TARGETS
-            for precision in config.precisions(name)
-        ],
-        "bench": {
-            name: _artifact(folder / "bench" / name) for name in TARGETS if config.target(name)
+        "artifacts": artifacts,
+        "bench": bench,
+        "choice": {
+            name: choose(
+                [artifact for artifact in artifacts if artifact["target"] == name],
+                measured.get("facts", {}),
+                gates,
+            ).to_dict()
+            for name, measured in bench.items()
         },
         "published": [asdict(row) for row in PUBLISHED],
     }
@@ -78,6 +88,7 @@ def _built(folder: Path, target: str, precision: str, failure: str | None) -> di
     measured = _artifact(folder / "bench" / target)
     why = failure or ("not validated yet" if built else "not built")
     latency = measured.get("facts", {}).get("latency", {}).get(precision)
+    form = _artifact(folder / "precision" / TARGETS[target].precisions[precision])
     numbers = validated.get("facts", {}).get("numbers") or {
         "top1": Number.not_measured(why).to_dict()
     }
@@ -86,6 +97,7 @@ def _built(folder: Path, target: str, precision: str, failure: str | None) -> di
         "title": TARGETS[target].title,
         "precision": precision,
         "failure": failure,
+        "why_not": form.get("facts", {}).get("why_not", ""),
         **built,
         "numbers": numbers,
         "notes": validated.get("facts", {}).get("notes", {}),

@@ -13,6 +13,14 @@ from pipeline.targets.base import Images, Runner
 ENGINE = "engine"
 END_TO_END = "end to end"
 
+CALLS = 3
+"""Timed calls in a turn. The untimed one before them brings weights and activations back into the
+caches, as in a service that does nothing else: another runner has just used them."""
+
+PAUSE_S = 0.01
+"""Rest before a turn: until then, threads of the runner before may still wait actively for work and
+take the CPU from this one."""
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -37,11 +45,13 @@ def interleaved(
 ) -> dict[str, dict[str, Latency]]:
     """Time several runners on the same images in turn: A B A B and so on.
 
+    A turn is a rest of `PAUSE_S`, one call that does not count, and `CALLS` that do.
+
     Args:
         runners: What to time, by name.
         images: One batch, (batch, channels, height, width).
         protocol: How to measure. `max_seconds` counts for all runners together.
-        tick: Is told how many rounds are done.
+        tick: Is told how many calls of each are done.
 
     Returns:
         By runner and phase, the timed calls.
@@ -51,11 +61,15 @@ def interleaved(
             runner(images)
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     deadline = time.monotonic() + protocol.max_seconds
-    for done in range(protocol.samples):
+    for done in range(0, protocol.samples, CALLS):
+        calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
-            for phase, milliseconds in runner.timed(images).items():
-                phases[name].setdefault(phase, []).append(milliseconds)
-        tick(done + 1)
+            time.sleep(PAUSE_S)
+            runner(images)
+            for _ in range(calls):
+                for phase, milliseconds in runner.timed(images).items():
+                    phases[name].setdefault(phase, []).append(milliseconds)
+        tick(done + calls)
         if time.monotonic() > deadline:
             break
     return {

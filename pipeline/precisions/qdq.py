@@ -63,6 +63,7 @@ class _Quantized(Form):
         that may be lost before blocks are left in float16; one image is always allowed.
         """
         from calibration.ranges import method_named
+        from calibration.show import rows
         from pipeline.precisions import half, insertion
 
         source = half.raise_opset(half.read_graph(job.source), OPSET)
@@ -82,6 +83,7 @@ class _Quantized(Form):
             "method": str(method),
             "calibration_images": len(images.images),
             "warnings": list(table.warnings),
+            "ranges": rows(table),
             "sensitivity": search,
         }
 

@@ -2,13 +2,13 @@
 
 Everything is decided by evidence, on the machine that builds and on images of the training split:
 
-- which kinds of nodes are quantized: by their latency, interleaved;
+- which kinds of nodes are quantized, and which parts of the network: by their latency, interleaved;
 - whether channels are equalized and biases corrected: by the error of the logits;
 - which blocks stay in float32: by the top-1 accuracy that may be lost.
 
 At the end the graph is measured against our own fastest float32 build. The facts say whether it was
-worth it, and why not. All kinds are the default, and only a difference beyond doubt changes it, so
-that two builds give the same graph unless the machine's answer changes.
+worth it, and why not. All kinds and parts are the default, and only a difference beyond doubt changes
+it, so that two builds give the same graph unless the machine's answer changes.
 
 The network is prepared like the float32 build of this runtime, but with depthwise convolutions of
 parts merged up to 32 channels: the 8-bit depthwise kernel takes as long for 8 channels as for 32.
@@ -45,10 +45,10 @@ DECISION_IMAGES = 256
 """Most images on which accuracy is judged."""
 
 MEASURE_SECONDS = 3.0
-"""How long each of the two comparisons of latency takes."""
+"""How long each comparison of latency takes."""
 
 MARGIN = 0.05
-"""By how much other kinds of nodes must be faster than all of them, so that builds repeat."""
+"""By how much other kinds or parts must be faster than all of them, so that builds repeat."""
 
 WIDTHS = (16, 32)
 """Channels up to which depthwise convolutions of parts are merged, one after the other."""
@@ -80,25 +80,30 @@ class Int8Ort(Form):
         """
         import onnx
 
+        from calibration.show import rows
         from pipeline.artifact import write_atomically
 
         images = job.calibration()
         work = _Work(job, images, _prepare(job.source))
         chosen = work.best_variant()
         kinds, measured_kinds = work.choose_kinds(chosen)
+        slow, measured_parts = work.choose_parts(chosen, kinds)
         chosen = work.with_corrected_biases(chosen, kinds)
-        found = work.search(chosen, kinds)
-        model = chosen.build(kinds, found.excluded)
+        found = work.search(chosen, kinds, slow)
+        excluded = found.excluded | slow
+        model = chosen.build(kinds, excluded)
         onnx.checker.check_model(model, full_check=True)
         write_atomically(destination, model.SerializeToString(deterministic=True))
         ratio = work.compare_latency(model)
-        kept = len(chosen.blocks) - len(found.excluded)
+        kept = len(chosen.blocks) - len(excluded)
         return {
             "method": str(work.method),
             "calibration_images": len(images.images),
             "decision_images": work.judge.count,
             "kinds": [str(kind) for kind in kinds],
             "kinds_measured": measured_kinds.to_dict(),
+            "parts_measured": measured_parts,
+            "left_for_latency": sorted(slow),
             "equalized": chosen.equalized,
             "biases_corrected": bool(chosen.errors),
             "variants": work.log_of_variants,
@@ -106,11 +111,12 @@ class Int8Ort(Form):
             "sensitivity": found.to_dict(),
             "ratio_to_float32": {"value": ratio.value, "interval": list(ratio.interval)},
             "warnings": list(chosen.table.warnings),
-            **_verdict(found, ratio, len(chosen.blocks)),
+            "ranges": rows(chosen.table),
+            **_verdict(found, ratio, kept),
         }
 
 
-def _verdict(found: Search, ratio: Ratio, blocks: int) -> dict[str, Any]:
+def _verdict(found: Search, ratio: Ratio, kept: int) -> dict[str, Any]:
     """Whether int8 is worth it here, and why not."""
     reasons = []
     low, high = ratio.interval
@@ -118,12 +124,17 @@ def _verdict(found: Search, ratio: Ratio, blocks: int) -> dict[str, Any]:
         reasons.append(
             f"it takes {ratio.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of float32"
         )
-    if len(found.excluded) == blocks:
+    if not kept:
         reasons.append("no block can be quantized within the limit: this is the float32 graph")
     if not found.holds:
         drop = 100 * (found.baseline.top1 - found.outcome.top1)
         reasons.append(f"it loses {drop:.2f} points of top-1 on the calibration images")
     return {"worth_it": not reasons, "why_not": "; ".join(reasons)}
+
+
+def _part_of(block: str) -> str:
+    """The stage of a block: "stages.0" of "stages.0.blocks.1"; "head" is its own."""
+    return ".".join(block.split(".")[:2])
 
 
 def _prepare(source: Path) -> onnx.ModelProto:
@@ -287,6 +298,31 @@ class _Work:
         self.job.log(f"quantized kinds: {choice.name}")
         return sets[choice.name], choice
 
+    def choose_parts(
+        self, variant: _Variant, kinds: tuple[Kind, ...]
+    ) -> tuple[frozenset[str], dict[str, Any]]:
+        """Blocks that stay in float32 because the graph is faster so, and what was measured.
+
+        A part is a stage, or what stands beside the stages: what one of its blocks gains is less
+        than a short measurement can tell.
+        """
+        parts: dict[str, set[str]] = {}
+        for block in variant.blocks:
+            parts.setdefault(_part_of(block), set()).add(block)
+        if len(parts) < 2:
+            return frozenset(), {}
+        graphs = {"all": variant.build(kinds)} | {
+            f"all but {part}": variant.build(kinds, blocks) for part, blocks in parts.items()
+        }
+        choice = self._measure(graphs)
+        slow = [p for p in parts if choice.ratios[f"all but {p}"].interval[1] < 1 - MARGIN]
+        if len(slow) == len(parts):
+            # Nothing would be left; that float32 is faster is for the final comparison to say.
+            slow = []
+        if slow:
+            self.job.log(f"in float32, since that is faster: {', '.join(slow)}")
+        return frozenset(block for part in slow for block in parts[part]), choice.to_dict()
+
     def with_corrected_biases(self, variant: _Variant, kinds: tuple[Kind, ...]) -> _Variant:
         """The variant with biases corrected, where that errs less."""
         from calibration.bias import correct_biases
@@ -298,24 +334,19 @@ class _Work:
         after = self._error("biases corrected", other, kinds)
         return other if after < before else variant
 
-    def search(self, variant: _Variant, kinds: tuple[Kind, ...]) -> Search:
-        """The blocks that must stay in float32."""
+    def search(self, variant: _Variant, kinds: tuple[Kind, ...], slow: frozenset[str]) -> Search:
+        """The blocks that must stay in float32 for accuracy, beside those that do already."""
         from calibration.sensitivity import Groups, Limits, search
 
         def evaluate(excluded: Groups) -> Outcome:
-            outcome = self.judge(variant.build(kinds, excluded))
+            outcome = self.judge(variant.build(kinds, excluded | slow))
             kept = ", ".join(sorted(excluded)) or "nothing"
             self.job.log(f"top-1 {outcome.top1:.2%} with {kept} in float32")
             return outcome
 
         limits = Limits(max_top1_drop=float(self.job.options.get("max_top1_drop", 0.003)))
-        return search(
-            variant.blocks,
-            evaluate,
-            baseline=self.judge.baseline,
-            limits=limits,
-            always_rank=False,
-        )
+        blocks = [block for block in variant.blocks if block not in slow]
+        return search(blocks, evaluate, baseline=self.judge.baseline, limits=limits)
 
     def compare_latency(self, model: onnx.ModelProto) -> Ratio:
         """Time of the graph relative to that of our own float32 build."""

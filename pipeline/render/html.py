@@ -53,6 +53,7 @@ def _content(results: Results) -> dict[str, Any]:
             "top1": view.figure(view.reference(results).get("top1"), "top1"),
             "latency": view.figure(view.baseline(results).to_dict(), "latency"),
         },
+        "choices": list(overview.choices(results)),
         "not_measured": overview.missing(results, State.NOT_MEASURED),
         "emulated": overview.missing(results, State.EMULATED),
         "plots": plots.plots(results),

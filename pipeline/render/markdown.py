@@ -26,6 +26,7 @@ def page(results: Results) -> str:
         *_list(overview.alerts(results, cards)),
         *_artifacts(results, cards),
         "",
+        *_list(overview.choices(results)),
         *_list(_reasons(results)),
         "## Published",
         "",

@@ -101,6 +101,15 @@ def alerts(results: Results, cards: Sequence[view.Card]) -> Iterator[str]:
             )
 
 
+def choices(results: Results) -> Iterator[str]:
+    """Which artifact of each target with several to use, and why not the others."""
+    for target, choice in results.get("choice", {}).items():
+        if not choice["why"]:
+            continue
+        use = f"{target}: use {choice['precision']}" if choice["precision"] else f"{target}: none"
+        yield f"{use}; {'; '.join(f'{name}: {why}' for name, why in choice['why'].items())}"
+
+
 def missing(results: Results, state: State) -> list[Missing]:
     """Accuracies and latencies in a state, by reason or executor."""
     found: dict[str, dict[str, list[str]]] = {}

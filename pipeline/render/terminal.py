@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.render import text
+from pipeline.render import overview, text
 from pipeline.results import Results
 
 
@@ -63,8 +63,8 @@ def _pytorch_latency(results: Results) -> str:
 
 
 def _notes(results: Results) -> Iterator[str]:
-    """Why figures are missing, what failed, and which gates do not hold; each line once."""
-    lines: dict[str, None] = {}
+    """Which artifact to use, why figures are missing, and what failed; each line once."""
+    lines: dict[str, None] = dict.fromkeys(overview.choices(results))
     for artifact in results["artifacts"]:
         name = f"{artifact['target']}/{artifact['precision']}"
         if artifact["failure"]:

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.measure import Ratio
 from pipeline.precisions import qdq_ort
 from pipeline.precisions.qdq_ort_graph import Kind, activations, candidates_of, quantize
+from pipeline.targets.ort.tune import Choice
 
 FORM = "int8-ort"
 
@@ -26,6 +27,8 @@ Convert = Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qdq_ort, "MEASURE_SECONDS", 0.02)
+    # So short a measurement must decide nothing.
+    monkeypatch.setattr(qdq_ort, "MARGIN", 1.0)
 
 
 def ranges_of(model: onnx.ModelProto) -> dict[str, Range]:
@@ -160,6 +163,45 @@ def test_blocks_that_lose_too_much_stay_in_float32(
     assert facts["sensitivity"]["excluded"] == ["stages.0.blocks.1"]
     assert facts["quantized_blocks"] == 3
     assert "stages.0.blocks.1.conv.weight" in initializers(model)
+
+
+@pytest.mark.parametrize(
+    ("faster_without", "left"),
+    [
+        ((), []),
+        (("stages.0",), ["stages.0.blocks.0", "stages.0.blocks.1"]),
+        (("stem", "stages.0", "head"), []),
+    ],
+)
+def test_parts_that_are_slower_in_8_bits_stay_in_float32(
+    convert: Convert,
+    small: Callable[..., onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+    faster_without: tuple[str, ...],
+    left: list[str],
+) -> None:
+    def measured(self: Any, graphs: dict[str, Any]) -> Choice:
+        fast = {f"all but {part}" for part in faster_without}
+        value = {name: 0.8 if name in fast else 1.0 for name in graphs}
+        ratios = {name: Ratio(v, (v - 0.01, v + 0.01)) for name, v in value.items()}
+        return Choice(next(iter(graphs)), value, ratios, 9, min(value, key=lambda n: value[n]))
+
+    monkeypatch.setattr(qdq_ort, "MARGIN", 0.05)
+    monkeypatch.setattr(qdq_ort._Work, "_measure", measured)
+    model, facts = convert(small(), FORM, max_top1_drop=1.0)
+    assert facts["left_for_latency"] == left
+    assert facts["quantized_blocks"] == 4 - len(left)
+    assert ("stages.0.blocks.1.conv.weight" in initializers(model)) is bool(left)
+    ranked = {alone["group"] for alone in facts["sensitivity"]["ranking"]}
+    assert ranked == {"stem", "stages.0.blocks.0", "stages.0.blocks.1", "head"} - set(left)
+
+
+def test_the_report_gets_ranges_with_histograms(
+    convert: Convert, small: Callable[..., onnx.ModelProto]
+) -> None:
+    model, facts = convert(small(), FORM, max_top1_drop=1.0)
+    assert [row["tensor"] for row in facts["ranges"]] == activations(small())
+    assert all(sum(row["histogram"]) > 0 for row in facts["ranges"])
 
 
 def test_an_unknown_method(convert: Convert, small: Callable[..., onnx.ModelProto]) -> None:
