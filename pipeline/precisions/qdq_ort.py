@@ -7,8 +7,8 @@ Everything is decided by evidence, on the machine that builds and on images of t
 - which blocks stay in float32: by the top-1 accuracy that may be lost.
 
 At the end the graph is measured against our own fastest float32 build. The facts say whether it was
-worth it, and why not. All kinds and parts are the default, and only a difference beyond doubt changes
-it, so that two builds give the same graph unless the machine's answer changes.
+worth it, and why not. All kinds and parts are the default, and only a difference beyond doubt
+changes it, so that two builds give the same graph unless the machine's answer changes.
 
 The network is prepared like the float32 build of this runtime, but with depthwise convolutions of
 parts merged up to 32 channels: the 8-bit depthwise kernel takes as long for 8 channels as for 32.

@@ -25,7 +25,8 @@ from pipeline.system import cpu_name
 from pipeline.targets.base import BuildJob, Images, Logits, Network
 from pipeline.targets.ort.layout import PROBE, block_size, write_probe
 from pipeline.targets.ort.profile import counts, trace
-from pipeline.targets.ort.session import PROVIDERS, Settings, errors, runtime, start
+from pipeline.targets.ort.providers import NAMES, missing
+from pipeline.targets.ort.session import Settings, errors, runtime, start
 from pipeline.targets.ort.tune import Candidate, choose
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def try_models(
         raise BuildError(
             f"onnxruntime cannot run the {job.precision} graph of {job.network.name}: {error}"
         ) from error
-    fallback = _check_providers(ran, PROVIDERS[settings.provider], allow_fallback)
+    fallback = _check_providers(ran, NAMES[chosen.settings.provider], allow_fallback)
     return {
         **notes,
         "model": chosen.model,
@@ -164,8 +165,12 @@ def try_models(
     }
 
 
-def _run(path: Path, images: Images) -> Logits:
-    session = start(path, Settings(level="basic"), 1)
+_PLAIN = Settings(level="basic")
+"""Settings under which a graph's answers are what its operators say."""
+
+
+def _run(path: Path, images: Images, settings: Settings = _PLAIN) -> Logits:
+    session = start(path, settings, 1)
     logits: Logits = session.run(None, {session.get_inputs()[0].name: images})[0]
     return logits
 
@@ -198,9 +203,11 @@ def _check_answers(job: BuildJob, folder: Path, images: Images) -> dict[str, Any
     return {"blocked_layout": f"dropped, because it {wrong}"}
 
 
-def _difference(job: BuildJob, path: Path, images: Images, expected: Logits) -> str | None:
+def _difference(
+    job: BuildJob, path: Path, images: Images, expected: Logits, settings: Settings = _PLAIN
+) -> str | None:
     """What is wrong with a model's answers, if anything."""
-    found = compare(_run(path, images), expected)
+    found = compare(_run(path, images, settings), expected)
     job.log(f"{path.name}: relative error {found.relative_error:.1e} to its graph")
     if found.finite and found.relative_error <= TOLERANCE:
         return None
@@ -232,6 +239,7 @@ def _choose(
         name = layout.fastest
         tuning["files"] = {**layout.to_dict(), "chosen": name}
     ways = _other_settings(name, files[name], threads)
+    ways |= _other_provider(job, folder, settings, images, tuning)
     choice = choose(folder, ways, threads, one, seconds / 2)
     job.log(f"chosen: {choice.name}, {choice.medians[choice.name]:.2f} ms")
     return ways[choice.name], {**tuning, "chosen": choice.name, "settings": choice.to_dict()}
@@ -248,6 +256,27 @@ def _other_settings(name: str, asked: Candidate, threads: int) -> dict[str, Cand
     flush = replace(settings, entries={"session.set_denormal_as_zero": "1"})
     ways[f"{name}, denormals as zero"] = Candidate(asked.model, flush)
     return ways
+
+
+def _other_provider(
+    job: BuildJob, folder: Path, settings: Settings, images: Images, tuning: dict[str, Any]
+) -> dict[str, Candidate]:
+    """OpenVINO, where it is installed and offers this CPU, if it answers right; else, why not."""
+    if settings.provider != "cpu" or missing("openvino", runtime()) is not None:
+        return {}
+    assert job.graph is not None
+    other = replace(settings, provider="openvino")
+    failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
+    try:
+        wrong = _difference(job, folder / PORTABLE, images, _run(job.graph, images), other)
+        ran = counts(trace(folder / PORTABLE, other, 1, images, runs=1))
+        _check_providers(ran, NAMES["openvino"], allow_fallback=False)
+    except (BuildError, *failures) as error:
+        wrong = f"does not run: {' '.join(str(error).split())}"
+    if wrong is not None:
+        tuning["openvino"] = f"not taken, because {PORTABLE} {wrong}"
+        return {}
+    return {"portable, openvino": Candidate(PORTABLE, other)}
 
 
 def _check_providers(

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import ArtifactError, UnavailableError
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
-"""Name in pipeline.yaml -> name in ONNX Runtime."""
+from pipeline.targets.ort import providers
 
 LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -38,7 +36,7 @@ class Settings:
         level: How far ONNX Runtime optimizes the graph on load, see `LEVELS`.
         spinning: Idle threads wait actively within a run. They never do after it, so that sessions
             in one process do not starve each other.
-        provider: See `PROVIDERS`.
+        provider: See `providers.NAMES`.
         entries: Further session options, by ONNX Runtime's name.
     """
 
@@ -114,17 +112,13 @@ def start(model: Path, settings: Settings, threads: int, profile_prefix: Path | 
         ArtifactError: ONNX Runtime does not accept the model.
     """
     ort = runtime()
-    provider = PROVIDERS[settings.provider]
-    if provider not in ort.get_available_providers():
-        raise UnavailableError(
-            f"onnxruntime {ort.__version__} has no {provider}, only "
-            f"{', '.join(ort.get_available_providers())}: install a build that has it, or set "
-            "provider: cpu"
-        )
+    why = providers.missing(settings.provider, ort)
+    if why is not None:
+        raise UnavailableError(why)
+    made = options(settings, threads, profile_prefix)
+    chosen = providers.add(settings.provider, ort, made, threads)
     try:
-        return ort.InferenceSession(
-            str(model), options(settings, threads, profile_prefix), providers=[provider]
-        )
+        return ort.InferenceSession(str(model), made, providers=chosen or None)
     except errors() as error:
         reason = " ".join(str(error).split())
         raise ArtifactError(f"onnxruntime does not accept {model}: {reason}") from error

@@ -26,10 +26,11 @@ from pipeline.targets.base import (
     Target,
     TargetOptions,
 )
+from pipeline.targets.ort import providers
 from pipeline.targets.ort.build import BLOCKED, PORTABLE, try_models, write_models
 from pipeline.targets.ort.layout import PROBE, block_size
 from pipeline.targets.ort.profile import Row, table, trace
-from pipeline.targets.ort.session import PROVIDERS, Settings, runtime, start
+from pipeline.targets.ort.session import Settings, runtime, start
 
 INSTALL = "pip install onnxruntime"
 
@@ -159,12 +160,9 @@ class OrtTarget(Target):
         """See `Target.missing`."""
         if not find_spec("onnxruntime"):
             return f"onnxruntime is not installed: {INSTALL}"
-        chosen = _settings(artifact).provider
-        provider = PROVIDERS[chosen]
-        # Every build of ONNX Runtime has the CPU: planning need not load it to know.
-        if chosen != "cpu" and provider not in runtime().get_available_providers():
-            return f"this onnxruntime has no {provider}: install a build that has it"
-        return None
+        provider = _settings(artifact).provider
+        # Every ONNX Runtime has the CPU: planning need not load it to know.
+        return None if provider == "cpu" else providers.missing(provider, runtime())
 
     def profile(
         self, artifact: Artifact, images: Images, *, threads: int | None = None

@@ -199,7 +199,7 @@ def test_parts_that_are_slower_in_8_bits_stay_in_float32(
 def test_the_report_gets_ranges_with_histograms(
     convert: Convert, small: Callable[..., onnx.ModelProto]
 ) -> None:
-    model, facts = convert(small(), FORM, max_top1_drop=1.0)
+    _, facts = convert(small(), FORM, max_top1_drop=1.0)
     assert [row["tensor"] for row in facts["ranges"]] == activations(small())
     assert all(sum(row["histogram"]) > 0 for row in facts["ranges"])
 

@@ -18,7 +18,7 @@ from pipeline import artifact, threads
 from pipeline.artifact import Artifact
 from pipeline.errors import ArtifactError, BuildError, InputError, UnavailableError
 from pipeline.targets.base import BuildJob, Images, Logits, Network
-from pipeline.targets.ort import OrtOptions, OrtTarget, profile
+from pipeline.targets.ort import OrtOptions, OrtTarget, profile, providers
 from pipeline.targets.ort.build import BLOCKED, PORTABLE
 from pipeline.targets.ort.target import how_to_open
 
@@ -270,6 +270,20 @@ def test_a_provider_that_is_not_there(build: Build) -> None:
         pytest.skip("this onnxruntime has OpenVINO")
     with pytest.raises(UnavailableError, match="has no OpenVINOExecutionProvider"):
         build(provider="openvino")
+
+
+def test_a_faster_provider_is_not_taken_if_nodes_run_elsewhere(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO seems to be there, but the CPU provider does the work."""
+    monkeypatch.setattr(providers, "missing", lambda provider, ort: None)
+    monkeypatch.setattr("pipeline.targets.ort.build.missing", lambda provider, ort: None)
+    monkeypatch.setattr(
+        providers, "add", lambda provider, ort, options, threads: ["CPUExecutionProvider"]
+    )
+    facts = build(tune=True, tune_seconds=0.1).facts
+    assert "instead of OpenVINOExecutionProvider" in facts["tuning"]["openvino"]
+    assert facts["session"]["provider"] == "cpu"
 
 
 def test_options_are_strict() -> None:
