@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +41,7 @@ class Selection:
     Attributes:
         only: These stages; empty for all.
         start: This stage and those after it run even if they are up to date.
-        targets: These targets and what serves all; empty for all.
+        targets: These targets and what they are made from; empty for all.
         force: Everything that is selected runs even if it is up to date.
     """
 
@@ -50,16 +50,31 @@ class Selection:
     targets: tuple[str, ...] = ()
     force: bool = False
 
-    def selects(self, step: Step) -> bool:
-        """Whether the step is among those to look at."""
-        if self.targets and step.target is not None and step.target not in self.targets:
-            return False
-        return not self.only or step.stage in self.only
+    def select(self, steps: Sequence[Step]) -> list[Step]:
+        """Those of the steps to look at, in their order."""
+        needed = (
+            set(steps)
+            if not self.targets
+            else _with_requirements(step for step in steps if step.target in self.targets)
+        )
+        return [s for s in steps if s in needed and (not self.only or s.stage in self.only)]
 
     def forces(self, step: Step) -> bool:
         """Whether the step runs even if it is up to date."""
         after = self.start is not None and STAGES.index(step.stage) >= STAGES.index(self.start)
         return self.force or after
+
+
+def _with_requirements(steps: Iterable[Step]) -> set[Step]:
+    """The steps and all that they are made from, directly or not."""
+    found: set[Step] = set()
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting.extend(step.requires)
+    return found
 
 
 class Observer(Protocol):
@@ -160,9 +175,8 @@ def locked(folder: Path, wait_s: float = 0) -> Iterator[None]:
 def dry_run(context: Context, selection: Selection) -> list[tuple[Step, str | None]]:
     """Every selected step and why it would run; None where it is up to date."""
     reasons: dict[Step, str | None] = {}
-    for step in plan(context):
-        if selection.selects(step):
-            reasons[step] = _reason(step, selection, reasons)
+    for step in selection.select(plan(context)):
+        reasons[step] = _reason(step, selection, reasons)
     return list(reasons.items())
 
 
@@ -178,7 +192,7 @@ def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -
 def execute(context: Context, selection: Selection, observer: Observer) -> Outcome:
     """Run what is selected and out of date; a step that fails stops only what needs it."""
     outcome = Outcome()
-    steps = [step for step in plan(context) if selection.selects(step)]
+    steps = selection.select(plan(context))
     observer.planned(steps)
     ended: dict[str, StageResult] = {}
     for step in steps:

@@ -209,6 +209,20 @@ def test_selection(toy: Toy, selection: Selection, expected: list[str]) -> None:
     assert toy.ran == expected
 
 
+def test_a_target_runs_only_what_it_is_made_from(toy: Toy) -> None:
+    shared = Export(context(toy), "shared")
+    form = Export(context(toy), "form", [shared])
+    steps: list[Step] = [
+        shared,
+        form,
+        Build(context(toy), "trt/int8", [form], "trt"),
+        Build(context(toy), "ort/fp32", [shared], "ort"),
+    ]
+    selected = Selection(targets=("ort",)).select(steps)
+    assert [step.name for step in selected] == ["shared", "ort/fp32"]
+    assert Selection().select(steps) == steps
+
+
 def test_a_selected_step_without_its_inputs_is_skipped(toy: Toy) -> None:
     outcome, _ = execute(toy, Selection(only=("build",)))
     assert states(outcome) == ["skipped"]
