@@ -266,12 +266,12 @@ def _other_provider(
         return {}
     assert job.graph is not None
     other = replace(settings, provider="openvino")
-    failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
+    failures: tuple[type[Exception], ...] = (ArtifactError, BuildError, *errors())
     try:
         wrong = _difference(job, folder / PORTABLE, images, _run(job.graph, images), other)
         ran = counts(trace(folder / PORTABLE, other, 1, images, runs=1))
         _check_providers(ran, NAMES["openvino"], allow_fallback=False)
-    except (BuildError, *failures) as error:
+    except failures as error:
         wrong = f"does not run: {' '.join(str(error).split())}"
     if wrong is not None:
         tuning["openvino"] = f"not taken, because {PORTABLE} {wrong}"
