@@ -3,6 +3,7 @@
     python benchmarks/cpu_latency.py --quick
     python benchmarks/cpu_latency.py --json cpu.json --plot cpu.png
     python benchmarks/cpu_latency.py --model care_s0 --batch 1 --threads 2 --seconds 20
+    python benchmarks/cpu_latency.py --docs docs/benchmarks.md
 
 Every contender runs in a process of its own, with the settings that it has by default apart from
 the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -487,6 +489,47 @@ def show(rows: list[dict[str, Any]], limit: float) -> None:
     click.echo(f"  {'limit (see the description)':34}{limit:10.2f}")
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """The rows as one table for every batch and number of threads, networks side by side."""
+    machine, rows = result["machine"], result["rows"]
+    about = ", ".join(f"{key} {machine[key]}" for key in ("cpu", "date", "load"))
+    lines = [f"{about}; versions: {', '.join(f'{k} {v}' for k, v in versions().items())}."]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for threads, batch in sorted({(row["threads"], row["batch"]) for row in rows}):
+        part = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
+        cells = {(row["contender"], row["model"]): _cell(row) for row in part}
+        limits = {row["model"]: f"{row['limit_ms']:.2f}" for row in part}
+        lines += [
+            "",
+            f"**Batch {batch}, {threads} {'thread' if threads == 1 else 'threads'}.**",
+            "",
+            f"| ms (ratio to the published path, 95 % interval) | {' | '.join(models)} |",
+            f"|---|{'---|' * len(models)}",
+        ]
+        for name in dict.fromkeys(row["contender"] for row in part):
+            told = " | ".join(cells.get((name, model), "–") for model in models)
+            lines.append(f"| {name} | {told} |")
+        told = " | ".join(limits.get(model, "–") for model in models)
+        lines.append(f"| attainable limit, float32 | {told} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if "not_measured" in row:
+        return f"not measured: {row['not_measured']}"
+    low, high = row["interval"]
+    return f"{row['latency']['p50']:.2f} ({row['ratio']:.3f}, {low:.3f} to {high:.3f})"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is compared, as far as it is installed."""
+    found = {}
+    for package in ("onnxruntime", "openvino", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot ratios to the published path."""
     import matplotlib as mpl
@@ -521,6 +564,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--torch/--no-torch", default=True, help="PyTorch, and torch.compile, too.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture.")
+@click.option("--docs", type=click.Path(path_type=Path), help="Document that gets the tables.")
 def main(
     models: tuple[str, ...],
     batches: tuple[int, ...],
@@ -531,6 +575,7 @@ def main(
     torch: bool,
     json_path: Path | None,
     plot_path: Path | None,
+    docs: Path | None,
 ) -> None:
     available = granted()
     if quick:
@@ -561,6 +606,8 @@ def main(
         json_path.write_text(json.dumps(result, indent=1) + "\n")
     if plot_path is not None:
         draw(rows, plot_path)
+    if docs is not None:
+        write_between(docs, "cpu latency", markdown(result))
     click.echo(json.dumps(result))
 
 
