@@ -23,16 +23,32 @@ from care.model import AttentionMixer, Block, Care, ConvMixer, Head, check_image
 SMALLEST_NORMAL_HALF = 2.0**-14
 """Smallest float16 that hardware without subnormal numbers does not flush to zero."""
 
+LARGEST_HALF = 65504.0
+"""Largest float16."""
+
 
 def scale_free_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Linear attention of which no intermediate value grows with the scale of q or k.
 
     The published form multiplies queries, keys and values and then divides by what queries and keys
     brought in, so that its intermediate values leave the range of float16 although its result is a
-    weighted mean of the values. Here queries are divided by their mean over channels and keys by
-    their mean over channels and tokens first. Both cancel in the quotient; what remains are numbers
-    around 1 and the values. The bounds on the divisors take the place of the published 1e-6: they
-    act only where a whole query, or a whole head's keys, vanish in float16.
+    weighted mean of the values. Here queries are divided by their sum over channels and keys by
+    their mean over channels and tokens first. Both cancel in the quotient, whatever they are; what
+    remains are numbers around 1 and the values.
+
+    With d channels, and V the largest magnitude of a value:
+
+    - A query's channels add up to 1, or to less than d where their sum exceeds float16: it is
+      bounded by 65504, which is as good a divisor, since no query exceeds it.
+    - Keys have mean 1 before the factor 1 / tokens; after it they add up to d over all channels.
+      So a head's products with the values are V times the keys' sum over tokens: V where channels
+      share the keys evenly, d V at most, if one channel has them all.
+    - `attended` is a mean of these, weighted by the query: the same bounds, V and d V. `normalizer`
+      is the same mean of the keys' sums: around 1, d at most.
+
+    The lower bounds on the divisors take the place of the published 1e-6: they act only where a
+    whole query, a whole head's keys, or all that a query and its keys have in common vanish in
+    float16.
 
     Args:
         q: Queries after the feature map, all positive, (batch, heads, dim, tokens).
@@ -42,8 +58,9 @@ def scale_free_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         The attended values, (batch, heads, dim, tokens).
     """
-    scale_k = k.mean(-1, keepdim=True).mean(-2, keepdim=True).clamp(min=SMALLEST_NORMAL_HALF)
-    q = q / q.mean(-2, keepdim=True).clamp(min=SMALLEST_NORMAL_HALF)
+    # An overflow of this sum becomes the upper bound.
+    q = q / q.sum(-2, keepdim=True).clamp(SMALLEST_NORMAL_HALF, LARGEST_HALF)
+    scale_k = k.mean((-2, -1), keepdim=True).clamp(min=SMALLEST_NORMAL_HALF)
     # In two steps: scale times number of tokens may leave the range. What float16 makes of the
     # second factor cancels too, for both products below take the same k.
     k = k / scale_k * (1 / k.shape[-1])

@@ -1,8 +1,8 @@
 """Linear attention with as few operations as float32 needs.
 
-`care.fuse` exports the scale-free form, which divides queries and keys by their means so that
-nothing overflows in half precision. In float32 nothing does, and the means cancel in the quotient:
-five divisions, three means and three clips become one division and two sums. What keeps the divisor
+`care.fuse` exports the scale-free form, which divides queries and keys by their size so that
+nothing overflows in half precision. In float32 nothing does, and these sizes cancel in the quotient:
+three divisions, a mean, two sums and three clips become one division and one sum. What keeps the divisor
 from zero is again the published 1e-6, so that the result is that of the published form up to
 rounding; the scale-free form bounds its divisors by 2**-14 instead. They differ only for a token
 whose queries vanish.
@@ -21,7 +21,6 @@ import onnx_ir as ir
 
 from pipeline.optimize.graphs import (
     INTERNAL,
-    RANK_2D,
     Editor,
     constant,
     integer,
@@ -85,36 +84,26 @@ def _check(condition: bool) -> None:
 
 
 def _bounded(value: ir.Value | None) -> ir.Value | None:
-    """What a Clip from below takes."""
+    """What a Clip from below, maybe from above too, takes."""
     clip = _need(value, "Clip")
-    _check(len(clip.inputs) == 2 and is_scalar(clip.inputs[1]))
+    _check(len(clip.inputs) > 1 and all(is_scalar(bound) for bound in clip.inputs[1:]))
     return clip.inputs[0]
 
 
-def _mean(value: ir.Value | None, axis: int) -> ir.Value | None:
-    """What a mean over `axis` (counted from the back) takes, with the axis kept."""
-    return _reduced(value, "ReduceMean", axis)
+def _mean(value: ir.Value | None, *axes: int) -> ir.Value | None:
+    """What a mean over `axes` (counted from the back) takes, with the axes kept."""
+    return _reduced(value, "ReduceMean", axes)
 
 
-def _grand_mean(value: ir.Value | None) -> ir.Value | None:
-    """What a mean over channels and tokens takes; onnxsim makes one node of the two."""
-    node = _need(value, "ReduceMean")
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if axes is not None and sorted(int(axis) % RANK_2D for axis in axes.ravel()) == [2, 3]:
-        _check(integer(node, "keepdims", 1) == 1)
-        return node.inputs[0]
-    return _mean(_mean(value, -2), -1)
+def _sum(value: ir.Value | None, *axes: int) -> ir.Value | None:
+    """What a sum over `axes` (counted from the back) takes, with the axes kept."""
+    return _reduced(value, "ReduceSum", axes)
 
 
-def _sum(value: ir.Value | None, axis: int) -> ir.Value | None:
-    """What a sum over `axis` (counted from the back) takes, with the axis kept."""
-    return _reduced(value, "ReduceSum", axis)
-
-
-def _reduced(value: ir.Value | None, operator: str, axis: int) -> ir.Value | None:
+def _reduced(value: ir.Value | None, operator: str, axes: tuple[int, ...]) -> ir.Value | None:
     node = _need(value, operator)
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    _check(axes is not None and axes.tolist() in ([axis], [axis + 4]))
+    found = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    _check(found is not None and sorted(axis % 4 for axis in found) == [a % 4 for a in axes])
     _check(integer(node, "keepdims", 1) == 1)
     return node.inputs[0]
 
@@ -139,16 +128,18 @@ def _product(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
 def _scale_free(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value, float]:
     """Queries, keys, values and share of a token of `care.fuse.scale_free_attention`."""
     attended, bound = _quotient(value)
+    # What bounds the other two divisors cancels; an upper bound of this one would not.
+    _check(len(_need(bound, "Clip").inputs) == 2)
     kv, q_scaled = _product(attended)
     v, k_turned = _product(kv)
     q, q_divisor = _quotient(q_scaled)
-    _check(_mean(_bounded(q_divisor), -2) is q)
+    _check(_sum(_bounded(q_divisor), -2) is q)
     k_scaled = _swapped(k_turned)
     times = _need(k_scaled, "Mul")
     share = constant(times.inputs[1])
     _check(share is not None and share.size == 1)
     k, scale_k = _quotient(times.inputs[0])
-    _check(_grand_mean(_bounded(scale_k)) is k)
+    _check(_mean(_bounded(scale_k), -2, -1) is k)
     sum_k_turned, same_q = _product(_bounded(bound))
     _check(same_q is q_scaled and _sum(_swapped(sum_k_turned), -1) is k_scaled)
     assert q is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,21 @@ class RoundToHalf(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return pytree.tree_map(_half, func(*args, **(kwargs or {})))
+
+
+class LargestResult(TorchDispatchMode):
+    """Notes the largest magnitude of any operation's result."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.largest = max(self.largest, float(result.abs().max()))
+        return result
 
 
 def _half(value: Any) -> Any:
@@ -80,6 +96,57 @@ def test_published_attention_overflows_where_the_scale_free_form_does_not() -> N
         ours = scale_free_attention(_half(q), _half(k), _half(v))
     assert not published.isfinite().all()
     assert (ours - exact).norm() <= 5e-3 * exact.norm()
+
+
+SCALES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The weighted mean of the values that attention is, in float64 and without an epsilon."""
+    q, k, v = (t.double() for t in (q, k, v))
+    k = k / k.sum((-2, -1), keepdim=True)
+    q = q / q.sum(-2, keepdim=True)
+    return ((v @ k.transpose(-2, -1)) @ q) / (k.sum(-1, keepdim=True).transpose(-2, -1) @ q)
+
+
+@pytest.mark.parametrize("dim, tokens", [(16, 196), (32, 49), (32, 784)])
+@pytest.mark.parametrize("signs", [1, -1], ids=["positive", "mixed"])
+def test_half_precision_holds_for_any_scale_of_queries_keys_and_values(
+    dim: int, tokens: int, signs: int
+) -> None:
+    torch.manual_seed(0)
+    shape = (1, 2, dim, tokens)
+    for scales in itertools.product(SCALES, repeat=3):
+        q, k, v = (_half(scale * torch.rand(shape)) for scale in scales)
+        if signs < 0:
+            v = v * (torch.randint(0, 2, shape) * 2 - 1)
+        with RoundToHalf():
+            result = scale_free_attention(q, k, v)
+        # As far from the largest value as four roundings are; NaN fails.
+        assert (result - attended(q, k, v)).abs().max() <= 2e-3 * v.abs().max(), scales
+
+
+def test_half_precision_holds_where_a_token_stands_out() -> None:
+    """Tokens of one head whose queries differ by eight orders of magnitude each keep their own."""
+    torch.manual_seed(0)
+    q, k, v = (torch.rand(1, 1, 16, 49) for _ in range(3))
+    q = _half(q * torch.logspace(-4, 4, 49))
+    k = _half(k * torch.logspace(-2, 4, 49))
+    with RoundToHalf():
+        result = scale_free_attention(q, k, _half(v))
+    assert (result - attended(q, k, _half(v))).abs().max() <= 2e-3
+
+
+def test_intermediate_values_stay_within_the_documented_bounds() -> None:
+    """All keys and queries of a head in one channel: the worst case, d times the values."""
+    dim, tokens = 16, 49
+    one = torch.zeros(1, 1, dim, tokens)
+    one[:, :, 3] = 5000
+    v = torch.full((1, 1, dim, tokens), 4000.0)
+    with LargestResult() as seen:
+        result = scale_free_attention(one, one, v)
+    assert seen.largest == pytest.approx(dim * 4000)
+    torch.testing.assert_close(result, v)
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e4])
