@@ -1,11 +1,11 @@
 """Linear attention with as few operations as float32 needs.
 
 `care.fuse` exports the scale-free form, which divides queries and keys by their size so that
-nothing overflows in half precision. In float32 nothing does, and these sizes cancel in the quotient:
-three divisions, a mean, two sums and three clips become one division and one sum. What keeps the divisor
-from zero is again the published 1e-6, so that the result is that of the published form up to
-rounding; the scale-free form bounds its divisors by 2**-14 instead. They differ only for a token
-whose queries vanish.
+nothing overflows in half precision. In float32 nothing does, and these sizes cancel in the
+quotient: three divisions, a mean, two sums and three clips become one division and one sum. What
+keeps the divisor from zero is again the published 1e-6, so that the result is that of the published
+form up to rounding; the scale-free form bounds its divisors by 2**-14 instead. They differ only for
+a token whose queries vanish.
 
 The pass first finds the whole attention and puts one operator in its place (`RecognizeAttention`);
 `LowerAttention` then writes it out: channel by channel in the plain layout, token by token in the

@@ -109,7 +109,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((v @ k.transpose(-2, -1)) @ q) / (k.sum(-1, keepdim=True).transpose(-2, -1) @ q)
 
 
-@pytest.mark.parametrize("dim, tokens", [(16, 196), (32, 49), (32, 784)])
+@pytest.mark.parametrize(("dim", "tokens"), [(16, 196), (32, 49), (32, 784)])
 @pytest.mark.parametrize("signs", [1, -1], ids=["positive", "mixed"])
 def test_half_precision_holds_for_any_scale_of_queries_keys_and_values(
     dim: int, tokens: int, signs: int

@@ -3,6 +3,7 @@
 target.py     what the pipeline sees: build, open, emulate, inspect
 network.py    the network with its normalization and softmax, exported by torch
 convert.py    conversion, and what the package says of itself
+siblings.py   depthwise convolutions side by side become one
 package.py    saved packages: canonical bytes, a classifier's face, the twin for devices
 compress.py   weights in fewer bits
 runner.py     pixels and the two ways to run a package: Core ML, or the executor

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.errors import BuildError
 from pipeline.targets.base import Network
 from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml import siblings
 from pipeline.targets.coreml.network import Deployed, Normalization
 
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
@@ -69,6 +70,7 @@ def convert(
             outputs=outputs,
             minimum_deployment_target=getattr(ct.target, deployment_target),
             compute_precision=_precision(float32),
+            pass_pipeline=siblings.pipeline(),
             skip_model_load=True,
         )
     # The converter raises whatever its passes do: ValueError, RuntimeError, NotImplementedError, …

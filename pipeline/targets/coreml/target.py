@@ -84,6 +84,7 @@ class CoreMLTarget(Target):
     code = (
         "pipeline.targets.coreml.network",
         "pipeline.targets.coreml.convert",
+        "pipeline.targets.coreml.siblings",
         "pipeline.targets.coreml.package",
         "pipeline.targets.coreml.compress",
         "pipeline.targets.coreml.recipes",
