@@ -49,20 +49,8 @@ def export_triton(
     from pipeline import triton
 
     artifact = built(output, name, target, precision)
-    network = network_of(Artifact.read(output / name / "onnx"), name)
+    network = Network.from_facts(Artifact.read(output / name / "onnx"))
     return f"wrote {triton.export(artifact, network, repository)}"
-
-
-def network_of(onnx: Artifact, name: str) -> Network:
-    """What the ONNX artifact says of its network."""
-    facts = onnx.facts["network"]
-    channels, height, width = facts["input_shape"]
-    return Network(
-        name=name,
-        labels=tuple(facts["labels"]),
-        input_shape=(channels, height, width),
-        preprocess=facts["preprocess"],
-    )
 
 
 def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str | None) -> str:

@@ -113,11 +113,7 @@ class ExportStep(Step):
             "opset": settings.opset,
             "difference_to_pytorch": difference,
             "checkpoint": str(source.checkpoint()),
-            "network": {
-                "labels": list(network.labels),
-                "input_shape": list(network.input_shape),
-                "preprocess": dict(network.preprocess),
-            },
+            "network": network.to_facts(),
         }
 
 

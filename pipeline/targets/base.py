@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifact import Artifact
+from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +75,34 @@ class Network:
     input_shape: tuple[int, int, int]
     preprocess: Mapping[str, Any]
     description: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_facts(cls, artifact: Artifact) -> Network:
+        """What an artifact states of its network, under `network` in its facts.
+
+        Raises:
+            ArtifactError: It states nothing, or not all.
+        """
+        try:
+            plain: Mapping[str, Any] = artifact.facts["network"]
+            channels, height, width = plain["input_shape"]
+            return cls(
+                name=plain["name"],
+                labels=tuple(plain["labels"]),
+                input_shape=(channels, height, width),
+                preprocess=plain["preprocess"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{artifact.folder} states no network: build it again") from error
+
+    def to_facts(self) -> dict[str, Any]:
+        """Plain values for an artifact's facts, which `from_facts` reads."""
+        return {
+            "name": self.name,
+            "labels": list(self.labels),
+            "input_shape": list(self.input_shape),
+            "preprocess": dict(self.preprocess),
+        }
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from pipeline import measure
 from pipeline.artifact import Artifact
 from pipeline.errors import BuildError, UnavailableError
-from pipeline.targets.base import Images, Logits
+from pipeline.targets.base import Images, Logits, Network
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.results import Device, Measurements, Model, Operation, Run, Thermal
@@ -122,11 +122,11 @@ def compare_units(artifact: Artifact, images: Images, reference: Logits) -> dict
     from dataclasses import asdict
 
     from pipeline.targets.coreml.runner import CoreMLRunner
-    from pipeline.targets.coreml.target import MODEL, network_of
+    from pipeline.targets.coreml.target import MODEL
 
     found = {}
     for units in COMPUTE_UNITS:
-        with CoreMLRunner(artifact.folder / MODEL, network_of(artifact), units) as runner:
+        with CoreMLRunner(artifact.folder / MODEL, Network.from_facts(artifact), units) as runner:
             found[units] = asdict(measure.compare(runner(images), reference))
     return found
 

@@ -79,9 +79,10 @@ def diff(
         ArtifactError: The package was not made from this module.
         InputError: The images are not preprocessed 8-bit images.
     """
-    from pipeline.targets.coreml.target import MODEL, network_of
+    from pipeline.targets.coreml.target import MODEL
 
-    return diff_package(artifact.folder / MODEL, network_of(artifact), module, images, precision)
+    network = Network.from_facts(artifact)
+    return diff_package(artifact.folder / MODEL, network, module, images, precision)
 
 
 def diff_package(

@@ -7,7 +7,6 @@ predictions itself.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -162,7 +161,7 @@ class CoreMLTarget(Target):
         from pipeline.targets.coreml.runner import CoreMLRunner
 
         artifact.verify()
-        network = network_of(artifact)
+        network = Network.from_facts(artifact)
         return CoreMLRunner(artifact.folder / MODEL, network, artifact.facts["compute_units"])
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
@@ -170,23 +169,7 @@ class CoreMLTarget(Target):
         from pipeline.targets.coreml.runner import EmulatedRunner
 
         artifact.verify()
-        return EmulatedRunner(artifact.folder / MODEL, network_of(artifact))
-
-
-def network_of(artifact: Artifact) -> Network:
-    """What an artifact states of its network.
-
-    Raises:
-        ArtifactError: It states nothing.
-    """
-    try:
-        plain: Mapping[str, Any] = artifact.facts["network"]
-        channels, height, width = plain["input_shape"]
-        return Network(
-            plain["name"], tuple(plain["labels"]), (channels, height, width), plain["preprocess"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{artifact.folder} states no network: build it again") from error
+        return EmulatedRunner(artifact.folder / MODEL, Network.from_facts(artifact))
 
 
 def _program(artifact: Artifact) -> Program:
@@ -194,7 +177,7 @@ def _program(artifact: Artifact) -> Program:
     from pipeline.reference.mil_program import read_program
 
     package = artifact.folder / MODEL
-    program, network = read_program(package), network_of(artifact)
+    program, network = read_program(package), Network.from_facts(artifact)
     version = SPECIFICATION_VERSIONS[artifact.facts["deployment_target"]]
     if program.specification > version:
         raise ArtifactError(
@@ -232,12 +215,7 @@ def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
         "std": "folded" if deployed.folded else "multiplied",
         "size": saved.size(package),
         "operations": {kind: operations.count(kind) for kind in sorted(set(operations))},
-        "network": {
-            "name": network.name,
-            "labels": list(network.labels),
-            "input_shape": list(network.input_shape),
-            "preprocess": dict(network.preprocess),
-        },
+        "network": network.to_facts(),
         "verified": verify(package, job.module(), network, recipe.limits),
         **prepared,
         **found,
