@@ -145,10 +145,16 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
     "--import",
     "imported",
     type=click.Path(path_type=Path),
-    help="Take over what was measured on a device (coreml) instead of measuring.",
+    help="Take over what was measured on a device (coreml): our JSON, or Xcode's .mlperf.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(("mac", "iphone", "ipad")),
+    help="Measure coreml's compute units on this Mac or the device connected to it; with --import: "
+    "refuse results of others.",
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
-def bench(target: str, json_only: bool, imported: Path | None, **options: Any) -> None:
+def bench(target: str, json_only: bool, imported: Path | None, device: Any, **options: Any) -> None:
     """Measure latency: a table, and one JSON object as the last line.
 
     The target's artifacts must have been built by `run`. Off the right hardware, says what is
@@ -157,12 +163,18 @@ def bench(target: str, json_only: bool, imported: Path | None, **options: Any) -
     from pipeline import command
 
     config = load_config(options.pop("config"))
-    if imported is not None:
+    if imported is not None or device is not None:
         if target != "coreml":
-            raise click.UsageError("--import takes measurements of coreml only")
-        from pipeline import exchange
+            raise click.UsageError("--import and --device are for --target coreml only")
+        from pipeline import devices
 
-        click.echo(exchange.import_coreml(config, imported))
+        chosen = options["precision"]
+        if imported is not None:
+            text = devices.import_coreml(config, imported, precisions=chosen, device=device)
+        else:
+            samples = options["samples"]
+            text = devices.measure_coreml(config, device, precisions=chosen, samples=samples)
+        click.echo(text)
         return
     report = command.bench(config, target, **options)
     if not json_only:
@@ -254,6 +266,21 @@ def diff(target: str, config: Path, precision: str | None, images: int) -> None:
 
     loaded = load_config(config)
     click.echo(command.diff(loaded, target, precision=precision, images=images))
+
+
+@main.command()
+@click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
+@CONFIG
+@click.option("--precision", help="Default: the first of the configuration.")
+@click.option(
+    "--images", type=click.IntRange(1, 256), default=16, show_default=True, help="How many images."
+)
+def fitness(target: str, config: Path, precision: str | None, images: int) -> None:
+    """Check whether a built model suits the Neural Engine, with advice."""
+    from pipeline import command
+
+    loaded = load_config(config)
+    click.echo(command.fitness(loaded, target, precision=precision, images=images))
 
 
 @main.command()

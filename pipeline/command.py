@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from pipeline import check as checks
+from pipeline.artifact import Artifact
 from pipeline.config import Config
 from pipeline.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.errors import GateFailedError, InputError, UnavailableError
@@ -27,6 +28,7 @@ from pipeline.stages.build import BuildStep
 from pipeline.stages.graph import GRAPH, ExportStep, SimplifyStep
 from pipeline.stages.samples import CalibrationStep, read_calibration
 from pipeline.targets import TARGETS
+from pipeline.targets.base import Images
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -288,13 +290,8 @@ def diff(config: Config, target: str, *, precision: str | None, images: int) -> 
     Raises:
         InputError: The artifact is not built, or the target cannot compare layer by layer.
     """
-    runtime = TARGETS[target]
-    with _log(config) as log, log.captured() as screen, RichConsole(screen) as console:
-        context = make_context(config, log, console)
-        step = _builds(context, target, (precision,) if precision else ())[0]
-        dataset = context.source.validation
-        chosen = [context.source.preprocess(dataset.image(i)) for i in range(images)]
-        rows = runtime.diff(step.artifact(), context.source.fused(), np.stack(chosen))
+    with _one_artifact(config, target, precision, images) as (context, artifact, chosen):
+        rows = TARGETS[target].diff(artifact, context.source.fused(), chosen)
     if rows is None:
         raise InputError(f"{target} has no comparison by layer; it has: coreml")
     table = Table("module", "operation", "line", "relative error", "largest", "", box=None)
@@ -307,4 +304,40 @@ def diff(config: Config, target: str, *, precision: str | None, images: int) -> 
             f"{row['largest']:.2e}",
             "[red]jumps here[/]" if row["jump"] else "",
         )
-    return render(table)
+    first = next((row["module"] or "the network itself" for row in rows if row["jump"]), None)
+    verdict = f"the error jumps at {first}" if first else "the error grows slowly: it jumps nowhere"
+    return render(table, verdict)
+
+
+def fitness(config: Config, target: str, *, precision: str | None, images: int) -> str:
+    """Checks of a built artifact for the device's accelerator, with advice.
+
+    Raises:
+        InputError: The artifact is not built, or the target has no such checks.
+    """
+    with _one_artifact(config, target, precision, images) as (_, artifact, chosen):
+        rows = TARGETS[target].fitness(artifact, chosen)
+    if rows is None:
+        raise InputError(f"{target} has no checks of fitness; it has: coreml")
+    lines = []
+    for row in rows:
+        lines.append(f"{row['level']:<8} {row['check']}: {row['found']}")
+        if row["advice"]:
+            lines.append(f"{'':<8} {row['advice']}")
+        if row["where"]:
+            lines.append(f"{'':<8} such as {', '.join(row['where'])}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _one_artifact(
+    config: Config, target: str, precision: str | None, images: int
+) -> Iterator[tuple[Context, Artifact, Images]]:
+    """One built artifact of a target, the first if none is named, and some validation images."""
+    with _log(config) as log, log.captured() as screen, RichConsole(screen) as console:
+        context = make_context(config, log, console)
+        step = _builds(context, target, (precision,) if precision else ())[0]
+        dataset = context.source.validation
+        count = min(images, len(dataset))
+        chosen = [context.source.preprocess(dataset.image(i)) for i in range(count)]
+        yield context, step.artifact(), np.stack(chosen)

@@ -28,11 +28,17 @@ _TITLES = {
     "sensitivity": "Which blocks stay in higher precision",
     "verified": "Checked against the module when built",
     "session": "Session",
+    "on_devices": "Measured on devices; medians",
+    "agreement_by_compute_units": "Agreement with PyTorch by compute units",
+    "outside_the_neural_engine": "Operations outside the Neural Engine",
+    "weights": "Weights: relative error of the logits when one tensor alone is compressed",
+    "fitness": "Fitness for the Neural Engine",
 }
 """Headings of parts."""
 
 _NAMES = {
     "top1": "top-1",
+    "on_neural_engine": "share of operations on the Neural Engine",
     "top1_drop": "top-1 drop",
     "max_top1_drop": "largest top-1 drop allowed",
     "min_agreement": "least agreement allowed",

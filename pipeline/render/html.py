@@ -17,6 +17,9 @@ from pipeline.results import Results
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
+_ON_DEVICES = ("on_devices", "agreement_by_compute_units", "outside_the_neural_engine")
+"""Facts of measurements on other machines than this: tables of their own."""
+
 
 def page(results: Results) -> str:
     """The whole report.
@@ -77,10 +80,12 @@ def _benches(results: Results) -> Iterator[dict[str, Any]]:
     """What was measured, by target: the baseline's timings, and the circumstances."""
     for target in results["bench"]:
         measured = view.bench_facts(results, target)
-        if "batches" not in measured:
+        on_devices = {key: measured[key] for key in _ON_DEVICES if measured.get(key)}
+        if "batches" not in measured and not on_devices:
             continue
         devices = measured.get("devices", {})
         shown = {"batches", "end_to_end", "cold_start_ms", "latency", "devices", "target"}
+        shown |= set(_ON_DEVICES)
         rest = {key: value for key, value in measured.items() if key not in shown}
         yield {
             "target": target,
@@ -91,6 +96,7 @@ def _benches(results: Results) -> Iterator[dict[str, Any]]:
                 for runner in devices
                 for c in view.comparisons(measured, runner)
             ],
+            "on_devices": facts.blocks("", on_devices),
             "facts": facts.blocks("", rest),
         }
 

@@ -45,7 +45,9 @@ class BuildStep(Step):
         options = context.config.target(self.runtime.name)
         assert options is not None
         return {
-            "options": options.model_dump(mode="json", exclude={"precisions", "gates"}),
+            "options": options.model_dump(
+                mode="json", exclude={"precisions", "gates", *options.measuring}
+            ),
             "batch": context.config.export.batch,
             "network": context.source.network_inputs(),
         }

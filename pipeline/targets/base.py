@@ -35,9 +35,14 @@ MODULE = "module"
 
 
 class TargetOptions(BaseModel):
-    """Options of a target in pipeline.yaml; each target derives its own."""
+    """Options of a target in pipeline.yaml; each target derives its own.
+
+    Attributes:
+        measuring: Names of options that change measurements only: artifacts do not depend on them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    measuring: ClassVar[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,18 @@ class Target(ABC):
         Returns:
             A row a module, in order: module, operation, line, relative, largest, and `jump`, true
             for the first whose error is several times that of all before.
+        """
+        return None
+
+    def fitness(self, artifact: Artifact, images: Images) -> list[dict[str, Any]] | None:
+        """Is the artifact fit for the device's accelerator? None where the target cannot tell.
+
+        Args:
+            artifact: What `build` made.
+            images: Some real images, preprocessed, (batch, channels, height, width).
+
+        Returns:
+            A row a check: check, level ("fine", "advice" or "problem"), found, advice, and where.
         """
         return None
 

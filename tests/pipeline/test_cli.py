@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -296,11 +297,88 @@ def test_a_measurement_from_a_device_reaches_the_report(copied: tuple[Path, Path
     results = json.loads((folder / "results.json").read_text())
     latency = {a["target"]: a["latency"] for a in results["artifacts"]}["coreml"]
     assert (latency["value"], latency["state"]) == (1.25, "measured")
+    page = (folder / "report.html").read_text()
+    assert "Measured on devices" in page
+    assert "iPhone14,5, iOS 18.2" in page
+    result = invoke(*bench, "--device", "ipad")
+    assert result.exit_code == 2
+    assert "a device of class iphone, where ipad was asked for" in result.output
     measured["model"] = {"name": "other", "digest": "0" * 64}
     file.write_text(json.dumps(measured))
     result = invoke(*bench)
     assert result.exit_code == 2
     assert "the result is of another model" in result.output
+    file.write_text("{")
+    result = invoke(*bench)
+    assert result.exit_code == 2
+    assert "is no JSON" in result.output
+    # What was taken over before is still there.
+    assert planned(path) == set()
+
+
+def test_a_report_of_xcode_reaches_the_report(copied: tuple[Path, Path]) -> None:
+    from pipeline.reference.mil_program import read_program
+
+    path, folder = copied
+    operations = [
+        {"operatorName": f"ios16.{op.type}", "outputs": [{"name": op.outputs[0][0]}]}
+        for op in read_program(folder / "coreml/fp16/model.mlpackage").operations
+    ]
+    for operation in operations:
+        kind = "cpu" if "softmax" in operation["operatorName"] else "neuralEngine"
+        operation["deviceUsage"] = {"preferred": {"deviceType": {kind: {}}}}  # type: ignore[assignment]
+    block = {"operations": operations}
+    content = {
+        "computeUnit": 3,
+        "deviceInfo": {
+            "modelName": "iPhone 16",
+            "osNameAndVersionWithoutBuildNumber": "iOS 26.3.1",
+        },
+        "deviceResults": {
+            "predict": {"samples": [0.001, 0.0015, 0.00125]},
+            "modelStructure": {"program": {"_0": {"functions": {"main": {"block": block}}}}},
+        },
+    }
+    file = path.parent / "trial.mlperf"
+    file.mkdir()
+    (file / "report.json").write_text(json.dumps(content))
+    bench = ("bench", "--target", "coreml", "--config", str(path), "--import", str(file))
+    result = invoke(*bench)
+    assert result.exit_code == 0, result.output
+    assert "coreml/fp16: 1.250 ms on iPhone 16 (cpu_and_neural_engine)" in result.output
+    assert process("run", str(path), "--quiet").returncode == 0
+    page = (folder / "report.html").read_text()
+    assert "recognized by its operations, not its weights" in page
+    assert "Operations outside the Neural Engine" in page
+    block["operations"] = operations[:-1]
+    (file / "report.json").write_text(json.dumps(content))
+    result = invoke(*bench)
+    assert result.exit_code == 2
+    assert "is of another model" in result.output
+    result = invoke(*bench, "--precision", "int8")
+    assert result.exit_code == 2
+    assert "coreml is not configured for int8" in result.output
+
+
+def test_fitness_advises(config: Path, finished: Path) -> None:
+    result = process("fitness", "--config", str(config))
+    assert result.returncode == 0, result.stderr
+    assert "no tensor has more than 4 axes" in result.stdout
+    assert "largest magnitude" in result.stdout
+    result = process("fitness", "--config", str(config), "--target", "ort")
+    assert result.returncode == 2
+    assert "ort has no checks of fitness" in result.stderr
+
+
+@pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac measures")
+@pytest.mark.parametrize("device", ["mac", "iphone"])
+def test_measuring_on_apples_devices_needs_a_mac(config: Path, finished: Path, device: str) -> None:
+    arguments = ("--target", "coreml", "--config", str(config), "--device", device)
+    result = invoke("bench", *arguments)
+    assert result.exit_code == 4
+    assert "run the same command on a Mac" in result.output
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--device", device)
+    assert result.exit_code == 2
 
 
 @pytest.mark.parametrize("target", ["trt", "coreml"])

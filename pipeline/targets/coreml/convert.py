@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, ConfigError
 from pipeline.targets.base import Network
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import siblings
@@ -38,14 +40,15 @@ def convert(
         deployed: What `network.deploy` made.
         network: Shape and preprocessing.
         deployment_target: One of `DEPLOYMENT_TARGETS`.
-        float32: Operations that compute in float32 while the rest is in float16, by their type in
-            the MIL operation set; None for float32 throughout.
+        float32: Operations that compute in float32 while the rest is in float16, see `Selector`;
+            None for float32 throughout.
 
     Returns:
         A coremltools model, not loaded.
 
     Raises:
         BuildError: coremltools cannot convert the network.
+        ConfigError: An entry of `float32` names nothing.
     """
     import coremltools as ct
     import numpy as np
@@ -62,14 +65,15 @@ def convert(
     outputs = [
         ct.TensorType(name=name, dtype=np.float32) for name in (saved.LOGITS, saved.PROBABILITIES)
     ]
+    selector = Selector(deployed, float32 or ())
     try:
-        return ct.convert(
+        model = ct.convert(
             deployed.program,
             convert_to="mlprogram",
             inputs=[image],
             outputs=outputs,
             minimum_deployment_target=getattr(ct.target, deployment_target),
-            compute_precision=_precision(float32),
+            compute_precision=_precision(float32, selector),
             pass_pipeline=siblings.pipeline(),
             skip_model_load=True,
         )
@@ -77,17 +81,71 @@ def convert(
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise BuildError(f"coremltools cannot convert {network.name}: {reason}") from error
+    selector.check()
+    return model
 
 
-def _precision(float32: Collection[str] | None) -> Any:
+def _precision(float32: Collection[str] | None, selector: Selector) -> Any:
     import coremltools as ct
 
     if float32 is None:
         return ct.precision.FLOAT32
     if not float32:
         return ct.precision.FLOAT16
-    kept = frozenset(float32)
-    return ct.transform.FP16ComputePrecision(op_selector=lambda op: op.op_type not in kept)
+    return ct.transform.FP16ComputePrecision(op_selector=lambda op: not selector(op))
+
+
+class Selector:
+    """Chooses operations: by their type, or by the module that they compute.
+
+    Args:
+        deployed: What is converted.
+        entries: Types of the MIL operation set, such as "softmax", and modules of the network, such
+            as "stages.2.blocks.5.token_mixer"; with `*`, patterns of modules.
+    """
+
+    def __init__(self, deployed: Deployed, entries: Collection[str]) -> None:
+        from pipeline.reference.mil_record import module_owners
+
+        self._entries = frozenset(entries)
+        self._owners = {
+            value: module.removeprefix("network").removeprefix(".")
+            for value, module in module_owners(deployed.program).items()
+        }
+        self._used: set[str] = set()
+
+    def __call__(self, operation: Any) -> bool:
+        """Whether an operation of a program in conversion is chosen."""
+        from pipeline.reference.mil_record import torch_name
+
+        module = self._owners.get(torch_name(operation.name), "")
+        found = {
+            entry
+            for entry in self._entries
+            if entry == operation.op_type or (module and fnmatchcase(module, entry))
+        }
+        self._used |= found
+        return bool(found)
+
+    def check(self) -> None:
+        """Refuse entries that chose nothing, after the conversion.
+
+        Types of operations that there are may be missing from a network: the usual ones are named
+        for all networks.
+
+        Raises:
+            ConfigError: An entry is no type of operation and no module of the network.
+        """
+        from pipeline.reference.mil_ops import OPERATORS
+
+        modules = sorted({module for module in self._owners.values() if module})
+        for entry in sorted(self._entries - self._used - OPERATORS.keys()):
+            near = difflib.get_close_matches(entry, [*OPERATORS, *modules], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(
+                f"coreml: float32_operations names {entry}, which is no MIL operation and no "
+                f"module of the network that computes something{hint}"
+            )
 
 
 def finish(model: Any, network: Network, package: Path, precision: str) -> None:

@@ -62,7 +62,7 @@ def measure_mac(
     Raises:
         UnavailableError: This is no Mac.
     """
-    _require_mac()
+    require_mac()
     device = Device(model=_sysctl("hw.model"), os=f"macOS {platform.mac_ver()[0]}")
     return asyncio.run(_measure(artifact, package, device, None, samples, units))
 
@@ -92,7 +92,7 @@ def measure_connected(
         UnavailableError: This is no Mac, Xcode is missing, or no such device is connected.
         BuildError: The app cannot be built, signed or started.
     """
-    _require_mac()
+    require_mac()
     if shutil.which("xcodebuild") is None:
         raise UnavailableError("measuring on a device needs Xcode: install it from the App Store")
 
@@ -118,7 +118,7 @@ def compare_units(artifact: Artifact, images: Images, reference: Logits) -> dict
     Raises:
         UnavailableError: This is no Mac.
     """
-    _require_mac()
+    require_mac()
     from dataclasses import asdict
 
     from pipeline.targets.coreml.runner import CoreMLRunner
@@ -137,7 +137,7 @@ def placement(package: Path, units: str) -> tuple[Operation, ...]:
     Raises:
         UnavailableError: This is no Mac.
     """
-    _require_mac()
+    require_mac()
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
 
@@ -288,7 +288,8 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
-def _require_mac() -> None:
+def require_mac() -> None:
+    """Raise UnavailableError where this is no Mac."""
     if platform.system() != "Darwin":
         raise UnavailableError(
             "measuring Core ML needs macOS: run the same command on a Mac, or export a Swift "

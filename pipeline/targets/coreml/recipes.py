@@ -100,7 +100,7 @@ def _searched(model: Any, job: BuildJob) -> tuple[Any, Facts]:
         "calibration_images": len(images),
         "chosen": plain(best),
         "curve": [plain(mix) for mix in mixes],
-        "schemes": {name: scheme.name for name, scheme in sorted(best.schemes.items())},
+        "weights": search.weights(best),
     }
 
 

@@ -2,8 +2,8 @@
 
 The format is JSON; `json_schema()` publishes it. Latencies are single calls in milliseconds, so
 that percentiles are computed here, by the protocol that everything else follows. Who has summary
-figures only, such as those that Xcode's performance report shows, gives `median_ms` and says in
-`source` where they come from. Xcode's own report files have no published format and are refused.
+figures only gives `median_ms` and says in `source` where they come from. `xcode` reads Xcode's
+performance reports.
 """
 
 from __future__ import annotations
@@ -120,11 +120,6 @@ def read(path: Path) -> Measurements:
     Raises:
         DataError: It cannot be read, or is no result file; the message says where it departs.
     """
-    if path.is_dir() or path.suffix == ".mlperf":
-        raise DataError(
-            f"{path} looks like Xcode's performance report, whose format Apple does not publish: "
-            "write its medians into a result file (median_ms, source: Xcode performance report)"
-        )
     try:
         plain = json.loads(path.read_bytes())
     except OSError as error:

@@ -135,6 +135,7 @@ class Search:
         self._pixels, self._reference = pixels, reference
         self._trial = workspace / "trial.mlpackage"
         self._size = saved.size(package)
+        self._errors: dict[tuple[str, Scheme], float] = {}
         if not self._weights.tensors:
             raise BuildError(
                 f"auto: no weight has more than {threshold} values: lower weight_threshold"
@@ -158,8 +159,8 @@ class Search:
         Raises:
             BuildError: No mix is within the limits; the message says how close they come.
         """
-        errors = self.sensitivities()
-        mixes = [self._evaluated(schemes) for schemes in self._mixes(errors)]
+        self._errors = self.sensitivities()
+        mixes = [self._evaluated(schemes) for schemes in self._mixes(self._errors)]
         mixes = [self._evaluated({}), *mixes]
         mixes.sort(key=lambda mix: -mix.size)
         fitting = [mix for mix in mixes if mix.changed <= max_changed]
@@ -188,6 +189,27 @@ class Search:
             )
             for (name, scheme), values in self._simulated.items()
         }
+
+    def weights(self, best: Mix) -> list[dict[str, Any]]:
+        """For each weight tensor how far storing it alone moved the logits, and what was chosen.
+
+        Args:
+            best: What `run` found.
+
+        Returns:
+            Rows for JSON, the most sensitive first. Errors are relative to the size of the logits.
+        """
+        size = float(np.mean(self._reference**2, dtype=np.float64)) or 1.0
+        rows = [
+            {
+                "tensor": name,
+                "numbers": weight.size,
+                **{s.name: math.sqrt(self._errors[name, s] / size) for s in SCHEMES},
+                "chosen": best.schemes[name].name if name in best.schemes else "float16",
+            }
+            for name, weight in self._weights.tensors.items()
+        ]
+        return sorted(rows, key=lambda row: -row[SCHEMES[0].name])
 
     def _mixes(self, errors: Mapping[tuple[str, Scheme], float]) -> list[dict[str, Scheme]]:
         """The best mix at each of a falling sequence of prices of an error, each mix once."""

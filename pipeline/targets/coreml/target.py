@@ -10,7 +10,7 @@ import platform
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from pipeline.targets.base import (
     TargetOptions,
 )
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
+from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.recipes import RECIPES, Recipe
 
@@ -54,7 +55,8 @@ class CoreMLOptions(TargetOptions):
     )
     float32_operations: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=("reduce_mean", "real_div", "matmul", "layer_norm", "softmax"),
-        description="Precision mixed: MIL operations that compute in float32.",
+        description="Precision mixed: what computes in float32, by type of MIL operation or by "
+        "module of the network (stages.2.blocks.*.token_mixer).",
     )
     weight_threshold: int = Field(
         default=2048, gt=0, description="Weights with fewer numbers are not compressed."
@@ -69,6 +71,19 @@ class CoreMLOptions(TargetOptions):
         default=None,
         gt=0,
         description="Precision auto: largest size of the package, in 10^6 bytes.",
+    )
+    signing_team: str = Field(
+        default="", description="Development team that signs the measuring app for an iPhone."
+    )
+    signing_profile: str | None = Field(
+        default=None, description="UUID of a provisioning profile to sign it with instead."
+    )
+    signing_bundle: str | None = Field(
+        default=None, description="Its bundle identifier: the one that the profile names."
+    )
+
+    measuring: ClassVar[frozenset[str]] = frozenset(
+        {"signing_team", "signing_profile", "signing_bundle"}
     )
 
 
@@ -89,6 +104,7 @@ class CoreMLTarget(Target):
         "pipeline.targets.coreml.recipes",
         "pipeline.targets.coreml.quantize",
         "pipeline.targets.coreml.search",
+        "pipeline.targets.coreml.fitness",
         "calibration.observe",
         "calibration.ranges",
         "pipeline.targets.coreml.verify",
@@ -150,6 +166,14 @@ class CoreMLTarget(Target):
             for error in by_module(errors)
         ]
 
+    def fitness(self, artifact: Artifact, images: Images) -> list[dict[str, Any]]:
+        """Check for the Neural Engine, ranges on real images included; see `Target.fitness`."""
+        from pipeline.targets.coreml.fitness import fitness
+        from pipeline.targets.coreml.runner import pixels_of
+
+        pixels = pixels_of(images, Normalization.of(Network.from_facts(artifact)))
+        return [finding.to_dict() for finding in fitness(artifact.folder / MODEL, pixels)]
+
     def missing(self, artifact: Artifact) -> str | None:
         """A Mac."""
         return _MAC if platform.system() != "Darwin" else None
@@ -195,6 +219,7 @@ def _program(artifact: Artifact) -> Program:
 def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
     from pipeline.reference.mil_program import read_program
     from pipeline.targets.coreml import package as saved
+    from pipeline.targets.coreml.fitness import fitness
     from pipeline.targets.coreml.verify import verify
 
     options, network = job.options, job.network
@@ -215,6 +240,7 @@ def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
         "std": "folded" if deployed.folded else "multiplied",
         "size": saved.size(package),
         "operations": {kind: operations.count(kind) for kind in sorted(set(operations))},
+        "fitness": [finding.to_dict() for finding in fitness(package)],
         "network": network.to_facts(),
         "verified": verify(package, job.module(), network, recipe.limits),
         **prepared,

@@ -203,7 +203,12 @@ def test_auto_builds_what_the_search_chose(build: Build) -> None:
     built = build("auto", max_top1_drop=0.05)
     chosen = built.facts["chosen"]
     assert chosen["changed"] <= 0.05
-    assert sum(chosen["tensors"].values()) == len(built.facts["schemes"])
+    weights = built.facts["weights"]
+    kinds = [row["chosen"] for row in weights if row["chosen"] != "float16"]
+    assert chosen["tensors"] == {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    assert all(0 < row["int8"] < row["palette4"] for row in weights)
+    errors = [row["int8"] for row in weights]
+    assert errors == sorted(errors, reverse=True)
     assert built.facts["size"] == pytest.approx(chosen["size"], rel=0.1)
     assert built.facts["curve"][0]["tensors"] == {}
 

@@ -55,6 +55,25 @@ def test_emulated_package_gives_the_logits_of_pytorch(
         runner(images)
 
 
+def test_mixed_by_module(build: Build) -> None:
+    built = build("mixed", float32_operations=["wi*", "softmax"])
+    program = read_program(built.folder / "model.mlpackage")
+    kinds = {
+        (op.outputs[0][0], op.outputs[0][1].dtype) for op in program.operations if op.type == "conv"
+    }
+    # The third convolution is the module named wide.
+    assert {kind for _, kind in kinds} == {"FLOAT16", "FLOAT32"}
+    assert [name for name, kind in kinds if kind == "FLOAT32"] == ["conv2d_2"]
+
+
+def test_mixed_refuses_what_names_nothing(
+    make_job: Callable[..., BuildJob], tmp_path: Path
+) -> None:
+    job = make_job("mixed", float32_operations=["sofmax"])
+    with pytest.raises(ConfigError, match=r"names sofmax, .*; did you mean softmax\?"):
+        TARGET.build(job, tmp_path)
+
+
 def test_mixed_keeps_the_named_operations_in_float32(build: Build) -> None:
     def types(precision: str) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
