@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from pipeline.closing import Closing
 from pipeline.stages.base import StageResult, State, Step
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MARKS = {
 }
 
 
-class QuietConsole:
+class QuietConsole(Closing):
     """Shows failures only.
 
     Args:
@@ -31,15 +31,8 @@ class QuietConsole:
     def __init__(self, screen: TextIO) -> None:
         self.screen = screen
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Show what is not shown yet."""
         self.screen.flush()
 
     def planned(self, steps: Sequence[Step]) -> None:
@@ -110,14 +103,10 @@ class RichConsole(QuietConsole):
         self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         self.bar.stop()
-        super().__exit__(kind, error, traceback)
+        super().close()
 
     def planned(self, steps: Sequence[Step]) -> None:
         """The steps that will be looked at."""

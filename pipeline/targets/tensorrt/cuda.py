@@ -10,12 +10,12 @@ import ctypes
 import importlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.closing import Closing
 from pipeline.errors import PipelineError, UnavailableError
 
 INSTALL = "pip install cuda-bindings"
@@ -43,7 +43,7 @@ class Pinned:
     array: npt.NDArray[np.uint8]
 
 
-class Cuda:
+class Cuda(Closing):
     """A CUDA stream and everything allocated for it; a context manager.
 
     Args:
@@ -64,17 +64,6 @@ class Cuda:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free everything, the last first. Can be called again."""
