@@ -36,6 +36,8 @@ class Layer:
         weight: The initializer that it reads.
         axis: Axis of the weight's output channels.
         block: Block of the network that it belongs to.
+        groups: Groups of a convolution: as many as channels in a depthwise one.
+        channels: Its input or its output channels, whichever are fewer.
     """
 
     node: int
@@ -44,11 +46,13 @@ class Layer:
     weight: str
     axis: int
     block: str
+    groups: int
+    channels: int
 
 
 def layers_of(model: onnx.ModelProto) -> list[Layer]:
     """Convolutions and matrix products with constant weights, in the order of the graph."""
-    weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     blocks = {node.name: node.block for node in load_graph(model).nodes}
     layers = []
     for i, node in enumerate(model.graph.node):
@@ -56,8 +60,20 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
         if axis is None:
             continue
         name = node.name or node.output[0]
+        activation, weight, *_ = node.input
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        outputs, inputs = weights[weight][axis], weights[weight][1 - axis] * groups
         layers.append(
-            Layer(i, name, node.input[0], node.input[1], axis, blocks.get(name) or "network")
+            Layer(
+                node=i,
+                name=name,
+                activation=activation,
+                weight=weight,
+                axis=axis,
+                block=blocks.get(name) or "network",
+                groups=groups,
+                channels=min(outputs, inputs),
+            )
         )
     return layers
 
@@ -67,7 +83,7 @@ def activations(layers: Sequence[Layer]) -> list[str]:
     return list(dict.fromkeys(layer.activation for layer in layers))
 
 
-def _channel_axis(node: onnx.NodeProto, weights: Mapping[str, int]) -> int | None:
+def _channel_axis(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int | None:
     """Axis of the output channels of a node's weight; None if it has none to quantize."""
     if len(node.input) < 2 or node.input[1] not in weights or node.input[0] in weights:
         return None
@@ -76,7 +92,7 @@ def _channel_axis(node: onnx.NodeProto, weights: Mapping[str, int]) -> int | Non
     if node.op_type == "Gemm":
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         return 0 if transposed else 1
-    if node.op_type == "MatMul" and weights[node.input[1]] == 2:
+    if node.op_type == "MatMul" and len(weights[node.input[1]]) == 2:
         return 1
     return None
 

@@ -6,6 +6,8 @@ Everything else, matrix products of two activations included, is float16, and so
 scale has the type of what it scales. They are rounded to float16 *before* values are quantized with
 them, so that nothing is lost by it.
 
+float8 has kernels for dense convolutions and linear layers only, see `Fp8Trt`.
+
 Blocks of the network that lose too much keep float16. Which ones is decided by running the very
 graph that is built, on the calibration images, with the strict executor.
 """
@@ -25,9 +27,13 @@ from pipeline.precisions.versions import onnx_version
 if TYPE_CHECKING:
     from calibration.ranges import Method, Scheme
     from calibration.table import Table
+    from pipeline.precisions.insertion import Layer
 
 OPSET = 19
 """First opset in which quantization takes float16."""
+
+FP8_CHANNELS = 16
+"""Fewest input and output channels of a layer in float8."""
 
 DECISION_VALUES = 512 * 3 * 64 * 64
 DECISION_IMAGES = 128
@@ -51,6 +57,10 @@ class _Quantized(Form):
     )
     stored: ClassVar[str]
 
+    def takes(self, layer: Layer) -> bool:
+        """Whether TensorRT has kernels for a layer with weights in this type."""
+        return True
+
     def versions(self) -> dict[str, str]:
         """What decides the result: see `Form`."""
         names = ("onnxruntime", "torch")
@@ -67,9 +77,13 @@ class _Quantized(Form):
         from pipeline.precisions import half, insertion
 
         source = half.raise_opset(half.read_graph(job.source), OPSET)
-        layers = insertion.layers_of(source)
+        found = insertion.layers_of(source)
+        layers = [layer for layer in found if self.takes(layer)]
         if not layers:
-            raise BuildError(f"{job.source} has no convolution or linear layer to quantize")
+            raise BuildError(
+                f"{job.source} has no convolution or linear layer that TensorRT runs in "
+                f"{self.stored}; build fp16"
+            )
         images = job.calibration()
         method = method_named(str(job.options.get("method", "mse")))
         schemes = _schemes(self.stored)
@@ -80,6 +94,7 @@ class _Quantized(Form):
         half.write_graph(model, destination)
         return {
             **facts,
+            "layers_without_kernels": [layer.name for layer in found if not self.takes(layer)],
             "method": str(method),
             "calibration_images": len(images.images),
             "warnings": list(table.warnings),
@@ -96,10 +111,20 @@ class Int8Trt(_Quantized):
 
 
 class Fp8Trt(_Quantized):
-    """float8 (e4m3) weights and activations where a layer has weights, float16 elsewhere."""
+    """float8 (e4m3) weights and activations in dense layers, float16 elsewhere.
+
+    TensorRT's release notes say that it has no optimized float8 kernels for grouped and depthwise
+    convolutions, and it finds none for few channels, such as those of a stem
+    (github.com/NVIDIA/TensorRT, issues 4524 and 3987): there, pairs would only cost time and
+    accuracy.
+    """
 
     name = "fp8-trt"
     stored = "float8e4m3fn"
+
+    def takes(self, layer: Layer) -> bool:
+        """Dense, and with enough channels."""
+        return layer.groups == 1 and layer.channels >= FP8_CHANNELS
 
 
 def _schemes(stored: str) -> tuple[Scheme, Scheme]:

@@ -26,14 +26,14 @@ def small_model(opset: int = 20) -> onnx.ModelProto:
         return numpy_helper.from_array(values.astype(np.float32), name)
 
     initializers = [
-        tensor("stem.weight", 8, 3, 3, 3),
-        tensor("stem.bias", 8),
-        tensor("stages.0.blocks.0.conv.weight", 8, 1, 3, 3),
-        tensor("stages.0.blocks.1.conv.weight", 8, 8, 1, 1),
-        tensor("head.weight", 4, 8),
+        tensor("stem.weight", 16, 3, 3, 3),
+        tensor("stem.bias", 16),
+        tensor("stages.0.blocks.0.conv.weight", 16, 1, 3, 3),
+        tensor("stages.0.blocks.1.conv.weight", 16, 16, 1, 1),
+        tensor("head.weight", 4, 16),
         tensor("head.bias", 4),
         numpy_helper.from_array(np.array(2.0**-14, np.float32), "low"),
-        numpy_helper.from_array(np.array([-1, 8]), "shape"),
+        numpy_helper.from_array(np.array([-1, 16]), "shape"),
     ]
     nodes = [
         helper.make_node("Conv", ["image", "stem.weight", "stem.bias"], ["x0"], "stem"),
@@ -43,7 +43,7 @@ def small_model(opset: int = 20) -> onnx.ModelProto:
             ["x1", "stages.0.blocks.0.conv.weight"],
             ["x2"],
             "depthwise",
-            group=8,
+            group=16,
             pads=[1, 1, 1, 1],
         ),
         helper.make_node("Elu", ["x2"], ["x3"], "elu"),

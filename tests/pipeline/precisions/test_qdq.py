@@ -15,6 +15,7 @@ Convert = Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]
 Small = Callable[..., onnx.ModelProto]
 
 STORED = {"int8-trt": TensorProto.INT8, "fp8-trt": TensorProto.FLOAT8E4M3FN}
+QUANTIZED = {"int8-trt": ["stem", "depthwise", "pointwise", "head"], "fp8-trt": ["pointwise"]}
 
 
 @pytest.mark.parametrize("form", STORED)
@@ -23,13 +24,13 @@ def test_weights_are_stored_in_8_bits_and_the_rest_in_float16(
 ) -> None:
     model, facts = convert(small(), form, max_top1_drop=1.0)
     stored = {i.name: i for i in model.graph.initializer}
-    assert facts["quantized_layers"] == 4
+    assert facts["quantized_layers"] == len(QUANTIZED[form])
     assert facts["sensitivity"]["excluded"] == []
     quantized = [n for n, i in stored.items() if i.data_type == STORED[form] and len(i.dims) > 1]
-    assert len(quantized) == 4
+    assert len(quantized) == len(QUANTIZED[form])
     assert not any(i.data_type == TensorProto.FLOAT for i in model.graph.initializer)
-    scales = numpy_helper.to_array(stored["stem.weight_scale_float16"])
-    assert scales.shape == (8,)
+    scales = numpy_helper.to_array(stored["stages.0.blocks.1.conv.weight_scale_float16"])
+    assert scales.shape == (16,)
     assert scales.dtype == np.float16
 
 
@@ -37,7 +38,7 @@ def test_weights_are_stored_in_8_bits_and_the_rest_in_float16(
 def test_everything_is_symmetric(convert: Convert, small: Small, form: str) -> None:
     model, _ = convert(small(), form, max_top1_drop=1.0)
     zeros = [i for i in model.graph.initializer if i.name.endswith("_zero_point")]
-    assert len(zeros) == 8
+    assert len(zeros) == 2 * len(QUANTIZED[form])
     assert all(not numpy_helper.to_array(z).astype(np.float32).any() for z in zeros)
 
 
@@ -51,6 +52,18 @@ def test_the_strict_executor_stays_near_float32(
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
     assert error < tolerance
     assert facts["sensitivity"]["outcome"]["logit_error"] == pytest.approx(error, rel=1e-3)
+
+
+def test_float8_leaves_layers_without_kernels_in_float16(convert: Convert, small: Small) -> None:
+    model, facts = convert(small(), "fp8-trt", max_top1_drop=1.0)
+    left = ["stem", "depthwise", "head"]  # few input channels, groups, few output channels
+    assert facts["layers_without_kernels"] == left
+    types = {i.name: i.data_type for i in model.graph.initializer}
+    weights = {n.name: n.input[1] for n in model.graph.node if n.op_type in ("Conv", "Gemm")}
+    assert [types.get(weights[name]) for name in left] == [TensorProto.FLOAT16] * 3
+    assert weights["pointwise"] not in types  # it is dequantized
+    _, facts = convert(small(), "int8-trt", max_top1_drop=1.0)
+    assert facts["layers_without_kernels"] == []
 
 
 def test_an_activation_read_twice_is_quantized_once(convert: Convert, small: Small) -> None:

@@ -63,7 +63,7 @@ def test_activations_are_unsigned_and_weights_signed(
     stored = initializers(model)
     assert stored["image_zero_point"].dtype == np.uint8
     assert stored["stem.weight_of_x0_stored"].dtype == np.int8
-    assert stored["stem.weight_of_x0_scale"].shape == (8,)
+    assert stored["stem.weight_of_x0_scale"].shape == (16,)
     assert abs(stored["stem.weight_of_x0_stored"]).max() == 127
     assert "stem.weight" not in stored
 
