@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from networks import NETWORKS, SHAPE, inference_form, published_form, write_graph
+
 from pipeline.errors import PipelineError, UnavailableError
 from pipeline.measure import Latency, ratio
 from pipeline.targets.tensorrt import api, nvml
@@ -30,9 +32,7 @@ from pipeline.targets.tensorrt.gpu import GpuRunner
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-NETWORKS = ("care_s0", "care_s1", "care_s2", "mlla_t")
 BASELINE = "eager fp32"
 CALLS, WARMUP = 10, 30
 
@@ -51,26 +51,6 @@ class Way:
 
     name: str
     time: Timer
-
-
-def network(name: str) -> nn.Module:
-    """A network with its own initialization: latency does not depend on weights."""
-    import timm
-    import torch
-
-    import care  # noqa: F401  registers the networks
-
-    torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name).eval()
-    return model
-
-
-def inference_form(name: str) -> nn.Module:
-    """The exact inference form where there is one."""
-    from care.fuse import fuse
-
-    model = network(name)
-    return model if name == "mlla_t" else fuse(model)
 
 
 def torch_timer(run: Callable[[], object]) -> Timer:
@@ -100,7 +80,7 @@ def torch_ways(name: str, batch: int) -> list[Way]:
     for precision in (torch.float32, torch.float16, torch.bfloat16):
         label = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[precision]
         layout = torch.contiguous_format if label == "fp32" else torch.channels_last
-        model = network(name).cuda().to(precision).to(memory_format=layout)
+        model = published_form(name).cuda().to(precision).to(memory_format=layout)
         images = _images(batch, precision, layout)
         words = "" if label == "fp32" else " channels-last"
         ways.append(Way(f"eager {label}{words}", torch_timer(_caller(model, images))))
@@ -114,7 +94,7 @@ def torch_ways(name: str, batch: int) -> list[Way]:
 def _images(batch: int, dtype: torch.dtype, layout: torch.memory_format) -> torch.Tensor:
     import torch
 
-    images = torch.randn(batch, 3, 224, 224, device="cuda")
+    images = torch.randn(batch, *SHAPE, device="cuda")
     return images.to(dtype=dtype, memory_format=layout)
 
 
@@ -164,25 +144,12 @@ def _engine_timer(runner: GpuRunner, batch: int) -> Timer:
 
 def graphs_of(name: str, folder: Path) -> dict[str, Path]:
     """The network's ONNX graph in float32 and float16."""
-    import torch
-
     from pipeline.precisions import half
 
-    program = torch.onnx.export(
-        inference_form(name),
-        (torch.zeros(2, 3, 224, 224),),
-        dynamo=True,
-        opset_version=20,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None
     paths = {"fp32": folder / f"{name}.fp32.onnx", "fp16": folder / f"{name}.fp16.onnx"}
-    half.write_graph(program.model_proto, paths["fp32"])
-    half.write_graph(half.to_half(program.model_proto, half.FLOAT16)[0], paths["fp16"])
+    write_graph(inference_form(name), paths["fp32"])
+    model, _ = half.to_half(half.read_graph(paths["fp32"]), half.FLOAT16)
+    half.write_graph(model, paths["fp16"])
     return paths
 
 

@@ -12,79 +12,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
-import zlib
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import timm
-import torch
+from networks import published_form, write_graph
 
-import care  # noqa: F401  registers the networks
 from care.fuse import fuse
 from pipeline.precisions import half
 from pipeline.reference.onnx_executor import OnnxExecutor
 from pipeline.reference.ranges import TensorRange, first_failure, tightest
 
 if TYPE_CHECKING:
-    import onnx
     from torch import nn
-
-
-def weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A parameter that depends on its name and shape alone."""
-    rng = np.random.default_rng([7, zlib.crc32(name.encode())])
-    if name.endswith("running_var"):
-        value = rng.uniform(0.5, 1.5, shape)
-    elif name.endswith(("running_mean", "bias")):
-        value = 0.1 * rng.standard_normal(shape)
-    elif name.endswith("gamma"):
-        value = rng.uniform(0.1, 0.5, shape)
-    elif len(shape) == 1:
-        value = rng.uniform(0.5, 1.5, shape)
-    else:
-        value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-    return torch.from_numpy(value.astype(np.float32))
-
-
-def network(name: str, checkpoint: Path | None) -> nn.Module:
-    """The published form of a network, in evaluation mode."""
-    model: nn.Module = timm.create_model(name).eval()
-    if checkpoint:
-        from care.checkpoint import load
-
-        load(checkpoint, model)
-        return model
-    state = model.state_dict()
-    for key, value in state.items():
-        if not key.endswith(("num_batches_tracked", "rotations")):
-            state[key] = weights(key, tuple(value.shape))
-    model.load_state_dict(state)
-    return model
-
-
-def float16_graph(module: nn.Module, size: int) -> onnx.ModelProto:
-    """The module as a float16 ONNX graph."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, 3, size, size),),
-            dynamo=True,
-            opset_version=20,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    assert program is not None
-    return half.to_half(program.model_proto, half.FLOAT16)[0]
 
 
 def judge(module: nn.Module, images: np.ndarray) -> list[TensorRange]:
     """Ranges of all tensors of the float16 graph over the images."""
-    executor = OnnxExecutor(float16_graph(module, images.shape[-1]), record=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_graph(module, path, images.shape[-1])
+        model, _ = half.to_half(half.read_graph(path), half.FLOAT16)
+    executor = OnnxExecutor(model, record=True)
     executor.run(images)
     return executor.overflow_report()
 
@@ -121,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = (arguments.images, 3, arguments.size, arguments.size)
     images = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
-    model = network(arguments.network, arguments.checkpoint)
+    model = published_form(arguments.network, arguments.checkpoint)
     result = {
         "published": show("Published form, float16", judge(model, images)),
         "inference": show("Inference form, float16", judge(fuse(model), images)),

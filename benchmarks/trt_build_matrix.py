@@ -2,9 +2,10 @@
 
     python benchmarks/trt_build_matrix.py [--networks care_s0 …] [--docs docs/targets.md]
 
-Needs no GPU. Weights come from the networks' own initialization and calibration images are noise:
-neither changes what is built. The table goes between the two marker lines of the document, and one
-line of JSON to the screen.
+Needs no GPU. Engines are built as the pipeline builds them, each in a process of its own, and the
+time is that of the whole. Weights come from a formula and calibration images are noise: neither
+changes what can be built. Where TensorRT-RTX refuses, its words stand beside ours. The table goes
+between the two marker lines of the document, and one line of JSON to the screen.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from networks import NETWORKS, SHAPE, inference_form, write_graph
 
 from pipeline.artifact import write_atomically
 from pipeline.errors import PipelineError
@@ -30,102 +33,87 @@ from pipeline.precisions import FORMS
 from pipeline.precisions.base import CalibrationSet, FormJob
 from pipeline.targets.base import Network
 from pipeline.targets.tensorrt import api
-from pipeline.targets.tensorrt.build import EngineJob, build_engine
+from pipeline.targets.tensorrt.build import EngineJob
 from pipeline.targets.tensorrt.limits import FORMS as PRECISIONS
-from pipeline.targets.tensorrt.limits import ComputeCapability, check_capabilities
+from pipeline.targets.tensorrt.limits import ComputeCapability, why_not
+from pipeline.targets.tensorrt.process import build_apart
 
-NETWORKS = ("care_s0", "care_s1", "care_s2", "mlla_t")
 BEGIN, END = "<!-- build matrix -->", "<!-- end of build matrix -->"
-TARGETS: tuple[tuple[str, ...], ...] = (
-    *((capability,) for capability in get_args(ComputeCapability)),
-    ("8.6", "8.9", "12.0"),
-)
+CAPABILITIES: tuple[str, ...] = get_args(ComputeCapability)
+BATCHES = (1, 8, 64)
+TOGETHER = "all that can, in one"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One engine, or why there is none."""
+    """One engine, or why there is none.
+
+    Attributes:
+        network: Name of the network.
+        precision: The precision.
+        capabilities: What it is built for.
+        size: Bytes of the engine; None if there is none.
+        seconds: From the graph to the engine, or to the refusal.
+        refusal: The library's own words.
+    """
 
     network: str
     precision: str
     capabilities: tuple[str, ...]
     size: int | None
-    seconds: float | None
-    why_not: str
-
-
-def export(name: str, path: Path) -> None:
-    """Write the fused network as a float32 ONNX graph with a dynamic batch."""
-    import timm
-    import torch
-
-    import care  # noqa: F401  registers the networks
-    from care.fuse import fuse
-
-    torch.manual_seed(0)
-    model = timm.create_model(name).eval()
-    module = model if name == "mlla_t" else fuse(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, 3, 224, 224),),
-            dynamo=True,
-            opset_version=20,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(path)
+    seconds: float
+    refusal: str
 
 
 def convert(source: Path, form: str, path: Path) -> None:
-    """Write the graph in a form; 8-bit forms are calibrated on noise."""
-    images = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
+    """Write the graph in a form; 8-bit forms are calibrated on noise, all blocks in 8 bits."""
+    images = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
 
     def calibration() -> CalibrationSet:
         return CalibrationSet(images, np.zeros(len(images), np.int64), ("noise",) * len(images))
 
-    network = Network(source.stem, (), (3, 224, 224), {})
+    network = Network(source.stem, (), SHAPE, {})
     options = {"method": "min-max", "max_top1_drop": 1.0}
     FORMS[form].convert(FormJob(source, network, options, calibration, lambda line: None), path)
 
 
 def build(network: str, precision: str, capabilities: tuple[str, ...], graph: Path) -> Cell:
     """Build one engine, past the target's own check: the library itself shall refuse."""
-    library = api.load(api.RTX)
-    job = EngineJob(graph, precision == "tf32", capabilities, (1, 8, 64), None, None)
+    job = EngineJob(graph, precision == "tf32", capabilities, BATCHES, None, None)
+    size, refusal = None, ""
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            facts = build_engine(library, job, Path(folder), lambda line: None)
+            size = build_apart(job, Path(folder), lambda line: None)["engine_bytes"]
         except PipelineError as error:
-            return Cell(network, precision, capabilities, None, None, refusal(error, job))
-    return Cell(network, precision, capabilities, facts["engine_bytes"], facts["build_seconds"], "")
+            refusal = shortened(error, graph)
+    return Cell(network, precision, capabilities, size, time.perf_counter() - start, refusal)
 
 
-def refusal(error: PipelineError, job: EngineJob) -> str:
-    """The library's own words, short."""
+def shortened(error: PipelineError, graph: Path) -> str:
+    """The library's own words, without what differs from build to build."""
     text = str(error)
     found = re.search(r"(FP32 GEMM is not supported|HW-specific datatypes: \w+)", text)
-    return found.group(1) if found else text.replace(str(job.graph), job.graph.name)
+    return found.group(1) if found else text.replace(str(graph), graph.name)
+
+
+def together(precision: str) -> tuple[str, ...]:
+    """All compute capabilities that have the precision."""
+    return tuple(c for c in CAPABILITIES if why_not(precision, c) is None)
 
 
 def matrix(networks: list[str], folder: Path, say: Callable[[str], None]) -> Iterator[Cell]:
     """All engines."""
     for network in networks:
-        source = folder / f"{network}.onnx"
+        graphs = {"": folder / f"{network}.onnx"}
         say(f"exporting {network}")
-        export(network, source)
-        graphs: dict[str, Path] = {}
+        write_graph(inference_form(network), graphs[""])
         for precision, form in PRECISIONS.items():
             if form not in graphs:
                 graphs[form] = folder / f"{network}.{form}.onnx"
                 say(f"  making {form}")
-                convert(source, form, graphs[form])
-            for capabilities in TARGETS:
+                convert(graphs[""], form, graphs[form])
+            for capabilities in (*((c,) for c in CAPABILITIES), together(precision)):
                 cell = build(network, precision, capabilities, graphs[form])
                 say(f"  {precision} {' '.join(capabilities)}: {describe(cell)}")
                 yield cell
@@ -133,14 +121,14 @@ def matrix(networks: list[str], folder: Path, say: Callable[[str], None]) -> Ite
 
 def describe(cell: Cell) -> str:
     """Size and time, or "no"."""
-    if cell.size is None or cell.seconds is None:
+    if cell.size is None:
         return "no"
     return f"{cell.size / 1e6:.1f} MB, {cell.seconds:.1f} s"
 
 
-def table(cells: list[Cell]) -> str:
-    """The cells as Markdown: a row for each network and precision."""
-    heads = [" ".join(target) for target in TARGETS]
+def table(cells: Sequence[Cell]) -> str:
+    """The cells as Markdown: a row for each network and precision, then what was refused."""
+    heads = [*CAPABILITIES, TOGETHER]
     lines = [
         f"| network | precision | {' | '.join(heads)} |",
         f"|---|---|{'---|' * len(heads)}",
@@ -149,28 +137,31 @@ def table(cells: list[Cell]) -> str:
     for cell in cells:
         rows.setdefault((cell.network, cell.precision), []).append(describe(cell))
     lines += [f"| {n} | {p} | {' | '.join(row)} |" for (n, p), row in rows.items()]
-    reasons = {
-        f"- {cell.precision} for {', '.join(cell.capabilities)}: {cell.why_not}"
-        for cell in cells
-        if cell.why_not
-    }
-    return "\n".join([*lines, "", "What the library says where it has none:", ""]) + (
-        "\n".join(["", *sorted(reasons)])
-    )
+    refused = [f"- {line}" for line in reasons(cells)]
+    return "\n".join([*lines, "", "Where there is none, and what TensorRT-RTX says:", "", *refused])
 
 
-def unexpected(cells: list[Cell]) -> list[str]:
+def reasons(cells: Sequence[Cell]) -> list[str]:
+    """Why there are no engines, each reason once: ours, and the library's words."""
+    grouped: dict[tuple[str, str, str], dict[str, None]] = {}
+    for cell in (c for c in cells if c.size is None):
+        for capability in cell.capabilities:
+            ours = why_not(cell.precision, capability) or "not known to this project"
+            key = (cell.precision, ours, cell.refusal)
+            grouped.setdefault(key, {})[capability] = None
+    return [
+        f'{precision} on {", ".join(capabilities)}: {ours} ("{theirs}")'
+        for (precision, ours, theirs), capabilities in grouped.items()
+    ]
+
+
+def unexpected(cells: Sequence[Cell]) -> list[str]:
     """Combinations where the library and the target's own check disagree."""
-    found = []
-    for cell in cells:
-        try:
-            check_capabilities(cell.precision, cell.capabilities)
-            allowed = True
-        except PipelineError:
-            allowed = False
-        if allowed != (cell.size is not None):
-            found.append(f"{cell.network} {cell.precision} {' '.join(cell.capabilities)}")
-    return found
+    return [
+        f"{cell.network} {cell.precision} {' '.join(cell.capabilities)}"
+        for cell in cells
+        if (cell.size is None) != any(why_not(cell.precision, c) for c in cell.capabilities)
+    ]
 
 
 def machine() -> dict[str, Any]:
@@ -194,8 +185,8 @@ def write(document: Path, text: str) -> None:
     write_atomically(document, new)
 
 
-def main() -> None:
-    """Build, print, write."""
+def main() -> int:
+    """Build, print, write; 1 where the library refuses what the target does not, or the reverse."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--docs", type=Path, help="document that gets the table")
@@ -204,20 +195,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cells = list(matrix(arguments.networks, Path(folder), lambda s: print(s, flush=True)))
     text = table(cells)
+    slowest = max(cells, key=lambda cell: cell.seconds)
     head = (
         f"TensorRT-RTX {before['tensorrt_rtx']} on {before['cpus']} CPUs without a GPU (load "
-        f"average {before['load']:g} to {machine()['load']:g} from other work). Size of the engine "
-        "and seconds from graph to engine, by compute capability; batches 1 to 64.\n\n"
+        f"average {before['load']:g} at the beginning, {machine()['load']:g} at the end; a build "
+        "by itself makes 1). Size of the engine and seconds from the graph to the engine, process "
+        f"start included; batches {', '.join(map(str, BATCHES))}. The slowest took "
+        f"{slowest.seconds:.1f} s.\n\n"
     )
     print(text)
     if arguments.docs:
         write(arguments.docs, head + text)
+    surprises = unexpected(cells)
     print(
-        json.dumps(
-            {"machine": before, "surprises": unexpected(cells), "cells": [asdict(c) for c in cells]}
-        )
+        json.dumps({"machine": before, "surprises": surprises, "cells": [asdict(c) for c in cells]})
     )
+    return 1 if surprises else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

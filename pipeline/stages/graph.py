@@ -19,6 +19,7 @@ from pipeline.stages.samples import CalibrationStep, read_calibration
 
 if TYPE_CHECKING:
     import onnx
+    from torch import nn
 
     from pipeline.targets.base import Images
 
@@ -65,29 +66,17 @@ class ExportStep(Step):
         source, settings = self.context.source, self.context.config.export
         self.context.progress(0, 3, "loading the network")
         module, network = source.fused(), source.network
-        batch = 2 if settings.batch == "dynamic" else settings.batch
-        images = random_images(batch, network.input_shape)
-        dynamic = ({0: torch.export.Dim("batch")},) if settings.batch == "dynamic" else None
+        dynamic = settings.batch == "dynamic"
+        images = random_images(
+            2 if settings.batch == "dynamic" else settings.batch, network.input_shape
+        )
         self.context.progress(1, 3, "tracing")
         try:
-            program = torch.onnx.export(
-                module,
-                (torch.from_numpy(images),),
-                dynamo=True,
-                opset_version=settings.opset,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=dynamic,
-                external_data=False,
-                verbose=False,
-            )
+            model = trace(module, images, opset=settings.opset, dynamic=dynamic)
         except Exception as error:  # the exporter raises whatever the network's code raises
             raise BuildError(
                 f"{self.context.config.model.name} does not export to ONNX: {error}"
             ) from error
-        assert program is not None
-        model = program.model_proto
-        _strip(model)
         labels = json.dumps(network.labels, ensure_ascii=False)
         onnx.helper.set_model_props(
             model,
@@ -215,6 +204,37 @@ class PrecisionStep(Step):
             log=self.context.log,
         )
         return {**self.form.convert(job, folder / GRAPH), "network": source.facts["network"]}
+
+
+def trace(
+    module: nn.Module, images: Images, *, opset: int = 20, dynamic: bool = True
+) -> onnx.ModelProto:
+    """Export a module in evaluation mode as an ONNX graph from `image` to `logits`.
+
+    Args:
+        module: A classifier.
+        images: (batch, channels, height, width): the shape that is traced. A dynamic batch must be
+            traced with more than one image.
+        opset: Version of the operator set.
+        dynamic: The graph takes any batch, not only that of `images`.
+    """
+    import torch
+
+    program = torch.onnx.export(
+        module,
+        (torch.from_numpy(images),),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _strip(model)
+    return model
 
 
 def random_images(batch: int, shape: tuple[int, int, int]) -> Images:

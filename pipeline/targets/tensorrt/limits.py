@@ -36,6 +36,18 @@ _LOWEST_RTX: Mapping[str, tuple[float, str]] = {
 }
 
 
+def why_not(precision: str, capability: str, *, rtx: bool = True) -> str | None:
+    """Why a GPU does not have a precision; None if it has.
+
+    Args:
+        precision: The precision.
+        capability: The GPU's compute capability.
+        rtx: TensorRT-RTX builds; full TensorRT has fewer limits.
+    """
+    lowest, reason = (_LOWEST_RTX if rtx else _LOWEST).get(precision, (0.0, ""))
+    return reason if float(capability) < lowest else None
+
+
 def check_capabilities(precision: str, capabilities: Sequence[str], *, rtx: bool = True) -> None:
     """Refuse a precision that one of the GPUs does not have.
 
@@ -47,9 +59,11 @@ def check_capabilities(precision: str, capabilities: Sequence[str], *, rtx: bool
     Raises:
         ConfigError: The message names the compute capabilities and says what works instead.
     """
-    lowest, reason = (_LOWEST_RTX if rtx else _LOWEST).get(precision, (0.0, ""))
-    if refused := [c for c in capabilities if float(c) < lowest]:
+    reasons = {c: why_not(precision, c, rtx=rtx) for c in capabilities}
+    refused = [c for c, reason in reasons.items() if reason]
+    if refused:
         raise ConfigError(
             f"trt: {precision} cannot be built for compute capability {', '.join(refused)}: "
-            f"{reason}; build fp16 or int8 for it, or take it out of compute_capabilities"
+            f"{reasons[refused[0]]}; build fp16 or int8 for it, or take it out of "
+            "compute_capabilities"
         )

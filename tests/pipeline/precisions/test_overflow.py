@@ -12,6 +12,7 @@ import pytest
 from pipeline.precisions import half
 from pipeline.reference.onnx_executor import OnnxExecutor
 from pipeline.reference.ranges import TensorRange, first_failure, tightest
+from pipeline.stages.graph import trace
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,18 +22,7 @@ BLOCK = "stages.2.blocks.1"
 
 
 def float16_report(module: nn.Module, images: np.ndarray) -> list[TensorRange]:
-    import torch
-
-    program = torch.onnx.export(
-        module,
-        (torch.from_numpy(images),),
-        dynamo=True,
-        opset_version=20,
-        input_names=["image"],
-        verbose=False,
-    )
-    assert program is not None
-    model, _ = half.to_half(program.model_proto, half.FLOAT16)
+    model, _ = half.to_half(trace(module, images, dynamic=False), half.FLOAT16)
     onnx.checker.check_model(model, full_check=True)
     executor = OnnxExecutor(model, record=True)
     executor.run(images)

@@ -1,0 +1,95 @@
+"""The networks that the benchmarks run, and their graphs: shared by the scripts beside it.
+
+Latency and what can be built do not depend on weights; where half precision ends does. Weights come
+from a formula with the spread that trained networks have, so that all scripts speak of the same
+networks, everywhere.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.stages.graph import random_images, simplify_apart, trace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NETWORKS = ("care_s0", "care_s1", "care_s2", "mlla_t")
+SHAPE = (3, 224, 224)
+
+
+def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A parameter that depends on its name and shape alone."""
+    rng = np.random.default_rng([7, zlib.crc32(name.encode())])
+    if name.endswith("running_var"):
+        value = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith(("running_mean", "bias")):
+        value = 0.1 * rng.standard_normal(shape)
+    elif name.endswith("gamma"):
+        value = rng.uniform(0.1, 0.5, shape)
+    elif len(shape) == 1:
+        value = rng.uniform(0.5, 1.5, shape)
+    else:
+        value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+    return value.astype(np.float32)
+
+
+def published_form(name: str, checkpoint: Path | None = None) -> nn.Module:
+    """A network as it was published, in evaluation mode.
+
+    Args:
+        name: Its name in timm.
+        checkpoint: Weights; None for those from the formula.
+    """
+    import timm
+    import torch
+
+    import care  # noqa: F401  registers the networks
+
+    model: nn.Module = timm.create_model(name).eval()
+    if checkpoint:
+        from care.checkpoint import load
+
+        load(checkpoint, model)
+        return model
+    state = model.state_dict()
+    for key, value in state.items():
+        if not key.endswith(("num_batches_tracked", "rotations")):
+            state[key] = torch.from_numpy(parameter(key, tuple(value.shape)))
+    model.load_state_dict(state)
+    return model
+
+
+def inference_form(name: str) -> nn.Module:
+    """The exact inference form where there is one."""
+    from care.fuse import fuse
+
+    model = published_form(name)
+    return model if name == "mlla_t" else fuse(model)
+
+
+def write_graph(module: nn.Module, path: Path, size: int = SHAPE[-1]) -> None:
+    """Write a module as the pipeline does: exported with a dynamic batch, and simplified.
+
+    Args:
+        module: A classifier in evaluation mode.
+        path: The ONNX file.
+        size: Height and width of the images.
+    """
+    from pipeline.precisions import half
+
+    shape = (SHAPE[0], size, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.onnx reads deprecated attributes of its own
+        model = trace(module, random_images(2, shape))
+    exported = path.with_suffix(".exported.onnx")
+    half.write_graph(model, exported)
+    if why_not := simplify_apart(exported, path, timeout_s=300):
+        print(f"{path.name} is not simplified: {why_not}")
+        exported.replace(path)
+    exported.unlink(missing_ok=True)
