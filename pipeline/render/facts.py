@@ -24,7 +24,7 @@ _TITLES = {
     "nodes": "Nodes that ran, by provider and type",
     "passes": "Graph passes",
     "weight_bytes": "Weights by type",
-    "activation_bytes": "Memory for activations",
+    "memory": "Memory on the GPU",
     "sensitivity": "Which blocks stay in higher precision",
     "verified": "Checked against the module when built",
     "session": "Session",
@@ -116,7 +116,7 @@ def _blocks(title: str, path: str, facts: Mapping[str, Any], parent: str = "") -
 
 def _unit_key(key: str, parent: str) -> str:
     """The key that tells a value's unit: the part's, where that names one for all in it."""
-    return f"{key}_bytes" if parent.endswith("_bytes") and key != "batch" else key
+    return f"{key}_bytes" if parent.endswith("_bytes") else key
 
 
 def _is_part(key: str, value: Any) -> bool:

@@ -212,7 +212,7 @@ def card(results: Results, artifact: Mapping[str, Any]) -> Card:
     compared = tuple(comparisons(measured, precision))
     own = dict(artifact.get("facts", {}))
     warnings = repeated(own.pop("warnings", []))
-    for hidden in ("target", "precision", "ranges"):
+    for hidden in ("target", "precision", "ranges", "log"):
         own.pop(hidden, None)
     cold = measured.get("cold_start_ms", {}).get(precision)
     return Card(

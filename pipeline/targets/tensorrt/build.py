@@ -51,8 +51,8 @@ def build_engine(
     """Write the engine and the list of its layers into `folder`.
 
     Returns:
-        Facts: library, compute capabilities, input and output, profile, layers, memory, warnings,
-        hash of the graph, size and hash of the engine, seconds.
+        Facts: library, CUDA and compute capabilities, input and output, profile, layers, memory,
+        hash of the graph, size and hash of the engine, warnings, the whole log, seconds.
 
     Raises:
         BuildError: The parser or the builder refuses the graph; the message carries the reason.
@@ -62,7 +62,13 @@ def build_engine(
         content = job.graph.read_bytes()
     except OSError as error:
         raise BuildError(f"cannot read {job.graph}: {error.strerror or error}") from error
-    with library.listening(log) as (logger, messages):
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        log(line)
+
+    with library.listening(keep) as (logger, messages):
         builder = _builder(library, logger, messages)
         network = library.parse(builder, logger, job.graph, content)
         config = library.configure(builder, tf32=job.tf32, workspace=job.workspace)
@@ -80,8 +86,14 @@ def build_engine(
         return {
             **_origin(library, job),
             **_ports(network, batches),
-            **_contents(network, layers, content, batches[1]),
-            **_engine(engine, messages),
+            "network": facts.summary(layers),
+            "weight_bytes": facts.weight_bytes(content),
+            "memory": facts.memory(lines),
+            "graph_sha256": hashlib.sha256(content).hexdigest(),
+            "engine_bytes": len(engine),
+            "engine_sha256": hashlib.sha256(engine).hexdigest(),
+            "warnings": messages.warnings,
+            "log": lines,
             "build_seconds": round(time.perf_counter() - start, 3),
         }
 
@@ -137,24 +149,4 @@ def _ports(network: Any, batches: tuple[int, int, int]) -> dict[str, Any]:
             "shape": list(result.shape),
         },
         "batches": {"min": batches[0], "opt": batches[1], "max": batches[2]},
-    }
-
-
-def _contents(network: Any, layers: list[facts.Layer], graph: bytes, batch: int) -> dict[str, Any]:
-    return {
-        "network": facts.summary(layers),
-        "weight_bytes": facts.weight_bytes(graph),
-        "activation_bytes": {
-            "batch": batch,
-            "unfused": facts.activation_bytes(network, batch),
-        },
-        "graph_sha256": hashlib.sha256(graph).hexdigest(),
-    }
-
-
-def _engine(engine: bytes, messages: Messages) -> dict[str, Any]:
-    return {
-        "engine_bytes": len(engine),
-        "engine_sha256": hashlib.sha256(engine).hexdigest(),
-        "warnings": messages.warnings,
     }

@@ -1,29 +1,17 @@
 """What the network inside an engine consists of.
 
 An engine tells nothing about itself without a GPU, and on one the kernels have been fused. These
-facts are of the network as the builder gets it: layers, the types that they compute in, and memory.
+facts are of the network as the builder gets it: layers and the types that they compute in. Memory
+is what the builder says of the engine.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-_BITS = {
-    "FLOAT": 32,
-    "HALF": 16,
-    "BF16": 16,
-    "FP8": 8,
-    "INT8": 8,
-    "UINT8": 8,
-    "BOOL": 8,
-    "INT4": 4,
-    "FP4": 4,
-    "INT32": 32,
-    "INT64": 64,
-}
 
 _WEIGHT_TYPES = {
     1: "float32",
@@ -115,51 +103,20 @@ def weight_bytes(graph: bytes) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def activation_bytes(network: Any, batch: int) -> int:
-    """Memory for activations if every layer ran by itself, in order.
+_SAID = {
+    "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
+    "activations_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
+}
 
-    An upper bound for the engine, which fuses layers and so never writes many of these tensors.
+
+def memory(log: Sequence[str]) -> dict[str, int]:
+    """What the engine needs on the GPU, as its builder says; activations at the largest batch.
 
     Args:
-        network: The network.
-        batch: What a free dimension stands for.
+        log: Lines that the builder wrote. There is no other place where it tells.
 
     Returns:
-        Bytes of the largest set of tensors that are alive at the same time.
+        `weights_bytes` and `activations_bytes`, without those of which nothing was said.
     """
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    last: dict[str, int] = {}
-    for i, layer in enumerate(layers):
-        for tensor in _inputs(layer):
-            last[tensor.name] = i
-    alive = {port.name: _bytes(port, batch) for port in _ports(network)}
-    largest = sum(alive.values())
-    for i, layer in enumerate(layers):
-        if layer.type.name == "CONSTANT":
-            continue
-        alive |= {t.name: _bytes(t, batch) for t in _outputs(layer)}
-        largest = max(largest, sum(alive.values()))
-        for tensor in _inputs(layer):
-            if last[tensor.name] == i:
-                alive.pop(tensor.name, None)
-    return largest
-
-
-def _ports(network: Any) -> Iterator[Any]:
-    return (network.get_input(i) for i in range(network.num_inputs))
-
-
-def _inputs(layer: Any) -> list[Any]:
-    found = (layer.get_input(i) for i in range(layer.num_inputs))
-    return [tensor for tensor in found if tensor is not None]
-
-
-def _outputs(layer: Any) -> list[Any]:
-    return [layer.get_output(i) for i in range(layer.num_outputs)]
-
-
-def _bytes(tensor: Any, batch: int) -> int:
-    size = 1
-    for extent in _shape(tensor):
-        size *= batch if extent < 0 else extent
-    return size * _BITS.get(tensor.dtype.name, 32) // 8
+    found = ((name, pattern.search("\n".join(log))) for name, pattern in _SAID.items())
+    return {name: int(match.group(1)) for name, match in found if match}

@@ -48,8 +48,10 @@ def test_alike_parts_become_a_table() -> None:
 
 
 def test_parts_give_their_unit_to_what_is_in_them() -> None:
-    (made,) = facts.blocks("", {"activation_bytes": {"batch": 8, "unfused": 786_432}})
-    assert made == Pairs("Memory for activations", (("batch", "8"), ("unfused", "0.79 MB")))
+    (made,) = facts.blocks("", {"memory": {"weights_bytes": 512, "activations_bytes": 786_432}})
+    assert made == Pairs(
+        "Memory on the GPU", (("weights", "512 bytes"), ("activations", "0.79 MB"))
+    )
 
 
 def test_long_tables_say_what_they_leave_out() -> None:

@@ -54,8 +54,12 @@ def test_engines_and_their_facts(
     weights = 8 * 27 + 4 * 8
     name, size = ("float16", 2) if precision == "fp16" else ("float32", 4)
     assert facts["weight_bytes"] == {name: weights * size, "int64": 16}
-    # The largest set alive: input and output of gelu, at the usual batch.
-    assert facts["activation_bytes"] == {"batch": 8, "unfused": 2 * 8 * 8 * 256 * size}
+    assert set(facts["memory"]) == {"weights_bytes", "activations_bytes"}
+    assert 0 < facts["memory"]["weights_bytes"] < 4 * weights * size
+    assert facts["memory"]["activations_bytes"] > 0
+    assert facts["cuda_major"] == api.cuda_major(api.RTX)
+    assert facts["log"] == lines
+    assert facts["warnings"] == []
     layers = json.loads(built.path("layers.json").read_text())
     assert {"name", "kind", "precision", "shape"} == set(layers[0])
     assert lines
