@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError, PipelineError
+from pipeline.measure import Latency
 from pipeline.targets.base import Images, Logits, Runner
+from pipeline.targets.tensorrt import nvml
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.cuda import Cuda
 from pipeline.targets.tensorrt.device import Gpu
@@ -61,6 +63,7 @@ class GpuRunner(Runner):
         runtime: Any = None,
     ) -> None:
         start = time.perf_counter()
+        self._gpu = gpu
         self.device = f"{library.title} on {gpu.name} (compute capability {gpu.capability})"
         self.first_calls: dict[int, float] = {}
         self._graphs: dict[int, Any] = {}
@@ -72,10 +75,12 @@ class GpuRunner(Runner):
             self._stack.callback(self._session.close)
             self._allocate()
             self.memory = max(0, free - self._cuda.free_memory())
+            self._before = nvml.read(self.bus_id)
         except BaseException:
             self._stack.close()
             raise
         self.load_ms = 1e3 * (time.perf_counter() - start)
+        self.smallest, self.largest = self._session.smallest, self._session.largest
 
     @property
     def bus_id(self) -> str:
@@ -119,18 +124,48 @@ class GpuRunner(Runner):
         Returns:
             Milliseconds of every call by the GPU's events.
         """
-        self._prepare(batch)
-        marks = [(self._loop_event(2 * i), self._loop_event(2 * i + 1)) for i in range(_QUEUED)]
-        times: list[float] = []
-        while len(times) < calls:
-            queued = marks[: calls - len(times)]
-            for begin, end in queued:
-                self._cuda.record(begin)
-                self._launch(batch)
-                self._cuda.record(end)
-            self._cuda.wait()
-            times += [self._cuda.milliseconds(begin, end) for begin, end in queued]
-        return times
+        return self._loop(batch, calls)[0]
+
+    def throughput(self, calls: int) -> list[dict[str, Any]]:
+        """Engine alone, call after call, for the smallest, usual and largest batch; see `Runner`.
+
+        The first calls of each are not counted: clocks rise and kernels are loaded then.
+        """
+        rows = []
+        for batch in sorted({self.smallest, self._session.usual, self._session.largest}):
+            self._loop(batch, _QUEUED)
+            times, total = self._loop(batch, calls)
+            latency = Latency(tuple(times))
+            rows.append(
+                {
+                    "batch": batch,
+                    "p50_ms": latency.p50,
+                    "p99_ms": latency.p99,
+                    "images_per_s": 1e3 * batch * calls / total,
+                }
+            )
+        return rows
+
+    def notes(self) -> dict[str, Any]:
+        """Memory, compilation at the first call, and the state of the GPU; see `Runner`."""
+        major, minor = self._gpu.driver_cuda
+        noted: dict[str, Any] = {
+            "gpu_memory_bytes": self.memory,
+            "load_ms": self.load_ms,
+            "first_call_ms": {f"batch {batch}": ms for batch, ms in self.first_calls.items()},
+            "driver_cuda": f"{major}.{minor}",
+        }
+        before, after = self._before, nvml.read(self.bus_id)
+        if before is None or after is None:
+            return {**noted, "sensors": f"not read: {nvml.INSTALL}"}
+        return {
+            **noted,
+            "sensors": [
+                {"when": "before", **before.to_dict()},
+                {"when": "after", **after.to_dict()},
+            ],
+            "throttled": sorted({*before.throttled, *after.throttled}),
+        }
 
     def close(self) -> None:
         """Free the GPU, after keeping what was compiled. Can be called again."""
@@ -144,7 +179,7 @@ class GpuRunner(Runner):
         self._in_device = self._cuda.device_memory(4 * largest * values)
         self._out_device = self._cuda.device_memory(4 * largest * self._session.classes)
         self._events = tuple(self._cuda.event() for _ in range(4))
-        self._loop: list[Any] = []
+        self._loop_events: list[Any] = []
         self._session.bind(self._in_device, self._out_device)
 
     def _check(self, images: Images) -> None:
@@ -207,10 +242,27 @@ class GpuRunner(Runner):
         else:
             self._session.enqueue(self._cuda.stream)
 
+    def _loop(self, batch: int, calls: int) -> tuple[list[float], float]:
+        """Milliseconds of every call, and of all with the gaps between them."""
+        self._prepare(batch)
+        marks = [(self._loop_event(2 * i), self._loop_event(2 * i + 1)) for i in range(_QUEUED)]
+        times: list[float] = []
+        total = 0.0
+        while len(times) < calls:
+            queued = marks[: calls - len(times)]
+            for begin, end in queued:
+                self._cuda.record(begin)
+                self._launch(batch)
+                self._cuda.record(end)
+            self._cuda.wait()
+            times += [self._cuda.milliseconds(begin, end) for begin, end in queued]
+            total += self._cuda.milliseconds(queued[0][0], queued[-1][1])
+        return times, total
+
     def _loop_event(self, i: int) -> Any:
-        while len(self._loop) <= i:
-            self._loop.append(self._cuda.event())
-        return self._loop[i]
+        while len(self._loop_events) <= i:
+            self._loop_events.append(self._cuda.event())
+        return self._loop_events[i]
 
 
 _QUEUED = 32

@@ -27,6 +27,7 @@ class Session:
         image: (channels, height, width) of the input.
         classes: Number of logits.
         smallest: Smallest batch.
+        usual: Batch for which the engine is tuned.
         largest: Largest batch.
 
     Raises:
@@ -102,8 +103,9 @@ class Session:
         for name in names:
             if engine.get_tensor_dtype(name) != self.library.module.DataType.FLOAT:
                 raise ArtifactError(f"{self._path}: the tensor {name!r} is not float32")
-        lowest, _, highest = engine.get_tensor_profile_shape(self._input, 0)
+        lowest, usual, highest = engine.get_tensor_profile_shape(self._input, 0)
         self.smallest, *_ = (int(extent) for extent in lowest)
+        self.usual, *_ = (int(extent) for extent in usual)
         self.largest, c, h, w = (int(extent) for extent in highest)
         self.image = (c, h, w)
         self.classes = int(tuple(engine.get_tensor_shape(self._output))[-1])
