@@ -216,20 +216,33 @@ def _bench_tables(facts: dict[str, Any]) -> list[Any]:
                     str(latency["samples"]),
                     f"{int(batch) / latency['p50'] * 1e3:.0f}",
                 )
-    lines = [f"{name}: {device}" for name, device in facts["devices"].items()]
+    return [table, *_bench_lines(facts)]
+
+
+def _bench_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """What was measured beside latency, and on what."""
+    yield from (f"{name}: {device}" for name, device in facts["devices"].items())
     for batch, measured in facts["batches"].items():
         for name, ratio in measured["ratio_to_pytorch"].items():
             low, high = ratio["interval"]
-            lines.append(
+            yield (
                 f"batch {batch}: {name} takes {ratio['value']:.3f} ({low:.3f} to {high:.3f}) of "
                 "PyTorch's time"
             )
     for name, number in facts.get("latency", {}).items():
         if number["value"] is None:
-            lines.append(f"{name}: not measured: {number['why']}")
+            yield f"{name}: not measured: {number['why']}"
+    for name, rows in facts["throughput"].items():
+        for row in rows:
+            yield (
+                f"{name}: batch {row['batch']}: {row['images_per_s']:.0f} images/s, call after call"
+                f" ({row['p50_ms']:.3f} ms each)"
+            )
+    for name, noted in facts["notes"].items():
+        if reasons := noted.get("throttled"):
+            yield f"{name}: the device was throttled: {', '.join(reasons)}"
     for name, cold in facts["cold_start_ms"].items():
-        lines.append(f"{name}: {cold:.0f} ms from opening to the first logits")
-    return [table, *lines]
+        yield f"{name}: {cold:.0f} ms from opening to the first logits"
 
 
 def calibrate(config: Config, *, method: str | None, stored: str, limit: int | None) -> str:

@@ -218,6 +218,13 @@ def load(path: Path) -> Config:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, document))) from error
     _check_targets(config, document)
+    batch = config.export.batch
+    if batch != "dynamic" and set(config.bench.batches) != {batch}:
+        place = document.place(("export", "batch"))
+        raise ConfigError(
+            f"{place}: export.batch fixes the batch to {batch}, and bench.batches asks for "
+            f"{list(config.bench.batches)}: set bench.batches to [{batch}]"
+        )
     return config
 
 

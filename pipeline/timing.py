@@ -79,11 +79,11 @@ def interleaved(
 
 
 def end_to_end(runner: Runner, prepare: Callable[[], Images], protocol: Protocol) -> Latency:
-    """Time decoding, preprocessing and running one image.
+    """Time decoding, preprocessing and running one batch.
 
     Args:
         runner: What to time.
-        prepare: Decodes and preprocesses one image, (1, channels, height, width).
+        prepare: Decodes and preprocesses a batch, (batch, channels, height, width).
         protocol: How to measure.
     """
     samples = []

@@ -13,9 +13,6 @@ from pipeline.precisions.base import CalibrationSet
 from pipeline.reference.onnx_executor import OnnxExecutor
 from pipeline.targets.base import Logits
 
-_CHUNK = 1_200_000
-"""Input values at a time: larger tensors make the executor slow."""
-
 
 class Judge:
     """Compares graphs with the float32 graph on the same images.
@@ -48,6 +45,4 @@ class Judge:
 
     def _run(self, model: Path | onnx.ModelProto) -> Logits:
         executor = OnnxExecutor(model)
-        step = max(1, _CHUNK // int(np.prod(self._images.shape[1:])))
-        starts = range(0, self.count, step)
-        return np.concatenate([executor.run(self._images[i : i + step]) for i in starts])
+        return executor.run_all(self._images)

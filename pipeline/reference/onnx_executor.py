@@ -35,8 +35,12 @@ from pipeline.reference.kernels import Rounding
 from pipeline.reference.onnx_graph import Graph, Node, Port, load_graph
 from pipeline.reference.onnx_operators import OPERATORS, Call, Operator
 from pipeline.reference.ranges import TensorRange
+from pipeline.targets.base import in_batches
 
 Accumulate = Literal["float32", "output"]
+
+_CHUNK = 1_200_000
+"""Input values at a time: larger tensors make the executor slow."""
 
 _ROUNDED = frozenset({torch.float16, torch.bfloat16}) | rounding.FLOAT8
 
@@ -122,6 +126,21 @@ class OnnxExecutor:
                     del values[name]
             logits: np.ndarray = values[self.output.name].to(torch.float32).numpy()
         return logits
+
+    def run_all(self, images: np.ndarray) -> np.ndarray:
+        """Compute the first output for any number of images, in batches of the size that is best.
+
+        A graph with a fixed batch gets batches of it.
+
+        Args:
+            images: Preprocessed images, float32, (images, channels, height, width).
+
+        Returns:
+            Logits, float32, (images, classes).
+        """
+        fixed = self.input.shape[0] if self.input.shape else None
+        fitting = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        return in_batches(self.run, images, fixed or fitting, fixed or 1)
 
     def overflow_report(self) -> list[TensorRange]:
         """The ranges of all tensors so far, in execution order.

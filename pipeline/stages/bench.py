@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import system, timing
+from pipeline.errors import InputError
 from pipeline.measure import Number, State
 from pipeline.stages.base import Context, Step, versions
 from pipeline.stages.build import BuildStep
@@ -110,13 +111,16 @@ def measure(
         "load_before": system.load(),
         "date": time.strftime("%Y-%m-%d"),
     }
+    smallest = min(settings.batches)
+    first = np.repeat(one, smallest, 0)
     runners: dict[str, Runner] = {}
     cold: dict[str, float] = {}
     with ExitStack() as stack:
         for name, open_runner in openers.items():
             context.progress(0, None, f"opening {title} {name}")
-            runner, cold[name] = timing.cold_start(open_runner, one)
+            runner, cold[name] = timing.cold_start(open_runner, first)
             runners[name] = stack.enter_context(runner)
+            _check_batches(settings.batches, runner, f"{title} {name}")
         baseline = TorchRunner(context.source.module, settings.threads)
         runners[PYTORCH] = stack.enter_context(baseline)
         by_batch = {}
@@ -124,19 +128,34 @@ def measure(
             images = np.repeat(one, batch, 0)
             by_batch[str(batch)] = _measure_batch(context, runners, images, protocol, title)
         context.progress(0, None, f"{title}, end to end")
-        prepare = _preparation(context)
+        prepare = _preparation(context, smallest)
         whole = {
             name: timing.end_to_end(runner, prepare, protocol).to_dict()
             for name, runner in runners.items()
         }
+        context.progress(0, None, f"{title}, throughput")
+        queued = {name: runner.throughput(protocol.samples) for name, runner in runners.items()}
+        notes = {name: runner.notes() for name, runner in runners.items()}
         devices = {name: runner.device for name, runner in runners.items()}
     return {
         **facts,
         "batches": by_batch,
         "end_to_end": whole,
         "cold_start_ms": cold,
+        "throughput": {name: rows for name, rows in queued.items() if rows},
+        "notes": {name: noted for name, noted in notes.items() if noted},
         "devices": devices,
     }
+
+
+def _check_batches(batches: Sequence[int], runner: Runner, what: str) -> None:
+    """Refuse batch sizes that a runner does not take, before anything is measured."""
+    for batch in batches:
+        if not runner.smallest <= batch <= (runner.largest or batch):
+            raise InputError(
+                f"{what} takes batches of {runner.smallest} to {runner.largest}, not {batch}: "
+                "change bench.batches (or --batch), or build with other batches"
+            )
 
 
 def _measure_batch(
@@ -160,12 +179,16 @@ def _measure_batch(
     }
 
 
-def _preparation(context: Context) -> Callable[[], Images]:
-    """Decodes and preprocesses one image after the other, the first few in turn."""
+def _preparation(context: Context, batch: int) -> Callable[[], Images]:
+    """Decodes and preprocesses so many images after the others, the first few in turn."""
     source = context.source
     dataset = source.validation
     order = itertools.cycle(range(min(32, len(dataset))))
-    return lambda: source.preprocess(dataset.image(next(order)))[None]
+
+    def prepare() -> Images:
+        return np.stack([source.preprocess(dataset.image(next(order))) for _ in range(batch)])
+
+    return prepare
 
 
 def headline(measured: Mapping[str, Any], name: str) -> Number:

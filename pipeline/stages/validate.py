@@ -15,7 +15,7 @@ from pipeline.measure import Number
 from pipeline.stages.base import Context, Step, versions
 from pipeline.stages.build import BuildStep
 from pipeline.stages.samples import SampleStep, batches, read_labels
-from pipeline.targets.base import Logits, Runner
+from pipeline.targets.base import Logits, Runner, in_batches
 
 LOGITS = "logits.npy"
 
@@ -107,9 +107,11 @@ def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, wha
     context = step.context
     results: list[Logits] = []
     done = 0
-    for images in batches(step.samples.artifact(), context.source, context.config.validation.batch):
+    batch = context.config.validation.batch
+    size = max(runner.smallest, min(batch, runner.largest or batch))
+    for images in batches(step.samples.artifact(), context.source, size):
         context.progress(done, total, what)
-        results.append(runner(images))
+        results.append(in_batches(runner, images, size, runner.smallest))
         done += len(images)
     return np.concatenate(results)
 

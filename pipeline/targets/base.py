@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifact import Artifact
+from pipeline.closing import Closing
 from pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -136,14 +136,18 @@ class BuildJob:
     log: Callable[[str], None]
 
 
-class Runner(ABC):
+class Runner(Closing, ABC):
     """A built model that answers: use it as a context manager.
 
     Attributes:
         device: What runs it, for people: runtime, version, device, threads.
+        smallest: Smallest batch that it takes.
+        largest: Largest batch that it takes; None if there is no limit.
     """
 
     device: str
+    smallest: int = 1
+    largest: int | None = None
 
     @abstractmethod
     def __call__(self, images: Images) -> Logits:
@@ -165,23 +169,43 @@ class Runner(ABC):
         self(images)
         return {"engine": 1e3 * (time.perf_counter() - start)}
 
+    def throughput(self, calls: int) -> list[dict[str, Any]]:
+        """Time calls that follow each other in a queue, at batch sizes of the runner's own choice.
+
+        Args:
+            calls: How many of each batch size.
+
+        Returns:
+            A row for a batch size: batch, p50_ms, p99_ms, images_per_s; none where the runtime has
+            no queue.
+        """
+        return []
+
     def notes(self) -> dict[str, Any]:
         """What was noticed while it ran, for the report, such as an emulation's overflows."""
         return {}
 
-    def close(self) -> None:  # noqa: B027
-        """Free what the runtime holds. The runner cannot be used any more."""
 
-    def __enter__(self) -> Self:
-        return self
+def in_batches(
+    run: Callable[[Images], Logits], images: Images, size: int, least: int = 1
+) -> Logits:
+    """Logits of any number of images by what takes batches of limited sizes.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    Args:
+        run: Gives logits of a batch, such as a `Runner`.
+        images: Preprocessed images, (images, channels, height, width).
+        size: Images at a time.
+        least: Fewest images that `run` takes: a smaller rest is filled up with its last image.
+
+    Returns:
+        (images, classes).
+    """
+    parts = []
+    for start in range(0, max(1, len(images)), size):
+        part = images[start : start + size]
+        filled = np.concatenate([part, np.repeat(part[-1:], max(0, least - len(part)), 0)])
+        parts.append(run(filled)[: len(part)])
+    return np.concatenate(parts)
 
 
 class Target(ABC):

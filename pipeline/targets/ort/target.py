@@ -74,6 +74,8 @@ class OrtRunner(Runner):
         self._session: Any = start(model, settings, threads)
         self._input = self._session.get_inputs()[0]
         self._output = self._session.get_outputs()[0].name
+        if isinstance(self._input.shape[0], int):
+            self.smallest = self.largest = self._input.shape[0]
         self.device = (
             f"ONNX Runtime {runtime().__version__}, {self._session.get_providers()[0]}, "
             f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_name()}"

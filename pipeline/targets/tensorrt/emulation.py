@@ -10,17 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.artifact import Artifact, file_hash
 from pipeline.errors import ArtifactError
 from pipeline.targets.base import Images, Logits, Runner
 
 if TYPE_CHECKING:
     from pipeline.reference.ranges import TensorRange
-
-_CHUNK = 1_200_000
-"""Input values at a time. Larger tensors make the executor slow: see its documentation."""
 
 
 class EmulatedRunner(Runner):
@@ -47,9 +42,7 @@ class EmulatedRunner(Runner):
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images, (batch, channels, height, width); any batch size."""
-        step = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
-        starts = range(0, len(images), step) if len(images) else (0,)
-        return np.concatenate([self._executor.run(images[i : i + step]) for i in starts])
+        return self._executor.run_all(images)
 
     def notes(self) -> dict[str, Any]:
         """Headroom by block; `overflows` names what passed the largest number of its type."""
