@@ -16,7 +16,7 @@ class BFloat16(Form):
     """
 
     name = "bfloat16"
-    code = ("pipeline.precisions.half",)
+    code = ("pipeline.precisions.half", "pipeline.metadata")
 
     def versions(self) -> dict[str, str]:
         """What decides the result: see `Form`."""

@@ -18,7 +18,7 @@ class Float16(Form):
     """
 
     name = "float16"
-    code = ("pipeline.precisions.half",)
+    code = ("pipeline.precisions.half", "pipeline.metadata")
 
     def versions(self) -> dict[str, str]:
         """What decides the result: see `Form`."""

@@ -22,6 +22,7 @@ from onnx import TensorProto, defs, helper, numpy_helper, shape_inference, versi
 
 from pipeline.artifact import write_atomically
 from pipeline.errors import BuildError
+from pipeline.metadata import carry_metadata
 
 Keep = Callable[[onnx.NodeProto], bool]
 
@@ -112,7 +113,9 @@ def raise_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
     """The model in a standard operator set of at least this version."""
     if opset(model) >= least:
         return model
-    return version_converter.convert_version(model, least)
+    raised = version_converter.convert_version(model, least)
+    carry_metadata(model, raised)
+    return raised
 
 
 def read_graph(path: Path) -> onnx.ModelProto:

@@ -50,6 +50,7 @@ class _Quantized(Form):
 
     calibrated = True
     code = (
+        "pipeline.metadata",
         "pipeline.precisions.half",
         "pipeline.precisions.insertion",
         "pipeline.precisions.judge",

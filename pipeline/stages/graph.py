@@ -110,6 +110,7 @@ class SimplifyStep(Step):
     """The graph simplified by onnxsim, or as it was where that fails."""
 
     stage = "simplify"
+    code = ("pipeline.stages.onnxsim_process", "pipeline.metadata")
 
     def __init__(self, context: Context, export: ExportStep) -> None:
         super().__init__(context, "onnx", [export])

@@ -8,7 +8,11 @@ if __name__ == "__main__":
     import onnx
     import onnxsim
 
-    simplified, valid = onnxsim.simplify(onnx.load(sys.argv[1]))
+    from pipeline.metadata import carry_metadata
+
+    exported = onnx.load(sys.argv[1])
+    simplified, valid = onnxsim.simplify(exported)
     if not valid:
         sys.exit("onnxsim's own check failed")
+    carry_metadata(exported, simplified)
     onnx.save(simplified, sys.argv[2])
