@@ -102,7 +102,11 @@ def cold_start(open_runner: Callable[[], Runner], images: Images) -> tuple[Runne
     """Open a runner and run it once; the runner and the milliseconds that both took."""
     start = time.perf_counter()
     runner = open_runner()
-    runner(images)
+    try:
+        runner(images)
+    except BaseException:
+        runner.close()
+        raise
     return runner, 1e3 * (time.perf_counter() - start)
 
 
