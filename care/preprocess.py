@@ -220,6 +220,12 @@ class Preprocess:
                 f"{type(model).__name__} states no preprocessing: give size, crop, interpolation, "
                 "mean and std"
             )
+        needed = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        if missing := [key for key in needed if key not in stated]:
+            raise PreprocessError(
+                f"{type(model).__name__} does not state {', '.join(missing)}: give size, crop, "
+                "interpolation, mean and std"
+            )
         depth, height, width = stated["input_size"]
         if height != width and size is None:
             raise PreprocessError(

@@ -277,6 +277,9 @@ def test_from_model_refuses_what_it_cannot_express() -> None:
     with pytest.raises(PreprocessError, match="Linear states no preprocessing"):
         Preprocess.from_model(torch.nn.Linear(1, 1))
     model: Any = torch.nn.Identity()
+    model.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3}
+    with pytest.raises(PreprocessError, match="does not state crop_pct, interpolation, std: give"):
+        Preprocess.from_model(model)
     stated = {"crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     for change, message in (
         ({"input_size": (3, 224, 192)}, "square"),
