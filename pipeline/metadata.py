@@ -1,6 +1,6 @@
 """Metadata of the nodes of ONNX graphs, which names the modules that they come from.
 
-Reports name blocks by it. Tools that rewrite graphs (onnxsim, ONNX's own version converter) drop it.
+Reports name blocks by it. Tools that rewrite graphs drop it: onnxsim, ONNX's own version converter.
 """
 
 from __future__ import annotations

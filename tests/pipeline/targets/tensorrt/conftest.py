@@ -18,6 +18,7 @@ from pipeline.artifact import Artifact
 from pipeline.precisions import FORMS
 from pipeline.precisions.base import FormJob
 from pipeline.targets.base import BuildJob, Network
+from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import NO_DRIVER, Gpu
 from pipeline.targets.trt import TrtOptions, TrtTarget
 
@@ -269,3 +270,146 @@ def cuda() -> FakeCuda:
 def out_of_memory() -> Code:
     """CUDA's code for too little memory."""
     return MEMORY
+
+
+class FakeLibrary:
+    """Stands for `tensorrt_rtx` and `tensorrt`: its network adds up channels, class by class."""
+
+    DataType = SimpleNamespace(FLOAT="float")
+    TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="off")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager", LAZY="lazy")
+    EngineInvalidityDiagnostics = SimpleNamespace(
+        MALFORMED_ENGINE=32,
+        VERSION_MISMATCH=1,
+        OLD_CUDA_DRIVER=4,
+        INSUFFICIENT_GPU_MEMORY=16,
+        CUDA_ERROR=64,
+    )
+
+    class ILogger:
+        """A base class for loggers."""
+
+        class Severity:
+            """Severities."""
+
+            ERROR = SimpleNamespace(name="ERROR")
+            WARNING = SimpleNamespace(name="WARNING")
+            INFO = SimpleNamespace(name="INFO")
+            VERBOSE = SimpleNamespace(name="VERBOSE")
+
+    def __init__(self, cuda: Any, rtx: bool, image: tuple[int, ...], classes: int) -> None:
+        self.cuda, self.rtx = cuda, rtx
+        self.image, self.classes = image, classes
+        self.accepts, self.problems = True, 0
+        self.config: Any = None
+        self.caches_read: list[bytes] = []
+        self.enqueued: list[int] = []
+        self.failing = False
+        self.logger: Any = None
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        self.logger = logger
+
+        def deserialize(engine: bytes) -> Any:
+            if not self.accepts:
+                logger.log(self.ILogger.Severity.ERROR, "it is not to my taste")
+                return None
+            return FakeEngine(self)
+
+        return SimpleNamespace(
+            deserialize_cuda_engine=deserialize,
+            get_engine_validity=lambda engine: (2, self.problems),
+        )
+
+
+class FakeEngine:
+    num_io_tensors = 2
+
+    def __init__(self, library: FakeLibrary) -> None:
+        self.library = library
+
+    def get_tensor_name(self, i: int) -> str:
+        return ("image", "logits")[i]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return {"image": "in", "logits": "out"}[name]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "float"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return {"image": (-1, *self.library.image), "logits": (-1, self.library.classes)}[name]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert (name, profile) == ("image", 0)
+        return [(n, *self.library.image) for n in (1, 2, 4)]
+
+    def create_runtime_config(self) -> Any:
+        library = self.library
+        assert library.rtx, "full TensorRT has no runtime configuration"
+
+        def read(blob: bytes) -> bool:
+            library.caches_read.append(blob)
+            return blob == b"compiled"
+
+        cache = SimpleNamespace(deserialize=read, serialize=lambda: b"compiled")
+        library.config = SimpleNamespace(
+            create_runtime_cache=lambda: cache,
+            set_runtime_cache=lambda given: setattr(library.config, "cache", given),
+        )
+        return library.config
+
+    def create_execution_context(self, config: Any = None) -> Any:
+        assert (config is not None) == self.library.rtx
+        return FakeContext(self.library)
+
+
+class FakeContext:
+    def __init__(self, library: FakeLibrary) -> None:
+        self.library, self.addresses = library, {}
+        self.batch = 0
+
+    addresses: dict[str, int]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.batch = shape[0]
+        return shape[1:] == self.library.image
+
+    def execute_async_v3(self, stream: int) -> bool:
+        library, batch = self.library, self.batch
+        if library.failing:
+            library.logger.log(library.ILogger.Severity.ERROR, "the GPU fell off the bus")
+            return False
+        assert stream in library.cuda.alive
+        source, result = (self.addresses[n] for n in ("image", "logits"))
+
+        def work() -> None:
+            size = 4 * batch * int(np.prod(library.image))
+            images = np.frombuffer(ctypes.string_at(source, size), np.float32)
+            sums = images.reshape(batch, -1).sum(1)
+            logits = np.stack([sums * (k + 1) for k in range(library.classes)], 1).astype(
+                np.float32
+            )
+            ctypes.memmove(result, logits.tobytes(), logits.nbytes)
+
+        library.enqueued.append(batch)
+        if library.cuda.capturing is None:
+            work()
+        else:
+            library.cuda.capturing.append(work)
+        return True
+
+
+@pytest.fixture
+def fake_library() -> Callable[..., Library]:
+    """Makes a library that stands for a real one: (cuda, module's name, image shape, classes)."""
+
+    def make(cuda: Any, name: str, image: tuple[int, ...], classes: int) -> Library:
+        return Library(name, FakeLibrary(cuda, name == "tensorrt_rtx", image, classes), "1.0")
+
+    return make

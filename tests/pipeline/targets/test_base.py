@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.closing import Closing
+from pipeline.targets.base import Images, Logits, in_batches
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "least", "seen"),
+    [
+        (5, 2, 1, [2, 2, 1]),
+        (5, 2, 2, [2, 2, 2]),
+        (3, 8, 1, [3]),
+        (3, 8, 8, [8]),
+        (0, 4, 1, [0]),
+    ],
+)
+def test_any_number_of_images_in_batches_of_limited_sizes(
+    count: int, size: int, least: int, seen: list[int]
+) -> None:
+    batches: list[int] = []
+
+    def run(images: Images) -> Logits:
+        batches.append(len(images))
+        return images[:, 0, 0, :]
+
+    images = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 2, 2)
+    logits = in_batches(run, images, size, least)
+    assert batches == seen
+    np.testing.assert_array_equal(logits, images[:, 0, 0, :])
+
+
+def test_what_is_used_in_a_block_is_closed_at_its_end() -> None:
+    class Thing(Closing):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    with Thing() as thing:
+        assert thing.closed == 0
+    assert thing.closed == 1
+    with pytest.raises(RuntimeError), thing:
+        raise RuntimeError
+    assert thing.closed == 2
