@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 import click
-from cpu_latency import MODELS, SIZE, build_ours, export_graphs
+from cpu_latency import build_ours, export_graphs
+from networks import NETWORKS, SHAPE
 
 from pipeline import system
 from pipeline.measure import Latency, ratio
@@ -29,7 +30,7 @@ CHILD = f"""
 import sys
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-image = numpy.zeros((1, 3, {SIZE}, {SIZE}), numpy.float32)
+image = numpy.zeros((1, *{SHAPE}), numpy.float32)
 logits = session.run(None, {{session.get_inputs()[0].name: image}})[0]
 print(logits.shape[1], flush=True)
 """
@@ -50,7 +51,7 @@ def start(path: Path) -> float:
 
 
 @click.command(help=__doc__.split("\n\n")[0] if __doc__ else None)
-@click.option("--model", default="care_s0", show_default=True, type=click.Choice(MODELS))
+@click.option("--model", default="care_s0", show_default=True, type=click.Choice(NETWORKS))
 @click.option("--rounds", default=30, show_default=True, type=click.IntRange(4))
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 def main(model: str, rounds: int, json_path: Path | None) -> None:

@@ -8,8 +8,8 @@
 Every contender runs in a process of its own, with the settings that it has by default apart from
 the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
 turn a process runs once untimed and then a few times timed, while the others sleep. Ratios are
-those of medians, to the published path, with 95 % bootstrap intervals. The networks have random
-weights: they take the same time.
+those of medians, to the published path, with 95 % bootstrap intervals. Weights come
+from a formula, which takes the same time.
 
 Contenders: ours (fp32, int8); the published path (the unfused module traced to opset 17, onnxsim,
 a default session); OpenVINO, if it is installed (fp32 on the published graph and on ours, bf16 on
@@ -38,6 +38,8 @@ from typing import Any
 import click
 import numpy as np
 import numpy.typing as npt
+from documents import fill
+from networks import NETWORKS, SHAPE, inference_form, published_form, write_graph
 
 from pipeline import system
 from pipeline.measure import Latency, ratio
@@ -46,8 +48,6 @@ from pipeline.threads import granted
 Images = npt.NDArray[np.float32]
 Call = Callable[[Images], Any]
 
-MODELS = ("care_s0", "care_s1", "care_s2", "mlla_t")
-SIZE = 224
 BASELINE = "published path"
 CALIBRATION_IMAGES = 8
 CALLS = 3
@@ -76,22 +76,14 @@ class Contender:
 
 
 def export_graphs(model: str, folder: Path) -> dict[str, Path]:
-    """Export a network on the published path and on ours, and build our artifacts."""
-    import timm
+    """Export a network on the published path and on ours."""
     import torch
 
-    import care
-    from care.fuse import fuse
-
-    assert care.__name__
-    torch.manual_seed(0)
-    network = timm.create_model(model).eval()
-    images = torch.randn(2, 3, SIZE, SIZE)
     paths = {"published": folder / "published.onnx", "exact": folder / "exact.onnx"}
     with quiet():
         torch.onnx.export(
-            network,
-            (images,),
+            published_form(model),
+            (torch.randn(2, *SHAPE),),
             str(paths["published"]),
             dynamo=False,
             opset_version=17,
@@ -100,19 +92,7 @@ def export_graphs(model: str, folder: Path) -> dict[str, Path]:
             dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
         )
         simplify(paths["published"])
-        program = torch.onnx.export(
-            fuse(network) if model.startswith("care") else network,
-            (images,),
-            dynamo=True,
-            opset_version=20,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-        assert program is not None
-        program.save(str(paths["exact"]))
-    simplify(paths["exact"])
+        write_graph(inference_form(model), paths["exact"])
     return paths
 
 
@@ -132,11 +112,11 @@ def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str
     from pipeline.precisions.qdq_ort import Int8Ort
     from pipeline.targets.base import Network
 
-    network = Network(model, (), (3, SIZE, SIZE), {})
+    network = Network(model, (), SHAPE, {})
     built = {"fp32": build_artifact(network, "fp32", exact, folder)}
     if int8:
         rng = np.random.default_rng(0)
-        shape = (CALIBRATION_IMAGES, 3, SIZE, SIZE)
+        shape = (CALIBRATION_IMAGES, *SHAPE)
         images = rng.standard_normal(shape).astype(np.float32)
         labels = np.zeros(CALIBRATION_IMAGES, np.int64)
         quantized = folder / "quantized.onnx"
@@ -218,14 +198,10 @@ def open_openvino(source: str, threads: int, precision: str) -> Call:
 
 
 def open_torch(source: str, threads: int, compiled: str = "") -> Call:
-    import timm
     import torch
 
-    import care
-
-    assert care.__name__
     torch.set_num_threads(threads)
-    network = timm.create_model(source).eval()
+    network = published_form(source)
     run = torch.compile(network) if compiled else network
 
     def call(images: Images) -> Any:
@@ -286,7 +262,7 @@ def serve(pipe: Connection, contender: Contender, threads: int, batch: int) -> N
     with quiet():
         try:
             rng = np.random.default_rng(1)
-            images = rng.standard_normal((batch, 3, SIZE, SIZE)).astype(np.float32)
+            images = rng.standard_normal((batch, *SHAPE)).astype(np.float32)
             begin = time.perf_counter()
             call = OPENERS[contender.kind](contender.source, threads, **contender.options)
             call(images)
@@ -507,9 +483,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"|---|{'---|' * len(models)}",
         ]
         for name in dict.fromkeys(row["contender"] for row in part):
-            told = " | ".join(cells.get((name, model), "–") for model in models)
+            told = " | ".join(cells.get((name, model), "-") for model in models)
             lines.append(f"| {name} | {told} |")
-        told = " | ".join(limits.get(model, "–") for model in models)
+        told = " | ".join(limits.get(model, "-") for model in models)
         lines.append(f"| attainable limit, float32 | {told} |")
     return "\n".join(lines)
 
@@ -555,7 +531,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 @click.command(help=__doc__.split("\n\n")[0] if __doc__ else None)
-@click.option("--model", "models", multiple=True, type=click.Choice(MODELS), help="Default: all.")
+@click.option("--model", "models", multiple=True, type=click.Choice(NETWORKS), help="Default: all.")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 8.")
 @click.option("--threads", "counts", multiple=True, type=click.IntRange(1), help="Default: 1, 2.")
 @click.option("--seconds", default=30.0, show_default=True, help="Of each configuration.")
@@ -588,7 +564,7 @@ def main(
     if machine["load"] > 0.5:
         click.echo("others use this machine as well: compare ratios, not milliseconds", err=True)
     rows: list[dict[str, Any]] = []
-    for model in models or MODELS:
+    for model in models or NETWORKS:
         with tempfile.TemporaryDirectory(prefix="cpu-latency-") as name:
             graphs = export_graphs(model, Path(name))
             ours = build_ours(model, graphs["exact"], Path(name), int8=int8)
@@ -607,7 +583,7 @@ def main(
     if plot_path is not None:
         draw(rows, plot_path)
     if docs is not None:
-        write_between(docs, "cpu latency", markdown(result))
+        fill(docs, "cpu latency", markdown(result))
     click.echo(json.dumps(result))
 
 

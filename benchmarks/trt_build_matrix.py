@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from documents import fill
 from networks import NETWORKS, SHAPE, inference_form, write_graph
 
-from pipeline.artifact import write_atomically
 from pipeline.errors import PipelineError
 from pipeline.precisions import FORMS
 from pipeline.precisions.base import CalibrationSet, FormJob
@@ -38,7 +38,6 @@ from pipeline.targets.tensorrt.limits import FORMS as PRECISIONS
 from pipeline.targets.tensorrt.limits import ComputeCapability, why_not
 from pipeline.targets.tensorrt.process import build_apart
 
-BEGIN, END = "<!-- build matrix -->", "<!-- end of build matrix -->"
 CAPABILITIES: tuple[str, ...] = get_args(ComputeCapability)
 BATCHES = (1, 8, 64)
 TOGETHER = "all that can, in one"
@@ -176,15 +175,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(document: Path, text: str) -> None:
-    """Put the table between the document's marker lines, or at its end."""
-    old = document.read_text() if document.exists() else "# Targets\n"
-    part = f"{BEGIN}\n{text}\n{END}"
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    new = pattern.sub(lambda _: part, old) if BEGIN in old else f"{old.rstrip()}\n\n{part}\n"
-    write_atomically(document, new)
-
-
 def main() -> int:
     """Build, print, write; 1 where the library refuses what the target does not, or the reverse."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -205,7 +195,7 @@ def main() -> int:
     )
     print(text)
     if arguments.docs:
-        write(arguments.docs, head + text)
+        fill(arguments.docs, "build matrix", head + text)
     surprises = unexpected(cells)
     print(
         json.dumps({"machine": before, "surprises": surprises, "cells": [asdict(c) for c in cells]})

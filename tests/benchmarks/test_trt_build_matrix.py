@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import trt_build_matrix
-from trt_build_matrix import Cell, reasons, table, together, unexpected, write
+from trt_build_matrix import Cell, reasons, table, together, unexpected
 
 from pipeline.errors import PipelineError
 
@@ -47,17 +47,6 @@ def test_the_table_has_a_row_for_network_and_precision() -> None:
         "| small | int8 | 2.0 MB, 1.2 s |",
     ]
     assert lines[-1] == '- fp16 on 8.0: not known to this project ("no")'
-
-
-def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
-    document = tmp_path / "targets.md"
-    marks = trt_build_matrix.BEGIN, trt_build_matrix.END
-    document.write_text("before\n{}\nold\n{}\nafter\n".format(*marks))
-    write(document, "new")
-    assert document.read_text() == "before\n{}\nnew\n{}\nafter\n".format(*marks)
-    document.write_text("no marks\n")
-    write(document, "new")
-    assert document.read_text() == "no marks\n\n{}\nnew\n{}\n".format(*marks)
 
 
 def test_the_librarys_words_are_shortened(tmp_path: Path) -> None:

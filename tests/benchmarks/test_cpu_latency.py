@@ -1,0 +1,72 @@
+"""What the CPU benchmark counts and writes; its timings need a quiet machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from cpu_latency import main, markdown, work
+from onnx import TensorProto, helper, numpy_helper
+
+
+def test_work_counts_multiplications_and_additions(tmp_path: Path) -> None:
+    def weight(name: str, *shape: int) -> TensorProto:
+        return numpy_helper.from_array(np.ones(shape, np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["image", "dense"], ["a"], strides=[2, 2]),
+        helper.make_node("Conv", ["a", "depthwise"], ["b"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "linear"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 5])],
+        [weight("dense", 8, 3, 2, 2), weight("depthwise", 8, 1, 3, 3), weight("linear", 8, 5)],
+    )
+    path = tmp_path / "graph.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    dense, depthwise = work(path)
+    assert dense == pytest.approx(2e-9 * (8 * 3 * 4 * 16 + 8 * 5))
+    assert depthwise == pytest.approx(2e-9 * 8 * 9 * 16)
+
+
+def row(contender: str, model: str, **other: Any) -> dict[str, Any]:
+    return {"contender": contender, "model": model, "batch": 1, "threads": 2, **other}
+
+
+def test_networks_stand_side_by_side() -> None:
+    timed = {
+        "latency": {"p50": 5.0},
+        "ratio": 0.7,
+        "interval": [0.69, 0.71],
+        "limit_ms": 3.5,
+    }
+    rows = [
+        row("ours fp32", "care_s0", **timed),
+        row("ours fp32", "care_s1", not_measured="no memory", limit_ms=4.5),
+        row("OpenVINO fp32", "care_s1", **{**timed, "limit_ms": 4.5}),
+    ]
+    machine = {"cpu": "Test CPU", "date": "2026-01-02", "load": 0.0}
+    lines = markdown({"machine": machine, "rows": rows}).splitlines()
+    assert lines[0].startswith("cpu Test CPU, date 2026-01-02, load 0.0; versions: onnxruntime ")
+    assert lines[-5:] == [
+        "| ms (ratio to the published path, 95 % interval) | care_s0 | care_s1 |",
+        "|---|---|---|",
+        "| ours fp32 | 5.00 (0.700, 0.690 to 0.710) | not measured: no memory |",
+        "| OpenVINO fp32 | - | 5.00 (0.700, 0.690 to 0.710) |",
+        "| attainable limit, float32 | 3.50 | 4.50 |",
+    ]
+
+
+def test_more_threads_than_granted_are_refused() -> None:
+    result = CliRunner().invoke(main, ["--threads", "4096"])
+    assert result.exit_code == 2
+    assert "this process may use" in result.output
