@@ -227,7 +227,7 @@ def export() -> None:
     show_default=True,
     help="Which artifact; an engine only if full TensorRT built it.",
 )
-@click.option("--precision", help="Default: the first that was built.")
+@click.option("--precision", help="Default: the one that the report says to use.")
 def triton(name: str, output: Path, repository: Path, target: str, precision: str | None) -> None:
     """Write the results NAME as a model of NVIDIA Triton Inference Server."""
     from pipeline import exchange
@@ -245,7 +245,7 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
     show_default=True,
     help="Where the Swift package shall lie; a new folder.",
 )
-@click.option("--precision", help="Default: the first that was built.")
+@click.option("--precision", help="Default: the one that the report says to use.")
 def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -> None:
     """Write a Swift package that measures the Core ML model of the results NAME on a device."""
     from pipeline import exchange

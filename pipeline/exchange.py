@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pipeline import check as checks
 from pipeline.artifact import MANIFEST, Artifact
 from pipeline.errors import InputError
+from pipeline.results import RESULTS_FILE
 from pipeline.targets.base import Network
 
 
 def built(output: Path, name: str, target: str, precision: str | None) -> Artifact:
-    """A built artifact, verified: the first of the target, or the one in `precision`.
+    """A built artifact, verified.
+
+    Args:
+        output: Where results lie.
+        name: Which results.
+        target: Which target.
+        precision: Which precision; None for the one that the last run said to use, or for the first
+            in alphabetical order if it said nothing.
 
     Raises:
         InputError: There is none.
         ArtifactError: It is damaged.
     """
     folder = checks.results(output, name)[0]
-    there = sorted(path.parent for path in (folder / target).glob(f"*/{MANIFEST}"))
-    found = [path for path in there if precision in (None, path.name)]
-    if not found:
-        known = ", ".join(path.name for path in there) or "none"
+    there = {path.parent.name: path.parent for path in (folder / target).glob(f"*/{MANIFEST}")}
+    wanted = precision or _to_use(folder, target)
+    if wanted not in there and precision is None:
+        wanted = min(there, default=None)
+    if wanted is None or wanted not in there:
+        known = ", ".join(sorted(there)) or "none"
         raise InputError(f"{folder} has no {target} artifact in that precision; built are: {known}")
-    artifact = Artifact.read(found[0])
+    artifact = Artifact.read(there[wanted])
     artifact.verify()
     return artifact
+
+
+def _to_use(folder: Path, target: str) -> str | None:
+    """The precision that the last run said to use, see `pipeline.choice`."""
+    try:
+        choice = json.loads((folder / RESULTS_FILE).read_text())["choice"][target]
+    except (OSError, ValueError, KeyError):
+        return None
+    precision: str | None = choice["precision"]
+    return precision
 
 
 def export_triton(
