@@ -37,12 +37,16 @@ if TYPE_CHECKING:
     from calibration.sensitivity import Outcome, Search
     from calibration.table import Table
     from pipeline.measure import Ratio
+    from pipeline.precisions.judge import Graph
     from pipeline.precisions.qdq_ort_graph import Candidate, Kind
-    from pipeline.targets.base import Images
+    from pipeline.targets.base import Images, Logits
     from pipeline.targets.ort.tune import Choice
 
 DECISION_IMAGES = 256
 """Most images on which accuracy is judged."""
+
+BATCH = 16
+"""Images at a time."""
 
 MEASURE_SECONDS = 3.0
 """How long each comparison of latency takes."""
@@ -63,6 +67,7 @@ class Int8Ort(Form):
         "calibration",
         "pipeline.measure",
         "pipeline.optimize",
+        "pipeline.precisions.judge",
         "pipeline.precisions.qdq_ort_graph",
         "pipeline.targets.ort",
     )
@@ -195,39 +200,18 @@ class _Variant:
         return quantize(model, self.table.ranges, chosen)
 
 
-class _Judge:
-    """Runs graphs on calibration images with ONNX Runtime and compares them with float32."""
+def _by_onnxruntime(model: Graph, images: Images) -> Logits:
+    """Logits of a graph by the runtime that it is made for."""
+    import onnx
 
-    def __init__(self, reference: onnx.ModelProto, images: CalibrationSet) -> None:
-        total = len(images.images)
-        if not total:
-            raise BuildError("there are no calibration images: int8 needs them")
-        chosen = np.unique(np.linspace(0, total - 1, min(DECISION_IMAGES, total)).round())
-        picked = chosen.astype(int)
-        self.count = len(picked)
-        self._images, self._labels = images.images[picked], images.labels[picked]
-        self._expected = self._run(reference)
-        self.baseline = self._outcome(self._expected)
+    from calibration.observe import open_session
 
-    def __call__(self, model: onnx.ModelProto) -> Outcome:
-        return self._outcome(self._run(model))
-
-    def _run(self, model: onnx.ModelProto) -> Images:
-        from calibration.observe import open_session
-
-        name = model.graph.output[0].name
-        run = open_session(model, [name])
-        parts = [self._images[i : i + 16] for i in range(0, self.count, 16)]
-        logits: Images = np.concatenate([run(part)[name] for part in parts])
-        return logits
-
-    def _outcome(self, logits: Images) -> Outcome:
-        from calibration.sensitivity import Outcome
-        from pipeline.measure import compare, top_k
-
-        found = compare(logits, self._expected)
-        error = found.relative_error if found.finite else float("inf")
-        return Outcome(top_k(logits, self._labels) / self.count, found.agreement, error)
+    graph = onnx.load(model) if isinstance(model, Path) else model
+    name = graph.graph.output[0].name
+    run = open_session(graph, [name])
+    parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    logits: Logits = np.concatenate([run(part)[name] for part in parts])
+    return logits
 
 
 class _Work:
@@ -235,10 +219,11 @@ class _Work:
 
     def __init__(self, job: FormJob, images: CalibrationSet, prepared: onnx.ModelProto) -> None:
         from calibration.ranges import method_named
+        from pipeline.precisions.judge import Judge
 
         self.job, self.images, self.prepared = job, images, prepared
         self.method = method_named(str(job.options.get("method", "mse")))
-        self.judge = _Judge(prepared, images)
+        self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime)
         self.log_of_variants: dict[str, dict[str, float]] = {}
 
     def best_variant(self) -> _Variant:

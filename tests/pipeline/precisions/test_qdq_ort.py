@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from calibration.ranges import Range
 from pipeline.errors import ConfigError
 from pipeline.measure import Ratio
-from pipeline.precisions import qdq_ort
+from pipeline.precisions import judge, qdq_ort
 from pipeline.precisions.qdq_ort_graph import Kind, activations, candidates_of, quantize
 from pipeline.targets.ort.tune import Choice
 
@@ -158,7 +158,7 @@ def test_blocks_that_lose_too_much_stay_in_float32(
         spoiled = any("blocks.1" in n and n.endswith("_stored") for n in initializers(model))
         return Outcome(0.0 if spoiled else self.baseline.top1, 1.0, 0.5 if spoiled else 0.1)
 
-    monkeypatch.setattr(qdq_ort._Judge, "__call__", judged)
+    monkeypatch.setattr(judge.Judge, "__call__", judged)
     model, facts = convert(small(), FORM, max_top1_drop=0.0)
     assert facts["sensitivity"]["excluded"] == ["stages.0.blocks.1"]
     assert facts["quantized_blocks"] == 3
