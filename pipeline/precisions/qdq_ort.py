@@ -81,7 +81,7 @@ class Int8Ort(Form):
         """See `Form.convert`.
 
         Options: `method`, how ranges are chosen; `max_top1_drop`, the share of calibration images
-        that may be lost before blocks are left in float32.
+        that may be lost before blocks are left in float32; one image is always allowed.
         """
         import onnx
 
@@ -329,7 +329,9 @@ class _Work:
             self.job.log(f"top-1 {outcome.top1:.2%} with {kept} in float32")
             return outcome
 
-        limits = Limits(max_top1_drop=float(self.job.options.get("max_top1_drop", 0.003)))
+        # A single image is less than so few of them can tell.
+        allowed = max(float(self.job.options.get("max_top1_drop", 0.003)), 1 / self.judge.count)
+        limits = Limits(max_top1_drop=allowed)
         blocks = [block for block in variant.blocks if block not in slow]
         return search(blocks, evaluate, baseline=self.judge.baseline, limits=limits)
 
