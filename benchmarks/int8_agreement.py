@@ -4,10 +4,10 @@
     python benchmarks/int8_agreement.py --kind pictures --model care_s2 --images 512
 
 Weights come from a formula: no training has spread the logits, so that the best classes lie close
-together and a small error changes the answer. Images are white noise, or "pictures": noise of several
-sizes, each with a color and contrast of its own, which spread the answers over more classes. The
-number of these classes is printed, for with one class agreement means nothing, and so is the size
-of the error beside the distance of the two best classes.
+together and a small error changes the answer. Images are white noise, or "pictures": noise of
+several sizes, each with a color and contrast of its own, which spread the answers over more
+classes. The number of these classes is printed, for with one class agreement means nothing, and so
+is the size of the error beside the distance of the two best classes.
 """
 
 from __future__ import annotations
