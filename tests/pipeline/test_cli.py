@@ -370,6 +370,56 @@ def test_fitness_advises(config: Path, finished: Path) -> None:
     assert "ort has no checks of fitness" in result.stderr
 
 
+def test_one_command_measures_on_a_mac_and_on_its_phone(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for what a Mac has; `test_device.py` tests what they stand for."""
+    from pipeline.targets.coreml import device
+    from pipeline.targets.coreml.package import digest
+    from pipeline.targets.coreml.results import Measurements
+
+    path, folder = copied
+    path.write_text(
+        path.read_text().replace(
+            "coreml: {precisions: [fp16]}", "coreml: {precisions: [fp16], signing_team: A1}"
+        )
+    )
+    assert planned(path) == set()  # who signs changes no artifact
+    asked: list[object] = []
+
+    def measured(model: str) -> Callable[..., Measurements]:
+        def measure(artifact: Artifact, package: Path, **more: object) -> Measurements:
+            asked.append(more)
+            runs = [{"compute_units": "all", "predict_ms": [2.0] * 3}]
+            content = {
+                "source": "a stand-in",
+                "measured_at": "2026-01-02T03:04:05Z",
+                "model": {"name": artifact.name, "digest": digest(package)},
+                "device": {"model": model, "os": "x"},
+                "runs": runs,
+            }
+            return Measurements.model_validate(content)
+
+        return measure
+
+    def compared(artifact: Artifact, images: object, expected: object) -> dict[str, object]:
+        return {"cpu_only": {"agreement": 1.0}, "all": {"agreement": 0.996}}
+
+    monkeypatch.setattr(device, "require_mac", lambda: None)
+    monkeypatch.setattr(device, "measure_mac", measured("Mac14,7"))
+    monkeypatch.setattr(device, "measure_connected", measured("iPhone16,1"))
+    monkeypatch.setattr(device, "compare_units", compared)
+    bench = ("bench", "--target", "coreml", "--config", str(path), "--samples", "3")
+    result = invoke(*bench, "--device", "mac")
+    assert result.exit_code == 0, result.output
+    assert "coreml/fp16: 2.000 ms on Mac14,7 (all)" in result.output
+    facts = Artifact.read(folder / "bench/coreml").facts
+    assert [row["agreement"] for row in facts["agreement_by_compute_units"]] == [1.0, 0.996]
+    result = invoke(*bench, "--device", "iphone")
+    assert "2.000 ms on iPhone16,1" in result.output
+    assert asked[-1] == {"kind": "iphone", "signing": device.Signing(team="A1"), "samples": 3}
+
+
 @pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac measures")
 @pytest.mark.parametrize("device", ["mac", "iphone"])
 def test_measuring_on_apples_devices_needs_a_mac(config: Path, finished: Path, device: str) -> None:

@@ -40,7 +40,8 @@ MODEL = "model.mlpackage"
 SPECIFICATION_VERSIONS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
 _MAC = (
     "Core ML predictions need macOS 13 or newer: run the same command on a Mac, or import what was "
-    "measured on a device: python -m pipeline bench --target coreml --import FILE"
+    "measured on a device: python -m pipeline bench --target coreml --import FILE, which keeps it "
+    "as bench/coreml of the results and shows it in the report"
 )
 
 

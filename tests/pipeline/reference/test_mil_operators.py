@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from pipeline.errors import UnsupportedOperatorError
 from pipeline.reference.mil_executor import MilExecutor
+from pipeline.reference.mil_ops import OPERATORS
+from pipeline.reference.mil_weights import DECOMPRESSORS
 
 pytestmark = [
     # coremltools leaves its models' temporary folders to the garbage collector.
@@ -889,3 +892,10 @@ def test_inverse_of_a_small_number_shows_the_default_epsilon(save: Save) -> None
     )
     assert found.ravel()[0] == pytest.approx(0.5 / 1e-4)
     assert not math.isclose(found.ravel()[0], 1e4, rel_tol=0.1)
+
+
+def test_the_documentation_lists_what_there_is() -> None:
+    text = (Path(__file__).parents[3] / "docs/targets.md").read_text()
+    part = text.partition("### Operations that the executor evaluates")[2].partition("###")[0]
+    listed = re.findall(r"`(\w+)`", part)
+    assert sorted(listed) == sorted({*OPERATORS, *DECOMPRESSORS})

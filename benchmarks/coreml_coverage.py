@@ -1,0 +1,216 @@
+"""Which operations of Core ML programs networks need, and that the executor evaluates all of them.
+
+    python benchmarks/coreml_coverage.py [--networks care_s0 …] [--docs docs/targets.md]
+
+Converts every network for every deployment target and compares the executor, without rounding, with
+PyTorch; stores the weights in every way that coremltools has off a Mac, and compares the executor
+with itself on what coremltools' own `decompress_weights` makes of the package. Images are small:
+sizes change no operation. Weights come from a formula. The tables go between the two marker lines
+of the document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+import care  # noqa: F401  registers the networks
+from care.fuse import fuse
+from pipeline.artifact import write_atomically
+from pipeline.reference.mil_executor import MilExecutor
+from pipeline.targets.base import Network
+from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply
+from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
+from pipeline.targets.coreml.network import Deployed, Normalization, deploy
+from pipeline.targets.coreml.quiet import logged
+from pipeline.targets.coreml.verify import preprocessed, probes
+
+NETWORKS = ("care_s0", "mlla_t", "mobilenetv4_conv_small", "fastvit_t8")
+BEGIN, END = "<!-- coreml coverage -->", "<!-- end of coreml coverage -->"
+SIZE, CLASSES, IMAGES = 64, 10, 4
+
+HALF = Scheme("pruned", sparsity=0.5)
+STORED: dict[str, tuple[str, tuple[Scheme, ...]]] = {
+    "8 bits": ("iOS16", (INT8,)),
+    "8 bits, iOS 18": ("iOS18", (INT8,)),
+    "palette of 6 bits": ("iOS16", (PALETTE6,)),
+    "palette of 4 bits, iOS 18": ("iOS18", (PALETTE4,)),
+    "half pruned": ("iOS16", (HALF,)),
+    "half pruned, iOS 18": ("iOS18", (HALF,)),
+    "half pruned and 8 bits": ("iOS18", (HALF, INT8)),
+    "half pruned and a palette": ("iOS18", (HALF, PALETTE6)),
+}
+"""Ways to store weights: the deployment target, and what is applied."""
+
+
+@dataclass
+class Found:
+    """What there is to say of one network.
+
+    Attributes:
+        operations: How often each occurs, constants aside, by deployment target.
+        errors: Relative error of the logits against PyTorch by deployment target; a refusal's
+            words where there is no package.
+        stored: Largest difference to the decompressed package, relative, by way of storing.
+        decompressions: Operations that hold stored weights.
+    """
+
+    operations: dict[str, Counter[str]] = field(default_factory=dict)
+    errors: dict[str, float | str] = field(default_factory=dict)
+    stored: dict[str, float] = field(default_factory=dict)
+    decompressions: Counter[str] = field(default_factory=Counter)
+
+
+def network(name: str) -> nn.Module:
+    """The network, in its inference form where there is one, with weights from a formula."""
+    extra = {"img_size": SIZE} if name == "mlla_t" else {}
+    module = timm.create_model(name, pretrained=False, num_classes=CLASSES, **extra).eval()
+    with torch.no_grad():
+        for key, value in module.state_dict().items():
+            rng = np.random.default_rng([7, zlib.crc32(key.encode())])
+            if "num_batches" in key or "rotations" in key:
+                continue
+            if key.endswith(("bias", "running_mean")):
+                drawn = 0.1 * rng.standard_normal(value.shape)
+            elif value.ndim > 1 and not key.endswith("gamma"):
+                drawn = rng.standard_normal(value.shape) / np.sqrt(np.prod(value.shape[1:]))
+            else:
+                drawn = rng.uniform(0.5, 1.5, value.shape)
+            value.copy_(torch.from_numpy(np.asarray(drawn, np.float32)))
+    return fuse(module) if name.startswith("care") else module
+
+
+def look(name: str, folder: Path) -> Found:
+    """Convert, store and compare one network."""
+    of = Network(
+        name,
+        tuple(map(str, range(CLASSES))),
+        (3, SIZE, SIZE),
+        {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    )
+    module, found = network(name), Found()
+    deployed, pixels = deploy(module, of), probes(of, IMAGES)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(preprocessed(pixels, Normalization.of(of)))).numpy()
+    for target in DEPLOYMENT_TARGETS:
+        package = folder / f"{target}.mlpackage"
+        finish(_converted(deployed, of, target), of, package, "fp16")
+        executor = MilExecutor(package, precision="float32")
+        found.operations[target] = executor.operations()
+        found.errors[target] = _relative(executor.predict(pixels)["logits"], expected)
+    for way, (target, schemes) in STORED.items():
+        _store(way, _converted(deployed, of, target), schemes, of, folder, pixels, found)
+    return found
+
+
+def _converted(deployed: Deployed, of: Network, target: str) -> Any:
+    with logged(lambda line: None):
+        return convert(deployed, of, target, ())
+
+
+def _store(
+    way: str,
+    model: Any,
+    schemes: tuple[Scheme, ...],
+    of: Network,
+    folder: Path,
+    pixels: Any,
+    found: Found,
+) -> None:
+    import coremltools.optimize.coreml as cto
+
+    with logged(lambda line: None):
+        for position, scheme in enumerate(schemes):
+            model = apply(model, scheme, 512, joint=position > 0)
+        dense = cto.decompress_weights(model)
+        logits = []
+        for each, kind in ((model, "stored"), (dense, "dense")):
+            package = folder / f"{kind}.mlpackage"
+            finish(each, of, package, kind)
+            executor = MilExecutor(package, precision="float32")
+            logits.append(executor.predict(pixels)["logits"])
+            if each is model:
+                kinds = executor.operations()
+                found.decompressions.update(
+                    {k: n for k, n in kinds.items() if k.startswith("constexpr")}
+                )
+    found.stored[way] = _relative(*logits)
+
+
+def _relative(found: Any, expected: Any) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def tables(all_found: dict[str, Found]) -> Iterator[str]:
+    """The tables as lines of Markdown."""
+    names = list(all_found)
+    yield "Operations of each network, classifier included; every one is evaluated.\n"
+    yield "| operation | " + " | ".join(names) + " |"
+    yield "|---|" + "---|" * len(names)
+    kinds = sorted({k for f in all_found.values() for c in f.operations.values() for k in c})
+    for kind in kinds:
+        cells = [_counts([c[kind] for c in f.operations.values()]) for f in all_found.values()]
+        yield f"| `{kind}` | " + " | ".join(cells) + " |"
+    totals = [_counts([c.total() for c in f.operations.values()]) for f in all_found.values()]
+    yield "| all | " + " | ".join(totals) + " |"
+    yield "\nRelative error of the logits to PyTorch's, weights in float16, results not rounded:\n"
+    yield "| deployment target | " + " | ".join(names) + " |"
+    yield "|---|" + "---|" * len(names)
+    for target in DEPLOYMENT_TARGETS:
+        cells = [_written(f.errors[target]) for f in all_found.values()]
+        yield f"| {target} | " + " | ".join(cells) + " |"
+    yield "\nStored weights: relative difference to what coremltools' `decompress_weights` gives:\n"
+    yield "| stored | " + " | ".join(names) + " |"
+    yield "|---|" + "---|" * len(names)
+    for way in STORED:
+        cells = [_written(f.stored[way]) for f in all_found.values()]
+        yield f"| {way} | " + " | ".join(cells) + " |"
+    used = sorted({k for f in all_found.values() for k in f.decompressions})
+    yield "\nThey are stored by " + ", ".join(f"`{kind}`" for kind in used) + "."
+
+
+def _counts(numbers: list[int]) -> str:
+    """One number, or those of iOS 16, 17 and 18 where they differ."""
+    return str(numbers[0] or "") if len(set(numbers)) == 1 else " / ".join(map(str, numbers))
+
+
+def _written(error: float | str) -> str:
+    return error if isinstance(error, str) else f"{error:.1e}" if error else "0"
+
+
+def main() -> None:
+    """Convert, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--docs", type=Path, help="document that gets the tables")
+    arguments = parser.parse_args()
+    found = {}
+    for name in arguments.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = look(name, Path(folder))
+        print(f"{name}: done", flush=True)
+    text = "\n".join(tables(found))
+    print(text)
+    if arguments.docs:
+        old = arguments.docs.read_text()
+        if BEGIN not in old or END not in old:
+            raise SystemExit(f"{arguments.docs} has no lines {BEGIN} and {END}")
+        pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+        part = f"{BEGIN}\n{text}\n{END}"
+        write_atomically(arguments.docs, pattern.sub(lambda _: part, old))
+
+
+if __name__ == "__main__":
+    main()
