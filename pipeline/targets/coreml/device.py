@@ -224,18 +224,30 @@ async def _run(twin: Path, units: str, remote: Any, samples: int) -> Run:
         predict_ms=tuple(steady.samples),
         thermal_before=before,
         thermal_after=thermal_state() if remote is None else "unknown",
-        operations=tuple(_executed(info) for info in placed),
+        operations=_executed(placed),
     )
 
 
-def _executed(info: Any) -> Operation:
-    """An `OperationExecutionInfo` of coremltools; costs are shares of one prediction's time."""
-    usage = info.compute_device_usage
-    return Operation(
-        name=info.spec.outputs[0].name if info.spec.outputs else "",
-        operator=info.spec.type,
-        device=_device(None if usage is None else usage.preferred_compute_device),
-    )
+def _executed(placed: Iterable[Any]) -> tuple[Operation, ...]:
+    """Operations of coremltools' `OperationExecutionInfo`s, without constants, costliest first.
+
+    Their times are Core ML's estimate of a share times the prediction's; here they become shares.
+    """
+    infos = [info for info in placed if info.spec.type != "const"]
+    times = [sum(info.measurement.samples) for info in infos]
+    total = sum(times)
+    found = []
+    for info, time in zip(infos, times, strict=True):
+        usage = info.compute_device_usage
+        found.append(
+            Operation(
+                name=info.spec.outputs[0].name if info.spec.outputs else "",
+                operator=info.spec.type,
+                device=_device(None if usage is None else usage.preferred_compute_device),
+                cost=time / total if info.measurement.samples and total else None,
+            )
+        )
+    return tuple(found)
 
 
 async def _prepared(kind: str, signing: Signing) -> Any:

@@ -130,6 +130,9 @@ class FakeModel:
         }
 
 
+REAL = perf_utils.MLModelBenchmarker
+
+
 class FakeBenchmarker:
     """An `MLModelBenchmarker` whose clock says what it is told."""
 
@@ -157,9 +160,16 @@ class FakeBenchmarker:
         )
         spec = SimpleNamespace(type="conv", outputs=[SimpleNamespace(name="conv2d")])
         other = SimpleNamespace(type="add", outputs=[])
+        const = SimpleNamespace(type="const", outputs=[SimpleNamespace(name="weight")])
+        found = [(spec, usage, [0.75]), (other, None, [0.25]), (const, None, [])]
         return [
-            SimpleNamespace(spec=spec, compute_device_usage=usage),
-            SimpleNamespace(spec=other, compute_device_usage=None),
+            REAL.OperationExecutionInfo(
+                spec=one,
+                path=None,
+                compute_device_usage=where,
+                measurement=REAL.Measurement(None, samples),
+            )
+            for one, where, samples in found
         ]
 
     def _measured(self, what: str, iterations: int, value: float) -> Any:
@@ -186,6 +196,7 @@ def test_measuring_on_a_mac(build: Build) -> None:
     assert run.thermal_before == "nominal"
     assert len(run.predict_ms) == 70
     assert [operation.device for operation in run.operations] == ["neural_engine", "unknown"]
+    assert [operation.cost for operation in run.operations] == [0.75, 0.25]
     assert numbers(found)["all"]["predict"].state is State.MEASURED
 
 
