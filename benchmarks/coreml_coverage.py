@@ -33,7 +33,7 @@ from pipeline.reference.mil_executor import MilExecutor
 from pipeline.targets.base import Network
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
-from pipeline.targets.coreml.network import Deployed, Normalization, deploy
+from pipeline.targets.coreml.network import Normalization, deploy
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.verify import preprocessed, probes
 
@@ -104,20 +104,17 @@ def look(name: str, folder: Path) -> Found:
     deployed, pixels = deploy(module, of), probes(of, IMAGES)
     with torch.inference_mode():
         expected = module(torch.from_numpy(preprocessed(pixels, Normalization.of(of)))).numpy()
-    for target in DEPLOYMENT_TARGETS:
+    with logged(lambda line: None):
+        models = {target: convert(deployed, of, target, ()) for target in DEPLOYMENT_TARGETS}
+    for target, model in models.items():
         package = folder / f"{target}.mlpackage"
-        finish(_converted(deployed, of, target), of, package, "fp16")
+        finish(model, of, package, "fp16")
         executor = MilExecutor(package, precision="float32")
         found.operations[target] = executor.operations()
         found.errors[target] = _relative(executor.predict(pixels)["logits"], expected)
     for way, (target, schemes) in STORED.items():
-        _store(way, _converted(deployed, of, target), schemes, of, folder, pixels, found)
+        _store(way, models[target], schemes, of, folder, pixels, found)
     return found
-
-
-def _converted(deployed: Deployed, of: Network, target: str) -> Any:
-    with logged(lambda line: None):
-        return convert(deployed, of, target, ())
 
 
 def _store(

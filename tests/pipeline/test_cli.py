@@ -299,6 +299,7 @@ def test_a_measurement_from_a_device_reaches_the_report(copied: tuple[Path, Path
     assert (latency["value"], latency["state"]) == (1.25, "measured")
     page = (folder / "report.html").read_text()
     assert "Measured on devices" in page
+    assert "Fitness for the Neural Engine" in page
     assert "iPhone14,5, iOS 18.2" in page
     result = invoke(*bench, "--device", "ipad")
     assert result.exit_code == 2
