@@ -39,6 +39,9 @@ from pipeline.targets.base import in_batches
 
 Accumulate = Literal["float32", "output"]
 
+_PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
+"""Operators whose first two inputs tensor cores multiply."""
+
 _CHUNK = 1_200_000
 """Input values at a time: larger tensors make the executor slow."""
 
@@ -77,6 +80,8 @@ class OnnxExecutor:
         model: An ONNX file, or a model in memory.
         record: Record the ranges of all tensors that are rounded; see `overflow_report`.
         accumulate: Where running sums are rounded; see the module's text.
+        tf32: Round the factors of float32 products to TF32. A flag of the builder turns it on: the
+            graph does not know of it.
 
     Raises:
         ArtifactError: The model cannot be read, or does not have exactly one input.
@@ -89,7 +94,9 @@ class OnnxExecutor:
         *,
         record: bool = False,
         accumulate: Accumulate = "float32",
+        tf32: bool = False,
     ) -> None:
+        self._tf32 = tf32
         graph = load_graph(model)
         self.input = _only_input(graph)
         self.output = graph.outputs[0]
@@ -158,6 +165,8 @@ class OnnxExecutor:
     def _execute(self, step: _Step, values: dict[str, Tensor]) -> None:
         node = step.node
         inputs = [values[name] if name else None for name in node.inputs]
+        if self._tf32 and node.op_type in _PRODUCTS and step.dtype == torch.float32:
+            inputs[:2] = [rounding.to_tf32(x) if x is not None else None for x in inputs[:2]]
         try:
             result = step.operator.function(step.call, *inputs)
         except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as error:

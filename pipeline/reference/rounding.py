@@ -91,6 +91,13 @@ def round_to(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Ten
     return narrow(exact, dtype, saturate=saturate).to(storage(dtype))
 
 
+def to_tf32(x: Tensor) -> Tensor:
+    """Round float32 values to TF32: its exponent, ten bits of significand, half to even."""
+    bits = x.contiguous().view(torch.int32)
+    rounded = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
+    return torch.where(torch.isfinite(x), rounded.view(torch.float32), x)
+
+
 def _narrow_float8(exact: Tensor, dtype: torch.dtype, saturate: bool) -> Tensor:
     """Explicit about what lies beyond the range: there torch versions differ."""
     low, high = bounds(dtype)

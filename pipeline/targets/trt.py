@@ -201,15 +201,10 @@ class TrtTarget(Target):
         )
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
-        """The strict executor on the engine's own graph; see `Target`.
-
-        There is none for TF32, which a builder flag turns on: the graph does not know of it.
-        """
+        """The strict executor on the engine's own graph; see `Target`."""
         from pipeline.targets.tensorrt.emulation import EmulatedRunner
 
-        if graph is None or artifact.facts.get("tf32"):
-            return None
-        return EmulatedRunner(artifact, graph)
+        return EmulatedRunner(artifact, graph) if graph is not None else None
 
 
 def cache_path(artifact: Artifact, gpu: Gpu) -> Path:

@@ -38,7 +38,7 @@ class EmulatedRunner(Runner):
             raise ArtifactError(
                 f"{graph} is not the graph that {artifact.folder} was built from: build it again"
             )
-        self._executor = OnnxExecutor(graph, record=True)
+        self._executor = OnnxExecutor(graph, record=True, tf32=bool(artifact.facts.get("tf32")))
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images, (batch, channels, height, width); any batch size."""

@@ -46,6 +46,22 @@ def test_float8_agrees_with_ml_dtypes(name: str) -> None:
     assert set(np.abs(limited[~finite])) == {limit}
 
 
+def test_tf32_keeps_ten_bits_and_rounds_half_to_even() -> None:
+    ulp = 2.0**-10
+    x = torch.tensor([1.0, 1 + ulp, 1 + ulp / 2, 1 + 1.5 * ulp, 1 + 0.51 * ulp, -3.0, 1e-40, 3e38])
+    expected = torch.tensor([1.0, 1 + ulp, 1.0, 1 + 2 * ulp, 1 + ulp, -3.0])
+    assert torch.equal(rounding.to_tf32(x)[:6], expected)
+    random = torch.randn(1000)
+    # What float16 holds, TF32 holds: they have the same significand.
+    assert torch.equal(rounding.to_tf32(random.half().float()), random.half().float())
+    assert torch.equal(rounding.to_tf32(random).half(), random.half())
+    special = torch.tensor([float("inf"), -float("inf"), float("nan")])
+    assert torch.equal(rounding.to_tf32(special).isnan(), special.isnan())
+    assert torch.equal(rounding.to_tf32(special)[:2], special[:2])
+    columns = torch.randn(4, 3).T
+    assert torch.equal(rounding.to_tf32(columns), rounding.to_tf32(columns.contiguous()))
+
+
 def test_float8_keeps_nan_and_saturates_infinity() -> None:
     x = torch.tensor([math.inf, -math.inf, math.nan])
     rounded = rounding.round_to(x, torch.float8_e4m3fn)

@@ -338,8 +338,15 @@ def test_emulation_takes_the_engines_own_graph_only(engine: Artifact, tmp_path: 
 def test_tf32_is_not_emulated_as_float32(
     build: Build, small: Small, no_gpu: None, tmp_path: Path
 ) -> None:
-    built = build(small(), "tf32", compute_capabilities=("8.6",))
-    assert TRT.emulate(built, tmp_path / "tf32.onnx") is None
+    images = np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)
+    logits = {}
+    for precision in ("fp32", "tf32"):
+        built = build(small(), precision, folder=precision, compute_capabilities=("8.6",))
+        runner = TRT.emulate(built, tmp_path / f"{precision}.onnx")
+        assert runner is not None
+        logits[precision] = runner(images)
+    difference = np.abs(logits["tf32"] - logits["fp32"]).max() / np.abs(logits["fp32"]).max()
+    assert 1e-6 < difference < 2e-3  # ten bits of significand
 
 
 def test_requirements_say_how_to_get_what_is_missing(no_gpu: None) -> None:
