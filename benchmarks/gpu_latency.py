@@ -27,6 +27,7 @@ from pipeline.errors import PipelineError, UnavailableError
 from pipeline.measure import Latency, ratio
 from pipeline.targets.tensorrt import api, nvml
 from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
+from pipeline.targets.tensorrt.cuda import Cuda
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.gpu import GpuRunner
 
@@ -120,8 +121,10 @@ def engine_ways(
             continue
         library = api.load(library_name)
         for precision, graph in graphs.items():
+            own = folder / f"{graph.stem}-{library_name}-{batch}"
+            own.mkdir()
             try:
-                runner = _engine(library, graph, batch, gpu, folder)
+                runner = _engine(library, graph, batch, gpu, own)
             except PipelineError as error:
                 missing.append(f"{library.title} {precision}: {error}")
                 continue
@@ -169,9 +172,11 @@ def compare(name: str, batch: int, gpu: Gpu, seconds: float, folder: Path) -> di
     with ExitStack() as stack:
         engines, missing = engine_ways(graphs_of(name, folder), batch, gpu, folder, stack)
         ways = [*torch_ways(name, batch), *engines]
-        before = nvml.read()
+        with Cuda() as cuda:
+            bus = cuda.bus_id()
+        before = nvml.read(bus)
         times = interleaved(ways, seconds)
-        after = nvml.read()
+        after = nvml.read(bus)
     print(f"\n{name}, batch {batch}")
     print(f"{'way':42} {'p50 ms':>9} {'p99 ms':>9} {'images/s':>10}  ratio to {BASELINE}")
     rows = {}
