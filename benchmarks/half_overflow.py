@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from networks import published_form, write_graph
+from networks import fused, published_form, write_graph
 
-from care.fuse import fuse
 from pipeline.precisions import half
 from pipeline.reference.onnx_executor import OnnxExecutor
 from pipeline.reference.ranges import TensorRange, first_failure, tightest
@@ -74,7 +73,7 @@ def main() -> None:
     model = published_form(arguments.network, arguments.checkpoint)
     result = {
         "published": show("Published form, float16", judge(model, images)),
-        "inference": show("Inference form, float16", judge(fuse(model), images)),
+        "inference": show("Inference form, float16", judge(fused(model), images)),
     }
     print(json.dumps({"network": arguments.network, **result}))
 

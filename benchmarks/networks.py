@@ -66,11 +66,16 @@ def published_form(name: str, checkpoint: Path | None = None) -> nn.Module:
 
 
 def inference_form(name: str) -> nn.Module:
-    """The exact inference form where there is one."""
+    """The form that the pipeline builds from."""
+    return fused(published_form(name))
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """The exact inference form of a network."""
+    from care import mlla
     from care.fuse import fuse
 
-    model = published_form(name)
-    return model if name == "mlla_t" else fuse(model)
+    return mlla.inference_form(model) if isinstance(model, mlla.Mlla) else fuse(model)
 
 
 def write_graph(module: nn.Module, path: Path, size: int = SHAPE[-1]) -> None:

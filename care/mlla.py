@@ -7,6 +7,7 @@ as real pairs (cosine, sine) in place of complex numbers, which no deployment fo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from care.errors import ModelError
 from care.model import ATTENTION_EPS, check_image_size
+
+SMALLEST_NORMAL_HALF, LARGEST_HALF = 2.0**-14, 65504.0
+"""Range of float16 without subnormal numbers, which hardware may flush to zero."""
 
 
 class ConvLayer(nn.Module):
@@ -176,6 +180,52 @@ class RotaryLinearAttention(nn.Module):
         batch, height, width, dim = x.shape
         tokens = x.reshape(batch, height * width, self.heads, dim // self.heads)
         return tokens.permute(0, 2, 3, 1)
+
+
+class ScaleFreeRotaryAttention(RotaryLinearAttention):
+    """The same attention for inference, in the range of float16.
+
+    As in `care.fuse.scale_free_attention`, queries are divided by their sum over a head's channels
+    and keys by their mean over channels and tokens; both cancel between product and normalizer. A
+    rotation is linear and turns pairs of channels of one head, so that the divisors hold for the
+    rotated ones too. The lower bounds take the place of the published 1e-6.
+
+    Args:
+        trained: The attention whose layers are used.
+    """
+
+    def __init__(self, trained: RotaryLinearAttention) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.qk, self.lepe = trained.heads, trained.qk, trained.lepe
+        self.rope = trained.rope
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with rotated queries and keys under the normalizer of the unrotated ones."""
+        heads_q, heads_k = self._heads(q), self._heads(k)
+        # An overflow of the sum becomes the upper bound, which is as good a divisor.
+        scale_q = heads_q.sum(-2, keepdim=True).clamp(SMALLEST_NORMAL_HALF, LARGEST_HALF)
+        scale_k = heads_k.mean(-1, keepdim=True).mean(-2, keepdim=True)
+        scale_k = scale_k.clamp(min=SMALLEST_NORMAL_HALF)
+        share = 1 / heads_k.shape[-1]
+        rotated_q = self._heads(self.rope(q)) / scale_q
+        rotated_k = self._heads(self.rope(k)) / scale_k * share
+        attended = (self._heads(v) @ rotated_k.transpose(-2, -1)) @ rotated_q
+        keys = (heads_k / scale_k * share).sum(-1, keepdim=True)
+        normalizer = (keys.transpose(-2, -1) @ (heads_q / scale_q)).clamp(min=SMALLEST_NORMAL_HALF)
+        return (attended / normalizer).flatten(1, 2).transpose(1, 2).reshape(v.shape)
+
+
+def inference_form(model: Mlla) -> Mlla:
+    """A copy in evaluation mode of which the attention stays in the range of float16.
+
+    Args:
+        model: The network; it is not changed.
+    """
+    copied = copy.deepcopy(model).eval()
+    for module in copied.modules():
+        if isinstance(module, MllaBlock):
+            module.attn = ScaleFreeRotaryAttention(module.attn)
+    return copied
 
 
 class MllaBlock(nn.Module):

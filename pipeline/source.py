@@ -241,11 +241,14 @@ class Source:
         import copy
 
         from care.fuse import fuse
+        from care.mlla import Mlla, inference_form
         from care.model import Care
 
         module = self.module
         if isinstance(module, Care):
             return translated("model", lambda: fuse(module))
+        if isinstance(module, Mlla):
+            return inference_form(module)
         return copy.deepcopy(module)
 
     @cached_property

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from care.errors import ModelError
-from care.mlla import Mlla, RotaryPosition
+from care.mlla import Mlla, RotaryLinearAttention, RotaryPosition, inference_form
 
 
 def small(**kwargs: object) -> Mlla:
@@ -57,3 +57,32 @@ def test_timm_conventions() -> None:
     with pytest.raises(ModelError, match="global_pool"):
         model.reset_classifier(3, "max")
     assert isinstance(model.get_classifier(), torch.nn.Identity)
+
+
+def large_attention(scale: float) -> Mlla:
+    """A network in which queries and keys of every block are larger by a factor."""
+    torch.manual_seed(2)
+    model = small().eval()
+    for module in model.modules():
+        if isinstance(module, RotaryLinearAttention):
+            torch.nn.init.normal_(module.qk.weight, std=scale)
+    return model
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_the_inference_form_is_exact(scale: float) -> None:
+    model, images = large_attention(scale), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = model(images), inference_form(model)(images)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
+    assert sum(1 for m in model.modules() if type(m) is RotaryLinearAttention) == 2  # not changed
+
+
+def test_the_inference_form_stays_in_the_range_of_float16() -> None:
+    model, images = large_attention(2000.0), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        assert not model.half()(images.half()).isfinite().all()
+        found = inference_form(large_attention(2000.0)).half()(images.half()).float()
+    assert found.isfinite().all()
+    assert (found - expected).norm() < 0.05 * expected.norm()
