@@ -81,7 +81,7 @@ def torch_ways(name: str, batch: int) -> list[Way]:
     for precision in (torch.float32, torch.float16, torch.bfloat16):
         label = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[precision]
         layout = torch.contiguous_format if label == "fp32" else torch.channels_last
-        model = published_form(name).cuda().to(precision).to(memory_format=layout)
+        model = published_form(name, "initial").cuda().to(precision).to(memory_format=layout)
         images = _images(batch, precision, layout)
         words = "" if label == "fp32" else " channels-last"
         ways.append(Way(f"eager {label}{words}", torch_timer(_caller(model, images))))

@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shape = (arguments.images, 3, arguments.size, arguments.size)
     images = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
-    model = published_form(arguments.network, arguments.checkpoint)
+    model = published_form(arguments.network, arguments.checkpoint or "formula")
     result = {
         "published": show("Published form, float16", judge(model, images)),
         "inference": show("Inference form, float16", judge(fused(model), images)),

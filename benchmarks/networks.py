@@ -1,8 +1,8 @@
 """The networks that the benchmarks run, and their graphs: shared by the scripts beside it.
 
-Latency and what can be built do not depend on weights; where half precision ends does. Weights come
-from a formula with the spread that trained networks have, so that all scripts speak of the same
-networks, everywhere.
+Latency and what can be built do not depend on weights: there, the networks' own initialization
+serves. Where half precision ends does depend on them: for that there is a formula with the spread
+that trained networks have, the same everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -39,23 +39,26 @@ def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def published_form(name: str, checkpoint: Path | None = None) -> nn.Module:
+def published_form(name: str, weights: Path | Literal["initial", "formula"]) -> nn.Module:
     """A network as it was published, in evaluation mode.
 
     Args:
         name: Its name in timm.
-        checkpoint: Weights; None for those from the formula.
+        weights: A checkpoint, the network's own initialization, or the formula.
     """
     import timm
     import torch
 
     import care  # noqa: F401  registers the networks
 
+    torch.manual_seed(0)
     model: nn.Module = timm.create_model(name).eval()
-    if checkpoint:
+    if weights == "initial":
+        return model
+    if weights != "formula":
         from care.checkpoint import load
 
-        load(checkpoint, model)
+        load(weights, model)
         return model
     state = model.state_dict()
     for key, value in state.items():
@@ -66,8 +69,8 @@ def published_form(name: str, checkpoint: Path | None = None) -> nn.Module:
 
 
 def inference_form(name: str) -> nn.Module:
-    """The form that the pipeline builds from."""
-    return fused(published_form(name))
+    """The form that the pipeline builds from, with its own initialization."""
+    return fused(published_form(name, "initial"))
 
 
 def fused(model: nn.Module) -> nn.Module:

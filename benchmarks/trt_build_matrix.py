@@ -3,9 +3,9 @@
     python benchmarks/trt_build_matrix.py [--networks care_s0 …] [--docs docs/targets.md]
 
 Needs no GPU. Engines are built as the pipeline builds them, each in a process of its own, and the
-time is that of the whole. Weights come from a formula and calibration images are noise: neither
-changes what can be built. Where TensorRT-RTX refuses, its words stand beside ours. The table goes
-between the two marker lines of the document, and one line of JSON to the screen.
+time is that of the whole. Weights are the networks' initialization and calibration images are
+noise: neither changes what can be built. Where TensorRT-RTX refuses, its words stand beside ours.
+The table goes between the two marker lines of the document, and one line of JSON to the screen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from documents import fill
 from networks import NETWORKS, SHAPE, inference_form, write_graph
 
-from pipeline.errors import PipelineError
+from pipeline.errors import BuildError, PipelineError
 from pipeline.precisions import FORMS
 from pipeline.precisions.base import CalibrationSet, FormJob
 from pipeline.targets.base import Network
@@ -73,7 +73,10 @@ def convert(source: Path, form: str, path: Path) -> None:
 
     network = Network(source.stem, (), SHAPE, {})
     options = {"method": "min-max", "max_top1_drop": 1.0}
-    FORMS[form].convert(FormJob(source, network, options, calibration, lambda line: None), path)
+    job = FormJob(source, network, options, calibration, lambda line: None)
+    facts = FORMS[form].convert(job, path)
+    if excluded := facts.get("sensitivity", {}).get("excluded"):
+        raise BuildError(f"{source.stem} leaves {form}: {', '.join(excluded)} stay in float16")
 
 
 def build(network: str, precision: str, capabilities: tuple[str, ...], graph: Path) -> Cell:
