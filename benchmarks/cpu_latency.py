@@ -8,8 +8,8 @@
 Every contender runs in a process of its own, with the settings that it has by default apart from
 the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
 turn a process runs once untimed and then a few times timed, while the others sleep. Ratios are
-those of medians, to the published path, with 95 % bootstrap intervals. Weights come
-from a formula, which takes the same time.
+those of medians, to the published path, with 95 % bootstrap intervals. Weights are
+those of an initialization: they take the same time.
 
 Contenders: ours (fp32, int8); the published path (the unfused module traced to opset 17, onnxsim,
 a default session); OpenVINO, if it is installed (fp32 on the published graph and on ours, bf16 on
@@ -82,7 +82,7 @@ def export_graphs(model: str, folder: Path) -> dict[str, Path]:
     paths = {"published": folder / "published.onnx", "exact": folder / "exact.onnx"}
     with quiet():
         torch.onnx.export(
-            published_form(model),
+            published_form(model, "initial"),
             (torch.randn(2, *SHAPE),),
             str(paths["published"]),
             dynamo=False,
@@ -201,7 +201,7 @@ def open_torch(source: str, threads: int, compiled: str = "") -> Call:
     import torch
 
     torch.set_num_threads(threads)
-    network = published_form(source)
+    network = published_form(source, "initial")
     run = torch.compile(network) if compiled else network
 
     def call(images: Images) -> Any:

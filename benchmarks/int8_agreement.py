@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 import numpy.typing as npt
-from networks import NETWORKS, SHAPE, inference_form, write_graph
+from networks import NETWORKS, SHAPE, fused, published_form, write_graph
 
 from pipeline.measure import compare, wilson
 from pipeline.precisions.base import CalibrationSet, FormJob
@@ -64,7 +64,7 @@ def run(path: Path, images: Images) -> Images:
 def main(model: str, kind: str, calibration: int, count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="int8-agreement-") as name:
         source, quantized = Path(name) / "float32.onnx", Path(name) / "int8.onnx"
-        write_graph(inference_form(model), source)
+        write_graph(fused(published_form(model, "formula")), source)
         seen = make_images(kind, calibration, seed=1)
         # The labels are float32's own answers: what may be lost is agreement with it.
         labels = run(source, seen).argmax(1)
