@@ -22,6 +22,15 @@ LEVELS = {
 }
 """How far ONNX Runtime optimizes the graph on load -> its name there."""
 
+SPIN_US = 1000
+"""How long threads wait actively for more work, within a run and after it, in microseconds. The
+next call of a busy service finds them awake; ONNX Runtime's own 2^20 pauses are 15 to 50 ms, in which
+they take the CPU from whoever runs next."""
+
+_SPIN_SINCE = (1, 26)
+"""First ONNX Runtime that takes the duration (its pull request 27916); an older one is told to stop
+waiting with the run."""
+
 _FATAL = 4
 _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile",
            "NotImplemented", "RuntimeException")  # fmt: skip
@@ -34,8 +43,7 @@ class Settings:
     Attributes:
         threads: Threads inside an operator; None for all that are granted.
         level: How far ONNX Runtime optimizes the graph on load, see `LEVELS`.
-        spinning: Idle threads wait actively within a run. They never do after it, so that sessions
-            in one process do not starve each other.
+        spinning: Idle threads wait actively, see `SPIN_US`.
         provider: See `providers.NAMES`.
         entries: Further session options, by ONNX Runtime's name.
     """
@@ -86,8 +94,7 @@ def options(settings: Settings, threads: int, profile_prefix: Path | None = None
     made.log_severity_level = _FATAL
     entries = {
         "session.intra_op.allow_spinning": "1" if settings.spinning else "0",
-        # Threads that spin after a run take the CPU from whoever runs next.
-        "session.force_spinning_stop": "1",
+        **_spin_limit(ort.__version__),
         **settings.entries,
     }
     for key, value in entries.items():
@@ -96,6 +103,13 @@ def options(settings: Settings, threads: int, profile_prefix: Path | None = None
         made.enable_profiling = True
         made.profile_file_prefix = str(profile_prefix)
     return made
+
+
+def _spin_limit(version: str) -> dict[str, str]:
+    """What keeps threads from waiting actively for long, for a version of ONNX Runtime."""
+    if tuple(map(int, version.split(".")[:2])) >= _SPIN_SINCE:
+        return {"session.intra_op.spin_duration_us": str(SPIN_US)}
+    return {"session.force_spinning_stop": "1"}
 
 
 def start(model: Path, settings: Settings, threads: int, profile_prefix: Path | None = None) -> Any:

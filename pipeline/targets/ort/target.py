@@ -50,7 +50,8 @@ class OrtOptions(TargetOptions):
         default="all", description="How far ONNX Runtime optimizes the graph on opening."
     )
     allow_spinning: bool = Field(
-        default=True, description="Threads wait actively within a run: faster, but busy."
+        default=True,
+        description="Threads wait actively for work, for a millisecond: faster, but busy.",
     )
     allow_fallback: bool = Field(
         default=False, description="Nodes that the provider cannot run may run elsewhere."

@@ -11,11 +11,9 @@ from typing import Any
 from pipeline.measure import Latency, Ratio, ratio
 from pipeline.targets.base import Images
 from pipeline.targets.ort.session import Settings, start
+from pipeline.timing import CALLS, PAUSE_S
 
 WARMUP = 5
-CALLS = 3
-"""Timed calls in a row; one call before them brings weights and activations back to the cache."""
-
 MIN_ROUNDS = 4
 
 
@@ -69,7 +67,7 @@ class Choice:
 def interleave(
     sessions: Mapping[str, Any], images: Images, seconds: float
 ) -> dict[str, list[float]]:
-    """Milliseconds of every session's calls, taken in turns, for `seconds` seconds."""
+    """Milliseconds of every session's calls, taken in turns as in `pipeline.timing.interleaved`."""
     feeds = {name: {s.get_inputs()[0].name: images} for name, s in sessions.items()}
     for name, session in sessions.items():
         for _ in range(WARMUP):
@@ -80,6 +78,7 @@ def interleave(
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
         rounds += 1
         for name, session in sessions.items():
+            time.sleep(PAUSE_S)
             session.run(None, feeds[name])
             for _ in range(CALLS):
                 begin = time.perf_counter()
