@@ -24,8 +24,8 @@ LEVELS = {
 
 SPIN_US = 1000
 """How long threads wait actively for more work, within a run and after it, in microseconds. The
-next call of a busy service finds them awake; ONNX Runtime's own 2^20 pauses are 15 to 50 ms, in which
-they take the CPU from whoever runs next."""
+next call of a busy service finds them awake; ONNX Runtime's own 2^20 pauses are 15 to 50 ms, in
+which they take the CPU from whoever runs next."""
 
 _SPIN_SINCE = (1, 26)
 """First ONNX Runtime that takes the duration (its pull request 27916); an older one is told to stop
