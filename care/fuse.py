@@ -18,13 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from care.errors import ModelError
-from care.model import AttentionMixer, Block, Care, ConvMixer, Head, check_image_size
-
-SMALLEST_NORMAL_HALF = 2.0**-14
-"""Smallest float16 that hardware without subnormal numbers does not flush to zero."""
-
-LARGEST_HALF = 65504.0
-"""Largest float16."""
+from care.model import (
+    LARGEST_HALF,
+    SMALLEST_NORMAL_HALF,
+    AttentionMixer,
+    Block,
+    Care,
+    ConvMixer,
+    Head,
+    check_image_size,
+)
 
 
 def scale_free_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -19,10 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from care.errors import ModelError
-from care.model import ATTENTION_EPS, check_image_size
-
-SMALLEST_NORMAL_HALF, LARGEST_HALF = 2.0**-14, 65504.0
-"""Range of float16 without subnormal numbers, which hardware may flush to zero."""
+from care.model import ATTENTION_EPS, LARGEST_HALF, SMALLEST_NORMAL_HALF, check_image_size
 
 
 class ConvLayer(nn.Module):

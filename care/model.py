@@ -34,6 +34,12 @@ STRIDE = 32
 ATTENTION_EPS = 1e-6
 """What the published attention adds to its normalizer."""
 
+SMALLEST_NORMAL_HALF = 2.0**-14
+"""Smallest float16 that hardware without subnormal numbers does not flush to zero."""
+
+LARGEST_HALF = 65504.0
+"""Largest float16."""
+
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Linear attention in its published form (section 3.2 of the paper).
