@@ -12,9 +12,7 @@ of the document.
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,11 +22,11 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from documents import fill
+from networks import fused, with_formula
 from torch import nn
 
 import care  # noqa: F401  registers the networks
-from care.fuse import fuse
-from pipeline.artifact import write_atomically
 from pipeline.reference.mil_executor import MilExecutor
 from pipeline.targets.base import Network
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply
@@ -38,7 +36,6 @@ from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.verify import preprocessed, probes
 
 NETWORKS = ("care_s0", "mlla_t", "mobilenetv4_conv_small", "fastvit_t8")
-BEGIN, END = "<!-- coreml coverage -->", "<!-- end of coreml coverage -->"
 SIZE, CLASSES, IMAGES = 64, 10, 4
 
 HALF = Scheme("pruned", sparsity=0.5)
@@ -74,22 +71,9 @@ class Found:
 
 
 def network(name: str) -> nn.Module:
-    """The network, in its inference form where there is one, with weights from a formula."""
+    """The network, in its inference form where there is one, with weights from the formula."""
     extra = {"img_size": SIZE} if name == "mlla_t" else {}
-    module = timm.create_model(name, pretrained=False, num_classes=CLASSES, **extra).eval()
-    with torch.no_grad():
-        for key, value in module.state_dict().items():
-            rng = np.random.default_rng([7, zlib.crc32(key.encode())])
-            if "num_batches" in key or "rotations" in key:
-                continue
-            if key.endswith(("bias", "running_mean")):
-                drawn = 0.1 * rng.standard_normal(value.shape)
-            elif value.ndim > 1 and not key.endswith("gamma"):
-                drawn = rng.standard_normal(value.shape) / np.sqrt(np.prod(value.shape[1:]))
-            else:
-                drawn = rng.uniform(0.5, 1.5, value.shape)
-            value.copy_(torch.from_numpy(np.asarray(drawn, np.float32)))
-    return fuse(module) if name.startswith("care") else module
+    return fused(with_formula(timm.create_model(name, num_classes=CLASSES, **extra).eval()))
 
 
 def look(name: str, folder: Path) -> Found:
@@ -201,12 +185,7 @@ def main() -> None:
     text = "\n".join(tables(found))
     print(text)
     if arguments.docs:
-        old = arguments.docs.read_text()
-        if BEGIN not in old or END not in old:
-            raise SystemExit(f"{arguments.docs} has no lines {BEGIN} and {END}")
-        pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-        part = f"{BEGIN}\n{text}\n{END}"
-        write_atomically(arguments.docs, pattern.sub(lambda _: part, old))
+        fill(arguments.docs, "coreml coverage", text)
 
 
 if __name__ == "__main__":

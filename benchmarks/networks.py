@@ -60,6 +60,13 @@ def published_form(name: str, weights: Path | Literal["initial", "formula"]) -> 
 
         load(weights, model)
         return model
+    return with_formula(model)
+
+
+def with_formula(model: nn.Module) -> nn.Module:
+    """Give a network the weights of the formula; returns the network."""
+    import torch
+
     state = model.state_dict()
     for key, value in state.items():
         if not key.endswith(("num_batches_tracked", "rotations")):
@@ -74,11 +81,14 @@ def inference_form(name: str) -> nn.Module:
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """The exact inference form of a network."""
+    """The exact inference form of a network, where there is one."""
     from care import mlla
     from care.fuse import fuse
+    from care.model import Care
 
-    return mlla.inference_form(model) if isinstance(model, mlla.Mlla) else fuse(model)
+    if isinstance(model, mlla.Mlla):
+        return mlla.inference_form(model)
+    return fuse(model) if isinstance(model, Care) else model
 
 
 def write_graph(module: nn.Module, path: Path, size: int = SHAPE[-1]) -> None:
