@@ -524,6 +524,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.errorbar(values, range(len(values)), xerr=errors, fmt="o", markersize=4, capsize=2)
     axes.axvline(1, color="gray", linewidth=1)
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("time relative to the published path (95 % interval)")
     figure.tight_layout()
