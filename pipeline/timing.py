@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.measure import Latency, Ratio, ratio
@@ -14,12 +15,24 @@ ENGINE = "engine"
 END_TO_END = "end to end"
 
 CALLS = 3
-"""Timed calls in a turn. The untimed one before them brings weights and activations back into the
-caches, as in a service that does nothing else: another runner has just used them."""
+"""Timed calls in a turn."""
 
 PAUSE_S = 0.01
 """Rest before a turn: until then, threads of the runner before may still wait actively for work and
 take the CPU from this one."""
+
+WARM_S = 0.005
+"""Untimed calls after the rest, at least one: they bring weights and activations back into the caches
+and the CPU out of its sleep, as in a service that does nothing else."""
+
+
+def settle(call: Callable[[], object]) -> None:
+    """Rest, then call without timing until what follows is as in steady use."""
+    time.sleep(PAUSE_S)
+    end = time.perf_counter() + WARM_S
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ def interleaved(
 ) -> dict[str, dict[str, Latency]]:
     """Time several runners on the same images in turn: A B A B and so on.
 
-    A turn is a rest of `PAUSE_S`, one call that does not count, and `CALLS` that do.
+    A turn is a rest, some calls that do not count (see `settle`), and `CALLS` that do.
 
     Args:
         runners: What to time, by name.
@@ -64,8 +77,7 @@ def interleaved(
     for done in range(0, protocol.samples, CALLS):
         calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
-            time.sleep(PAUSE_S)
-            runner(images)
+            settle(partial(runner, images))
             for _ in range(calls):
                 for phase, milliseconds in runner.timed(images).items():
                     phases[name].setdefault(phase, []).append(milliseconds)

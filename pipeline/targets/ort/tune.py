@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.measure import Latency, Ratio, ratio
 from pipeline.targets.base import Images
 from pipeline.targets.ort.session import Settings, start
-from pipeline.timing import CALLS, PAUSE_S
+from pipeline.timing import CALLS, settle
 
 WARMUP = 5
 MIN_ROUNDS = 4
@@ -78,8 +79,7 @@ def interleave(
     while rounds < MIN_ROUNDS or time.perf_counter() < end:
         rounds += 1
         for name, session in sessions.items():
-            time.sleep(PAUSE_S)
-            session.run(None, feeds[name])
+            settle(partial(session.run, None, feeds[name]))
             for _ in range(CALLS):
                 begin = time.perf_counter()
                 session.run(None, feeds[name])
