@@ -22,8 +22,8 @@ PAUSE_S = 0.01
 take the CPU from this one."""
 
 WARM_S = 0.005
-"""Untimed calls after the rest, at least one: they bring weights and activations back into the caches
-and the CPU out of its sleep, as in a service that does nothing else."""
+"""Untimed calls after the rest, at least one: they bring weights and activations back into the
+caches and the CPU out of its sleep, as in a service that does nothing else."""
 
 
 def settle(call: Callable[[], object]) -> None:
