@@ -464,7 +464,13 @@ def test_killed_and_interrupted_runs_continue(copied: tuple[Path, Path]) -> None
     command += ["--only", "build", "--quiet"]
     for sent, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         with subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A shell's background job, as this suite may be, hands down that SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as run:
             deadline = time.monotonic() + 60
             while not list(folder.glob(".making-*")) and time.monotonic() < deadline:

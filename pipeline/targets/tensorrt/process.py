@@ -12,6 +12,7 @@ Writes the engine into the working directory and one JSON object a line: {"log":
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
@@ -29,10 +30,17 @@ STDIN = "/dev/stdin"
 
 _FIXED = "CARE_FIXED_ADDRESSES"
 
+_ROOT = Path(__file__).parents[3]
+_PACKAGES = ("pipeline", "care", "calibration")
+"""Where this project lies, and what of it the process may import."""
+
 # Only a program that is started after personality(2) has fixed addresses. This one does nothing
 # else, without `site`, and so takes a tenth of the time of starting the builder twice.
+# How a shell started this one, in front or behind, is the same to it: Python reserves memory for
+# signals that it handles.
 _LAUNCHER = f"""
-import ctypes, os, sys
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 ADDR_NO_RANDOMIZE = 0x0040000
 libc = ctypes.CDLL(None)
 fixed = hasattr(libc, "personality") and libc.personality(ADDR_NO_RANDOMIZE) != -1
@@ -55,7 +63,11 @@ def build_apart(job: EngineJob, folder: Path, log: Callable[[str], None]) -> dic
     # comes as standard input, the folder is the working directory, and little else is passed on.
     kept = ("PATH", "HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": str(_ROOT)}
+    # Compiling a module takes memory that reading the compiled one does not: the first engine
+    # after a change of any module would differ from the next.
+    for package in _PACKAGES:
+        compileall.compile_dir(_ROOT / package, quiet=2)
     with job.graph.open("rb") as graph:
         run = subprocess.run(
             [*_PROGRAM, json.dumps(plain)],
