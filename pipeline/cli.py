@@ -35,6 +35,8 @@ CONFIG = click.option(
     show_default=True,
     help="The configuration whose results to take.",
 )
+FIRST_PRECISION = click.option("--precision", help="Default: the first of the configuration.")
+USED_PRECISION = click.option("--precision", help="Default: the one that the report says to use.")
 
 EXIT_CODES = """
 \b
@@ -227,7 +229,7 @@ def export() -> None:
     show_default=True,
     help="Which artifact; an engine only if full TensorRT built it.",
 )
-@click.option("--precision", help="Default: the one that the report says to use.")
+@USED_PRECISION
 def triton(name: str, output: Path, repository: Path, target: str, precision: str | None) -> None:
     """Write the results NAME as a model of NVIDIA Triton Inference Server."""
     from pipeline import exchange
@@ -245,7 +247,7 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
     show_default=True,
     help="Where the Swift package shall lie; a new folder.",
 )
-@click.option("--precision", help="Default: the one that the report says to use.")
+@USED_PRECISION
 def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -> None:
     """Write a Swift package that measures the Core ML model of the results NAME on a device."""
     from pipeline import exchange
@@ -256,7 +258,7 @@ def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -
 @main.command()
 @click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
 @CONFIG
-@click.option("--precision", help="Default: the first of the configuration.")
+@FIRST_PRECISION
 @click.option(
     "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."
 )
@@ -271,7 +273,7 @@ def diff(target: str, config: Path, precision: str | None, images: int) -> None:
 @main.command()
 @click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
 @CONFIG
-@click.option("--precision", help="Default: the first of the configuration.")
+@FIRST_PRECISION
 @click.option(
     "--images", type=click.IntRange(1, 256), default=16, show_default=True, help="How many images."
 )

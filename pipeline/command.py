@@ -24,7 +24,7 @@ from pipeline.run import dry_run as plan_run
 from pipeline.stages import bench as stages_bench
 from pipeline.stages import report
 from pipeline.stages.base import Context
-from pipeline.stages.build import BuildStep
+from pipeline.stages.build import BuildStep, in_precisions
 from pipeline.stages.graph import GRAPH, ExportStep, SimplifyStep
 from pipeline.stages.samples import CalibrationStep, read_calibration
 from pipeline.targets import TARGETS
@@ -171,12 +171,7 @@ def _builds(context: Context, target: str, precisions: Sequence[str]) -> list[Bu
     steps = [s for s in plan(context) if isinstance(s, BuildStep) and s.target == target]
     if not steps:
         raise InputError(f"the configuration has no target {target}: add it under targets")
-    known = [step.precision for step in steps]
-    if unknown := sorted(set(precisions) - set(known)):
-        raise InputError(
-            f"{target} is not configured for {unknown[0]}: there are {', '.join(known)}"
-        )
-    chosen = [step for step in steps if not precisions or step.precision in precisions]
+    chosen = in_precisions(steps, precisions)
     for step in chosen:
         if not step.folder.exists():
             raise InputError(f"{step.folder} is not built yet: run {path} --target {target}")
@@ -350,7 +345,4 @@ def _one_artifact(
     with _log(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console)
         step = _builds(context, target, (precision,) if precision else ())[0]
-        dataset = context.source.validation
-        count = min(images, len(dataset))
-        chosen = [context.source.preprocess(dataset.image(i)) for i in range(count)]
-        yield context, step.artifact(), np.stack(chosen)
+        yield context, step.artifact(), context.source.first_images(images)

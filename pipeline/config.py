@@ -84,6 +84,11 @@ class ExportConfig(Section):
     simplify: bool = True
     simplify_timeout_s: Positive = 300
 
+    @property
+    def tried_batch(self) -> int:
+        """Images to trace and to compare with: of a dynamic batch more than one."""
+        return 2 if self.batch == "dynamic" else self.batch
+
 
 class CalibrationConfig(Section):
     """Ranges for quantization, and decisions about precision."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact, make
+from pipeline.artifact import Artifact
 from pipeline.config import Config
 from pipeline.console import QuietConsole
 from pipeline.errors import ArtifactError, InputError
@@ -20,7 +20,7 @@ from pipeline.quiet import Log
 from pipeline.run import LOG_FILE, locked, make_context, plan
 from pipeline.stages.base import Context
 from pipeline.stages.bench import BenchStep
-from pipeline.stages.build import BuildStep
+from pipeline.stages.build import BuildStep, in_precisions
 
 if TYPE_CHECKING:
     from pipeline.targets.coreml.results import DeviceClass, Measurements
@@ -60,7 +60,7 @@ def import_coreml(
     measured = None if report else results.read(file)
 
     def find(context: Context, builds: Sequence[BuildStep]) -> Measured:
-        chosen = _chosen(builds, precisions)
+        chosen = in_precisions(builds, precisions)
         if report:
             fitting = [b for b in chosen if xcode.fits(report, b.artifact().folder / PACKAGE)]
             if len(fitting) != 1:
@@ -101,7 +101,7 @@ def measure_coreml(
 
     def measure(context: Context, builds: Sequence[BuildStep]) -> Measured:
         found = {}
-        for build in _chosen(builds, precisions):
+        for build in in_precisions(builds, precisions):
             artifact = build.artifact()
             package = artifact.folder / PACKAGE
             if device == "mac":
@@ -118,14 +118,11 @@ def measure_coreml(
 
 def _compare_units(context: Context, artifact: Artifact, precision: str) -> list[dict[str, Any]]:
     """How predictions on each set of compute units agree with PyTorch."""
-    import numpy as np
     import torch
 
     from pipeline.targets.coreml.device import compare_units
 
-    dataset = context.source.validation
-    count = min(_VALIDATED, len(dataset))
-    images = np.stack([context.source.preprocess(dataset.image(i)) for i in range(count)])
+    images = context.source.first_images(_VALIDATED)
     with torch.inference_mode():
         expected = context.source.fused()(torch.from_numpy(images)).numpy()
     found = compare_units(artifact, images, expected)
@@ -137,13 +134,6 @@ def _signing(config: Config) -> Any:
 
     options: CoreMLOptions = config.target("coreml")  # type: ignore[assignment]
     return Signing(options.signing_team, options.signing_profile, options.signing_bundle)
-
-
-def _chosen(builds: Sequence[BuildStep], precisions: Sequence[str]) -> list[BuildStep]:
-    known = [build.precision for build in builds]
-    if unknown := sorted(set(precisions) - set(known)):
-        raise InputError(f"coreml is not configured for {unknown[0]}: there are {', '.join(known)}")
-    return [build for build in builds if not precisions or build.precision in precisions]
 
 
 def _not_one(file: Path, chosen: Sequence[BuildStep], fitting: Sequence[BuildStep]) -> Exception:
@@ -196,15 +186,7 @@ def _take_over(
                     each.write(folder / _file(precision))
                 return {**_facts(step, measured), **(facts or {})}
 
-            make(
-                step.folder,
-                kind=step.stage,
-                name=step.name,
-                key=step.key(),
-                made_from=step.made_from(),
-                tools=step.tools(),
-                build=write,
-            )
+            step.make(write)
         finally:
             log.close()
     lines = [_line(precision, each) for precision, each in new.items()]

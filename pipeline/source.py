@@ -270,6 +270,13 @@ class Source:
         for index in indices.tolist():
             yield translated("data", partial(self._pixels, dataset, index))
 
+    def first_images(self, count: int) -> npt.NDArray[np.float32]:
+        """The first validation images, at most so many, (images, channels, height, width)."""
+        dataset = self.validation
+        return np.stack(
+            [self.preprocess(dataset.image(i)) for i in range(min(count, len(dataset)))]
+        )
+
     def _pixels(self, dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
         return self.preprocess.pixels(dataset.image(index))
 

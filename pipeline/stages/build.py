@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import InputError
 from pipeline.stages.base import Context, Step
 from pipeline.stages.graph import GRAPH, PrecisionStep
 from pipeline.stages.samples import CalibrationStep, read_calibration
@@ -88,3 +89,17 @@ class BuildStep(Step):
             folder,
         )
         return {"target": self.runtime.name, "precision": self.precision, **facts}
+
+
+def in_precisions(builds: Sequence[BuildStep], precisions: Sequence[str]) -> list[BuildStep]:
+    """Those of one target's builds in the named precisions; all if none is named.
+
+    Raises:
+        InputError: A precision is not among them.
+    """
+    known = [build.precision for build in builds]
+    if unknown := sorted(set(precisions) - set(known)):
+        raise InputError(
+            f"{builds[0].target} is not configured for {unknown[0]}: there are {', '.join(known)}"
+        )
+    return [build for build in builds if not precisions or build.precision in precisions]

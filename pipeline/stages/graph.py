@@ -67,9 +67,7 @@ class ExportStep(Step):
         self.context.progress(0, 3, "loading the network")
         module, network = source.fused(), source.network
         dynamic = settings.batch == "dynamic"
-        images = random_images(
-            2 if settings.batch == "dynamic" else settings.batch, network.input_shape
-        )
+        images = random_images(settings.tried_batch, network.input_shape)
         self.context.progress(1, 3, "tracing")
         try:
             model = trace(module, images, opset=settings.opset, dynamic=dynamic)
@@ -154,7 +152,7 @@ class SimplifyStep(Step):
             self.context.log(f"simplify: {why_not}")
             return why_not
         self.context.progress(1, 2, "comparing")
-        images = random_images(2 if settings.batch == "dynamic" else settings.batch, shape)
+        images = random_images(settings.tried_batch, shape)
         difference = relative_difference(run_graph(result, images), run_graph(graph, images))
         if not difference <= TOLERANCE:
             return f"onnxsim changed the logits by {difference:.1e} of the largest"

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.config import ExportConfig
 from pipeline.stages import graph
 from pipeline.stages.graph import SimplifyStep
 
@@ -41,7 +42,7 @@ def write_graph(path: Path, factor: float = 2.0) -> Path:
 
 def simplify(tmp_path: Path) -> str:
     """Why the graph was not simplified; "" if it was."""
-    settings = SimpleNamespace(simplify=True, simplify_timeout_s=60, batch="dynamic")
+    settings = ExportConfig(simplify_timeout_s=60)
     context: Any = SimpleNamespace(
         config=SimpleNamespace(export=settings),
         log=lambda line: None,
