@@ -23,8 +23,8 @@ import click
 from cpu_latency import build_ours, export_graphs
 from networks import NETWORKS, SHAPE
 
-from pipeline import system
-from pipeline.measure import Latency, ratio
+from pipeline.core import machine
+from pipeline.core.figures import Latency, ratio
 
 CHILD = f"""
 import sys
@@ -69,7 +69,7 @@ def main(model: str, rounds: int, json_path: Path | None) -> None:
                 taken = start(path)
                 # The first rounds read files and libraries into the cache.
                 times[label] += [taken] if round_ >= 2 else []
-    machine = {**system.describe(), "load": system.load(), "date": time.strftime("%Y-%m-%d")}
+    here = {**machine.describe(), "load": machine.load(), "date": time.strftime("%Y-%m-%d")}
     rows = []
     for label, samples in times.items():
         latency, compared = Latency(tuple(samples)), ratio(samples, times[BASELINE])
@@ -78,7 +78,7 @@ def main(model: str, rounds: int, json_path: Path | None) -> None:
             f"{label:24}{latency.p50:8.0f} ms {compared.value:7.3f}  ({low:.3f} to {high:.3f})"
         )
         rows.append({"contender": label, "latency": latency.to_dict(), "ratio": compared.value})
-    result = json.dumps({"model": model, "machine": machine, "rows": rows})
+    result = json.dumps({"model": model, "here": here, "rows": rows})
     if json_path is not None:
         json_path.write_text(result + "\n")
     click.echo(result)

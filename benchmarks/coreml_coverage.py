@@ -27,8 +27,8 @@ from networks import fused, with_formula
 from torch import nn
 
 import care  # noqa: F401  registers the networks
-from pipeline.reference.mil_executor import MilExecutor
-from pipeline.targets.base import Network
+from pipeline.core.network import Network
+from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
 from pipeline.targets.coreml.network import Normalization, deploy

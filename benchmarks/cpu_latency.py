@@ -41,9 +41,9 @@ import numpy.typing as npt
 from documents import fill
 from networks import NETWORKS, SHAPE, inference_form, published_form, write_graph
 
-from pipeline import system
-from pipeline.measure import Latency, ratio
-from pipeline.threads import granted
+from pipeline.core import machine
+from pipeline.core.figures import Latency, ratio
+from pipeline.core.machine import granted
 
 Images = npt.NDArray[np.float32]
 Call = Callable[[Images], Any]
@@ -108,9 +108,10 @@ def simplify(path: Path) -> None:
 
 def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str, Path]:
     """Our artifacts, in each precision."""
-    from pipeline.precisions.base import CalibrationSet, FormJob
-    from pipeline.precisions.qdq_ort import Int8Ort
-    from pipeline.targets.base import Network
+    from calibration.sample import CalibrationSet
+    from pipeline.core.network import Network
+    from pipeline.targets.forms import FormJob
+    from pipeline.targets.ort.quantize import Int8Ort
 
     network = Network(model, (), SHAPE, {})
     built = {"fp32": build_artifact(network, "fp32", exact, folder)}
@@ -131,9 +132,10 @@ def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str
 
 
 def build_artifact(network: Any, precision: str, graph: Path, folder: Path) -> Path:
-    from pipeline import artifact
+    from pipeline.steps import artifact
     from pipeline.targets.base import BuildJob
-    from pipeline.targets.ort import OrtOptions, OrtTarget
+    from pipeline.targets.ort.options import OrtOptions
+    from pipeline.targets.ort.target import OrtTarget
 
     target = OrtTarget()
 
@@ -169,8 +171,8 @@ def build_artifact(network: Any, precision: str, graph: Path, folder: Path) -> P
 
 
 def open_ours(source: str, threads: int) -> Call:
-    from pipeline.artifact import Artifact
-    from pipeline.targets.ort import OrtTarget
+    from pipeline.steps.artifact import Artifact
+    from pipeline.targets.ort.target import OrtTarget
 
     return OrtTarget().open(Artifact.read(Path(source)), threads=threads)
 
@@ -560,10 +562,10 @@ def main(
     counts = counts or tuple(range(1, min(available, 2) + 1))
     if max(counts) > available:
         raise click.UsageError(f"--threads: this process may use {available} CPUs")
-    machine = {**system.describe(), "load": system.load(), "date": time.strftime("%Y-%m-%d")}
-    click.echo(", ".join(f"{key} {value}" for key, value in machine.items()))
-    if machine["load"] > 0.5:
-        click.echo("others use this machine as well: compare ratios, not milliseconds", err=True)
+    here = {**machine.describe(), "load": machine.load(), "date": time.strftime("%Y-%m-%d")}
+    click.echo(", ".join(f"{key} {value}" for key, value in here.items()))
+    if here["load"] > 0.5:
+        click.echo("others use this here as well: compare ratios, not milliseconds", err=True)
     rows: list[dict[str, Any]] = []
     for model in models or NETWORKS:
         with tempfile.TemporaryDirectory(prefix="cpu-latency-") as name:
@@ -578,7 +580,7 @@ def main(
                     part = measure(model, found, threads, batch, seconds)
                     show(part, limit)
                     rows += [{**row, "limit_ms": limit} for row in part]
-    result = {"machine": machine, "rows": rows}
+    result = {"here": here, "rows": rows}
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
     if plot_path is not None:

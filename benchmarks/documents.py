@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.artifact import write_atomically
+from pipeline.core.files import write_atomically
 
 
 def fill(document: Path, name: str, text: str) -> None:

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from networks import NETWORKS, SHAPE, inference_form, published_form, write_graph
 
-from pipeline.errors import PipelineError, UnavailableError
-from pipeline.measure import Latency, ratio
+from pipeline.core.errors import PipelineError, UnavailableError
+from pipeline.core.figures import Latency, ratio
 from pipeline.targets.tensorrt import api, nvml
 from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
 from pipeline.targets.tensorrt.cuda import Cuda
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
-from pipeline.targets.tensorrt.gpu import GpuRunner
+from pipeline.targets.tensorrt.runner import GpuRunner
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +85,8 @@ def torch_ways(name: str, batch: int) -> list[Way]:
         images = _images(batch, precision, layout)
         words = "" if label == "fp32" else " channels-last"
         ways.append(Way(f"eager {label}{words}", torch_timer(_caller(model, images))))
-    half = inference_form(name).cuda().to(torch.float16).to(memory_format=torch.channels_last)
-    compiled = torch.compile(half, mode="max-autotune")
+    float16 = inference_form(name).cuda().to(torch.float16).to(memory_format=torch.channels_last)
+    compiled = torch.compile(float16, mode="max-autotune")
     images = _images(batch, torch.float16, torch.channels_last)
     ways.append(Way("compiled fp16 inference form", torch_timer(_caller(compiled, images))))
     return ways
@@ -147,12 +147,12 @@ def _engine_timer(runner: GpuRunner, batch: int) -> Timer:
 
 def graphs_of(name: str, folder: Path) -> dict[str, Path]:
     """The network's ONNX graph in float32 and float16."""
-    from pipeline.precisions import half
+    from pipeline.graphs import float16
 
     paths = {"fp32": folder / f"{name}.fp32.onnx", "fp16": folder / f"{name}.fp16.onnx"}
     write_graph(inference_form(name), paths["fp32"])
-    model, _ = half.to_half(half.read_graph(paths["fp32"]), half.FLOAT16)
-    half.write_graph(model, paths["fp16"])
+    model, _ = float16.to_half(float16.read_graph(paths["fp32"]), float16.FLOAT16)
+    float16.write_graph(model, paths["fp16"])
     return paths
 
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from networks import fused, published_form, write_graph
 
-from pipeline.precisions import half
-from pipeline.reference.onnx_executor import OnnxExecutor
-from pipeline.reference.ranges import TensorRange, first_failure, tightest
+from pipeline.emulate.onnx.executor import OnnxExecutor
+from pipeline.emulate.ranges import TensorRange, first_failure, tightest
+from pipeline.graphs import float16
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def judge(module: nn.Module, images: np.ndarray) -> list[TensorRange]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_graph(module, path, images.shape[-1])
-        model, _ = half.to_half(half.read_graph(path), half.FLOAT16)
+        model, _ = float16.to_half(float16.read_graph(path), float16.FLOAT16)
     executor = OnnxExecutor(model, record=True)
     executor.run(images)
     return executor.overflow_report()

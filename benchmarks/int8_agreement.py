@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from networks import NETWORKS, SHAPE, fused, published_form, write_graph
 
-from pipeline.measure import compare, wilson
-from pipeline.precisions.base import CalibrationSet, FormJob
-from pipeline.precisions.qdq_ort import Int8Ort
-from pipeline.targets.base import Network
+from calibration.sample import CalibrationSet
+from pipeline.core.figures import compare, wilson
+from pipeline.core.network import Network
+from pipeline.targets.forms import FormJob
+from pipeline.targets.ort.quantize import Int8Ort
 
 KINDS = ("noise", "pictures")
 Images = npt.NDArray[np.float32]

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.stages.graph import random_images, simplify_apart, trace
+from pipeline.graphs.compare import random_images
+from pipeline.stages.export import trace
+from pipeline.stages.simplify import simplify_apart
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,14 +101,14 @@ def write_graph(module: nn.Module, path: Path, size: int = SHAPE[-1]) -> None:
         path: The ONNX file.
         size: Height and width of the images.
     """
-    from pipeline.precisions import half
+    from pipeline.graphs import float16
 
     shape = (SHAPE[0], size, size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.onnx reads deprecated attributes of its own
         model = trace(module, random_images(2, shape))
     exported = path.with_suffix(".exported.onnx")
-    half.write_graph(model, exported)
+    float16.write_graph(model, exported)
     if why_not := simplify_apart(exported, path, timeout_s=300):
         print(f"{path.name} is not simplified: {why_not}")
         exported.replace(path)

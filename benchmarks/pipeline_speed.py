@@ -18,7 +18,7 @@ import time
 
 import click
 
-from pipeline import system
+from pipeline.core import machine
 
 
 def timed(*arguments: str, output: str) -> float:
@@ -40,7 +40,7 @@ def timed(*arguments: str, output: str) -> float:
 @click.command()
 def main() -> None:
     """Time the pipeline on the embedded network."""
-    machine = {**system.describe(), "load": system.load()}
+    here = {**machine.describe(), "load": machine.load()}
     run = ("run", "pipeline.yaml", "--quiet")
     with tempfile.TemporaryDirectory(prefix="pipeline-speed-") as output:
         figures = {
@@ -51,7 +51,7 @@ def main() -> None:
     # The largest process of all: on Linux in KiB.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     figures = {name: round(value, 3) for name, value in figures.items()}
-    click.echo(json.dumps({**figures, "peak_mib": round(peak), "machine": machine}))
+    click.echo(json.dumps({**figures, "peak_mib": round(peak), "here": here}))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ import numpy as np
 from documents import fill
 from networks import NETWORKS, SHAPE, inference_form, write_graph
 
-from pipeline.errors import BuildError, PipelineError
-from pipeline.precisions import FORMS
-from pipeline.precisions.base import CalibrationSet, FormJob
-from pipeline.targets.base import Network
+from calibration.sample import CalibrationSet
+from pipeline.core.errors import BuildError, PipelineError
+from pipeline.core.network import Network
+from pipeline.targets.forms import FormJob
+from pipeline.targets.registry import form_named
 from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt.build import EngineJob
 from pipeline.targets.tensorrt.limits import FORMS as PRECISIONS
@@ -74,7 +75,7 @@ def convert(source: Path, form: str, path: Path) -> None:
     network = Network(source.stem, (), SHAPE, {})
     options = {"method": "min-max", "max_top1_drop": 1.0}
     job = FormJob(source, network, options, calibration, lambda line: None)
-    facts = FORMS[form].convert(job, path)
+    facts = form_named(form).convert(job, path)
     if excluded := facts.get("sensitivity", {}).get("excluded"):
         raise BuildError(f"{source.stem} leaves {form}: {', '.join(excluded)} stay in float16")
 

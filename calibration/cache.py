@@ -14,8 +14,8 @@ from typing import Any
 
 from calibration.ranges import PERCENTILE, Method, Scheme
 from calibration.table import Table
-from pipeline.artifact import digest_of, file_hash, write_atomically
-from pipeline.errors import ArtifactError, DataError
+from pipeline.core.errors import ArtifactError, DataError
+from pipeline.core.files import digest_of, file_hash, write_atomically
 
 KIND = "calibration ranges"
 FORMAT = 1

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.histogram import Doubles, Floats, Histogram
-from pipeline.errors import BuildError, DataError
+from pipeline.core.errors import BuildError, DataError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-    from pipeline.targets.base import Images
+    from pipeline.core.network import Images
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.histogram import Counts, Doubles, Floats, Histogram
-from pipeline.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError, DataError
 
 PERCENTILE = 99.99
 """Default share of values, in percent, that the percentile method keeps."""

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from calibration.histogram import Floats
-from pipeline.artifact import digest_of
-from pipeline.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.files import digest_of
+from pipeline.core.network import Images
 
 if TYPE_CHECKING:
-    from pipeline.precisions.base import CalibrationSet
+    pass
 
 FEWEST = 8
 """A sample of fewer images is refused: its ranges would be those of single images."""
@@ -173,7 +175,6 @@ def load(dataset: Dataset, sample: Sample, preprocess: Callable[[Any], Floats]) 
             is not finite; names the image.
     """
     # The package of precisions uses this one: imported up there, it would be a circle.
-    from pipeline.precisions.base import CalibrationSet
 
     batch = np.empty((0,), dtype=np.float32)
     for place, (index, content) in enumerate(zip(sample.indices, sample.hashes, strict=True)):
@@ -195,3 +196,18 @@ def _check(image: Floats, shape: tuple[int, ...], index: int) -> None:
         )
     if not np.isfinite(image).all():
         raise DataError(f"calibration image {index} holds NaN or infinite values: check its file")
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Images from the training split, for ranges and for decisions about precision.
+
+    Attributes:
+        images: Preprocessed images, (images, channels, height, width).
+        labels: Their classes, (images,).
+        hashes: SHA-256 of every source image, in the same order.
+    """
+
+    images: Images
+    labels: npt.NDArray[np.int64]
+    hashes: tuple[str, ...]

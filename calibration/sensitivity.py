@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.errors import ConfigError, GateFailedError
+from pipeline.core.errors import ConfigError, GateFailedError
 
 Groups = frozenset[str]
 

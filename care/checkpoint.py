@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from care.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 
 # Under these keys training programs keep the weights, in order of preference.
 STATE_KEYS = ("state_dict", "model")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from care.errors import SettingsError
+from pipeline.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def world(device: str) -> Iterator[World]:
     chosen = choose_device(device)
     if chosen.type == "cuda" and size > 1:
         if local >= torch.cuda.device_count():
-            raise SettingsError(
+            raise ConfigError(
                 f"process {local} of this machine has no GPU, it has {torch.cuda.device_count()}: "
                 "give torchrun as many processes as there are GPUs"
             )
@@ -106,7 +106,7 @@ def choose_device(name: str) -> torch.device:
     # What torch raises for a missing device depends on how it was built.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise SettingsError(f"device {name!r} cannot be used here: {reason}") from error
+        raise ConfigError(f"device {name!r} cannot be used here: {reason}") from error
     return device
 
 

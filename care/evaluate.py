@@ -25,14 +25,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from care import checkpoint, distributed
-from care.cli import Command
 from care.data import Dataset, check_classes, open_dataset
 from care.distributed import World
-from care.errors import CheckpointError, DataError, SettingsError
 from care.factory import create_model
 from care.loaders import validation_loader
-from care.preprocess import Preprocess
-from pipeline.measure import wilson
+from pipeline.core.commandline import Command
+from pipeline.core.errors import CheckpointError, ConfigError, DataError
+from pipeline.core.figures import wilson
+from pipeline.core.preprocess import Preprocess
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -205,7 +205,7 @@ def read_trained(
         name = model or "care_tiny"
         path = checkpoint.embedded(name)
         if path is None:
-            raise SettingsError(f"no weights of {name} are embedded: give a CHECKPOINT of it")
+            raise ConfigError(f"no weights of {name} are embedded: give a CHECKPOINT of it")
     stated = checkpoint.read_metadata(path)
     name = model or stated.get("model", "")
     if not name:
@@ -229,7 +229,7 @@ def read_trained(
 
 def _default_data(path: Path | None) -> str:
     if path is not None:
-        raise SettingsError("no images: give --data, such as --data folder:/data/imagenet")
+        raise ConfigError("no images: give --data, such as --data folder:/data/imagenet")
     return "fashion-mnist"
 
 

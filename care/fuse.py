@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from care.errors import ModelError
 from care.model import (
     LARGEST_HALF,
     SMALLEST_NORMAL_HALF,
@@ -28,6 +27,7 @@ from care.model import (
     Head,
     check_image_size,
 )
+from pipeline.core.errors import ModelError
 
 
 def scale_free_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

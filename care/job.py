@@ -12,13 +12,13 @@ from torch import nn
 from care import checkpoint
 from care.data import Dataset, check_classes, hold_out, open_dataset
 from care.distributed import World
-from care.errors import ModelError, SettingsError
 from care.factory import create_model
 from care.learner import Learner
 from care.loaders import Batches, TrainLoader, mixer, validation_loader
 from care.losses import DistillationLoss, Teacher
-from care.preprocess import Preprocess
 from care.settings import TrainSettings
+from pipeline.core.errors import ConfigError, ModelError
+from pipeline.core.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
 def _open_data(settings: TrainSettings) -> tuple[Dataset, Dataset]:
     """Training and validation images."""
     if not settings.data:
-        raise SettingsError("no training images: give --data, such as --data folder:/data/imagenet")
+        raise ConfigError("no training images: give --data, such as --data folder:/data/imagenet")
     training = open_dataset(settings.data, "train")
     if not settings.validation:
         return hold_out(training, settings.hold_out, settings.seed)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pipeline.core.words import nearest
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -14,13 +15,12 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from care.cli import nearest
 from care.distributed import World, synchronize_batch_norm
-from care.errors import SettingsError
 from care.evaluate import autocast
 from care.losses import DistillationLoss
 from care.runs import to_cpu
 from care.settings import TrainSettings
+from pipeline.core.errors import ConfigError
 
 
 class Learner:
@@ -163,7 +163,7 @@ class Learner:
 def _optimizer(settings: TrainSettings, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     known = list_optimizers()
     if settings.opt.lower() not in known:
-        raise SettingsError(f"unknown optimizer {settings.opt!r}{nearest(settings.opt, known)}")
+        raise ConfigError(f"unknown optimizer {settings.opt!r}{nearest(settings.opt, known)}")
     optional = {"betas": settings.betas} if settings.betas else {}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
@@ -193,7 +193,7 @@ def _schedule(
             updates_per_epoch=steps_per_epoch,
         )
     except (ValueError, AssertionError) as error:
-        raise SettingsError(f"schedule {settings.sched!r} cannot be used: {error}") from error
+        raise ConfigError(f"schedule {settings.sched!r} cannot be used: {error}") from error
     if schedule is not None:
         schedule.step_update(0)
     return schedule

@@ -24,9 +24,9 @@ from torchvision.transforms import Compose, Grayscale
 
 from care.data import Dataset, Subset
 from care.distributed import World
-from care.errors import CareError, DataError
-from care.preprocess import Preprocess
 from care.settings import TrainSettings
+from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.preprocess import Preprocess
 
 
 class Transform:
@@ -56,7 +56,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         try:
             yield from self.loader
-        except CareError as error:
+        except PipelineError as error:
             # A worker's error arrives with its traceback as message; the last line is the error.
             message = str(error).strip().splitlines()[-1]
             raise type(error)(message.removeprefix(f"{_full_name(error)}: ")) from error

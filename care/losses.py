@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from care.errors import SettingsError
+from pipeline.core.errors import ConfigError
 
 Distillation = Literal["none", "hard", "soft"]
 
@@ -84,15 +84,15 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if (teacher is None) != (kind == "none"):
-            raise SettingsError(
+            raise ConfigError(
                 f"{kind} distillation needs a teacher"
                 if teacher is None
                 else "a teacher is given, but distillation is 'none': choose 'hard' or 'soft'"
             )
         if not 0 <= weight <= 1:
-            raise SettingsError(f"the distillation weight must be within 0 and 1, not {weight}")
+            raise ConfigError(f"the distillation weight must be within 0 and 1, not {weight}")
         if temperature <= 0:
-            raise SettingsError(f"the distillation temperature must be positive, not {temperature}")
+            raise ConfigError(f"the distillation temperature must be positive, not {temperature}")
         self.base = base
         self.kind = kind
         self.teacher = teacher

@@ -18,8 +18,8 @@ from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from care.errors import ModelError
 from care.model import ATTENTION_EPS, LARGEST_HALF, SMALLEST_NORMAL_HALF, check_image_size
+from pipeline.core.errors import ModelError
 
 
 class ConvLayer(nn.Module):

@@ -26,7 +26,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from torch import Tensor, nn
 
 from care import checkpoint
-from care.errors import ModelError
+from pipeline.core.errors import ModelError
 
 STRIDE = 32
 """Height and width of an input must be multiples of this: 4 (stem) x 2 x 2 x 2 (stages)."""

@@ -22,10 +22,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from care.cli import Command
 from care.factory import create_model
-from care.preprocess import Preprocess
-from pipeline import published
+from pipeline.core import published
+from pipeline.core.commandline import Command
+from pipeline.core.preprocess import Preprocess
 
 PUBLISHED = {row.model: row for row in published.PUBLISHED}
 DEFAULT_MODELS = (*PUBLISHED, "care_tiny")

@@ -23,8 +23,8 @@ import torch
 import yaml
 
 from care import checkpoint
-from care.errors import CheckpointError, SettingsError
 from care.settings import TrainSettings
+from pipeline.core.errors import CheckpointError, ConfigError
 
 Facts = Mapping[str, Any]
 
@@ -52,14 +52,14 @@ class RunFolder:
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not known.is_file():
-            raise SettingsError(
+            raise ConfigError(
                 f"{self.path} exists and is no run: choose another --name or --output"
             )
         if settings.resume:
             _refuse_another_run(known, settings)
             self.resumes = True
         elif not settings.overwrite:
-            raise SettingsError(
+            raise ConfigError(
                 f"run {self.path} exists: go on with --resume, start anew with --overwrite, "
                 "or choose another --name"
             )
@@ -103,7 +103,7 @@ class RunFolder:
             )
         differing = _differences(known, json.loads(json.dumps(facts)))
         if differing:
-            raise SettingsError(f"{self.path} cannot be resumed: {differing}")
+            raise ConfigError(f"{self.path} cannot be resumed: {differing}")
         return saved
 
     def export(self, target: Path) -> None:
@@ -114,7 +114,7 @@ class RunFolder:
             shutil.copyfile(self.best, temporary)
             temporary.replace(target)
         except OSError as error:
-            raise SettingsError(f"{target} cannot be written: {error.strerror}") from error
+            raise ConfigError(f"{target} cannot be written: {error.strerror}") from error
 
     def save_last(self, state: Mapping[str, Any], facts: Facts) -> None:
         """Write `last.pt`, whole or not at all."""
@@ -197,12 +197,12 @@ def _refuse_another_run(path: Path, settings: TrainSettings) -> None:
         known = yaml.safe_load(path.read_text(encoding="utf-8"))
         before = TrainSettings(**known).identity()
     except (yaml.YAMLError, TypeError, ValueError, OSError) as error:
-        raise SettingsError(
+        raise ConfigError(
             f"{path} cannot be read, so the run cannot be resumed: start with --overwrite"
         ) from error
     differing = _differences(before, settings.identity())
     if differing:
-        raise SettingsError(
+        raise ConfigError(
             f"{path.parent} is a different run and cannot be resumed: {differing}; "
             "give the same settings, or another --name"
         )

@@ -24,9 +24,10 @@ import pydantic
 import yaml
 from pydantic.fields import FieldInfo
 
-from care.cli import Command, nearest
-from care.errors import SettingsError
 from care.losses import Distillation
+from pipeline.core.commandline import Command
+from pipeline.core.errors import ConfigError
+from pipeline.core.words import nearest
 
 
 def _setting(default: Any, section: str, text: str, *, free: bool = False, **limits: Any) -> Any:
@@ -245,25 +246,25 @@ def read(config: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
     try:
         return TrainSettings(**{**from_file, **flags})
     except pydantic.ValidationError as error:
-        raise SettingsError(_explain(error, config, set(flags))) from error
+        raise ConfigError(_explain(error, config, set(flags))) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"cannot read the settings {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not valid YAML: {problem}") from error
+        raise ConfigError(f"{path} is not valid YAML: {problem}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise SettingsError(f"{path} must hold settings as `name: value` lines")
+        raise ConfigError(f"{path} must hold settings as `name: value` lines")
     for key in content:
         if key not in TrainSettings.model_fields:
             hint = nearest(str(key), TrainSettings.model_fields)
-            raise SettingsError(f"{path}: unknown setting {str(key)!r}{hint}")
+            raise ConfigError(f"{path}: unknown setting {str(key)!r}{hint}")
     return content
 
 
@@ -336,7 +337,7 @@ def _parse_pairs(_: click.Context, parameter: click.Parameter, pairs: tuple[str,
         return None
     for pair in pairs:
         if "=" not in pair:
-            raise SettingsError(f"{_flag(str(parameter.name))} takes KEY=VALUE, not {pair!r}")
+            raise ConfigError(f"{_flag(str(parameter.name))} takes KEY=VALUE, not {pair!r}")
     return {k: yaml.safe_load(v) for k, v in (pair.split("=", 1) for pair in pairs)}
 
 

@@ -25,13 +25,13 @@ from torch import nn
 
 from care import checkpoint, distributed
 from care.distributed import World
-from care.errors import SettingsError
 from care.evaluate import Score, score
 from care.job import Job, prepare
 from care.loaders import seed_epoch
 from care.progress import Report, clock
 from care.runs import Logbook, RunFolder
 from care.settings import SettingsCommand, TrainSettings, given, options, read
+from pipeline.core.errors import ConfigError
 
 
 @click.command(cls=SettingsCommand)
@@ -191,7 +191,7 @@ class Validation:
 
 def _require_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
-        raise SettingsError(
+        raise ConfigError(
             f"the loss became {loss} before step {step}: lower the learning rate, clip gradients "
             "(--clip-grad 5), or use --precision fp32 or bf16"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import PipelineError
+from pipeline.core.commandline import Group
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -50,22 +50,7 @@ Exit codes:
 """
 
 
-class PipelineGroup(click.Group):
-    """Turns the pipeline's errors into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except PipelineError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted: what was finished stays; run again to continue", err=True)
-            ctx.exit(130)
-
-
-@click.group(cls=PipelineGroup, epilog=EXIT_CODES, context_settings={"max_content_width": 100})
+@click.group(cls=Group, epilog=EXIT_CODES, context_settings={"max_content_width": 100})
 @click.version_option(package_name="care-deploy", prog_name="pipeline")
 def main() -> None:
     """Build, validate and measure TensorRT, ONNX Runtime and Core ML models of one network."""
@@ -98,16 +83,16 @@ def run(
 
     Only what is out of date runs. A target that fails does not stop the others.
     """
-    from pipeline import command
-    from pipeline.run import Selection
+    from pipeline.commands import run
+    from pipeline.scheduler.plan import Selection
 
     loaded = load_config(config)
     selection = Selection(only, start, targets, force)
     if dry_run:
-        click.echo(command.dry_run(loaded, selection))
+        click.echo(run.dry_run(loaded, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
-    ctx.exit(command.run(loaded, config, selection, look=look, wait_s=wait))
+    ctx.exit(run.run(loaded, config, selection, look=look, wait_s=wait))
 
 
 def load_config(path: Path) -> Config:
@@ -123,9 +108,9 @@ def load_config(path: Path) -> Config:
 @click.pass_context
 def check(ctx: click.Context, name: str | None, output: Path) -> None:
     """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model."""
-    from pipeline import command
+    from pipeline.commands import check
 
-    ctx.exit(command.check(output, name))
+    ctx.exit(check.check(output, name))
 
 
 @main.command()
@@ -162,13 +147,13 @@ def bench(target: str, json_only: bool, imported: Path | None, device: Any, **op
     The target's artifacts must have been built by `run`. Off the right hardware, says what is
     missing and exits with code 4.
     """
-    from pipeline import command
+    from pipeline.commands import bench
 
     config = load_config(options.pop("config"))
     if imported is not None or device is not None:
         if target != "coreml":
             raise click.UsageError("--import and --device are for --target coreml only")
-        from pipeline import devices
+        from pipeline.commands import devices
 
         chosen = options["precision"]
         if imported is not None:
@@ -178,7 +163,7 @@ def bench(target: str, json_only: bool, imported: Path | None, device: Any, **op
             text = devices.measure_coreml(config, device, precisions=chosen, samples=samples)
         click.echo(text)
         return
-    report = command.bench(config, target, **options)
+    report = bench.bench(config, target, **options)
     if not json_only:
         click.echo(report.text)
     click.echo(json.dumps(report.plain))
@@ -201,10 +186,10 @@ def bench(target: str, json_only: bool, imported: Path | None, device: Any, **op
 @click.option("--limit", type=click.IntRange(1), help="Show only those that are clipped most.")
 def calibrate(config: Path, method: str | None, stored: str, limit: int | None) -> None:
     """Show the ranges and histograms of every tensor over the calibration images."""
-    from pipeline import command
+    from pipeline.commands import calibrate
 
     loaded = load_config(config)
-    click.echo(command.calibrate(loaded, method=method, stored=stored, limit=limit))
+    click.echo(calibrate.calibrate(loaded, method=method, stored=stored, limit=limit))
 
 
 @main.group()
@@ -232,9 +217,9 @@ def export() -> None:
 @USED_PRECISION
 def triton(name: str, output: Path, repository: Path, target: str, precision: str | None) -> None:
     """Write the results NAME as a model of NVIDIA Triton Inference Server."""
-    from pipeline import exchange
+    from pipeline.commands import export
 
-    click.echo(exchange.export_triton(output, name, repository, target=target, precision=precision))
+    click.echo(export.export_triton(output, name, repository, target=target, precision=precision))
 
 
 @export.command()
@@ -250,9 +235,9 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
 @USED_PRECISION
 def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -> None:
     """Write a Swift package that measures the Core ML model of the results NAME on a device."""
-    from pipeline import exchange
+    from pipeline.commands import export
 
-    click.echo(exchange.export_coreml_bench(output, name, folder, precision=precision))
+    click.echo(export.export_coreml_bench(output, name, folder, precision=precision))
 
 
 @main.command()
@@ -264,10 +249,10 @@ def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -
 )
 def diff(target: str, config: Path, precision: str | None, images: int) -> None:
     """Compare a built model with PyTorch layer by layer, and say where the error jumps."""
-    from pipeline import command
+    from pipeline.commands import diff
 
     loaded = load_config(config)
-    click.echo(command.diff(loaded, target, precision=precision, images=images))
+    click.echo(diff.diff(loaded, target, precision=precision, images=images))
 
 
 @main.command()
@@ -279,19 +264,19 @@ def diff(target: str, config: Path, precision: str | None, images: int) -> None:
 )
 def fitness(target: str, config: Path, precision: str | None, images: int) -> None:
     """Check whether a built model suits the Neural Engine, with advice."""
-    from pipeline import command
+    from pipeline.commands import fitness
 
     loaded = load_config(config)
-    click.echo(command.fitness(loaded, target, precision=precision, images=images))
+    click.echo(fitness.fitness(loaded, target, precision=precision, images=images))
 
 
 @main.command()
 @click.option("--target", type=TARGET, help="Only this target.")
 def doctor(target: str | None) -> None:
     """Tell what every target needs, what is there, and how to get what is missing."""
-    from pipeline import command
+    from pipeline.commands import doctor
 
-    click.echo(command.doctor(target))
+    click.echo(doctor.doctor(target))
 
 
 @main.command()

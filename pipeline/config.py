@@ -6,7 +6,6 @@ and the nearest known key. Reading a configuration imports none of the runtimes.
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from pipeline import yamlfile
-from pipeline.errors import ConfigError
-from pipeline.targets import TARGETS
+from pipeline.core import yamlfile
+from pipeline.core.errors import ConfigError
+from pipeline.core.words import nearest_or_all
 from pipeline.targets.base import TargetOptions
+from pipeline.targets.registry import TARGETS
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -265,18 +265,13 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
             key = f"{key}.{missing}" if key else missing
             message = "is missing"
         elif kind == "extra_forbidden":
-            message = f"unknown key{_suggest(str(written[-1]), _known_keys(written[:-1]))}"
+            message = f"unknown key{nearest_or_all(str(written[-1]), _known_keys(written[:-1]))}"
         else:
             message = detail["msg"][0].lower() + detail["msg"][1:]
             if isinstance(detail["input"], str | int | float | bool):
                 message += f", not {detail['input']!r}"
         lines.setdefault((written, kind == "missing" and key), (key, message, written))
     return [f"{document.place(w)}: {key}: {message}" for key, message, w in lines.values()]
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 
 
 def _known_keys(path: yamlfile.KeyPath) -> list[str]:

@@ -7,72 +7,33 @@ hashes) is had without importing it; networks and images are loaded when a stage
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.artifact import digest_of, file_hash, write_atomically
 from pipeline.config import Config
-from pipeline.errors import DataError, ModelError, PipelineError
-from pipeline.stages.base import code_hash, versions
-from pipeline.targets.base import Network
+from pipeline.core.errors import DataError, ModelError, about
+from pipeline.core.files import digest_of
+from pipeline.core.hashes import HashCache
+from pipeline.core.network import Network
+from pipeline.steps.keys import code_hash, versions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from care.data import Dataset
-    from care.preprocess import Preprocess
-
-T = TypeVar("T")
+    from pipeline.core.preprocess import Preprocess
 
 EMBEDDED = "embedded"
 RANDOM = "random"
 IMAGENET = "imagenet-1k"
 TIMM_PREFIX = "timm/"
 RANDOM_SEED = 0
-
-
-class HashCache:
-    """SHA-256 of input files, remembered as long as size, date and inode stay the same.
-
-    A touched file is hashed again; its hash stays what it was, so nothing is built again.
-
-    Args:
-        path: Where the hashes are kept; a damaged or missing file only costs time.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, list[Any]] = {}
-        try:
-            loaded = json.loads(path.read_text())
-        except (OSError, ValueError):
-            loaded = {}
-        if isinstance(loaded, dict):
-            self.known = loaded
-        self.changed = False
-
-    def hash(self, file: Path) -> str:
-        """SHA-256 of a file, in hexadecimal."""
-        stat = file.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        entry = self.known.get(str(file))
-        if not (isinstance(entry, list) and len(entry) == 4 and entry[:3] == stamp):
-            entry = self.known[str(file)] = [*stamp, file_hash(file)]
-            self.changed = True
-        return str(entry[3])
-
-    def save(self) -> None:
-        """Write down what was learned."""
-        if self.changed:
-            write_atomically(self.path, json.dumps(self.known))
-            self.changed = False
 
 
 class Source:
@@ -126,7 +87,7 @@ class Source:
             "model": config.model.model_dump(mode="json", exclude={"checkpoint"}),
             "preprocess": config.preprocess and config.preprocess.model_dump(mode="json"),
             "labels": self._labels_identity(),
-            "code": code_hash("care.model", "care.mlla", "care.fuse", "care.preprocess"),
+            "code": code_hash("care.model", "care.mlla", "care.fuse", "pipeline.core.preprocess"),
             "tools": versions("torch", "timm"),
         }
 
@@ -158,12 +119,13 @@ class Source:
     @cached_property
     def preprocess(self) -> Preprocess:
         """How an image becomes the network's input."""
-        from care.preprocess import Preprocess
+        from pipeline.core.preprocess import Preprocess
 
         stated = self.config.preprocess
-        if stated is not None:
-            return translated("preprocess", lambda: Preprocess.from_dict(stated.model_dump()))
-        return translated("preprocess", lambda: Preprocess.from_model(self.module))
+        with about("preprocess"):
+            if stated is not None:
+                return Preprocess.from_dict(stated.model_dump())
+            return Preprocess.from_model(self.module)
 
     @cached_property
     def validation(self) -> Dataset:
@@ -180,7 +142,8 @@ class Source:
 
         # Only the embedded set has a split of its own for calibration; else it is the training's.
         own = uri.partition(":")[0] == "fashion-mnist" or split == "validation"
-        return translated(f"data.{split}", lambda: open_dataset(uri, split if own else "train"))
+        with about(f"data.{split}"):
+            return open_dataset(uri, split if own else "train")
 
     @cached_property
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -228,12 +191,12 @@ class Source:
         stated, count = self.config.model, len(self.classes[0])
         name = stated.name.removeprefix(TIMM_PREFIX)
         torch.manual_seed(RANDOM_SEED)
-        module = translated(
-            "model", lambda: create_model(name, num_classes=count, **stated.kwargs)
-        ).eval()
+        with about("model"):
+            module = create_model(name, num_classes=count, **stated.kwargs).eval()
         path = self.checkpoint()
         if path is not None:
-            translated("model.checkpoint", lambda: checkpoint.load(path, module, ema=stated.ema))
+            with about("model.checkpoint"):
+                checkpoint.load(path, module, ema=stated.ema)
         return module
 
     def fused(self) -> nn.Module:
@@ -246,7 +209,8 @@ class Source:
 
         module = self.module
         if isinstance(module, Care):
-            return translated("model", lambda: fuse(module))
+            with about("model"):
+                return fuse(module)
         if isinstance(module, Mlla):
             return inference_form(module)
         return copy.deepcopy(module)
@@ -268,7 +232,9 @@ class Source:
     ) -> Iterator[npt.NDArray[np.uint8]]:
         """Resized and cropped images, (height, width, channels) each, one by one."""
         for index in indices.tolist():
-            yield translated("data", partial(self._pixels, dataset, index))
+            with about("data"):
+                pixels = self.preprocess.pixels(dataset.image(index))
+            yield pixels
 
     def first_images(self, count: int) -> npt.NDArray[np.float32]:
         """The first validation images, at most so many, (images, channels, height, width)."""
@@ -276,32 +242,6 @@ class Source:
         return np.stack(
             [self.preprocess(dataset.image(i)) for i in range(min(count, len(dataset)))]
         )
-
-    def _pixels(self, dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
-        return self.preprocess.pixels(dataset.image(index))
-
-
-def translated(where: str, call: Callable[[], T]) -> T:
-    """Call into `care`, turning its errors into those of the pipeline.
-
-    Args:
-        where: Key of the configuration that the call is about.
-        call: The call.
-
-    Raises:
-        PipelineError: What `care` raised, as the pipeline's own kind.
-    """
-    from care import errors
-
-    kinds: dict[type[errors.CareError], type[PipelineError]] = {
-        errors.DataError: DataError,
-        errors.CareError: ModelError,
-    }
-    try:
-        return call()
-    except errors.CareError as error:
-        kind = next(ours for theirs, ours in kinds.items() if isinstance(error, theirs))
-        raise kind(f"{where}: {error}") from error
 
 
 def _package_folder(package: str) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.artifact import MANIFEST, Artifact
+from pipeline.steps.artifact import MANIFEST, Artifact
 
 CONFIG = """\
 name: trial

@@ -29,7 +29,7 @@ from care.data.fashion_mnist import open_fashion_mnist
 from care.data.folders import open_folder
 from care.data.layout import SPLITS
 from care.data.tars import open_shards, open_tar
-from care.errors import DataError, SettingsError
+from pipeline.core.errors import ConfigError, DataError
 
 __all__ = ["SPLITS", "Dataset", "Subset", "check_classes", "hold_out", "open_dataset"]
 
@@ -98,7 +98,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, 
         DataError: A class is too small to leave images on both sides.
     """
     if not 0 < fraction < 1:
-        raise SettingsError(f"the fraction to hold out is between 0 and 1, not {fraction}")
+        raise ConfigError(f"the fraction to hold out is between 0 and 1, not {fraction}")
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(dataset), dtype=bool)
     for label in np.unique(dataset.labels):

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from care.errors import DataError
-from care.preprocess import decode
+from pipeline.core.errors import DataError
+from pipeline.core.preprocess import decode
 
 Labels = npt.NDArray[np.int64]
 

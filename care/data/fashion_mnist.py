@@ -20,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from care.data.base import Dataset, Labels
-from care.errors import DataError
-from care.preprocess import to_rgb
+from pipeline.core.errors import DataError
+from pipeline.core.preprocess import to_rgb
 
 ASSETS = Path(__file__).parent.parent / "assets"
 

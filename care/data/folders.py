@@ -10,7 +10,7 @@ import numpy as np
 
 from care.data.base import Dataset, EncodedDataset, Labels
 from care.data.layout import SPLIT_FOLDERS, choose_split, is_hidden, is_image, require_image
-from care.errors import DataError
+from pipeline.core.errors import DataError
 
 
 class FolderDataset(EncodedDataset):

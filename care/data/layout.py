@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import PurePath
 
-from care.errors import DataError
+from pipeline.core.errors import DataError
 
 SPLITS = ("train", "validation", "calibration")
 

@@ -23,7 +23,7 @@ from care.data.layout import (
     is_hidden,
     require_image,
 )
-from care.errors import DataError
+from pipeline.core.errors import DataError
 
 _CLASS_NAMES = "classes.txt"
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import system, timing
-from pipeline.errors import InputError
-from pipeline.measure import Number, State
-from pipeline.stages.base import Context, Step, versions
+from pipeline.core import machine, timing
+from pipeline.core.errors import InputError
+from pipeline.core.figures import Number, State
+from pipeline.core.network import Images
+from pipeline.core.runner import Runner
 from pipeline.stages.build import BuildStep
 from pipeline.stages.samples import SampleStep, batches
-from pipeline.targets import TARGETS
-from pipeline.targets.base import Images, Runner, Target
+from pipeline.steps.keys import versions
+from pipeline.steps.step import Context, Step
+from pipeline.targets.base import Target
 from pipeline.targets.pytorch import TorchRunner
+from pipeline.targets.registry import TARGETS
 
 PYTORCH = "pytorch"
 
@@ -30,7 +33,7 @@ class BenchStep(Step):
     """Latency of one target, in all its precisions, beside PyTorch."""
 
     stage = "bench"
-    code = ("pipeline.timing", "pipeline.measure")
+    code = ("pipeline.core.timing", "pipeline.core.figures")
 
     def __init__(
         self, context: Context, target: str, builds: Sequence[BuildStep], samples: SampleStep
@@ -42,7 +45,7 @@ class BenchStep(Step):
         """The protocol and the machine."""
         return {
             "bench": self.context.config.bench.model_dump(mode="json"),
-            "machine": system.identity(),
+            "machine": machine.identity(),
             "network": self.context.source.network_inputs(),
             "missing": {step.name: self.runtime.missing(step.artifact()) for step in self.builds},
         }
@@ -107,8 +110,8 @@ def measure(
     protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
     facts: dict[str, Any] = {
         "protocol": asdict(protocol),
-        "machine": system.describe(),
-        "load_before": system.load(),
+        "machine": machine.describe(),
+        "load_before": machine.load(),
         "date": time.strftime("%Y-%m-%d"),
     }
     smallest = min(settings.batches)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
-from pipeline.stages.base import Context, Step
-from pipeline.stages.graph import GRAPH, PrecisionStep
+from pipeline.core.errors import InputError
+from pipeline.core.network import Images
+from pipeline.stages.export import GRAPH
+from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, read_calibration
-from pipeline.targets import TARGETS
-from pipeline.targets.base import MODULE, BuildJob, Images
+from pipeline.steps.step import Context, Step
+from pipeline.targets.base import MODULE, BuildJob
+from pipeline.targets.registry import TARGETS
 
 
 class BuildStep(Step):

@@ -8,7 +8,7 @@ if __name__ == "__main__":
     import onnx
     import onnxsim
 
-    from pipeline.metadata import carry_metadata
+    from pipeline.graphs.metadata import carry_metadata
 
     exported = onnx.load(sys.argv[1])
     simplified, valid = onnxsim.simplify(exported)

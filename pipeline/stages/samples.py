@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.artifact import Artifact
-from pipeline.precisions.base import CalibrationSet
-from pipeline.source import Source, translated
-from pipeline.stages.base import Context, Step, versions
-from pipeline.targets.base import Images
+from calibration.sample import CalibrationSet
+from pipeline.core.errors import about
+from pipeline.core.network import Images
+from pipeline.source import Source
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.keys import versions
+from pipeline.steps.step import Context, Step
 
 if TYPE_CHECKING:
     from care.data import Dataset
@@ -89,13 +91,9 @@ class CalibrationStep(Step):
         source, settings = self.context.source, self.context.config.calibration
         dataset = source.calibration
         self.context.progress(0, None, "looking for validation images among them")
-        validation = translated("data", lambda: sample.hashes_of(source.validation))
-        chosen = translated(
-            "data",
-            lambda: sample.draw(
-                dataset, settings.images, validation=validation, seed=settings.seed
-            ),
-        )
+        with about("data"):
+            judging = sample.hashes_of(source.validation)
+            chosen = sample.draw(dataset, settings.images, validation=judging, seed=settings.seed)
         write_samples(folder, self.context, dataset, np.array(chosen.indices, dtype=np.int64))
         return {
             "images": len(chosen.indices),

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import measure
-from pipeline.measure import Number
-from pipeline.stages.base import Context, Step, versions
+from pipeline.core import figures
+from pipeline.core.figures import Number
+from pipeline.core.network import Logits, in_batches
+from pipeline.core.runner import Runner
 from pipeline.stages.build import BuildStep
 from pipeline.stages.samples import SampleStep, batches, read_labels
-from pipeline.targets.base import Logits, Runner, in_batches
+from pipeline.steps.keys import versions
+from pipeline.steps.step import Context, Step
 
 LOGITS = "logits.npy"
 
@@ -53,7 +55,7 @@ class ReferenceStep(Step):
             logits = run_over(self, runner, len(labels), "PyTorch float32")
         np.save(folder / LOGITS, logits)
         by = f"PyTorch {torch.__version__}, float32, CPU"
-        return {"numbers": _plain(accuracy(logits, labels, measure.State.MEASURED, by, ""))}
+        return {"numbers": _plain(accuracy(logits, labels, figures.State.MEASURED, by, ""))}
 
 
 class ValidateStep(Step):
@@ -70,7 +72,7 @@ class ValidateStep(Step):
         name = f"validate/{build.name.replace('/', '-')}"
         super().__init__(context, name, requires, build.target)
         self.built, self.samples, self.reference = build, samples, reference
-        self.code = ("pipeline.measure", "pipeline.reference", *build.code)
+        self.code = ("pipeline.core.figures", "pipeline.emulate", *build.code)
 
     def inputs(self) -> Mapping[str, Any]:
         """How this machine can run the artifact."""
@@ -92,7 +94,7 @@ class ValidateStep(Step):
             logits = run_over(self, runner, len(labels), f"{target.title} {self.built.precision}")
             notes = runner.notes()
         np.save(folder / LOGITS, logits)
-        state = measure.State.MEASURED if missing is None else measure.State.EMULATED
+        state = figures.State.MEASURED if missing is None else figures.State.EMULATED
         numbers = accuracy(logits, labels, state, runner.device, missing or "")
         numbers |= closeness(logits, reference, labels, numbers["top1"])
         return {**facts, "numbers": _plain(numbers), "notes": notes}
@@ -117,19 +119,19 @@ def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, wha
 
 
 def accuracy(
-    logits: Logits, labels: npt.NDArray[np.int64], state: measure.State, by: str, why: str
+    logits: Logits, labels: npt.NDArray[np.int64], state: figures.State, by: str, why: str
 ) -> dict[str, Number]:
     """Top-1 and top-5 with Wilson intervals, as shares."""
     numbers = {}
     for k in (1, 5):
-        correct = measure.top_k(logits, labels, k)
+        correct = figures.top_k(logits, labels, k)
         numbers[f"top{k}"] = Number(
             correct / len(labels),
             state,
             by=by,
             why=why,
             samples=len(labels),
-            interval=measure.wilson(correct, len(labels)),
+            interval=figures.wilson(correct, len(labels)),
         )
     return numbers
 
@@ -138,8 +140,8 @@ def closeness(
     logits: Logits, reference: Logits, labels: npt.NDArray[np.int64], like: Number
 ) -> dict[str, Number]:
     """How close logits are to PyTorch's on the same images; origin as that of `like`."""
-    comparison = measure.compare(logits, reference)
-    drop = measure.paired_drop(logits, reference, labels)
+    comparison = figures.compare(logits, reference)
+    drop = figures.paired_drop(logits, reference, labels)
     values = {
         "agreement": comparison.agreement,
         "flips": float(comparison.flips),

@@ -1,12 +1,5 @@
-"""The deployment targets, by name."""
+"""The runtimes: what each builds, opens, runs and explains; one package each, alike inside.
 
-from __future__ import annotations
-
-from pipeline.targets.base import Target
-from pipeline.targets.coreml import CoreMLTarget
-from pipeline.targets.ort import OrtTarget
-from pipeline.targets.trt import TrtTarget
-
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (TrtTarget(), OrtTarget(), CoreMLTarget())
-}
+Imports the floors below (core, emulate, calibration, graphs, steps), never a stage or a command.
+A newcomer adds a runtime here, or changes one, without touching any other folder.
+"""

@@ -1,6 +1,6 @@
 """What a deployment target is: it builds, opens, runs and explains artifacts of one runtime.
 
-A new runtime is one module in this package with a `Target`, registered in `pipeline.targets`.
+A new runtime is one package here with a `Target`, registered in `pipeline.targets.registry`.
 Nothing else in the pipeline branches on a target's name. Modules here import their runtime only
 inside functions: configuration, planning and help must not load it.
 """
@@ -9,26 +9,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.artifact import Artifact
-from pipeline.closing import Closing
-from pipeline.errors import ArtifactError
+from pipeline.core.network import Images, Network
+from pipeline.core.runner import Runner
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.forms import Form
 
 if TYPE_CHECKING:
     from torch import nn
 
-Images = npt.NDArray[np.float32]
-"""Preprocessed images, (batch, channels, height, width)."""
-
-Logits = npt.NDArray[np.float32]
-"""(batch, classes), before any softmax."""
 
 MODULE = "module"
 """Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
@@ -63,54 +57,6 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Network:
-    """What every artifact carries of the network that it was made from.
-
-    Attributes:
-        name: The run's name, such as "care_tiny".
-        labels: Class names in the order of the logits.
-        input_shape: (channels, height, width) of a preprocessed image.
-        preprocess: The preprocessing specification as plain values: size, crop, interpolation,
-            mean, std, channels.
-        description: Licence, author, origin: text for the formats' metadata fields, by field name.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    input_shape: tuple[int, int, int]
-    preprocess: Mapping[str, Any]
-    description: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_facts(cls, artifact: Artifact) -> Network:
-        """What an artifact states of its network, under `network` in its facts.
-
-        Raises:
-            ArtifactError: It states nothing, or not all.
-        """
-        try:
-            plain: Mapping[str, Any] = artifact.facts["network"]
-            channels, height, width = plain["input_shape"]
-            return cls(
-                name=plain["name"],
-                labels=tuple(plain["labels"]),
-                input_shape=(channels, height, width),
-                preprocess=plain["preprocess"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{artifact.folder} states no network: build it again") from error
-
-    def to_facts(self) -> dict[str, Any]:
-        """Plain values for an artifact's facts, which `from_facts` reads."""
-        return {
-            "name": self.name,
-            "labels": list(self.labels),
-            "input_shape": list(self.input_shape),
-            "preprocess": dict(self.preprocess),
-        }
-
-
-@dataclass(frozen=True)
 class BuildJob:
     """What a target needs to build one artifact.
 
@@ -136,78 +82,6 @@ class BuildJob:
     log: Callable[[str], None]
 
 
-class Runner(Closing, ABC):
-    """A built model that answers: use it as a context manager.
-
-    Attributes:
-        device: What runs it, for people: runtime, version, device, threads.
-        smallest: Smallest batch that it takes.
-        largest: Largest batch that it takes; None if there is no limit.
-    """
-
-    device: str
-    smallest: int = 1
-    largest: int | None = None
-
-    @abstractmethod
-    def __call__(self, images: Images) -> Logits:
-        """Logits of preprocessed images; any batch size that the artifact takes.
-
-        Raises:
-            InputError: Shape, type or batch size do not fit.
-        """
-
-    def timed(self, images: Images) -> dict[str, float]:
-        """Run once and time it, by phase, in milliseconds.
-
-        The phase "engine" is always there: the runtime's own call. A runtime with its own memory
-        also gives "copies": the same with inputs and outputs copied from and to the host.
-        """
-        import time
-
-        start = time.perf_counter()
-        self(images)
-        return {"engine": 1e3 * (time.perf_counter() - start)}
-
-    def throughput(self, calls: int) -> list[dict[str, Any]]:
-        """Time calls that follow each other in a queue, at batch sizes of the runner's own choice.
-
-        Args:
-            calls: How many of each batch size.
-
-        Returns:
-            A row for a batch size: batch, p50_ms, p99_ms, images_per_s; none where the runtime has
-            no queue.
-        """
-        return []
-
-    def notes(self) -> dict[str, Any]:
-        """What was noticed while it ran, for the report, such as an emulation's overflows."""
-        return {}
-
-
-def in_batches(
-    run: Callable[[Images], Logits], images: Images, size: int, least: int = 1
-) -> Logits:
-    """Logits of any number of images by what takes batches of limited sizes.
-
-    Args:
-        run: Gives logits of a batch, such as a `Runner`.
-        images: Preprocessed images, (images, channels, height, width).
-        size: Images at a time.
-        least: Fewest images that `run` takes: a smaller rest is filled up with its last image.
-
-    Returns:
-        (images, classes).
-    """
-    parts = []
-    for start in range(0, max(1, len(images)), size):
-        part = images[start : start + size]
-        filled = np.concatenate([part, np.repeat(part[-1:], max(0, least - len(part)), 0)])
-        parts.append(run(filled)[: len(part)])
-    return np.concatenate(parts)
-
-
 class Target(ABC):
     """One runtime.
 
@@ -215,10 +89,11 @@ class Target(ABC):
         name: Its name in pipeline.yaml and in folders, such as "trt".
         title: Its name for people.
         precisions: Precision -> form of the ONNX graph that it is built from, see
-            `pipeline.precisions`, or `MODULE`.
+            `pipeline.targets.forms`, or `MODULE`.
+        forms: Forms of the graph that it alone builds from.
         options: Type of its options.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
-            their own, see `pipeline.precisions`.
+            their own, see `pipeline.targets.forms`.
         code: Modules of this project, beside the target's own, that decide what is built.
     """
 
@@ -226,6 +101,7 @@ class Target(ABC):
     title: ClassVar[str]
     precisions: ClassVar[Mapping[str, str]]
     options: ClassVar[type[TargetOptions]]
+    forms: ClassVar[tuple[Form, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
     code: ClassVar[tuple[str, ...]] = ()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.system import cpu_name
-from pipeline.targets.base import Images, Logits, Runner
-from pipeline.threads import resolve
+from pipeline.core.machine import cpu_name, resolve_threads
+from pipeline.core.network import Images, Logits
+from pipeline.core.runner import Runner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ class TorchRunner(Runner):
         import torch
 
         self.module = module
-        self.threads = resolve(threads)
+        self.threads = resolve_threads(threads)
         self.before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self.device = (

@@ -6,7 +6,7 @@ import pytest
 import trt_build_matrix
 from trt_build_matrix import Cell, reasons, table, together, unexpected
 
-from pipeline.errors import PipelineError
+from pipeline.core.errors import PipelineError
 
 
 def cell(

@@ -11,7 +11,7 @@ from calibration.cache import CacheKey, cached, read, write
 from calibration.observe import Statistics
 from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method, Range
 from calibration.table import Table, make_table
-from pipeline.errors import ArtifactError, DataError
+from pipeline.core.errors import ArtifactError, DataError
 
 KEY = CacheKey("graph", "images", "preprocess", "entropy, int8, symmetric")
 

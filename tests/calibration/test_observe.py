@@ -10,25 +10,25 @@ import pytest
 from onnx import ModelProto, helper
 
 from calibration.observe import GraphTensors, Statistics, check, observe, observe_callable
-from pipeline.errors import BuildError, DataError
+from pipeline.core.errors import BuildError, DataError
 
 Batch = npt.NDArray[np.float32]
 NAMES = ["image", "c1", "c2", "act", "pool", "flat", "norm", "mm", "hidden", "relu", "logits"]
 
 
-def test_all_tensors_in_the_order_of_the_graph(small_model: ModelProto, images: Batch) -> None:
-    statistics = observe(small_model, images)
+def test_all_tensors_in_the_order_of_the_graph(small_model: ModelProto, pixels: Batch) -> None:
+    statistics = observe(small_model, pixels)
     assert list(statistics) == NAMES
-    assert statistics["image"].low == float(images.min())
+    assert statistics["image"].low == float(pixels.min())
     assert statistics["relu"].low == 0
     assert check(statistics) == ()
 
 
 def test_extremes_are_those_of_a_plain_run(
-    small_model: ModelProto, images: Batch, run_model: Callable[[ModelProto, Batch], Batch]
+    small_model: ModelProto, pixels: Batch, run_model: Callable[[ModelProto, Batch], Batch]
 ) -> None:
-    logits = run_model(small_model, images)
-    seen = observe(small_model, images, ["logits"], channels={"logits": 1})["logits"]
+    logits = run_model(small_model, pixels)
+    seen = observe(small_model, pixels, ["logits"], channels={"logits": 1})["logits"]
     np.testing.assert_allclose([seen.low, seen.high], [logits.min(), logits.max()], rtol=1e-5)
     assert seen.channel_low is not None
     assert seen.channel_high is not None
@@ -37,12 +37,12 @@ def test_extremes_are_those_of_a_plain_run(
 
 
 def test_groups_and_batches_do_not_change_the_result(
-    small_model: ModelProto, images: Batch, tmp_path: Path
+    small_model: ModelProto, pixels: Batch, tmp_path: Path
 ) -> None:
     onnx.save(small_model, tmp_path / "model.onnx")
-    whole = observe(small_model, images, batch=10)
+    whole = observe(small_model, pixels, batch=10)
     # Less memory than a single tensor takes: every tensor in a run of its own, image by image.
-    tight = observe(tmp_path / "model.onnx", images, memory=1)
+    tight = observe(tmp_path / "model.onnx", pixels, memory=1)
     for name in NAMES:
         assert tight[name].low == pytest.approx(whole[name].low, rel=1e-5, abs=1e-6)
         assert tight[name].high == pytest.approx(whole[name].high, rel=1e-5)
@@ -61,7 +61,7 @@ def test_the_plan_stays_within_memory(small_model: ModelProto) -> None:
 
 
 def test_tensors_of_unknown_size_are_observed_alone(
-    make_model: Callable[..., ModelProto], images: Batch
+    make_model: Callable[..., ModelProto], pixels: Batch
 ) -> None:
     nodes = [
         helper.make_node("Greater", ["image", "zero"], ["is"]),
@@ -74,32 +74,32 @@ def test_tensors_of_unknown_size_are_observed_alone(
     _, groups = GraphTensors(model).plan(["kept", "logits"], 4, 2**20)
     assert groups == [("kept",), ("logits",)]
     # Neither the booleans nor the whole numbers have a range.
-    assert list(observe(model, images)) == ["image", "kept", "logits"]
+    assert list(observe(model, pixels)) == ["image", "kept", "logits"]
 
 
-def test_a_fixed_batch_is_kept(make_model: Callable[..., ModelProto], images: Batch) -> None:
+def test_a_fixed_batch_is_kept(make_model: Callable[..., ModelProto], pixels: Batch) -> None:
     nodes = [helper.make_node("Relu", ["image"], ["logits"])]
     model = make_model(nodes, {}, [5, 3, 8, 8], [5, 3, 8, 8])
-    assert observe(model, images)["logits"].low == 0
+    assert observe(model, pixels)["logits"].low == 0
     with pytest.raises(DataError, match="5 images at a time"):
-        observe(model, images[:7])
+        observe(model, pixels[:7])
 
 
 def test_constant_subgraphs_are_not_activations(
-    make_model: Callable[..., ModelProto], images: Batch
+    make_model: Callable[..., ModelProto], pixels: Batch
 ) -> None:
     nodes = [
         helper.make_node("Exp", ["zero"], ["one"]),
         helper.make_node("Mul", ["image", "one"], ["logits"]),
     ]
     model = make_model(nodes, {"zero": np.zeros(1, np.float32)}, ["batch", 3, 8, 8])
-    assert list(observe(model, images)) == ["image", "logits"]
+    assert list(observe(model, pixels)) == ["image", "logits"]
     with pytest.raises(DataError, match="no tensor one"):
-        observe(model, images, ["one"])
+        observe(model, pixels, ["one"])
 
 
 def test_nan_and_infinity_name_the_first_tensor(
-    make_model: Callable[..., ModelProto], images: Batch
+    make_model: Callable[..., ModelProto], pixels: Batch
 ) -> None:
     nodes = [
         helper.make_node("Relu", ["image"], ["positive"]),
@@ -107,14 +107,14 @@ def test_nan_and_infinity_name_the_first_tensor(
         helper.make_node("Div", ["root", "zero"], ["logits"]),
     ]
     model = make_model(nodes, {"zero": np.zeros(1, np.float32)}, ["batch", 3, 8, 8])
-    statistics = observe(model, images, channels={"root": 1})
+    statistics = observe(model, pixels, channels={"root": 1})
     root = statistics["root"]
-    assert root.nan == int((images < 0).sum())
+    assert root.nan == int((pixels < 0).sum())
     assert root.infinite == 0
     assert root.low >= 0
     assert root.channel_low is not None
     assert np.isfinite(root.channel_low).all()
-    assert statistics["logits"].infinite == int((images > 0).sum())
+    assert statistics["logits"].infinite == int((pixels > 0).sum())
     with pytest.raises(DataError, match=r"tensor root has \d+ NaN and 0 infinite.*1 more"):
         check(statistics)
     assert check(statistics, exempt={"root", "logits"}) == ()
@@ -167,33 +167,33 @@ def test_values_that_are_all_non_finite() -> None:
         check({"x": seen})
 
 
-def test_what_cannot_be_observed(small_model: ModelProto, images: Batch) -> None:
+def test_what_cannot_be_observed(small_model: ModelProto, pixels: Batch) -> None:
     with pytest.raises(DataError, match="no tensor nothing"):
-        observe(small_model, images, ["nothing"])
+        observe(small_model, pixels, ["nothing"])
     with pytest.raises(DataError, match="no observed tensor c2"):
-        observe(small_model, images, ["c1"], channels={"c2": 1})
+        observe(small_model, pixels, ["c1"], channels={"c2": 1})
     with pytest.raises(DataError, match="axis 2 of the images is 4, the graph takes 8"):
-        observe(small_model, images[:, :, :4])
+        observe(small_model, pixels[:, :, :4])
     with pytest.raises(DataError, match="float64"):
-        observe(small_model, images.astype(np.float64))
+        observe(small_model, pixels.astype(np.float64))
     with pytest.raises(DataError, match="no calibration images"):
-        observe(small_model, images[:0])
+        observe(small_model, pixels[:0])
     with pytest.raises(DataError, match="no axis 4"):
-        observe(small_model, images, ["c1"], channels={"c1": 4})
+        observe(small_model, pixels, ["c1"], channels={"c1": 4})
     with pytest.raises(DataError, match="no range to observe"):
-        observe_callable(lambda x: {"x": x > 0}, images)
+        observe_callable(lambda x: {"x": x > 0}, pixels)
     with pytest.raises(DataError, match="no tensor y"):
-        observe_callable(lambda x: {"x": x}, images, channels={"y": 1})
+        observe_callable(lambda x: {"x": x}, pixels, channels={"y": 1})
 
 
-def test_graphs_that_cannot_run(small_model: ModelProto, images: Batch) -> None:
+def test_graphs_that_cannot_run(small_model: ModelProto, pixels: Batch) -> None:
     two = ModelProto()
     two.CopyFrom(small_model)
     two.graph.input.append(helper.make_tensor_value_info("other", 1, [1]))
     with pytest.raises(DataError, match="2 inputs"):
-        observe(two, images)
+        observe(two, pixels)
     broken = ModelProto()
     broken.CopyFrom(small_model)
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(BuildError, match="ONNX Runtime refuses"):
-        observe(broken, images)
+        observe(broken, pixels)

@@ -21,7 +21,7 @@ from calibration.ranges import (
     quantization,
     weight_quantization,
 )
-from pipeline.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError, DataError
 
 
 def seen(*values: float, bins: int = 4096) -> Histogram:

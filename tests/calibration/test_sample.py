@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibration.sample import draw, hashes_of, load
-from pipeline.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError, DataError
 
 LABELS = [0] * 100 + [1] * 60 + [2] * 5
 

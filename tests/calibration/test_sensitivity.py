@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from calibration.sensitivity import Limits, Outcome, search
-from pipeline.errors import ConfigError, GateFailedError
+from pipeline.core.errors import ConfigError, GateFailedError
 
 BASELINE = Outcome(0.9, 1.0, 0.0)
 LIMITS = Limits(max_top1_drop=0.01)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import care  # noqa: F401  registers the models
 from care import checkpoint
-from care.errors import CheckpointError
+from pipeline.core.errors import CheckpointError
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from PIL import Image
 
 from care.data import Dataset, check_classes, fashion_mnist, hold_out, open_dataset
 from care.data.tars import expand_braces
-from care.errors import DataError, SettingsError
-from care.preprocess import decode
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.preprocess import decode
 
 Files = Mapping[str, bytes]
 
@@ -460,7 +460,7 @@ def test_hold_out_is_balanced_disjoint_and_repeatable() -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
 def test_hold_out_needs_a_fraction(fraction: float) -> None:
-    with pytest.raises(SettingsError, match="between 0 and 1"):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
         hold_out(open_dataset("fashion-mnist", "calibration"), fraction)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from care.distributed import World, choose_device, synchronize_batch_norm, world
-from care.errors import SettingsError
+from pipeline.core.errors import ConfigError
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
@@ -21,9 +21,9 @@ def test_without_a_launcher_a_process_is_alone() -> None:
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(SettingsError, match="device 'cuda:77' cannot be used here"):
+    with pytest.raises(ConfigError, match="device 'cuda:77' cannot be used here"):
         choose_device("cuda:77")
-    with pytest.raises(SettingsError, match="'gpu'"):
+    with pytest.raises(ConfigError, match="'gpu'"):
         choose_device("gpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
 

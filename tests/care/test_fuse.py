@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from care.errors import ModelError
 from care.fuse import fuse, scale_free_attention
 from care.model import linear_attention
+from pipeline.core.errors import ModelError
 
 Images = Callable[[int, int], npt.NDArray[np.float32]]
 Maker = Callable[[str], nn.Module]

@@ -10,10 +10,10 @@ from PIL import Image
 
 from care.data import Dataset, open_dataset
 from care.distributed import World
-from care.errors import DataError
 from care.loaders import TrainLoader, Transform, mixer, seed_epoch, validation_loader
-from care.preprocess import Preprocess
 from care.settings import TrainSettings
+from pipeline.core.errors import DataError
+from pipeline.core.preprocess import Preprocess
 
 CPU = torch.device("cpu")
 SPEC = Preprocess(32, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from care.errors import SettingsError
 from care.losses import DistillationLoss, Teacher
+from pipeline.core.errors import ConfigError
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 TARGETS = torch.tensor([0, 1, 2, 0])
@@ -110,11 +110,11 @@ def test_a_teacher_never_trains() -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     base = nn.CrossEntropyLoss()
-    with pytest.raises(SettingsError, match="hard distillation needs a teacher"):
+    with pytest.raises(ConfigError, match="hard distillation needs a teacher"):
         DistillationLoss(base, "hard")
-    with pytest.raises(SettingsError, match="choose 'hard' or 'soft'"):
+    with pytest.raises(ConfigError, match="choose 'hard' or 'soft'"):
         DistillationLoss(base, "none", Oracle(torch.zeros(4, 3)))
-    with pytest.raises(SettingsError, match="within 0 and 1"):
+    with pytest.raises(ConfigError, match="within 0 and 1"):
         DistillationLoss(base, "none", weight=1.5)
-    with pytest.raises(SettingsError, match="temperature must be positive"):
+    with pytest.raises(ConfigError, match="temperature must be positive"):
         DistillationLoss(base, "none", temperature=0)

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from care.errors import ModelError
 from care.mlla import Mlla, RotaryLinearAttention, RotaryPosition, inference_form
+from pipeline.core.errors import ModelError
 
 
 def small(**kwargs: object) -> Mlla:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import care  # noqa: F401  registers our networks with timm
-from care.errors import ModelError
 from care.model import AttentionMixer, Care
+from pipeline.core.errors import ModelError
 
 Images = Callable[[int, int], npt.NDArray[np.float32]]
 Maker = Callable[[str], nn.Module]

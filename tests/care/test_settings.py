@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from care import settings
-from care.errors import SettingsError
 from care.settings import TrainSettings, read
+from pipeline.core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -67,22 +67,22 @@ def test_an_optional_setting_is_switched_off_by_name() -> None:
     ],
 )
 def test_mistakes_in_the_file_are_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(SettingsError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         read(config(tmp_path, text), {})
     assert "\n" not in str(caught.value)
 
 
 def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"^--batch-size: .*not 'x'"):
+    with pytest.raises(ConfigError, match=r"^--batch-size: .*not 'x'"):
         read(config(tmp_path, "seed: 1"), {"batch_size": "x"})
     with pytest.raises(
-        SettingsError, match=r"unknown setting 'batchsize'; did you mean batch_size\?"
+        ConfigError, match=r"unknown setting 'batchsize'; did you mean batch_size\?"
     ):
         read(None, {"batchsize": 3})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"cannot read the settings .*absent.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read the settings .*absent.yaml"):
         read(tmp_path / "absent.yaml", {})
 
 

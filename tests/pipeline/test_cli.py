@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.artifact import Artifact
 from pipeline.cli import main
+from pipeline.steps.artifact import Artifact
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,11 +110,11 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
         "heavy = [m for m in ('torch', 'onnx', 'onnxruntime', 'coremltools') if m in sys.modules]\n"
         "print('CODE', code, heavy)"
     )
-    run = subprocess.run(
+    execute = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert run.stdout.splitlines()[-1] == "CODE 0 []"
-    events = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("{")]
+    assert execute.stdout.splitlines()[-1] == "CODE 0 []"
+    events = [json.loads(line) for line in execute.stderr.splitlines() if line.startswith("{")]
     assert {event["state"] for event in events if event["event"] == "finished"} == {"up to date"}
 
 
@@ -318,7 +318,7 @@ def test_a_measurement_from_a_device_reaches_the_report(copied: tuple[Path, Path
 
 
 def test_a_report_of_xcode_reaches_the_report(copied: tuple[Path, Path]) -> None:
-    from pipeline.reference.mil_program import read_program
+    from pipeline.emulate.mil.program import read_program
 
     path, folder = copied
     operations = [
@@ -471,14 +471,14 @@ def test_killed_and_interrupted_runs_continue(copied: tuple[Path, Path]) -> None
             text=True,
             # A shell's background job, as this suite may be, hands down that SIGINT is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ) as run:
+        ) as execute:
             deadline = time.monotonic() + 60
             while not list(folder.glob(".making-*")) and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.3)
-            run.send_signal(sent)
-            _, error = run.communicate()
-        assert run.returncode == code, error
+            execute.send_signal(sent)
+            _, error = execute.communicate()
+        assert execute.returncode == code, error
         assert "Traceback" not in error
     assert process(*command[3:]).returncode == 0
     assert digests(folder) == before
@@ -544,11 +544,12 @@ def test_every_command_and_option_has_help(command: str | None) -> None:
 
 
 def test_the_command_lines_names_are_those_of_the_code() -> None:
-    from pipeline import cli, run
-    from pipeline.targets import TARGETS
+    from pipeline import cli
+    from pipeline.scheduler.plan import STAGES
+    from pipeline.targets.registry import TARGETS
 
     assert tuple(TARGETS) == cli.TARGET_NAMES
-    assert run.STAGES == cli.STAGES
+    assert STAGES == cli.STAGES
 
 
 def test_help_imports_no_runtime() -> None:
@@ -557,7 +558,7 @@ def test_help_imports_no_runtime() -> None:
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'onnx', 'pydantic', 'rich') if m in sys.modules])"
     )
-    run = subprocess.run(
+    execute = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert run.stdout.splitlines()[-1] == "[]"
+    assert execute.stdout.splitlines()[-1] == "[]"

@@ -10,7 +10,3 @@ runner.py     pixels and the two ways to run a package: Core ML, or the executor
 verify.py     every build is held against the module before it counts
 quiet.py      coremltools' chatter
 """
-
-from pipeline.targets.coreml.target import CoreMLOptions, CoreMLTarget
-
-__all__ = ["CoreMLOptions", "CoreMLTarget"]

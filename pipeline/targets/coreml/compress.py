@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import BuildError
+from pipeline.core.errors import BuildError
 
 Weight = npt.NDArray[Any]
 """A weight tensor; its first axis is that of the output channels."""

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BuildError, ConfigError
-from pipeline.targets.base import Network
+from pipeline.core.errors import BuildError, ConfigError
+from pipeline.core.network import Network
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import siblings
 from pipeline.targets.coreml.network import Deployed, Normalization
@@ -105,7 +105,7 @@ class Selector:
     """
 
     def __init__(self, deployed: Deployed, entries: Collection[str]) -> None:
-        from pipeline.reference.mil_record import module_owners
+        from pipeline.emulate.mil.record import module_owners
 
         self._entries = frozenset(entries)
         self._owners = {
@@ -116,7 +116,7 @@ class Selector:
 
     def __call__(self, operation: Any) -> bool:
         """Whether an operation of a program in conversion is chosen."""
-        from pipeline.reference.mil_record import torch_name
+        from pipeline.emulate.mil.record import torch_name
 
         module = self._owners.get(torch_name(operation.name), "")
         found = {
@@ -136,7 +136,7 @@ class Selector:
         Raises:
             ConfigError: An entry is no type of operation and no module of the network.
         """
-        from pipeline.reference.mil_ops import OPERATORS
+        from pipeline.emulate.mil.operators.table import OPERATORS
 
         modules = sorted({module for module in self._owners.values() if module})
         for entry in sorted(self._entries - self._used - OPERATORS.keys()):

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import measure
-from pipeline.artifact import Artifact
-from pipeline.errors import BuildError, UnavailableError
-from pipeline.targets.base import Images, Logits, Network
+from pipeline.core import figures
+from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.core.network import Images, Logits
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.results import Device, Measurements, Model, Operation, Run, Thermal
@@ -121,13 +121,13 @@ def compare_units(artifact: Artifact, images: Images, reference: Logits) -> dict
     require_mac()
     from dataclasses import asdict
 
+    from pipeline.targets.coreml.package import MODEL
     from pipeline.targets.coreml.runner import CoreMLRunner
-    from pipeline.targets.coreml.target import MODEL
 
     found = {}
     for units in COMPUTE_UNITS:
-        with CoreMLRunner(artifact.folder / MODEL, Network.from_facts(artifact), units) as runner:
-            found[units] = asdict(measure.compare(runner(images), reference))
+        with CoreMLRunner(artifact.folder / MODEL, artifact.network(), units) as runner:
+            found[units] = asdict(figures.compare(runner(images), reference))
     return found
 
 

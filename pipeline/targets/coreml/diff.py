@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError
-from pipeline.targets.base import Images, Network
+from pipeline.core.errors import ArtifactError
+from pipeline.core.network import Images, Network
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.network import Normalization, deploy
 from pipeline.targets.coreml.runner import pixels_of
@@ -79,9 +79,9 @@ def diff(
         ArtifactError: The package was not made from this module.
         InputError: The images are not preprocessed 8-bit images.
     """
-    from pipeline.targets.coreml.target import MODEL
+    from pipeline.targets.coreml.package import MODEL
 
-    network = Network.from_facts(artifact)
+    network = artifact.network()
     return diff_package(artifact.folder / MODEL, network, module, images, precision)
 
 
@@ -93,8 +93,8 @@ def diff_package(
     precision: Literal["float32", "half"] = "half",
 ) -> list[LayerError]:
     """Like `diff`, for a package's folder."""
-    from pipeline.reference.mil_executor import MilExecutor
-    from pipeline.reference.mil_record import module_owners, torch_name
+    from pipeline.emulate.mil.executor import MilExecutor
+    from pipeline.emulate.mil.record import module_owners, torch_name
 
     normalization = Normalization.of(network)
     pixels = pixels_of(images, normalization)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.targets.coreml.runner import Pixels
 
 if TYPE_CHECKING:
-    from pipeline.reference.mil_program import Operation, Program
+    from pipeline.emulate.mil.program import Operation, Program
 
 Level = Literal["fine", "advice", "problem"]
 
@@ -82,7 +82,7 @@ def fitness(package: Path, pixels: Pixels | None = None) -> list[Finding]:
     Raises:
         ArtifactError: The package cannot be read.
     """
-    from pipeline.reference.mil_program import read_program
+    from pipeline.emulate.mil.program import read_program
 
     program = read_program(package)
     findings = [check(program) for check in _CHECKS]
@@ -192,7 +192,7 @@ def _alignment(program: Program) -> Finding:
 
 
 def _ranges(package: Path, pixels: Pixels) -> Finding:
-    from pipeline.reference.mil_executor import MilExecutor
+    from pipeline.emulate.mil.executor import MilExecutor
 
     executor = MilExecutor(package, precision="float32", record=True)
     executor.predict(pixels)

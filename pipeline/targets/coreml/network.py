@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import BuildError, ConfigError
-from pipeline.targets.base import Images, Network
+from pipeline.core.errors import BuildError, ConfigError
+from pipeline.core.network import Images, Network
 
 if TYPE_CHECKING:
     from torch import nn

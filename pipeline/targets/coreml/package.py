@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import file_hash
-from pipeline.errors import ArtifactError
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import file_hash
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 LABEL, LABEL_PROBABILITIES = "classLabel", "classLabel_probs"
@@ -223,3 +223,6 @@ def _block(specification: Any) -> Any:
 def size(package: Path) -> int:
     """Bytes of all files of a package together."""
     return sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+
+
+MODEL = "model.mlpackage"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import BuildError
-from pipeline.targets.base import Images
+from pipeline.core.errors import BuildError
+from pipeline.core.network import Images
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, DataError
-from pipeline.measure import Latency, Number, State
+from pipeline.core.errors import ArtifactError, DataError
+from pipeline.core.figures import Latency, Number, State
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 
 FORMAT: Literal["care-deploy/coreml-bench/1"] = "care-deploy/coreml-bench/1"
@@ -104,7 +104,7 @@ class Measurements(_Part):
 
     def write(self, path: Path) -> None:
         """Write the file."""
-        from pipeline.artifact import write_atomically
+        from pipeline.core.files import write_atomically
 
         write_atomically(path, self.model_dump_json(indent=1) + "\n")
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import measure
-from pipeline.errors import ArtifactError, InputError
-from pipeline.targets.base import Images, Logits, Network, Runner
+from pipeline.core import figures
+from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.network import Images, Logits, Network
+from pipeline.core.runner import Runner
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.network import Normalization
 
 if TYPE_CHECKING:
-    from pipeline.reference.mil_executor import MilExecutor
+    from pipeline.emulate.mil.executor import MilExecutor
 
 Pixels = npt.NDArray[np.uint8]
 """(batch, height, width, channels), as image files hold them."""
@@ -86,7 +87,7 @@ class EmulatedRunner(Runner):
     """
 
     def __init__(self, package: Path, network: Network) -> None:
-        from pipeline.reference.mil_executor import MilExecutor
+        from pipeline.emulate.mil.executor import MilExecutor
 
         self._package, self._normalization = package, Normalization.of(network)
         self._executor: MilExecutor | None = MilExecutor(package)
@@ -112,7 +113,7 @@ class EmulatedRunner(Runner):
         if not self._noted:
             return {}
         exact, rounded = (np.concatenate(part) for part in zip(*self._noted, strict=True))
-        difference = measure.compare(rounded, exact)
+        difference = figures.compare(rounded, exact)
         ranges = [entry for entry in self._exact.ranges() if entry.largest > 0]
         widest = max(ranges, key=lambda entry: entry.largest)
         return {

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import measure
-from pipeline.errors import BuildError
-from pipeline.targets.base import Logits
+from pipeline.core import figures
+from pipeline.core.errors import BuildError
+from pipeline.core.network import Logits
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, Weight, simulate
 from pipeline.targets.coreml.runner import Pixels, answer
@@ -239,13 +239,13 @@ class Search:
 
     def _evaluated(self, schemes: Mapping[str, Scheme]) -> Mix:
         values = {name: self._simulated[name, scheme] for name, scheme in schemes.items()}
-        found = measure.compare(self._logits(values, self._pixels), self._reference)
+        found = figures.compare(self._logits(values, self._pixels), self._reference)
         tensors = self._weights.tensors
         saved_bytes = sum(tensors[n].nbytes - s.bytes(tensors[n]) for n, s in schemes.items())
         return Mix(schemes, self._size - saved_bytes, 1 - found.agreement)
 
     def _logits(self, values: Mapping[str, Weight], pixels: Pixels) -> Logits:
-        from pipeline.reference.mil_executor import MilExecutor
+        from pipeline.emulate.mil.executor import MilExecutor
 
         trial = self._weights.replaced(values, self._trial)
         return answer(MilExecutor(trial), pixels, trial)

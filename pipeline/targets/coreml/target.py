@@ -10,82 +10,31 @@ import platform
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, ConfigError, UnavailableError
-from pipeline.targets.base import (
-    MODULE,
-    BuildJob,
-    Images,
-    Network,
-    Requirement,
-    Runner,
-    Target,
-    TargetOptions,
-)
+from pipeline.core.errors import ArtifactError, ConfigError, UnavailableError
+from pipeline.core.network import Images
+from pipeline.core.runner import Runner
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import MODULE, BuildJob, Requirement, Target, TargetOptions
+from pipeline.targets.coreml.build import RECIPES, Recipe
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
 from pipeline.targets.coreml.network import Normalization
+from pipeline.targets.coreml.options import CoreMLOptions
+from pipeline.targets.coreml.package import MODEL
 from pipeline.targets.coreml.quiet import logged
-from pipeline.targets.coreml.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.reference.mil_program import Program
+    from pipeline.emulate.mil.program import Program
 
-MODEL = "model.mlpackage"
 SPECIFICATION_VERSIONS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
 _MAC = (
     "Core ML predictions need macOS 13 or newer: run the same command on a Mac, or import what was "
     "measured on a device: python -m pipeline bench --target coreml --import FILE, which keeps it "
     "as bench/coreml of the results and shows it in the report"
 )
-
-
-class CoreMLOptions(TargetOptions):
-    """Options of the Core ML target."""
-
-    deployment_target: Literal["iOS16", "iOS17", "iOS18"] = Field(
-        default="iOS16", description="Oldest system that runs the package (macOS 13, 14, 15)."
-    )
-    compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"] = Field(
-        default="all", description="What may run it, where it runs on a Mac."
-    )
-    float32_operations: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=("reduce_mean", "real_div", "matmul", "layer_norm", "softmax"),
-        description="Precision mixed: what computes in float32, by type of MIL operation or by "
-        "module of the network (stages.2.blocks.*.token_mixer).",
-    )
-    weight_threshold: int = Field(
-        default=2048, gt=0, description="Weights with fewer numbers are not compressed."
-    )
-    calibration_images: int = Field(
-        default=128, gt=0, description="Images for w8a8 and auto, of the calibration set."
-    )
-    max_top1_drop: float = Field(
-        default=0.005, ge=0, le=1, description="Precision auto: most top-1 that may be lost."
-    )
-    max_size_mb: float | None = Field(
-        default=None,
-        gt=0,
-        description="Precision auto: largest size of the package, in 10^6 bytes.",
-    )
-    signing_team: str = Field(
-        default="", description="Development team that signs the measuring app for an iPhone."
-    )
-    signing_profile: str | None = Field(
-        default=None, description="UUID of a provisioning profile to sign it with instead."
-    )
-    signing_bundle: str | None = Field(
-        default=None, description="Its bundle identifier: the one that the profile names."
-    )
-
-    measuring: ClassVar[frozenset[str]] = frozenset(
-        {"signing_team", "signing_profile", "signing_bundle"}
-    )
 
 
 class CoreMLTarget(Target):
@@ -102,7 +51,7 @@ class CoreMLTarget(Target):
         "pipeline.targets.coreml.siblings",
         "pipeline.targets.coreml.package",
         "pipeline.targets.coreml.compress",
-        "pipeline.targets.coreml.recipes",
+        "pipeline.targets.coreml.build",
         "pipeline.targets.coreml.quantize",
         "pipeline.targets.coreml.search",
         "pipeline.targets.coreml.fitness",
@@ -172,7 +121,7 @@ class CoreMLTarget(Target):
         from pipeline.targets.coreml.fitness import fitness
         from pipeline.targets.coreml.runner import pixels_of
 
-        pixels = pixels_of(images, Normalization.of(Network.from_facts(artifact)))
+        pixels = pixels_of(images, Normalization.of(artifact.network()))
         return [finding.to_dict() for finding in fitness(artifact.folder / MODEL, pixels)]
 
     def missing(self, artifact: Artifact) -> str | None:
@@ -186,7 +135,7 @@ class CoreMLTarget(Target):
         from pipeline.targets.coreml.runner import CoreMLRunner
 
         artifact.verify()
-        network = Network.from_facts(artifact)
+        network = artifact.network()
         return CoreMLRunner(artifact.folder / MODEL, network, artifact.facts["compute_units"])
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
@@ -194,15 +143,15 @@ class CoreMLTarget(Target):
         from pipeline.targets.coreml.runner import EmulatedRunner
 
         artifact.verify()
-        return EmulatedRunner(artifact.folder / MODEL, Network.from_facts(artifact))
+        return EmulatedRunner(artifact.folder / MODEL, artifact.network())
 
 
 def _program(artifact: Artifact) -> Program:
     """Read the package and check that it is the one that the artifact describes."""
-    from pipeline.reference.mil_program import read_program
+    from pipeline.emulate.mil.program import read_program
 
     package = artifact.folder / MODEL
-    program, network = read_program(package), Network.from_facts(artifact)
+    program, network = read_program(package), artifact.network()
     version = SPECIFICATION_VERSIONS[artifact.facts["deployment_target"]]
     if program.specification > version:
         raise ArtifactError(
@@ -218,7 +167,7 @@ def _program(artifact: Artifact) -> Program:
 
 
 def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
-    from pipeline.reference.mil_program import read_program
+    from pipeline.emulate.mil.program import read_program
     from pipeline.targets.coreml import package as saved
     from pipeline.targets.coreml.fitness import fitness
     from pipeline.targets.coreml.verify import verify

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline import measure
-from pipeline.errors import BuildError
-from pipeline.targets.base import Images, Logits, Network
+from pipeline.core import figures
+from pipeline.core.errors import BuildError
+from pipeline.core.network import Images, Logits, Network
 from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.runner import Pixels, answer
 
@@ -81,7 +81,7 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
     Raises:
         BuildError: The package computes something else than the module.
     """
-    from pipeline.reference.mil_executor import MilExecutor
+    from pipeline.emulate.mil.executor import MilExecutor
 
     pixels = probes(network)
     images = preprocessed(pixels, Normalization.of(network))
@@ -93,7 +93,7 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
     )
     for mode, name, limit in modes:
         executor = MilExecutor(package, precision=mode)
-        found = measure.compare(answer(executor, pixels, package), expected)
+        found = figures.compare(answer(executor, pixels, package), expected)
         if not found.finite:
             raise BuildError(
                 f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): a "

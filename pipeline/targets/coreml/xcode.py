@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from pipeline.artifact import Artifact
-from pipeline.errors import DataError
+from pipeline.core.errors import DataError
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.results import Device, Measurements, Model, Operation, Run, Units
 
@@ -103,7 +103,7 @@ _OTHERWISE = (
 
 def fits(report: Report, package: Path) -> bool:
     """Whether a report is of a program with the operations of this package."""
-    from pipeline.reference.mil_program import read_program
+    from pipeline.emulate.mil.program import read_program
 
     signature: Signature = Counter(
         (operation.type, operation.outputs[0][0])

@@ -7,7 +7,3 @@ tune.py     which way of running is the fastest here
 profile.py  what really ran, node by node
 session.py  session settings, errors, silence
 """
-
-from pipeline.targets.ort.target import OrtOptions, OrtTarget, profile
-
-__all__ = ["OrtOptions", "OrtTarget", "profile"]

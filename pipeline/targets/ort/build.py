@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import threads as cpu
-from pipeline.errors import ArtifactError, BuildError
-from pipeline.measure import compare
-from pipeline.system import cpu_name
-from pipeline.targets.base import BuildJob, Images, Logits, Network
+from pipeline.core import machine
+from pipeline.core.errors import ArtifactError, BuildError
+from pipeline.core.figures import compare
+from pipeline.core.machine import cpu_name
+from pipeline.core.network import Images, Logits, Network
+from pipeline.targets.base import BuildJob
 from pipeline.targets.ort.layout import PROBE, block_size, write_probe
 from pipeline.targets.ort.profile import counts, trace
 from pipeline.targets.ort.providers import NAMES, missing
@@ -32,7 +33,7 @@ from pipeline.targets.ort.tune import Candidate, choose
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from pipeline.optimize import Applied
+    from pipeline.graphs.passes import Applied
 
 PORTABLE = "model.onnx"
 BLOCKED = "model.blocked.onnx"
@@ -56,7 +57,7 @@ def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -
     Raises:
         BuildError: The graph cannot be read.
     """
-    from pipeline.optimize import finish_blocked, finish_portable, for_ort, optimize
+    from pipeline.graphs.passes import finish_blocked, finish_portable, for_ort, optimize
 
     assert job.graph is not None
     block = None
@@ -136,7 +137,7 @@ def try_models(
     Raises:
         BuildError: ONNX Runtime refuses the model, its answers are wrong, or nodes ran elsewhere.
     """
-    threads = cpu.resolve(settings.threads)
+    threads = machine.resolve_threads(settings.threads)
     batch = _BATCH if job.batch is None else job.batch
     rng = np.random.default_rng(0)
     images = rng.standard_normal((batch, *job.network.input_shape), np.float32)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import ArtifactError, UnavailableError
+from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.targets.ort.session import Settings, errors, start
 
 PROBE = "layout-probe.onnx"
@@ -22,7 +22,7 @@ def write_probe(path: Path) -> None:
     """Write the graph that `block_size` runs."""
     import onnx_ir as ir
 
-    from pipeline.optimize.nchwc import NCHWC
+    from pipeline.graphs.passes.nchwc import NCHWC
 
     shape = (1, _CHANNELS, 1, _PIXELS)
     x = ir.val("x", ir.DataType.FLOAT, shape)

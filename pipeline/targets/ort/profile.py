@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.targets.base import Images
+from pipeline.core.network import Images
 from pipeline.targets.ort.session import Settings, start
 
 _KERNEL = "_kernel_time"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import ArtifactError, UnavailableError
+from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.targets.ort import providers
 
 LEVELS = {
@@ -118,7 +118,7 @@ def start(model: Path, settings: Settings, threads: int, profile_prefix: Path | 
     Args:
         model: An ONNX file.
         settings: How to open it.
-        threads: How many threads, see `pipeline.threads`.
+        threads: How many threads, see `pipeline.core.threads`.
         profile_prefix: Where to write the time of every node, if at all.
 
     Raises:

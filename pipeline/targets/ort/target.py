@@ -8,104 +8,27 @@ from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
-from pydantic import Field
-
-from pipeline import threads as cpu
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, InputError, UnavailableError
-from pipeline.system import cpu_name
-from pipeline.targets.base import (
-    BuildJob,
-    Images,
-    Logits,
-    Requirement,
-    Runner,
-    Target,
-    TargetOptions,
-)
+from pipeline.core import machine
+from pipeline.core.errors import ArtifactError, UnavailableError
+from pipeline.core.network import Images
+from pipeline.core.runner import Runner
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob, Requirement, Target
+from pipeline.targets.forms import Form
 from pipeline.targets.ort import providers
 from pipeline.targets.ort.build import BLOCKED, PORTABLE, try_models, write_models
 from pipeline.targets.ort.layout import PROBE, block_size
+from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.profile import Row, table, trace
+from pipeline.targets.ort.quantize import Int8Ort
+from pipeline.targets.ort.runner import OrtRunner
 from pipeline.targets.ort.session import Settings, runtime, start
 
 INSTALL = "pip install onnxruntime"
 
 FLOAT32 = "float32"
-
-
-class OrtOptions(TargetOptions):
-    """Options of the ONNX Runtime target."""
-
-    provider: Literal["cpu", "openvino"] = Field(
-        default="cpu", description="What executes: ONNX Runtime's own kernels, or OpenVINO's."
-    )
-    threads: int | None = Field(
-        default=None, gt=0, description="Default: as many as this process may use."
-    )
-    graph_optimization: Literal["none", "basic", "extended", "layout", "all"] = Field(
-        default="all", description="How far ONNX Runtime optimizes the graph on opening."
-    )
-    allow_spinning: bool = Field(
-        default=True,
-        description="Threads wait actively for work, for a millisecond: faster, but busy.",
-    )
-    allow_fallback: bool = Field(
-        default=False, description="Nodes that the provider cannot run may run elsewhere."
-    )
-    tune: bool = Field(
-        default=True, description="Measure the ways to run the model and take the fastest."
-    )
-    tune_seconds: float = Field(default=3.0, gt=0, description="How long to measure them.")
-
-
-class OrtRunner(Runner):
-    """A model in an ONNX Runtime session.
-
-    Args:
-        model: An ONNX file with one input and one output.
-        settings: How to open it.
-        threads: How many threads.
-    """
-
-    def __init__(self, model: Path, settings: Settings, threads: int) -> None:
-        self._session: Any = start(model, settings, threads)
-        self._input = self._session.get_inputs()[0]
-        self._output = self._session.get_outputs()[0].name
-        if isinstance(self._input.shape[0], int):
-            self.smallest = self.largest = self._input.shape[0]
-        self.device = (
-            f"ONNX Runtime {runtime().__version__}, {self._session.get_providers()[0]}, "
-            f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_name()}"
-        )
-
-    def __call__(self, images: Images) -> Logits:
-        """See `Runner.__call__`."""
-        if self._session is None:
-            raise InputError("the runner is closed: open the artifact again")
-        self._check(images)
-        logits: Logits = self._session.run([self._output], {self._input.name: images})[0]
-        return logits
-
-    def _check(self, images: Images) -> None:
-        wanted = self._input.shape
-        fits = len(images.shape) == len(wanted) and all(
-            not isinstance(want, int) or want == have
-            for want, have in zip(wanted, images.shape, strict=True)
-        )
-        if not fits or images.dtype != np.float32 or not len(images):
-            shape = ", ".join(str(side) for side in wanted)
-            raise InputError(
-                f"the model takes float32 images of shape ({shape}), not {images.dtype} of shape "
-                f"{images.shape}: preprocess them with the artifact's own preprocessing"
-            )
-
-    def close(self) -> None:
-        """See `Runner.close`."""
-        self._session = None
 
 
 class OrtTarget(Target):
@@ -115,14 +38,15 @@ class OrtTarget(Target):
     title = "ONNX Runtime"
     precisions: ClassVar[Mapping[str, str]] = {"fp32": FLOAT32, "int8": "int8-ort"}
     options = OrtOptions
-    code = ("pipeline.measure", "pipeline.optimize", "pipeline.targets.ort")
+    forms: ClassVar[tuple[Form, ...]] = (Int8Ort(),)
+    code = ("pipeline.core.figures", "pipeline.graphs.passes", "pipeline.targets.ort")
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""
         found = metadata.version("onnxruntime") if find_spec("onnxruntime") else None
         return [
             Requirement("onnxruntime", found, "build", INSTALL),
-            Requirement("CPU threads", str(cpu.granted()), "run", "grant the process CPUs"),
+            Requirement("CPU threads", str(machine.granted()), "run", "grant the process CPUs"),
         ]
 
     def versions(self) -> dict[str, str]:
@@ -184,7 +108,7 @@ class OrtTarget(Target):
             raise UnavailableError(reason)
         artifact.verify()
         model, settings = how_to_open(artifact)
-        return OrtRunner(model, settings, cpu.resolve(_threads(threads, settings)))
+        return OrtRunner(model, settings, machine.resolve_threads(_threads(threads, settings)))
 
 
 def profile(
@@ -203,7 +127,9 @@ def profile(
         UnavailableError, ArtifactError: See `OrtTarget.open`.
     """
     model, settings = how_to_open(artifact)
-    return table(trace(model, settings, cpu.resolve(_threads(threads, settings)), images, runs))
+    return table(
+        trace(model, settings, machine.resolve_threads(_threads(threads, settings)), images, runs)
+    )
 
 
 def how_to_open(artifact: Artifact) -> tuple[Path, Settings]:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.measure import Latency, Ratio, ratio
-from pipeline.targets.base import Images
+from pipeline.core.figures import Latency, Ratio, ratio
+from pipeline.core.network import Images
+from pipeline.core.timing import CALLS, settle
 from pipeline.targets.ort.session import Settings, start
-from pipeline.timing import CALLS, settle
 
 WARMUP = 5
 MIN_ROUNDS = 4
@@ -68,7 +68,7 @@ class Choice:
 def interleave(
     sessions: Mapping[str, Any], images: Images, seconds: float
 ) -> dict[str, list[float]]:
-    """Milliseconds of every session's calls, taken in turns as in `pipeline.timing.interleaved`."""
+    """Milliseconds of every session's calls, taken in turns as in `timing.interleaved`."""
     feeds = {name: {s.get_inputs()[0].name: images} for name, s in sessions.items()}
     for name, session in sessions.items():
         for _ in range(WARMUP):

@@ -16,7 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import ArtifactError, BuildError, UnavailableError, UnsupportedOperatorError
+from pipeline.core.errors import (
+    ArtifactError,
+    BuildError,
+    UnavailableError,
+    UnsupportedOperatorError,
+)
 
 Choice = Literal["auto", "rtx", "tensorrt"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BuildError
+from pipeline.core.errors import BuildError
 from pipeline.targets.tensorrt import facts
 from pipeline.targets.tensorrt.api import Library, Messages, cuda_major
 from pipeline.targets.tensorrt.device import Gpu

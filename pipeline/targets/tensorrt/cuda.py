@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.closing import Closing
-from pipeline.errors import PipelineError, UnavailableError
+from pipeline.core.errors import PipelineError, UnavailableError
 
 INSTALL = "pip install cuda-bindings"
 
@@ -43,7 +42,7 @@ class Pinned:
     array: npt.NDArray[np.uint8]
 
 
-class Cuda(Closing):
+class Cuda(AbstractContextManager["Cuda"]):
     """A CUDA stream and everything allocated for it; a context manager.
 
     Args:
@@ -64,6 +63,9 @@ class Cuda(Closing):
         except BaseException:
             self.close()
             raise
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Free everything, the last first. Can be called again."""

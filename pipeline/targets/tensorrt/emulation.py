@@ -10,12 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifact import Artifact, file_hash
-from pipeline.errors import ArtifactError
-from pipeline.targets.base import Images, Logits, Runner
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import file_hash
+from pipeline.core.network import Images, Logits
+from pipeline.core.runner import Runner
+from pipeline.steps.artifact import Artifact
 
 if TYPE_CHECKING:
-    from pipeline.reference.ranges import TensorRange
+    from pipeline.emulate.ranges import TensorRange
 
 
 class EmulatedRunner(Runner):
@@ -32,7 +34,7 @@ class EmulatedRunner(Runner):
     device = "emulated: strict ONNX executor"
 
     def __init__(self, artifact: Artifact, graph: Path) -> None:
-        from pipeline.reference.onnx_executor import OnnxExecutor
+        from pipeline.emulate.onnx.executor import OnnxExecutor
 
         if file_hash(graph) != artifact.facts.get("graph_sha256"):
             raise ArtifactError(
@@ -46,7 +48,7 @@ class EmulatedRunner(Runner):
 
     def notes(self) -> dict[str, Any]:
         """Headroom by block; `overflows` names what passed the largest number of its type."""
-        from pipeline.reference.ranges import tightest
+        from pipeline.emulate.ranges import tightest
 
         report = self.overflow_report()
         overflows = [entry for entry in report if not entry.finite]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pipeline.errors import ConfigError
+from pipeline.core.errors import ConfigError
 
 ComputeCapability = Literal["7.5", "8.0", "8.6", "8.9", "12.0"]
 """Turing, A100, the 30, 40 and 50 series: what TensorRT-RTX compiles for."""

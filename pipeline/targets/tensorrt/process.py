@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BuildError, UnsupportedOperatorError
+from pipeline.core.errors import BuildError, UnsupportedOperatorError
 from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt.build import EngineJob, build_engine
 

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import write_atomically
-from pipeline.errors import ArtifactError, BuildError, UnavailableError
+from pipeline.core.errors import ArtifactError, BuildError, UnavailableError
+from pipeline.core.files import write_atomically
 from pipeline.targets.tensorrt.api import Library
 
 

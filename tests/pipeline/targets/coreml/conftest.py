@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import artifact
-from pipeline.artifact import Artifact
-from pipeline.targets.base import BuildJob, Images, Network
-from pipeline.targets.coreml import CoreMLOptions, CoreMLTarget
+from pipeline.core.network import Images, Network
+from pipeline.steps import artifact
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob
 from pipeline.targets.coreml.network import Normalization
+from pipeline.targets.coreml.options import CoreMLOptions
+from pipeline.targets.coreml.target import CoreMLTarget
 from pipeline.targets.coreml.verify import preprocessed
 
 LABELS = ("trouser", "coat", "bag", "boot", "größe")

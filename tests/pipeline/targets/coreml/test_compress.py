@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import measure
-from pipeline.artifact import Artifact
-from pipeline.errors import BuildError
-from pipeline.reference.mil_executor import MilExecutor
-from pipeline.targets.base import BuildJob, Images, Network
-from pipeline.targets.coreml import CoreMLTarget
+from pipeline.core import figures
+from pipeline.core.errors import BuildError
+from pipeline.core.network import Images, Network
+from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, palette, simulate
 from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.quantize import with_quantized_inputs
 from pipeline.targets.coreml.runner import pixels_of
 from pipeline.targets.coreml.search import SCHEMES, Search, WeightFile
+from pipeline.targets.coreml.target import CoreMLTarget
 
 Build = Callable[..., Artifact]
 PRUNED = Scheme("pruned", sparsity=0.75)
@@ -97,7 +98,7 @@ def test_compressed_packages(
     assert runner is not None
     with torch.inference_mode():
         expected = tiny()(torch.from_numpy(images)).numpy()
-    assert measure.compare(runner(images), expected).agreement >= agreement
+    assert figures.compare(runner(images), expected).agreement >= agreement
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_simulation_gives_the_logits_of_the_real_package(
     }
     simulated = MilExecutor(weights.replaced(values, tmp_path / "simulated.mlpackage"))
     real = MilExecutor(build(precision, deployment_target=system).folder / "model.mlpackage")
-    found = measure.compare(simulated.predict(pixels)["logits"], real.predict(pixels)["logits"])
+    found = figures.compare(simulated.predict(pixels)["logits"], real.predict(pixels)["logits"])
     assert found.relative_error < 2e-3
 
 
@@ -144,7 +145,7 @@ def test_w8a8_quantizes_what_enters_every_layer_but_the_first(
         inputs = torch.from_numpy(images)
         largest = nn.functional.gelu(module.stem(inputs)).abs().max().item()  # type: ignore[operator]
         assert scales["mixer"] <= largest / 127 * 1.001
-        found = measure.compare(quantized(inputs).numpy(), module(inputs).numpy())
+        found = figures.compare(quantized(inputs).numpy(), module(inputs).numpy())
     assert 0 < found.relative_error < 0.1
     assert (
         type(module.get_submodule("mixer").forward).__name__ == "method"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import ArtifactError, BuildError, UnsupportedOperatorError
-from pipeline.reference.mil_executor import MilExecutor
-from pipeline.reference.mil_program import read_program
-from pipeline.targets.base import Network
+from pipeline.core.errors import ArtifactError, BuildError, UnsupportedOperatorError
+from pipeline.core.network import Network
+from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.emulate.mil.program import read_program
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.network import deploy
@@ -164,7 +164,7 @@ def test_damage_of_an_artifact_is_found_before_it_runs(
 ) -> None:
     import shutil
 
-    from pipeline.targets.coreml import CoreMLTarget
+    from pipeline.targets.coreml.target import CoreMLTarget
 
     folder = Path(shutil.copytree(build().folder, tmp_path / "artifact"))
     weights = folder / "model.mlpackage" / saved.WEIGHTS / "weight.bin"

@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, BuildError, UnavailableError
-from pipeline.measure import State
-from pipeline.reference.mil_executor import MilExecutor
-from pipeline.targets.base import Images, Network
-from pipeline.targets.coreml import CoreMLTarget, device
+from pipeline.core.errors import ArtifactError, BuildError, UnavailableError
+from pipeline.core.figures import State
+from pipeline.core.network import Images, Network
+from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.coreml import device
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.results import numbers
+from pipeline.targets.coreml.target import CoreMLTarget
 
 ct = pytest.importorskip("coremltools")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError
-from pipeline.targets.base import Images, Network
+from pipeline.core.errors import ArtifactError
+from pipeline.core.network import Images, Network
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.diff import by_module, diff, diff_package, jump
 from pipeline.targets.coreml.fitness import Finding, fitness

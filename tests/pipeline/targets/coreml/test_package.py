@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError
-from pipeline.reference.mil_executor import MilExecutor
-from pipeline.targets.base import Images, Network
+from pipeline.core.errors import ArtifactError
+from pipeline.core.network import Images, Network
+from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.network import Normalization, deploy
 from pipeline.targets.coreml.quiet import logged

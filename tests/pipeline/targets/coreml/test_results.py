@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifact import Artifact
-from pipeline.errors import ArtifactError, DataError, InputError
-from pipeline.measure import State
+from pipeline.core.errors import ArtifactError, DataError, InputError
+from pipeline.core.figures import State
+from pipeline.exports.coreml_bench import write_bench_package
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml.bench_package import write_bench_package
 from pipeline.targets.coreml.results import (
     FORMAT,
     Measurements,

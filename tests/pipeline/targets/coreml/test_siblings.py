@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from care.fuse import fuse
-from pipeline.reference.mil_executor import MilExecutor
-from pipeline.reference.mil_program import read_program
-from pipeline.targets.base import Network
+from pipeline.core.network import Network
+from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.emulate.mil.program import read_program
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.network import Normalization, deploy
 from pipeline.targets.coreml.quiet import logged

@@ -12,13 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import measure
-from pipeline.artifact import Artifact, file_hash
-from pipeline.errors import ArtifactError, BuildError, ConfigError, InputError, UnavailableError
-from pipeline.reference.mil_program import read_program
-from pipeline.targets.base import BuildJob, Images, Network
-from pipeline.targets.coreml import CoreMLOptions, CoreMLTarget
-from pipeline.targets.coreml.recipes import RECIPES
+from pipeline.core import figures
+from pipeline.core.errors import (
+    ArtifactError,
+    BuildError,
+    ConfigError,
+    InputError,
+    UnavailableError,
+)
+from pipeline.core.files import file_hash
+from pipeline.core.network import Images, Network
+from pipeline.emulate.mil.program import read_program
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob
+from pipeline.targets.coreml.build import RECIPES
+from pipeline.targets.coreml.options import CoreMLOptions
+from pipeline.targets.coreml.target import CoreMLTarget
 
 Build = Callable[..., Artifact]
 TARGET = CoreMLTarget()
@@ -44,7 +53,7 @@ def test_emulated_package_gives_the_logits_of_pytorch(
     runner = TARGET.emulate(build(precision), None)
     assert runner is not None
     with runner:
-        found = measure.compare(runner(images), logits(tiny(), images))
+        found = figures.compare(runner(images), logits(tiny(), images))
         notes = runner.notes()
     assert found.relative_error < error
     assert found.flips == 0
@@ -132,7 +141,7 @@ def test_gray_images(
     built = build(of=gray, module=lambda: tiny(1))
     runner = TARGET.emulate(built, None)
     assert runner is not None
-    assert measure.compare(runner(images), logits(tiny(1), images)).relative_error < 5e-3
+    assert figures.compare(runner(images), logits(tiny(1), images)).relative_error < 5e-3
     program = read_program(built.folder / "model.mlpackage")
     assert program.inputs[0].colour == "GRAYSCALE"
 
@@ -269,6 +278,6 @@ def test_care_tiny(
     images = make_photos(16, of)
     runner = TARGET.emulate(built, None)
     assert runner is not None
-    found = measure.compare(runner(images), logits(module(), images))
+    found = figures.compare(runner(images), logits(module(), images))
     assert found.relative_error < 3e-3
     assert found.flips == 0

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifact import Artifact
-from pipeline.errors import DataError
-from pipeline.reference.mil_program import read_program
+from pipeline.core.errors import DataError
+from pipeline.emulate.mil.program import read_program
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import xcode
 from pipeline.targets.coreml.results import check, numbers, placement

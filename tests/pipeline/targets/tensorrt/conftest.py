@@ -13,14 +13,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import artifact
-from pipeline.artifact import Artifact
-from pipeline.precisions import FORMS
-from pipeline.precisions.base import FormJob
-from pipeline.targets.base import BuildJob, Network
+from pipeline.core.network import Network
+from pipeline.steps import artifact
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob
+from pipeline.targets.forms import FormJob
+from pipeline.targets.registry import form_named
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import NO_DRIVER, Gpu
-from pipeline.targets.trt import TrtOptions, TrtTarget
+from pipeline.targets.tensorrt.options import TrtOptions
+from pipeline.targets.tensorrt.target import TrtTarget
 
 NETWORK = Network("small", ("a", "b", "c", "d"), (3, 16, 16), {})
 ADA = Gpu("GeForce RTX 4090", "8.9", 24 << 30, (13, 0))
@@ -63,7 +65,7 @@ def small() -> Callable[..., onnx.ModelProto]:
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine has no GPU, whatever it has."""
-    monkeypatch.setattr("pipeline.targets.trt.find_gpu", lambda: NO_DRIVER)
+    monkeypatch.setattr("pipeline.targets.tensorrt.target.find_gpu", lambda: NO_DRIVER)
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gpu]:
 
     def put(**changes: Any) -> Gpu:
         found = Gpu(**{**vars(ADA), **changes})
-        monkeypatch.setattr("pipeline.targets.trt.find_gpu", lambda: found)
+        monkeypatch.setattr("pipeline.targets.tensorrt.target.find_gpu", lambda: found)
         return found
 
     return put
@@ -97,7 +99,9 @@ def build(tmp_path: Path) -> Callable[..., Artifact]:
         def never(*_: Any) -> Any:
             raise AssertionError("neither module nor calibration images are needed")
 
-        FORMS[target.precisions[precision]].convert(FormJob(source, NETWORK, {}, never, log), graph)
+        form_named(target.precisions[precision]).convert(
+            FormJob(source, NETWORK, {}, never, log), graph
+        )
         job = BuildJob(NETWORK, precision, TrtOptions(**options), graph, never, never, batch, log)
         return artifact.make(
             tmp_path / folder,

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.artifact import MANIFEST, file_hash
 from pipeline.cli import main
+from pipeline.core.files import file_hash
+from pipeline.steps.artifact import MANIFEST
 from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt import cuda as cuda_module
 from pipeline.targets.tensorrt.api import Library

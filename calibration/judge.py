@@ -1,0 +1,67 @@
+"""How a graph does on calibration images: by the strict executor, or by what shall run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from calibration.sample import CalibrationSet
+from calibration.sensitivity import Outcome
+from pipeline.core.errors import BuildError
+from pipeline.core.figures import compare, top_k
+from pipeline.core.network import Images, Logits
+
+Graph = Path | onnx.ModelProto
+
+
+def by_strict_executor(model: Graph, images: Images) -> Logits:
+    """Logits with every result rounded to its type."""
+    from pipeline.emulate.onnx.executor import OnnxExecutor  # needs torch, which takes its time
+
+    return OnnxExecutor(model).run_all(images)
+
+
+class Judge:
+    """Compares graphs with the float32 graph on the same images.
+
+    Args:
+        source: The float32 graph.
+        images: The calibration set.
+        count: Most images to judge on: spread evenly over the set.
+        run: Gives the logits of a graph.
+
+    Attributes:
+        count: Images judged on.
+        baseline: Outcome of the float32 graph.
+
+    Raises:
+        BuildError: There are no calibration images.
+    """
+
+    def __init__(
+        self,
+        source: Graph,
+        images: CalibrationSet,
+        count: int,
+        run: Callable[[Graph, Images], Logits] = by_strict_executor,
+    ) -> None:
+        total = len(images.images)
+        if not total:
+            raise BuildError("there are no calibration images: 8-bit forms need them")
+        chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+        self.count = len(chosen)
+        self._images, self._labels = images.images[chosen], images.labels[chosen]
+        self._run = run
+        self._reference = run(source, self._images)
+        correct = top_k(self._reference, self._labels)
+        self.baseline = Outcome(correct / self.count, 1.0, 0.0)
+
+    def __call__(self, model: onnx.ModelProto) -> Outcome:
+        """Outcome of a graph."""
+        logits = self._run(model, self._images)
+        comparison = compare(logits, self._reference)
+        error = comparison.relative_error if comparison.finite else float("nan")
+        return Outcome(top_k(logits, self._labels) / self.count, comparison.agreement, error)

@@ -1,0 +1,52 @@
+"""Built artifacts of a configuration, for the commands that look at them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from pipeline.commands.console import RichConsole
+from pipeline.config import Config
+from pipeline.core.errors import InputError
+from pipeline.core.network import Images
+from pipeline.scheduler.plan import make_context, plan
+from pipeline.stages.build import BuildStep, in_precisions
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.folders import LOG_FILE
+from pipeline.steps.log import Log
+from pipeline.steps.step import Context
+
+
+@contextlib.contextmanager
+def log_of(config: Config) -> Iterator[Log]:
+    """The log file of a configuration's results, closed at the end."""
+    log = Log(config.folder / LOG_FILE)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def builds_of(context: Context, target: str, precisions: Sequence[str]) -> list[BuildStep]:
+    """The target's built artifacts, verified; only those of the named precisions, if any."""
+    path = "python -m pipeline run"
+    steps = [s for s in plan(context) if isinstance(s, BuildStep) and s.target == target]
+    if not steps:
+        raise InputError(f"the configuration has no target {target}: add it under targets")
+    chosen = in_precisions(steps, precisions)
+    for step in chosen:
+        if not step.folder.exists():
+            raise InputError(f"{step.folder} is not built yet: run {path} --target {target}")
+        step.artifact().verify()
+    return chosen
+
+
+@contextlib.contextmanager
+def one_artifact(
+    config: Config, target: str, precision: str | None, images: int
+) -> Iterator[tuple[Context, Artifact, Images]]:
+    """One built artifact of a target, the first if none is named, and some validation images."""
+    with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
+        context = make_context(config, log, console.progress)
+        step = builds_of(context, target, (precision,) if precision else ())[0]
+        yield context, step.artifact(), context.source.first_images(images)

@@ -1,0 +1,28 @@
+"""`fitness`: does an artifact suit the device's accelerator?"""
+
+from __future__ import annotations
+
+from pipeline.commands.artifacts import one_artifact
+from pipeline.config import Config
+from pipeline.core.errors import InputError
+from pipeline.targets.registry import TARGETS
+
+
+def fitness(config: Config, target: str, *, precision: str | None, images: int) -> str:
+    """Checks of a built artifact for the device's accelerator, with advice.
+
+    Raises:
+        InputError: The artifact is not built, or the target has no such checks.
+    """
+    with one_artifact(config, target, precision, images) as (_, artifact, chosen):
+        rows = TARGETS[target].fitness(artifact, chosen)
+    if rows is None:
+        raise InputError(f"{target} has no checks of fitness; it has: coreml")
+    lines = []
+    for row in rows:
+        lines.append(f"{row['level']:<8} {row['check']}: {row['found']}")
+        if row["advice"]:
+            lines.append(f"{'':<8} {row['advice']}")
+        if row["where"]:
+            lines.append(f"{'':<8} such as {', '.join(row['where'])}")
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""What the commands of `python -m pipeline` do, as functions that return text and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline.commands.artifacts import log_of
+from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
+from pipeline.config import Config
+from pipeline.report import write
+from pipeline.report.gates import failures
+from pipeline.report.terminal import summary
+from pipeline.scheduler.execute import dry_run as plan_run
+from pipeline.scheduler.execute import execute
+from pipeline.scheduler.plan import Selection, make_context
+from pipeline.steps.folders import locked
+
+LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
+
+
+def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
+    """Run the pipeline, print its summary and return the exit code."""
+    with (
+        locked(config.folder, wait_s),
+        log_of(config) as log,
+        log.captured() as screen,
+        LOOKS[look](screen) as console,
+    ):
+        context = make_context(config, log, console.progress)
+        outcome = execute(context, selection, console)
+        outcome.gates = failures(config)
+        results = write.write(config, path, outcome)
+    if look != "json":
+        print(summary(results, str(config.folder)))
+    return outcome.exit_code
+
+
+def dry_run(config: Config, selection: Selection) -> str:
+    """The plan, with the reason for every step."""
+    with log_of(config) as log:
+        context = make_context(config, log, QuietConsole(sys.stderr).progress)
+        rows = [
+            (step.stage, step.name, why or "up to date")
+            for step, why in plan_run(context, selection)
+        ]
+    # Lines, not a table: reasons may name long paths, and scripts read this.
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows)

@@ -1,0 +1,101 @@
+"""What can go wrong, anywhere in this project, and the exit code that says so.
+
+    PipelineError                     2
+    ├── InputError                    2  something that the user gave does not make sense
+    │   ├── ConfigError               2  the configuration: unknown key, wrong type, bad combination
+    │   ├── DataError                 2  images, labels, calibration sets
+    │   ├── PreprocessError           2  a preprocessing specification
+    │   └── ModelError                2  the model, or one in a state that an operation cannot take
+    │       └── CheckpointError       2  a checkpoint that cannot be read, or does not fit the model
+    ├── ArtifactError                 2  a built thing is damaged, foreign, or not what it should be
+    ├── LockedError                   2  another run works on the same folder
+    ├── GateFailedError               1  a limit of the configuration does not hold
+    ├── BuildError                    3  a stage could not make what it should
+    │   └── UnsupportedOperatorError  3  a graph holds an operator that is not known
+    └── UnavailableError              4  hardware or software that this machine does not have
+
+A message is one line: what is wrong, where, and how to mend it. The command line prints it without
+a traceback. The codes are documented in the README; 0 is success and 130 an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class PipelineError(Exception):
+    """Base of every failure that the command line reports without a traceback."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputError(PipelineError):
+    """Something that the user gave does not make sense."""
+
+
+class ConfigError(InputError):
+    """Settings: an unknown key, a wrong type, a combination of options that cannot work."""
+
+
+class DataError(InputError):
+    """Images, labels or calibration sets that cannot be used."""
+
+
+class PreprocessError(InputError):
+    """A preprocessing specification makes no sense."""
+
+
+class ModelError(InputError):
+    """The model is unknown, or in a state that the operation cannot take."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class ArtifactError(PipelineError):
+    """A built thing is damaged, foreign, or not what it should be."""
+
+
+class LockedError(PipelineError):
+    """Another run works on the same folder."""
+
+
+class GateFailedError(PipelineError):
+    """A limit that the configuration sets does not hold."""
+
+    exit_code = 1
+
+
+class BuildError(PipelineError):
+    """A stage could not make what it should."""
+
+    exit_code = 3
+
+
+class UnsupportedOperatorError(BuildError):
+    """A graph holds an operator that is not known."""
+
+
+class UnavailableError(PipelineError):
+    """This machine lacks hardware or software that the operation needs."""
+
+    exit_code = 4
+
+
+@contextmanager
+def about(where: str) -> Iterator[None]:
+    """Put a place before the messages of input errors, such as the key that led there.
+
+    Args:
+        where: What the user gave, such as "model.checkpoint".
+
+    Raises:
+        InputError: What was raised inside, of the same kind, as "where: message".
+    """
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from error

@@ -1,0 +1,147 @@
+"""What machine this is: its CPU, how much of it this process may use, and how busy it is.
+
+The host's core count says nothing in a container: a pod with two cores' worth of quota on a machine
+with 64 cores would start 64 threads and be throttled for most of the time. Threads come from the
+CPU affinity and the container's quota.
+
+psutil reads /proc when it is imported, so that it is imported only where it is asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import InputError
+
+UNIFIED = "0"
+"""Hierarchy number of cgroup v2 in /proc/self/cgroup."""
+
+_CPUINFO = Path("/proc/cpuinfo")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Model of the CPU."""
+    try:
+        lines = _CPUINFO.read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def describe() -> dict[str, Any]:
+    """The machine, as far as it can be read; what cannot be read is left out."""
+    import psutil
+
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cpus_granted": granted(),
+        "cpus_of_host": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    if _GOVERNOR.is_file():
+        facts["governor"] = _GOVERNOR.read_text().strip()
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    if frequency and frequency.current:
+        facts["cpu_mhz"] = round(frequency.current)
+    return facts
+
+
+def identity() -> dict[str, Any]:
+    """What of the machine decides a latency: measured again where this differs."""
+    facts = describe()
+    return {name: facts[name] for name in ("cpu", "cpus_granted", "memory_gib", "machine")}
+
+
+def load(seconds: float = 0.5) -> float:
+    """CPUs that others keep busy while this process waits: they disturb a measurement."""
+    import psutil
+
+    return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+
+
+def granted(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Threads that this process may run at once, at least 1.
+
+    Args:
+        proc: The process's folder under /proc; elsewhere than on Linux there is none.
+        cgroups: Where the cgroup file systems are mounted.
+    """
+    affinity = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, math.floor(min(affinity, _quota(proc, cgroups))))
+
+
+def resolve_threads(asked: int | None) -> int:
+    """Threads to use when `asked` are asked for; None asks for all that are granted.
+
+    Raises:
+        InputError: More are asked for than this process may use.
+    """
+    limit = granted()
+    if asked is None:
+        return limit
+    if not 1 <= asked <= limit:
+        raise InputError(
+            f"{asked} threads are asked for, this process may use 1 to {limit} (CPU affinity and "
+            f"cgroup quota): ask for at most {limit} or grant more CPUs"
+        )
+    return asked
+
+
+def _quota(proc: Path, cgroups: Path) -> float:
+    """CPUs' worth of time that the cgroups of this process grant; infinite without a limit."""
+    try:
+        lines = (proc / "cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    limit = math.inf
+    for line in lines:
+        number, controllers, group = line.split(":", 2)
+        if number == UNIFIED:
+            # In a hybrid layout version 2 lies in "unified".
+            for root in (cgroups, cgroups / "unified"):
+                limit = min(limit, *(_quota_v2(f) for f in _up(root, group)))
+        elif "cpu" in controllers.split(","):
+            for root in (cgroups / "cpu", cgroups / controllers):
+                limit = min(limit, *(_quota_v1(f) for f in _up(root, group)))
+    return limit
+
+
+def _up(root: Path, group: str) -> list[Path]:
+    """The folders of a cgroup and its parents: each may set a limit.
+
+    Inside a container the group's path is often the host's, of which only the root is mounted.
+    """
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _quota_v2(folder: Path) -> float:
+    """`cpu.max` holds "max 100000" or "200000 100000": quota and period in microseconds."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return math.inf
+    return math.inf if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float:
+    """`cpu.cfs_quota_us` is -1 without a limit."""
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf

@@ -1,0 +1,87 @@
+"""The vocabulary of all floors: images, logits, and what is known of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.errors import ArtifactError
+
+Images = npt.NDArray[np.float32]
+"""Preprocessed images, (batch, channels, height, width)."""
+
+Logits = npt.NDArray[np.float32]
+"""(batch, classes), before any softmax."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What every artifact carries of the network that it was made from.
+
+    Attributes:
+        name: The run's name, such as "care_tiny".
+        labels: Class names in the order of the logits.
+        input_shape: (channels, height, width) of a preprocessed image.
+        preprocess: The preprocessing specification as plain values: size, crop, interpolation,
+            mean, std, channels.
+        description: Licence, author, origin: text for the formats' metadata fields, by field name.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    preprocess: Mapping[str, Any]
+    description: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_facts(cls, plain: Mapping[str, Any]) -> Network:
+        """The inverse of `to_facts`.
+
+        Raises:
+            ArtifactError: A value is missing or of another type.
+        """
+        try:
+            channels, height, width = plain["input_shape"]
+            return cls(
+                name=plain["name"],
+                labels=tuple(plain["labels"]),
+                input_shape=(channels, height, width),
+                preprocess=plain["preprocess"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError("the network is not stated in full: build it again") from error
+
+    def to_facts(self) -> dict[str, Any]:
+        """Plain values for an artifact's facts, which `from_facts` reads."""
+        return {
+            "name": self.name,
+            "labels": list(self.labels),
+            "input_shape": list(self.input_shape),
+            "preprocess": dict(self.preprocess),
+        }
+
+
+def in_batches(
+    run: Callable[[Images], Logits], images: Images, size: int, least: int = 1
+) -> Logits:
+    """Logits of any number of images by what takes batches of limited sizes.
+
+    Args:
+        run: Gives logits of a batch, such as a `Runner`.
+        images: Preprocessed images, (images, channels, height, width).
+        size: Images at a time.
+        least: Fewest images that `run` takes: a smaller rest is filled up with its last image.
+
+    Returns:
+        (images, classes).
+    """
+    parts = []
+    for start in range(0, max(1, len(images)), size):
+        part = images[start : start + size]
+        filled = np.concatenate([part, np.repeat(part[-1:], max(0, least - len(part)), 0)])
+        parts.append(run(filled)[: len(part)])
+    return np.concatenate(parts)

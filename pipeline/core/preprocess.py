@@ -1,0 +1,352 @@
+"""From an image file to the network's input: one specification, used by everything.
+
+    data = Path("cat.jpg").read_bytes()
+    spec = Preprocess.from_model(model)      # or Preprocess(size=224, crop=0.875, …)
+    batch = spec(decode(data, "cat.jpg"))    # float32 (3, 224, 224)
+
+What is decided here, once:
+
+- **Orientation.** An EXIF (or XMP) orientation is applied, so that a phone's photograph is seen as
+  people see it. timm and torchvision ignore it; images without such a tag come out as theirs do.
+- **Transparency** is composited over white: colours under fully transparent pixels are arbitrary,
+  and dropping the alpha channel would show them to the network.
+- **16-bit gray** is scaled to 8 bits (65535 becomes 255); Pillow's own conversion clips at 255.
+- **CMYK, palette, gray, YCbCr, HSV** are converted by Pillow, as timm and torchvision do.
+  Floating-point images have no agreed range and are refused.
+
+Everything else equals `timm.data.create_transform(…, is_training=False)` to the last bit. Only
+numpy and Pillow are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.core.errors import DataError, PreprocessError
+
+Channels = Literal["rgb", "gray"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+# Formats that Pillow decodes by itself; others (EPS, PDF, …) would start external programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+# Above this an image is taken for a decompression bomb: a quarter GiB as RGB, Pillow's threshold.
+MAX_PIXELS = 89_478_485
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode an image file's bytes to an upright RGB image.
+
+    Args:
+        data: The encoded file.
+        name: What to call the file in an error message.
+
+    Returns:
+        An image of mode "RGB", fully loaded.
+
+    Raises:
+        DataError: `data` is empty, no image, truncated, corrupt or a decompression bomb.
+    """
+    if not data:
+        raise DataError(f"{name} is empty (0 bytes): replace or remove it")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            image.load()
+            return to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{name} unpacks to more than {MAX_PIXELS / 1e6:.0f} million pixels, as a "
+            f"decompression bomb does ({error}): scale it down or remove it"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is not an image (expected one of {', '.join(FORMATS)}): replace or remove it"
+        ) from error
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    # Broken files surface as any of these, by format (SyntaxError: PNG, struct.error: TIFF).
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
+        raise DataError(
+            f"{name} is a truncated or corrupt image ({error}): replace or remove it"
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image of any mode into an upright, opaque RGB image (see the module's decisions).
+
+    Raises:
+        DataError: The pixel format has no agreed meaning as colours, such as floating point.
+    """
+    upright = _orient(image)
+    if upright.mode == "RGB":
+        return upright
+    if upright.mode.startswith("I"):
+        return _to_eight_bits(upright).convert("RGB")
+    try:
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, rgba).convert("RGB")
+        if upright.mode == "F":
+            raise ValueError("floating-point pixels have no agreed range")
+        return upright.convert("RGB")
+    except ValueError as error:
+        raise DataError(
+            f"an image of mode {image.mode} cannot be used ({error}): save it as 8-bit RGB"
+        ) from error
+
+
+def _orient(image: Image.Image) -> Image.Image:
+    """Apply the orientation tag; the result carries no tag, so that it is never applied twice."""
+    try:
+        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (SyntaxError, ValueError, OSError, struct.error, TypeError):
+        # Metadata that cannot be read states no orientation; the pixels are unharmed.
+        return image
+    if method is None:
+        return image
+    upright = image.transpose(method)
+    transparency = image.info.get("transparency")  # a palette's transparent entry lives here
+    upright.info = {} if transparency is None else {"transparency": transparency}
+    return upright
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale a gray image of mode I;16 (or I, as older Pillow reads 16-bit PNG) to 8 bits."""
+    values = np.asarray(image).astype(np.int64)
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise DataError(
+            "32-bit pixels outside 0 … 65535 have no agreed range: save the image with 8 or 16 bits"
+        )
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the network's input: a value that can be compared, stored and hashed.
+
+    Attributes:
+        size: Height and width of the input in pixels.
+        crop: Share of the resized shorter side that the centre crop keeps, in (0, 1]: the shorter
+            side is resized to floor(size / crop) pixels, as timm does.
+        interpolation: Pillow's resampling filter, antialiased.
+        mean: Per-channel mean, for pixels scaled to 0 … 1.
+        std: Per-channel standard deviation, for pixels scaled to 0 … 1.
+        channels: "rgb", or "gray" (ITU-R 601 luma) for a network with one input channel.
+
+    Raises:
+        PreprocessError: A value makes no sense.
+    """
+
+    size: int
+    crop: float
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: Channels = "rgb"
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.size) or self.size < 1:
+            raise PreprocessError(f"size is a positive number of pixels, not {self.size!r}")
+        if not _is_number(self.crop) or not 0 < self.crop <= 1:
+            raise PreprocessError(f"crop is a share in (0, 1], not {self.crop!r}")
+        _require_choice("interpolation", self.interpolation, get_args(Interpolation))
+        _require_choice("channels", self.channels, get_args(Channels))
+        # Canonical types, so that equal values have equal digests (1 and 1.0, list and tuple).
+        object.__setattr__(self, "crop", float(self.crop))
+        object.__setattr__(self, "mean", self._per_channel("mean", self.mean))
+        object.__setattr__(self, "std", self._per_channel("std", self.std))
+        if min(self.std) <= 0:
+            raise PreprocessError(f"std is positive in every channel, not {list(self.std)}")
+
+    def _per_channel(self, field: str, values: object) -> tuple[float, ...]:
+        if not isinstance(values, list | tuple) or not all(_is_number(v) for v in values):
+            raise PreprocessError(f"{field} is a list of finite numbers, not {values!r}")
+        if len(values) != self.depth:
+            raise PreprocessError(
+                f"{field} has {len(values)} values, but {self.channels} images have {self.depth} "
+                "channel(s)"
+            )
+        return tuple(float(v) for v in values)
+
+    @property
+    def depth(self) -> int:
+        """Number of channels: 3 for rgb, 1 for gray."""
+        return 3 if self.channels == "rgb" else 1
+
+    @property
+    def resized(self) -> int:
+        """Length in pixels of the shorter side after the resize, before the crop."""
+        return math.floor(self.size / self.crop)
+
+    @classmethod
+    def from_model(cls, model: object, size: int | None = None) -> Preprocess:
+        """Read what a timm model states about itself (`pretrained_cfg`, `default_cfg`).
+
+        Args:
+            model: A model made by `timm.create_model`.
+            size: Input size to use in place of the stated one.
+
+        Raises:
+            PreprocessError: The model states no preprocessing, or one that cannot be expressed.
+        """
+        stated = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+        if not stated:
+            raise PreprocessError(
+                f"{type(model).__name__} states no preprocessing: give size, crop, interpolation, "
+                "mean and std"
+            )
+        needed = ("input_size", "crop_pct", "interpolation", "mean", "std")
+        if missing := [key for key in needed if key not in stated]:
+            raise PreprocessError(
+                f"{type(model).__name__} does not state {', '.join(missing)}: give size, crop, "
+                "interpolation, mean and std"
+            )
+        depth, height, width = stated["input_size"]
+        if height != width and size is None:
+            raise PreprocessError(
+                f"only square inputs are supported, the model states {height} x {width}"
+            )
+        if depth not in (1, 3):
+            raise PreprocessError(f"images have 1 or 3 channels, the model states {depth}")
+        if stated.get("crop_mode", "center") != "center":
+            raise PreprocessError(
+                f"only centre crops are supported, the model states {stated['crop_mode']!r}"
+            )
+        return cls(
+            size=height if size is None else size,
+            crop=stated["crop_pct"],
+            interpolation=stated["interpolation"],
+            mean=tuple(stated["mean"]),
+            std=tuple(stated["std"]),
+            channels="rgb" if depth == 3 else "gray",
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`; strict: every field once, nothing else.
+
+        Raises:
+            PreprocessError: A field is missing, unknown or makes no sense.
+        """
+        if not isinstance(values, Mapping):
+            raise PreprocessError(f"preprocessing is a mapping of fields, not {values!r}")
+        fields = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in fields if name not in values]
+        unknown = [str(name) for name in values if name not in fields]
+        if missing or unknown:
+            problem = (
+                f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(unknown)}"
+            )
+            raise PreprocessError(f"preprocessing {problem}: its fields are {', '.join(fields)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, with JSON's types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of the canonical JSON form; equal values have equal digests."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """The network's input for one image: float32 of shape (depth, size, size)."""
+        normalized: npt.NDArray[np.float32] = self.normalize(self.pixels(image)[None])[0]
+        return normalized
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """The image resized and cropped, not yet normalized: what a Core ML image input receives.
+
+        Returns:
+            uint8 of shape (size, size, depth).
+
+        Raises:
+            DataError: The image cannot be used, or is too elongated to be resized within bounds.
+        """
+        image = to_rgb(image)
+        if self.channels == "gray":
+            image = image.convert("L")
+        width, height = self._resized_shape(image)
+        # timm and torchvision leave an image alone that has the right size already; so does Pillow.
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        image = image.crop((left, top, left + self.size, top + self.size))
+        return np.array(image, dtype=np.uint8).reshape(self.size, self.size, self.depth)
+
+    def _resized_shape(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height after the resize; the longer is rounded down, as torchvision does."""
+        short, long = sorted(image.size)
+        if not short:
+            raise DataError(f"an image of {image.width} x {image.height} pixels is empty")
+        longer = int(self.resized * long / short)
+        if self.resized * longer > MAX_PIXELS:
+            raise DataError(
+                f"an image of {image.width} x {image.height} pixels is too elongated to be "
+                "resized: crop it first"
+            )
+        return (self.resized, longer) if image.width <= image.height else (longer, self.resized)
+
+    def normalize(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Scale pixels to 0 … 1, subtract the mean, divide by the standard deviation.
+
+        Args:
+            batch: uint8 of shape (batch, height, width, depth), as `pixels` makes them.
+
+        Returns:
+            float32 of shape (batch, depth, height, width), contiguous.
+
+        Raises:
+            PreprocessError: `batch` has another type or shape.
+        """
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != self.depth:
+            raise PreprocessError(
+                f"normalize takes uint8 (batch, height, width, {self.depth}), "
+                f"not {batch.dtype} {batch.shape}"
+            )
+        output = np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype=np.float32)
+        # In place and in this order: the same roundings as torchvision's.
+        output /= np.float32(255)
+        output -= np.array(self.mean, dtype=np.float32)[:, None, None]
+        output /= np.array(self.std, dtype=np.float32)[:, None, None]
+        return output
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PreprocessError(f"{field} is one of {', '.join(choices)}, not {value!r}")

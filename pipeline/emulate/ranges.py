@@ -1,0 +1,152 @@
+"""How close the tensors of a run came to the limits of their types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.emulate import rounding
+
+
+@dataclass(slots=True, kw_only=True)
+class TensorRange:
+    """What was seen of one tensor, over every batch since recording began.
+
+    Counts are of values, not of images.
+
+    Attributes:
+        tensor: Name of the tensor.
+        node: Name of the node that produced it.
+        op_type: That node's operator.
+        module: Dotted path of the module that the node comes from; "" if unknown.
+        block: The block of the network around that module; "" if unknown.
+        dtype: The tensor's type.
+        limit: Largest finite magnitude of the type: 65504 for float16, 448 for float8_e4m3fn.
+        largest: Largest finite magnitude before rounding to the type.
+        values: Values seen.
+        overflowed: Finite before rounding, infinite after.
+        saturated: Beyond the range of an 8-bit or narrower type, and set to its limit.
+        infinite: Infinite after rounding, for whatever reason.
+        nan: Not a number.
+        flushed: Not zero before rounding, zero after.
+        subnormal: Kept, but below the smallest normal number: hardware may flush these to zero.
+    """
+
+    tensor: str
+    node: str
+    op_type: str
+    module: str
+    block: str
+    dtype: str
+    limit: float
+    largest: float = 0.0
+    values: int = 0
+    overflowed: int = 0
+    saturated: int = 0
+    infinite: int = 0
+    nan: int = 0
+    flushed: int = 0
+    subnormal: int = 0
+
+    @property
+    def headroom(self) -> float:
+        """How often the largest value fits into the range of the type.
+
+        Below 1 the tensor overflowed; 0 means that it holds infinities or NaN that came from
+        elsewhere: a division by zero, an operand, or a running sum in a narrow accumulator.
+        """
+        if not self.finite and self.largest <= self.limit:
+            return 0.0
+        return self.limit / self.largest if self.largest else math.inf
+
+    @property
+    def finite(self) -> bool:
+        """No value was infinite or not a number."""
+        return not (self.infinite or self.nan)
+
+    def observe(self, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
+        """Take one batch into account.
+
+        Args:
+            exact: Values as computed, any shape.
+            rounded: The same as `rounding.narrow` made them.
+            dtype: The tensor's type.
+        """
+        if not exact.numel():
+            return
+        self.values += exact.numel()
+        low, high = (extreme.item() for extreme in torch.aminmax(exact))
+        if math.isfinite(low) and math.isfinite(high):
+            self.largest = max(self.largest, -low, high)
+        else:
+            finite = torch.nan_to_num(exact.abs(), nan=0.0, posinf=0.0)
+            self.largest = max(self.largest, finite.max().item())
+        if not dtype.is_floating_point or dtype in rounding.FLOAT8:
+            self._count_saturated(exact, dtype, low, high)
+        if dtype.is_floating_point:
+            self._count_special(exact, rounded, dtype, low, high)
+            self._count_small(exact, rounded, dtype)
+
+    def _count_saturated(self, exact: Tensor, dtype: torch.dtype, low: float, high: float) -> None:
+        smallest, largest = rounding.bounds(dtype)
+        if not (smallest <= low and high <= largest):
+            self.saturated += int(torch.count_nonzero((exact < smallest) | (exact > largest)))
+
+    def _count_special(
+        self, exact: Tensor, rounded: Tensor, dtype: torch.dtype, low: float, high: float
+    ) -> None:
+        if -self.limit <= low and high <= self.limit:
+            return
+        infinite = torch.isinf(rounded.to(torch.float32))
+        self.infinite += int(torch.count_nonzero(infinite))
+        self.overflowed += int(torch.count_nonzero(infinite & torch.isfinite(exact)))
+        self.nan += int(torch.count_nonzero(torch.isnan(rounded.to(torch.float32))))
+
+    def _count_small(self, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
+        if dtype in (torch.float32, torch.float64):
+            return  # nothing is rounded, and no network reaches 1e-38
+        if dtype in rounding.FLOAT8:
+            rounded = rounded.to(torch.float32)  # torch computes nothing on 8-bit floats
+        kept = int(torch.count_nonzero(rounded))
+        small = int(torch.count_nonzero(rounded.abs() < rounding.smallest_normal(dtype)))
+        self.flushed += int(torch.count_nonzero(exact)) - kept
+        self.subnormal += small - (rounded.numel() - kept)
+
+
+def first_failure(report: Iterable[TensorRange]) -> TensorRange | None:
+    """Where infinities and NaN begin: the first tensor, in execution order, that has any.
+
+    Args:
+        report: Ranges in execution order, as an executor reports them.
+
+    Returns:
+        That tensor's range, or None where every value was finite.
+    """
+    return next((entry for entry in report if not entry.finite), None)
+
+
+def tightest(report: Iterable[TensorRange]) -> dict[str, TensorRange]:
+    """The tensor of least headroom of each block, blocks in execution order.
+
+    Args:
+        report: Ranges in execution order.
+
+    Returns:
+        Block name to range. Tensors of quantized types are left out: they saturate by design.
+    """
+    worst: dict[str, TensorRange] = {}
+    for entry in report:
+        if entry.dtype.startswith(("int", "uint", "float8")):
+            continue
+        rival = worst.get(entry.block)
+        if rival is None or _urgency(entry) < _urgency(rival):
+            worst[entry.block] = entry
+    return worst
+
+
+def _urgency(entry: TensorRange) -> tuple[bool, float]:
+    return entry.finite, entry.headroom

@@ -1,0 +1,63 @@
+"""Writes a Swift package that measures a Core ML package on an iPhone, iPad or Mac.
+
+The package holds the model as it is; what it measures names it by its digest, so that the result
+cannot be taken for that of another model. See `results` for the file that it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from pipeline.core.errors import ArtifactError, InputError
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.package import MODEL
+
+_FILES = {
+    "Package.swift": "Package.swift",
+    "README.md": "README.md",
+    "Benchmark.swift": "Sources/CoreMLBench/Benchmark.swift",
+    "Measurements.swift": "Sources/CoreMLBench/Measurements.swift",
+    "main.swift": "Sources/coreml-bench/main.swift",
+    "BenchmarkTests.swift": "Tests/CoreMLBenchTests/BenchmarkTests.swift",
+}
+_RESOURCES = Path("Sources/CoreMLBench/Resources")
+
+
+def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700) -> Path:
+    """Write the Swift package.
+
+    Args:
+        artifact: What `CoreMLTarget` built.
+        folder: Where it shall lie; must not exist, or be empty.
+        samples: Timed predictions on each set of compute units; with 662 and more there is a p99.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ArtifactError: The artifact is damaged, or the folder cannot be written.
+        InputError: The folder holds something.
+    """
+    artifact.verify()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: name a new folder")
+    templates = Path(__file__).parent / "templates"
+    try:
+        for name, destination in _FILES.items():
+            path = folder / destination
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(templates / f"{name}.txt", path)
+        resources = folder / _RESOURCES
+        shutil.copytree(artifact.folder / MODEL, resources / "model.mlpackage")
+        facts = {
+            "name": f"{artifact.facts['network']['name']} {artifact.name}",
+            "digest": saved.digest(artifact.folder / MODEL),
+            "samples": samples,
+        }
+        (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,237 @@
+"""Inserts quantize/dequantize pairs into a float32 graph and rewrites the rest in float16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from calibration.ranges import (
+    Quantization,
+    Range,
+    Scheme,
+    quantization,
+    weight_quantization,
+)
+from pipeline.core.errors import BuildError
+from pipeline.emulate.onnx.graph import load_graph
+from pipeline.graphs import float16
+
+SMALLEST_SCALE = float16.FLOAT16.smallest_normal
+"""Below it a float16 scale loses bits, and hardware may take it for zero."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights that can be quantized.
+
+    Attributes:
+        node: Index of the node.
+        name: Its name.
+        activation: The tensor that it reads.
+        weight: The initializer that it reads.
+        axis: Axis of the weight's output channels.
+        block: Block of the network that it belongs to.
+        groups: Groups of a convolution: as many as channels in a depthwise one.
+        channels: Its input or its output channels, whichever are fewer.
+    """
+
+    node: int
+    name: str
+    activation: str
+    weight: str
+    axis: int
+    block: str
+    groups: int
+    channels: int
+
+
+def layers_of(model: onnx.ModelProto) -> list[Layer]:
+    """Convolutions and matrix products with constant weights, in the order of the graph."""
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    blocks = {node.name: node.block for node in load_graph(model).nodes}
+    layers = []
+    for i, node in enumerate(model.graph.node):
+        axis = _channel_axis(node, weights)
+        if axis is None:
+            continue
+        name = node.name or node.output[0]
+        activation, weight, *_ = node.input
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        outputs, inputs = weights[weight][axis], weights[weight][1 - axis] * groups
+        layers.append(
+            Layer(
+                node=i,
+                name=name,
+                activation=activation,
+                weight=weight,
+                axis=axis,
+                block=blocks.get(name) or "network",
+                groups=groups,
+                channels=min(outputs, inputs),
+            )
+        )
+    return layers
+
+
+def activations(layers: Sequence[Layer]) -> list[str]:
+    """Tensors that layers read, each once."""
+    return list(dict.fromkeys(layer.activation for layer in layers))
+
+
+def _channel_axis(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Axis of the output channels of a node's weight; None if it has none to quantize."""
+    if len(node.input) < 2 or node.input[1] not in weights or node.input[0] in weights:
+        return None
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        return 0 if transposed else 1
+    if node.op_type == "MatMul" and len(weights[node.input[1]]) == 2:
+        return 1
+    return None
+
+
+class Quantizer:
+    """Makes 8-bit graphs with some blocks left in float16.
+
+    Args:
+        source: The float32 graph.
+        layers: What can be quantized.
+        ranges: Ranges of the activations.
+        activation_scheme: How activations are stored.
+        weight_scheme: How weights are stored.
+
+    Attributes:
+        blocks: The blocks that hold layers, in the order of the graph.
+    """
+
+    def __init__(
+        self,
+        source: onnx.ModelProto,
+        layers: Sequence[Layer],
+        ranges: Mapping[str, Range],
+        activation_scheme: Scheme,
+        weight_scheme: Scheme,
+    ) -> None:
+        self.blocks = list(dict.fromkeys(layer.block for layer in layers))
+        self._source, self._layers, self._ranges = source, layers, ranges
+        self._schemes = activation_scheme, weight_scheme
+        initializers = {tensor.name: tensor for tensor in source.graph.initializer}
+        self._weights = {
+            layer.weight: _halved(
+                weight_quantization(
+                    numpy_helper.to_array(initializers[layer.weight]), layer.axis, weight_scheme
+                )
+            )
+            for layer in layers
+        }
+        self._initializers = initializers
+
+    def build(self, excluded: frozenset[str]) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """Make the graph.
+
+        Args:
+            excluded: Blocks that stay in float16.
+
+        Returns:
+            The model, checked, and facts about it.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._source)
+        chosen = {layer.node: layer for layer in self._layers if layer.block not in excluded}
+        nodes: list[onnx.NodeProto] = []
+        done: dict[str, str] = {}
+        for i, node in enumerate(model.graph.node):
+            if i in chosen:
+                self._quantize(model, node, chosen[i], nodes, done)
+            nodes.append(node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        converted, facts = float16.to_half(model, float16.FLOAT16)
+        return converted, {
+            **facts.to_dict(),
+            "quantized_layers": len(chosen),
+            "float16_layers": [x.name for x in self._layers if x.node not in chosen],
+            "coarse_channels": sum(
+                int((self._weights[x.weight].scale <= SMALLEST_SCALE).sum())
+                for x in chosen.values()
+            ),
+        }
+
+    def _quantize(
+        self,
+        model: onnx.ModelProto,
+        node: onnx.NodeProto,
+        layer: Layer,
+        nodes: list[onnx.NodeProto],
+        done: dict[str, str],
+    ) -> None:
+        """Let a node read the dequantized forms of its activation and its weight."""
+        if layer.activation not in done:
+            found = _halved(quantization(self._ranges[layer.activation], self._schemes[0]))
+            done[layer.activation] = _round_trip(model, nodes, layer.activation, found)
+        if layer.weight not in done:
+            found = self._weights[layer.weight]
+            values = numpy_helper.to_array(self._initializers[layer.weight])
+            stored = f"{layer.weight}_{found.scheme.dtype}"
+            model.graph.initializer.append(numpy_helper.from_array(found.quantize(values), stored))
+            done[layer.weight] = _dequantize(model, nodes, layer.weight, stored, found)
+        node.input[0], node.input[1] = done[layer.activation], done[layer.weight]
+
+
+def _halved(found: Quantization) -> Quantization:
+    """The same with scales that float16 holds exactly."""
+    scale = np.maximum(found.scale.astype(np.float16), np.float16(SMALLEST_SCALE))
+    if not np.isfinite(scale).all():
+        raise BuildError(
+            f"a quantization scale of {found.scale.max():.3g} lies beyond float16: the network's "
+            "activations are too large for an 8-bit form; build fp32 or bf16"
+        )
+    return replace(found, scale=scale.astype(np.float32))
+
+
+def _round_trip(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], name: str, found: Quantization
+) -> str:
+    """Add a quantize/dequantize pair; returns the name of its result."""
+    scale, zero = _parameters(model, name, found)
+    stored = f"{name}_{found.scheme.dtype}"
+    nodes.append(
+        helper.make_node("QuantizeLinear", [name, scale, zero], [stored], f"quantize_{name}")
+    )
+    return _dequantize(model, nodes, name, stored, found)
+
+
+def _dequantize(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    name: str,
+    stored: str,
+    found: Quantization,
+) -> str:
+    scale, zero = _parameters(model, name, found)
+    result = f"{name}_dequantized"
+    node = helper.make_node("DequantizeLinear", [stored, scale, zero], [result])
+    node.name = f"dequantize_{name}"
+    if found.axis is not None:
+        node.attribute.append(helper.make_attribute("axis", found.axis))
+    nodes.append(node)
+    return result
+
+
+def _parameters(model: onnx.ModelProto, name: str, found: Quantization) -> tuple[str, str]:
+    """Names of the initializers of scale and zero point, added at the first use.
+
+    TensorRT wants zero points to be zero, and they also tell ONNX the stored type.
+    """
+    scale, zero = f"{name}_scale", f"{name}_zero_point"
+    if all(tensor.name != scale for tensor in model.graph.initializer):
+        model.graph.initializer.append(numpy_helper.from_array(found.scale, scale))
+        model.graph.initializer.append(numpy_helper.from_array(found.zero_point, zero))
+    return scale, zero

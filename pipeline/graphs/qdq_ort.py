@@ -1,0 +1,244 @@
+"""Inserts quantize/dequantize pairs where ONNX Runtime's CPU kernels take them.
+
+Its int8 kernels read unsigned activations and signed weights, one scale a channel, and write 8
+bits: a node is quantized with its inputs, its output and its bias. TensorRT wants another graph: it
+reads signed activations and leaves outputs and biases alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from calibration.ranges import (
+    ACTIVATIONS_UINT8,
+    WEIGHTS_INT8,
+    Quantization,
+    Range,
+    Scheme,
+    quantization,
+    weight_quantization,
+)
+from pipeline.emulate.onnx.graph import block_of
+
+_INT32 = np.iinfo(np.int32)
+
+
+class Kind(StrEnum):
+    """Kinds of nodes that have 8-bit kernels."""
+
+    CONVOLUTION = "convolutions"
+    DEPTHWISE = "depthwise convolutions"
+    LINEAR = "linear layers"
+    ADDITION = "additions"
+    JOINT = "splits and concatenations"
+
+
+_LAYERS = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node that can be quantized.
+
+    Attributes:
+        index: Of the node in the graph.
+        kind: Its kind.
+        block: The block of the network that it belongs to.
+    """
+
+    index: int
+    kind: Kind
+    block: str
+
+
+def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
+    """All nodes that can be quantized, in the order of the graph.
+
+    The name of a layer's weight names its block; nodes without weights belong to the block of the
+    layer before them.
+    """
+    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    found, block = [], "network"
+    for index, node in enumerate(model.graph.node):
+        kind = _kind(node, weights)
+        if kind in _LAYERS and "." in node.input[1]:
+            block = block_of(node.input[1])
+        if kind is not None:
+            found.append(Candidate(index, kind, block))
+    return found
+
+
+def _kind(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> Kind | None:
+    constants = [name in weights for name in node.input]
+    if node.op_type == "Conv" and all(constants[1:]):
+        one_each = weights[node.input[1]][1] == 1 and weights[node.input[1]][0] > 1
+        return Kind.DEPTHWISE if one_each else Kind.CONVOLUTION
+    if node.op_type == "Gemm" and all(constants[1:]):
+        return Kind.LINEAR
+    if node.op_type == "Add" and not any(constants):
+        return Kind.ADDITION
+    if node.op_type in ("Concat", "Split") and not constants[0]:
+        return Kind.JOINT
+    return None
+
+
+def insert_pairs(
+    source: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Sequence[Candidate]
+) -> onnx.ModelProto:
+    """Make a graph with some nodes in 8 bits.
+
+    Args:
+        source: The float32 graph; left unchanged.
+        ranges: Of the tensors that `activations` names.
+        chosen: Which nodes, in the order of the graph.
+    """
+    return _Insertion(source, ranges, chosen).run()
+
+
+def activations(model: onnx.ModelProto) -> list[str]:
+    """Tensors that may be quantized: all that candidates read and write, each once."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+    names: dict[str, None] = {}
+    for candidate in candidates_of(model):
+        node = model.graph.node[candidate.index]
+        names |= dict.fromkeys(
+            n for n in (*node.input, *node.output) if n not in initializers | outputs
+        )
+    return list(names)
+
+
+class _Insertion:
+    """One graph in the making."""
+
+    def __init__(
+        self, source: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Sequence[Candidate]
+    ) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(source)
+        graph = self.model.graph
+        self.constants = {t.name: numpy_helper.to_array(t) for t in source.graph.initializer}
+        self.chosen = {c.index: c.kind for c in chosen}
+        self.outputs = {value.name for value in graph.output}
+        nodes = list(graph.node)
+        inputs = [n for i in self.chosen for n in nodes[i].input if n not in self.constants]
+        results = [n for i in self.chosen for n in nodes[i].output if n not in self.outputs]
+        self.written = set(results)
+        self.parameters = {
+            name: quantization(ranges[name], ACTIVATIONS_UINT8)
+            for name in dict.fromkeys([*inputs, *results])
+        }
+        self._share_ranges(nodes)
+        self.added: set[str] = set()
+
+    def _share_ranges(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """A Split moves 8-bit values only if its parts have the scale of the whole."""
+        for index, kind in sorted(self.chosen.items()):
+            node = nodes[index]
+            if kind is Kind.JOINT and node.op_type == "Split":
+                whole = self.parameters[node.input[0]]
+                self.parameters |= {n: whole for n in node.output if n in self.parameters}
+
+    def run(self) -> onnx.ModelProto:
+        graph = self.model.graph
+        nodes: list[onnx.NodeProto] = []
+        for value in graph.input:
+            if value.name in self.parameters:
+                nodes += self._pair(value.name)
+        for index, node in enumerate(list(graph.node)):
+            kind = self.chosen.get(index)
+            if kind in _LAYERS:
+                nodes += self._weights(node, kind)
+            self._redirect(node, quantized=kind is not None)
+            nodes.append(node)
+            for name in node.output:
+                if name in self.parameters:
+                    nodes += self._pair(name)
+        del graph.node[:]
+        graph.node.extend(nodes)
+        self._drop_unused()
+        return self.model
+
+    def _redirect(self, node: onnx.NodeProto, *, quantized: bool) -> None:
+        """Let a node read the dequantized form of its inputs.
+
+        Float nodes read it too where an 8-bit kernel writes the tensor: there is no other.
+        """
+        for place, name in enumerate(node.input):
+            if name in self.parameters and (quantized or name in self.written):
+                node.input[place] = f"{name}_dequantized"
+
+    def _pair(self, name: str) -> list[onnx.NodeProto]:
+        scale, zero = self._store_parameters(name, self.parameters[name])
+        stored = f"{name}_uint8"
+        return [
+            helper.make_node("QuantizeLinear", [name, scale, zero], [stored], f"quantize_{name}"),
+            helper.make_node(
+                "DequantizeLinear",
+                [stored, scale, zero],
+                [f"{name}_dequantized"],
+                f"dequantize_{name}",
+            ),
+        ]
+
+    def _weights(self, node: onnx.NodeProto, kind: Kind) -> list[onnx.NodeProto]:
+        """Store a layer's weight in 8 bits and its bias in 32; returns what reads them back."""
+        axis = 0 if kind is not Kind.LINEAR or _flag(node, "transB") else 1
+        source = node.input[1]
+        found = weight_quantization(self.constants[source], axis, WEIGHTS_INT8)
+        # A weight can be read by several layers; its bias scale depends on the activation.
+        name = f"{source}_of_{node.output[0]}"
+        made = [self._constant(name, found.quantize(self.constants[source]), found)]
+        activation = self.parameters[node.input[0]]
+        node.input[1] = f"{name}_dequantized"
+        if len(node.input) > 2 and node.input[2]:
+            bias = self.constants[node.input[2]]
+            scale = (activation.scale * found.scale).astype(np.float32)
+            steps = np.rint(bias.astype(np.float64) / scale)
+            stored = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
+            name = f"{node.input[2]}_of_{node.output[0]}"
+            zero = np.zeros(len(scale), np.int32)
+            made.append(self._constant(name, stored, Quantization(Scheme(), scale, zero, 0)))
+            node.input[2] = f"{name}_dequantized"
+        return made
+
+    def _constant(
+        self, name: str, stored: npt.NDArray[np.generic], found: Quantization
+    ) -> onnx.NodeProto:
+        scale, zero = self._store_parameters(name, found)
+        self._store(f"{name}_stored", stored)
+        return helper.make_node(
+            "DequantizeLinear",
+            [f"{name}_stored", scale, zero],
+            [f"{name}_dequantized"],
+            f"dequantize_{name}",
+            axis=found.axis,
+        )
+
+    def _store_parameters(self, name: str, found: Quantization) -> tuple[str, str]:
+        self._store(f"{name}_scale", found.scale)
+        self._store(f"{name}_zero_point", found.zero_point)
+        return f"{name}_scale", f"{name}_zero_point"
+
+    def _store(self, name: str, array: npt.NDArray[np.generic]) -> None:
+        if name not in self.added:
+            self.added.add(name)
+            self.model.graph.initializer.append(numpy_helper.from_array(array, name))
+
+    def _drop_unused(self) -> None:
+        graph = self.model.graph
+        read = {name for node in graph.node for name in node.input} | self.outputs
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+
+
+def _flag(node: onnx.NodeProto, name: str) -> bool:
+    return any(a.name == name and a.i for a in node.attribute)

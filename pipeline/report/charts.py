@@ -1,0 +1,254 @@
+"""Which plots a run's results give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core import plots
+from pipeline.core.figures import State
+from pipeline.core.plots import Curve, Point, Words
+from pipeline.core.published import PUBLISHED
+from pipeline.report import text
+from pipeline.report.results import Results
+from pipeline.report.view import (
+    IMAGENET_CLASSES,
+    PYTORCH,
+    anchor,
+    baseline,
+    bench_facts,
+    class_count,
+    first_batch,
+    full_name,
+    reference,
+    shown,
+)
+
+_TOP1 = "top-1 (%)"
+_PYTORCH_SERIES = plots.SERIES - 1
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with the words below it.
+
+    Attributes:
+        title: What it shows.
+        svg: The `<svg>`, ready for the page.
+        caption: What to know when reading it.
+    """
+
+    title: str
+    svg: str
+    caption: str
+
+
+def all_plots(results: Results) -> list[Plot]:
+    """All plots for which there are figures."""
+    return [
+        *_accuracy_latency(results),
+        *_beside_published(results),
+        *_accuracy_size(results),
+        *_size_curves(results),
+        *_distributions(results),
+    ]
+
+
+def _ours(results: Results, target: str | None = None) -> list[Point]:
+    """A point for every artifact whose accuracy is known; x is its latency, if measured."""
+    targets = list(dict.fromkeys(artifact["target"] for artifact in results["artifacts"]))
+    points = []
+    for artifact in results["artifacts"]:
+        top1 = text.number(artifact["numbers"].get("top1"))
+        if top1.value is None or target not in (None, artifact["target"]):
+            continue
+        latency = text.number(artifact["latency"])
+        points.append(
+            Point(
+                full_name(artifact),
+                latency.value,
+                100 * top1.value,
+                plots.EMULATED if top1.state is State.EMULATED else plots.MEASURED,
+                targets.index(artifact["target"]) % _PYTORCH_SERIES,
+                latency.interval,
+                _percent(top1.interval),
+            )
+        )
+    return points
+
+
+def _percent(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (100 * interval[0], 100 * interval[1])
+
+
+def _pytorch(results: Results) -> list[Point]:
+    """The baseline, if its accuracy and its latency are known."""
+    top1, latency = text.number(reference(results).get("top1")), baseline(results)
+    if top1.value is None or latency.value is None:
+        return []
+    return [
+        Point(
+            "PyTorch",
+            latency.value,
+            100 * top1.value,
+            plots.MEASURED,
+            _PYTORCH_SERIES,
+            latency.interval,
+            _percent(top1.interval),
+        )
+    ]
+
+
+def _accuracy_latency(results: Results) -> Iterator[Plot]:
+    points = [*_ours(results), *_pytorch(results)]
+    if not points:
+        return
+    timed = any(point.x is not None for point in points)
+    title = "Accuracy against latency" if timed else "Accuracy; no latency was measured"
+    batch = first_batch(results)
+    axis = f"median latency (ms), batch {batch}" if batch else "median latency (ms)"
+    words = Words(title, _told(points, "ms"), axis, _TOP1)
+    caption = "Bars are 95 % intervals. Filled: accuracy measured; hollow: emulated."
+    if timed:
+        caption += " Artifacts whose latency was not measured stand aside."
+    if devices := list(dict.fromkeys(_devices(results))):
+        caption += f" Measured on: {'; '.join(devices)}."
+    if sum("batches" in bench_facts(results, target) for target in results["bench"]) > 1:
+        caption += " Latencies of different devices do not compare with each other."
+    plot = plots.scatter("accuracy-latency", points, words, log=_wide(points))
+    yield Plot(title, plot, caption)
+
+
+def _devices(results: Results) -> Iterator[str]:
+    for name in results["bench"]:
+        for runner, device in bench_facts(results, name).get("devices", {}).items():
+            if runner != PYTORCH:
+                yield device
+
+
+def _wide(points: Sequence[Point]) -> bool:
+    known = [point.x for point in points if point.x is not None and point.x > 0]
+    return bool(known) and max(known) / min(known) > 5
+
+
+def _told(points: Sequence[Point], unit: str) -> str:
+    """What a scatter plot shows, in words."""
+    return "; ".join(
+        f"{p.text}: {p.y:.2f} %"
+        + (f" at {p.x:.4g} {unit}" if p.x is not None else ", not measured")
+        + (f" ({p.kind})" if p.kind != plots.MEASURED else "")
+        for p in points
+    )
+
+
+def _beside_published(results: Results) -> Iterator[Plot]:
+    """Published rows as context; only where the network answers the same question as theirs."""
+    if class_count(results) != IMAGENET_CLASSES:
+        return
+    for target in results["bench"]:
+        ours = _ours(results, target)
+        if not ours:
+            continue
+        device = PUBLISHED_DEVICES.get(target)
+        if device is None:
+            continue
+        rows = [
+            Point(row.title, row.latency_ms(target), row.top1, plots.PUBLISHED, _PYTORCH_SERIES)
+            for row in PUBLISHED
+        ]
+        title = f"{target} beside the published rows ({device})"
+        points = [*ours, *rows]
+        words = Words(title, _told(points, "ms"), "latency (ms)", _TOP1)
+        yield Plot(
+            title,
+            plots.scatter(f"published-{target}", points, words, log=_wide(points)),
+            f"Crosses: published, on {device} with ImageNet-1K's whole validation split. "
+            "Ours are from the device and images of this run: context, not a ranking.",
+        )
+
+
+PUBLISHED_DEVICES = {"trt": "RTX 4090", "ort": "Intel i9", "coreml": "iPhone 13"}
+"""Device of the published latencies that stands for each target."""
+
+
+def _accuracy_size(results: Results) -> Iterator[Plot]:
+    sizes = {full_name(a): a.get("size", 0) / 1e6 for a in results["artifacts"]}
+    points = [
+        Point(p.text, sizes[p.text], p.y, p.kind, p.series, None, p.y_interval)
+        for p in _ours(results)
+        if sizes[p.text]
+    ]
+    if not points:
+        return
+    title = "Accuracy against size"
+    words = Words(title, _told(points, "MB"), "size of the artifact (MB)", _TOP1)
+    yield Plot(
+        title,
+        plots.scatter("accuracy-size", points, words, log=_wide(points)),
+        "Bars are 95 % intervals. Filled: accuracy measured; hollow: emulated. A size is "
+        "that of all files of the artifact.",
+    )
+
+
+def _size_curves(results: Results) -> Iterator[Plot]:
+    """What a search over compressions tried: `curve` and `chosen` in the facts of an artifact."""
+    for artifact in results["artifacts"]:
+        facts, name = artifact.get("facts", {}), full_name(artifact)
+        curve, chosen = facts.get("curve", []), facts.get("chosen", {})
+        if not curve:
+            continue
+        points = [
+            Point(
+                "chosen" if mix == chosen else "",
+                mix["size"] / 1e6,
+                100 * mix["changed"],
+                plots.MEASURED if mix == chosen else plots.EMULATED,
+                2 if mix == chosen else 0,
+            )
+            for mix in curve
+        ]
+        title = f"What {name} could have been"
+        desc = "; ".join(f"{p.y:.2f} % changed at {p.x:.3g} MB {p.text}".rstrip() for p in points)
+        words = Words(title, desc, "size (MB)", "calibration images whose class changes (%)")
+        yield Plot(
+            title,
+            plots.scatter(f"curve-{anchor(name)}", points, words),
+            "Every compression that was tried on the calibration images, by the executor; the "
+            "filled one was built.",
+        )
+
+
+def _distributions(results: Results) -> Iterator[Plot]:
+    for target in results["bench"]:
+        measured = bench_facts(results, target)
+        for batch, facts in measured.get("batches", {}).items():
+            curves = _curves(facts.get("samples_ms", {}))
+            if not curves:
+                continue
+            title = f"Latency distribution, {target}, batch {batch}"
+            desc = "; ".join(curve.text for curve in curves)
+            words = Words(
+                title, desc, "latency (ms)", "share of calls that took at most so long (%)"
+            )
+            identity = f"distribution-{target}-{batch}"
+            yield Plot(
+                title,
+                plots.ecdf(identity, curves, words),
+                "Every timed call counts; all were timed in turn, in one run.",
+            )
+
+
+def _curves(samples: Mapping[str, Any]) -> list[Curve]:
+    curves = []
+    for i, (runner, values) in enumerate(samples.items()):
+        if not values:
+            continue
+        ordered = sorted(values)
+        median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        series = _PYTORCH_SERIES if runner == PYTORCH else i % _PYTORCH_SERIES
+        name = shown(runner)
+        curves.append(
+            Curve(f"{name}: median {median:.3f} ms, {len(values):,} calls", values, series)
+        )
+    return curves

@@ -1,0 +1,143 @@
+"""The report as Markdown, to paste into a pull request or a README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pipeline.core.figures import State
+from pipeline.report import overview, provenance, view
+from pipeline.report.results import Results
+from pipeline.report.view import Card, Figure
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    machine = results["machine"]
+    cards = [view.card(results, artifact) for artifact in results["artifacts"]]
+    ended = overview.verdict(results)
+    lines = [
+        f"# {results['name']}",
+        "",
+        f"{results['date']}, {machine['cpu']}, {machine['cpus_granted']} CPUs, {machine['os']}",
+        "",
+        f"**{_text(ended.line)}**",
+        "",
+        *_list(ended.lines),
+        *_list(overview.alerts(results, cards)),
+        *_artifacts(results, cards),
+        "",
+        *_list(overview.choices(results)),
+        *_list(_reasons(results)),
+        "## Published",
+        "",
+        _other_data(results),
+        "",
+        *_table(
+            (
+                "Model",
+                "GMACs",
+                "Params (M)",
+                "iPhone 13 (ms)",
+                "Intel i9 (ms)",
+                "RTX 4090 (ms)",
+                "top-1 (%)",
+            ),
+            (
+                (
+                    row["title"],
+                    row["gmacs"],
+                    row["parameters"],
+                    row["iphone_ms"],
+                    row["i9_ms"],
+                    row["rtx4090_ms"],
+                    row["top1"],
+                )
+                for row in results["published"]
+            ),
+        ),
+        "",
+        "## Made from",
+        "",
+        *_list(
+            f"`{part['name']}` {part['digest'][:16]}, made from "
+            + ", ".join(f"{name} {digest[:16]}" for name, digest in part["made_from"].items())
+            for part in provenance.parts(results)
+            if part["made_from"]
+        ),
+        "## Versions",
+        "",
+        ", ".join(f"{package} {version}" for package, version in results["versions"].items()),
+    ]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _artifacts(results: Results, cards: Sequence[Card]) -> Iterator[str]:
+    batch = view.first_batch(results)
+    top1 = view.figure(view.reference(results).get("top1"), "top1")
+    latency = view.figure(view.baseline(results).to_dict(), "latency")
+    head = (
+        "Artifact",
+        "top-1",
+        "top-1 drop",
+        "same class",
+        f"latency, batch {batch}" if batch else "latency",
+        "ratio to PyTorch",
+        "size",
+    )
+    rows = [("PyTorch float32", _figure(top1), "", "", _figure(latency), "", "")]
+    rows += [
+        (
+            f"{card.name} **failed**" if card.failure else card.name,
+            _figure(card.accuracy),
+            _value(card.drop),
+            _value(card.agreement),
+            _figure(card.latency),
+            f"{card.ratio.ratio} ({card.ratio.interval})" if card.ratio else "",
+            card.size,
+        )
+        for card in cards
+    ]
+    yield from _table(head, rows)
+
+
+def _value(figure: Figure) -> str:
+    """Value and interval; nothing where there is none."""
+    return f"{figure.value} ({figure.interval})" if figure.interval else figure.value
+
+
+def _figure(figure: Figure) -> str:
+    """Value, interval and how they came about."""
+    return f"{_value(figure)}, {figure.state}" if figure.value else figure.state
+
+
+def _reasons(results: Results) -> Iterator[str]:
+    for state in (State.NOT_MEASURED, State.EMULATED):
+        for item in overview.missing(results, state):
+            yield f"{state}: {'; '.join(item.what)}: {item.why}"
+
+
+def _other_data(results: Results) -> str:
+    if view.class_count(results) == view.IMAGENET_CLASSES:
+        return (
+            "ImageNet-1K, on the devices that the columns name; ours above are from this machine."
+        )
+    return "ImageNet-1K: other images and classes than above, so that figures do not compare."
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(_text(str(cell)).replace("|", "\\|") for cell in row) + " |"
+
+
+def _list(lines: Iterable[str]) -> Iterator[str]:
+    """A list and an empty line; nothing if there are no lines."""
+    shown = [f"- {_text(line)}" for line in lines]
+    if shown:
+        yield from (*shown, "")
+
+
+def _text(text: str) -> str:
+    """On one line, and without HTML of its own."""
+    return " ".join(text.split()).replace("<", "&lt;")

@@ -1,0 +1,123 @@
+"""The order of the stages, what of them is out of date, and what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.core.errors import (
+    BuildError,
+    GateFailedError,
+    PipelineError,
+)
+from pipeline.scheduler.plan import Selection, plan
+from pipeline.steps.step import Context, StageResult, State, Step
+
+
+class Observer(Protocol):
+    """Who is told what happens."""
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """The steps that will be looked at, in order."""
+
+    def started(self, step: Step, why: str) -> None:
+        """A step begins, and why it has to run."""
+
+    def progress(self, done: int, total: int | None = None, what: str = "") -> None:
+        """How far the running step is."""
+
+    def finished(self, result: StageResult) -> None:
+        """A step ended."""
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        results: How every step ended, in order.
+        gates: Limits of the configuration that do not hold.
+    """
+
+    results: list[StageResult] = field(default_factory=list)
+    gates: list[GateFailedError] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 fine, 1 a gate failed, 2 bad input, 3 a build failed."""
+        errors = [result.error for result in self.results if result.error]
+        if errors:
+            return max(error.exit_code for error in errors)
+        return GateFailedError.exit_code if self.gates else 0
+
+
+def dry_run(context: Context, selection: Selection) -> list[tuple[Step, str | None]]:
+    """Every selected step and why it would run; None where it is up to date."""
+    reasons: dict[Step, str | None] = {}
+    for step in selection.select(plan(context)):
+        reasons[step] = _reason(step, selection, reasons)
+    return list(reasons.items())
+
+
+def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -> str | None:
+    if selection.forces(step):
+        return "asked for"
+    for required in step.requires:
+        if reasons.get(required):
+            return f"made from {required.name}, which runs"
+    return step.stale()
+
+
+def execute(context: Context, selection: Selection, observer: Observer) -> Outcome:
+    """Run what is selected and out of date; a step that fails stops only what needs it."""
+    outcome = Outcome()
+    steps = selection.select(plan(context))
+    observer.planned(steps)
+    ended: dict[str, StageResult] = {}
+    for step in steps:
+        result = _run_one(step, selection, ended, context, observer)
+        ended[step.name] = result
+        outcome.results.append(result)
+        observer.finished(result)
+        context.source.hashes.save()
+    return outcome
+
+
+def _run_one(
+    step: Step,
+    selection: Selection,
+    ended: dict[str, StageResult],
+    context: Context,
+    observer: Observer,
+) -> StageResult:
+    start = time.monotonic()
+    if blocked := _blocked(step, ended):
+        return StageResult(step.stage, step.name, State.SKIPPED, blocked)
+    try:
+        why = "asked for" if selection.forces(step) else step.stale()
+        if why is None:
+            return StageResult(step.stage, step.name, State.UP_TO_DATE)
+        observer.started(step, why)
+        context.log(f"{step.name}: {why}")
+        step.run()
+    except PipelineError as error:
+        context.log(f"{step.name} failed: {error}")
+        seconds = time.monotonic() - start
+        return StageResult(step.stage, step.name, State.FAILED, str(error), seconds, error)
+    except MemoryError as error:
+        failure = BuildError(f"{step.name}: out of memory: {error}")
+        return StageResult(step.stage, step.name, State.FAILED, str(failure), 0, failure)
+    return StageResult(step.stage, step.name, State.DONE, why, time.monotonic() - start)
+
+
+def _blocked(step: Step, ended: dict[str, StageResult]) -> str:
+    """Why the step cannot run, if it cannot."""
+    for required in step.requires:
+        result = ended.get(required.name)
+        if result is not None and result.state in (State.FAILED, State.SKIPPED):
+            return f"{required.name} {result.state}"
+        if result is None and not required.folder.exists():
+            return f"{required.name} is not built and not selected"
+    return ""

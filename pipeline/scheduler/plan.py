@@ -1,0 +1,102 @@
+"""Which steps a configuration needs, in which order, and which of them to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.core.hashes import HashCache
+from pipeline.source import Source
+from pipeline.stages.bench import BenchStep
+from pipeline.stages.build import BuildStep
+from pipeline.stages.export import ExportStep
+from pipeline.stages.precision import PrecisionStep
+from pipeline.stages.samples import CalibrationStep, SampleStep
+from pipeline.stages.simplify import SimplifyStep
+from pipeline.stages.validate import ReferenceStep, ValidateStep
+from pipeline.steps.folders import HASHES
+from pipeline.steps.log import Log
+from pipeline.steps.step import Context, Progress, Step
+from pipeline.targets.base import MODULE
+from pipeline.targets.registry import TARGETS
+
+STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
+"""The stages, in their order."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which steps to run.
+
+    Attributes:
+        only: These stages; empty for all.
+        start: This stage and those after it run even if they are up to date.
+        targets: These targets and what they are made from; empty for all.
+        force: Everything that is selected runs even if it is up to date.
+    """
+
+    only: tuple[str, ...] = ()
+    start: str | None = None
+    targets: tuple[str, ...] = ()
+    force: bool = False
+
+    def select(self, steps: Sequence[Step]) -> list[Step]:
+        """Those of the steps to look at, in their order."""
+        needed = (
+            set(steps)
+            if not self.targets
+            else _with_requirements(step for step in steps if step.target in self.targets)
+        )
+        return [s for s in steps if s in needed and (not self.only or s.stage in self.only)]
+
+    def forces(self, step: Step) -> bool:
+        """Whether the step runs even if it is up to date."""
+        after = self.start is not None and STAGES.index(step.stage) >= STAGES.index(self.start)
+        return self.force or after
+
+
+def _with_requirements(steps: Iterable[Step]) -> set[Step]:
+    """The steps and all that they are made from, directly or not."""
+    found: set[Step] = set()
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting.extend(step.requires)
+    return found
+
+
+def plan(context: Context) -> list[Step]:
+    """All steps of a configuration, each after those that it requires."""
+    config = context.config
+    export = ExportStep(context)
+    simplify = SimplifyStep(context, export)
+    calibration = CalibrationStep(context)
+    samples = SampleStep(context)
+    reference = ReferenceStep(context, samples)
+    forms: dict[str, PrecisionStep] = {}
+    builds: list[BuildStep] = []
+    for name, target in TARGETS.items():
+        for precision in config.precisions(name):
+            form = target.precisions[precision]
+            if form != MODULE and form not in forms:
+                forms[form] = PrecisionStep(context, form, simplify, calibration)
+            builds.append(BuildStep(context, name, precision, forms.get(form), calibration))
+    validations = [ValidateStep(context, build, samples, reference) for build in builds]
+    benches = [
+        BenchStep(context, name, [b for b in builds if b.target == name], samples)
+        for name in TARGETS
+        if config.target(name)
+    ]
+    steps: list[Step] = [export, simplify]
+    if any(calibration in step.requires for step in (*forms.values(), *builds)):
+        steps.append(calibration)
+    return [*steps, *forms.values(), *builds, samples, reference, *validations, *benches]
+
+
+def make_context(config: Config, log: Log, progress: Progress) -> Context:
+    """What the steps of a configuration work with."""
+    source = Source(config, HashCache(config.folder / HASHES))
+    return Context(config=config, source=source, log=log, progress=progress)

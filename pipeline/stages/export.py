@@ -1,0 +1,145 @@
+"""Stages that make ONNX graphs: export, simplify, precision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import BuildError
+from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
+from pipeline.steps.keys import versions
+from pipeline.steps.step import Context, Step
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from pipeline.core.network import Images
+
+GRAPH = "model.onnx"
+
+
+KEPT_METADATA = "pkg.torch.onnx.name_scopes"
+"""Names of the modules around a node: what reports need. The exporter's other notes hold file paths
+of the machine and would make the graph depend on where it was exported."""
+
+
+class ExportStep(Step):
+    """The fused module as an ONNX graph, with labels and preprocessing in its metadata."""
+
+    stage = "export"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, "export")
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Network, and how it is exported."""
+        export = self.context.config.export
+        return {
+            "network": self.context.source.network_inputs(),
+            "opset": export.opset,
+            "batch": export.batch,
+        }
+
+    def made_from(self) -> dict[str, str]:
+        """The checkpoint."""
+        return {"checkpoint": self.context.source.checkpoint_hash}
+
+    def tools(self) -> dict[str, str]:
+        """The exporter's packages."""
+        return versions("torch", "timm", "onnx", "onnxscript")
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Export, strip, describe and check the graph."""
+        import onnx
+        import torch
+
+        source, settings = self.context.source, self.context.config.export
+        self.context.progress(0, 3, "loading the network")
+        module, network = source.fused(), source.network
+        dynamic = settings.batch == "dynamic"
+        images = random_images(settings.tried_batch, network.input_shape)
+        self.context.progress(1, 3, "tracing")
+        try:
+            model = trace(module, images, opset=settings.opset, dynamic=dynamic)
+        except Exception as error:  # the exporter raises whatever the network's code raises
+            raise BuildError(
+                f"{self.context.config.model.name} does not export to ONNX: {error}"
+            ) from error
+        labels = json.dumps(network.labels, ensure_ascii=False)
+        onnx.helper.set_model_props(
+            model,
+            {
+                "labels": labels,
+                "preprocess": json.dumps(dict(network.preprocess)),
+                "name": network.name,
+                **network.description,
+            },
+        )
+        onnx.save(model, folder / GRAPH)
+        self.context.progress(2, 3, "comparing with PyTorch")
+        with torch.no_grad():
+            expected = module(torch.from_numpy(images)).numpy()
+        difference = relative_difference(run_graph(folder / GRAPH, images), expected)
+        if not difference <= TOLERANCE:
+            raise BuildError(
+                f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
+                f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
+            )
+        return {
+            "nodes": len(model.graph.node),
+            "opset": settings.opset,
+            "difference_to_pytorch": difference,
+            "checkpoint": str(source.checkpoint()),
+            "network": network.to_facts(),
+        }
+
+
+def trace(
+    module: nn.Module, images: Images, *, opset: int = 20, dynamic: bool = True
+) -> onnx.ModelProto:
+    """Export a module in evaluation mode as an ONNX graph from `image` to `logits`.
+
+    Args:
+        module: A classifier.
+        images: (batch, channels, height, width): the shape that is traced. A dynamic batch must be
+            traced with more than one image.
+        opset: Version of the operator set.
+        dynamic: The graph takes any batch, not only that of `images`.
+    """
+    import torch
+
+    program = torch.onnx.export(
+        module,
+        (torch.from_numpy(images),),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _strip(model)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what depends on the machine or only serves the exporter's debugging."""
+    for node in model.graph.node:
+        node.doc_string = ""
+        kept = [prop for prop in node.metadata_props if prop.key == KEPT_METADATA]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    del model.graph.metadata_props[:]

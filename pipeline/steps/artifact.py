@@ -1,0 +1,249 @@
+"""A built thing on disk: its files with their hashes, where it came from, and what is known of it.
+
+An artifact is a directory with an `artifact.json`. It is made in a temporary sibling directory and
+moved into place whole, so that a directory with an `artifact.json` was finished, whenever a run was
+killed. Content is never trusted: `Artifact.verify` hashes it again.
+
+    {"format": 1, "kind": "build", "name": "trt/fp16", "key": "…",
+     "files": {"model.engine": {"sha256": "…", "size": 1234}},
+     "made_from": {"precision/float16": "…digest of that artifact"},
+     "tools": {"tensorrt_rtx": "1.7.1.116"}, "facts": {…}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import TEMPORARY_PREFIX, cannot_write, digest_of, file_hash
+from pipeline.core.network import Network
+
+FORMAT = 1
+MANIFEST = "artifact.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Hash and size in bytes of one file of an artifact."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact.
+
+    Attributes:
+        folder: Where it lies.
+        kind: The stage that made it.
+        name: Its name within the run, such as "trt/fp16".
+        key: Content hash of everything that could change it.
+        files: Relative POSIX path of every file, and its record.
+        made_from: Digest of every artifact or input that it was made from, by name.
+        tools: Versions of the tools that made it.
+        facts: What is known of it, for reports and for those who run it.
+    """
+
+    folder: Path
+    kind: str
+    name: str
+    key: str
+    files: Mapping[str, FileRecord]
+    made_from: Mapping[str, str]
+    tools: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the files' names and contents: what others are made from."""
+        return digest_of({name: record.sha256 for name, record in self.files.items()})
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(record.size for record in self.files.values())
+
+    def path(self, name: str) -> Path:
+        """Path of one of the files.
+
+        Raises:
+            ArtifactError: The artifact has no such file.
+        """
+        if name not in self.files:
+            raise ArtifactError(f"{self.folder} holds no {name}, only {', '.join(self.files)}")
+        return self.folder / name
+
+    def network(self) -> Network:
+        """The network that it was made from, as it states it.
+
+        Raises:
+            ArtifactError: It states none, or not all of it.
+        """
+        try:
+            return Network.from_facts(self.facts["network"])
+        except (KeyError, ArtifactError) as error:
+            raise ArtifactError(f"{self.folder} states no network: build it again") from error
+
+    def verify(self) -> None:
+        """Hash all files again.
+
+        Raises:
+            ArtifactError: A file is missing, foreign or changed; the message names it.
+        """
+        present = {
+            path.relative_to(self.folder).as_posix()
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.name != MANIFEST
+        }
+        for name, record in self.files.items():
+            path = self.folder / name
+            if name not in present:
+                raise ArtifactError(f"{path} is missing")
+            if path.stat().st_size != record.size:
+                raise ArtifactError(
+                    f"{path} has {path.stat().st_size} bytes where {record.size} were written"
+                )
+            if file_hash(path) != record.sha256:
+                raise ArtifactError(f"{path} has changed since it was written")
+        if foreign := sorted(present - set(self.files)):
+            raise ArtifactError(f"{self.folder / foreign[0]} does not belong to this artifact")
+
+    @classmethod
+    def read(cls, folder: Path) -> Artifact:
+        """Read the manifest of an artifact, without looking at its files.
+
+        Raises:
+            ArtifactError: There is none, or it is damaged.
+        """
+        path = folder / MANIFEST
+        try:
+            plain = json.loads(path.read_text())
+            if plain["format"] != FORMAT:
+                raise ArtifactError(
+                    f"{path} has format {plain['format']}, this version reads {FORMAT}: build again"
+                )
+            return cls(
+                folder=folder,
+                kind=str(plain["kind"]),
+                name=str(plain["name"]),
+                key=str(plain["key"]),
+                files={
+                    _inside(path, name): FileRecord(str(f["sha256"]), int(f["size"]))
+                    for name, f in plain["files"].items()
+                },
+                made_from=dict(plain["made_from"]),
+                tools=dict(plain["tools"]),
+                facts=dict(plain["facts"]),
+            )
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} is damaged: build again") from error
+
+
+def _inside(manifest: Path, name: str) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ArtifactError(f"{manifest} names the file {name}, outside of its folder")
+    return name
+
+
+def make(
+    folder: Path,
+    *,
+    kind: str,
+    name: str,
+    key: str,
+    made_from: Mapping[str, str],
+    tools: Mapping[str, str],
+    build: Callable[[Path], Mapping[str, Any]],
+) -> Artifact:
+    """Make an artifact in a temporary sibling of `folder` and move it there, whole.
+
+    Args:
+        folder: Where it shall lie; what was there before is replaced.
+        kind: The stage that makes it.
+        name: Its name within the run.
+        key: Content hash of everything that can change it.
+        made_from: Digests of what it is made from, by name.
+        tools: Versions of the tools that make it.
+        build: Writes the files into the folder that it is given and returns the facts.
+
+    Raises:
+        ArtifactError: The folder cannot be written. Whatever `build` raises passes through. In both
+            cases what was there before stays.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(dir=folder.parent, prefix=f"{TEMPORARY_PREFIX}{folder.name}-")
+        )
+    except OSError as error:
+        raise ArtifactError(cannot_write(folder, error)) from error
+    try:
+        facts = dict(build(temporary))
+        _write_manifest(temporary, kind, name, key, made_from, tools, facts)
+        _move_into_place(temporary, folder)
+    except OSError as error:
+        raise ArtifactError(cannot_write(folder, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Artifact.read(folder)
+
+
+def _write_manifest(
+    folder: Path,
+    kind: str,
+    name: str,
+    key: str,
+    made_from: Mapping[str, str],
+    tools: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        record = {"sha256": file_hash(path), "size": path.stat().st_size}
+        files[path.relative_to(folder).as_posix()] = record
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "name": name,
+        "key": key,
+        "files": files,
+        "made_from": dict(made_from),
+        "tools": dict(tools),
+        "facts": facts,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    """Replace `folder`. A kill between the two moves leaves none: the next run builds it again."""
+    temporary.chmod(0o755)
+    if folder.exists():
+        old = temporary.with_name(f"{temporary.name}-old")
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(folder)
+
+
+def sweep(root: Path) -> None:
+    """Remove what killed runs left behind under `root`. Call it only under the folder's lock."""
+    for path in root.rglob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

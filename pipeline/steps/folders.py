@@ -1,0 +1,78 @@
+"""A results' folder: its lock, and the files that belong to no step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from pipeline.core.errors import (
+    ArtifactError,
+    InputError,
+    LockedError,
+)
+from pipeline.steps import artifact
+from pipeline.steps.artifact import MANIFEST
+
+LOCK_FILE = ".lock"
+HASHES = ".hashes.json"
+LOG_FILE = "run.log"
+
+
+@contextmanager
+def locked(folder: Path, wait_s: float = 0) -> Iterator[None]:
+    """Hold the lock of a results' folder, and clean up after killed runs.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Args:
+        folder: The results' folder; it is made if it is missing.
+        wait_s: How long to wait for another run.
+
+    Raises:
+        LockedError: Another run holds it.
+        ArtifactError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK_FILE, timeout=wait_s)
+        with lock:
+            artifact.sweep(folder)
+            yield
+    except filelock.Timeout as error:
+        raise LockedError(
+            f"another run works on {folder}: wait for it, or give --wait SECONDS"
+        ) from error
+    except PermissionError as error:
+        raise ArtifactError(
+            f"cannot write {error.filename or folder}: make it writable, or choose another output"
+        ) from error
+
+
+def results_folders(output: Path, name: str | None = None) -> list[Path]:
+    """Folders of results under `output`, or the one called `name`.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name is not None:
+        folder = output / name
+        if not folder.is_dir():
+            known = ", ".join(path.name for path in _folders(output))
+            raise InputError(
+                f"{folder} does not exist: "
+                + (f"there are {known}" if known else "run python -m pipeline run first")
+            )
+        return [folder]
+    found = _folders(output)
+    if not found:
+        raise InputError(f"{output} holds no results: run python -m pipeline run first")
+    return found
+
+
+def _folders(output: Path) -> list[Path]:
+    if not output.is_dir():
+        return []
+    return [path for path in sorted(output.iterdir()) if any(path.glob(f"*/{MANIFEST}"))]

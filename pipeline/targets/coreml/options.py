@@ -1,0 +1,55 @@
+"""Options of the Core ML target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.targets.base import TargetOptions
+
+if TYPE_CHECKING:
+    pass
+
+
+class CoreMLOptions(TargetOptions):
+    """Options of the Core ML target."""
+
+    deployment_target: Literal["iOS16", "iOS17", "iOS18"] = Field(
+        default="iOS16", description="Oldest system that runs the package (macOS 13, 14, 15)."
+    )
+    compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"] = Field(
+        default="all", description="What may run it, where it runs on a Mac."
+    )
+    float32_operations: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=("reduce_mean", "real_div", "matmul", "layer_norm", "softmax"),
+        description="Precision mixed: what computes in float32, by type of MIL operation or by "
+        "module of the network (stages.2.blocks.*.token_mixer).",
+    )
+    weight_threshold: int = Field(
+        default=2048, gt=0, description="Weights with fewer numbers are not compressed."
+    )
+    calibration_images: int = Field(
+        default=128, gt=0, description="Images for w8a8 and auto, of the calibration set."
+    )
+    max_top1_drop: float = Field(
+        default=0.005, ge=0, le=1, description="Precision auto: most top-1 that may be lost."
+    )
+    max_size_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Precision auto: largest size of the package, in 10^6 bytes.",
+    )
+    signing_team: str = Field(
+        default="", description="Development team that signs the measuring app for an iPhone."
+    )
+    signing_profile: str | None = Field(
+        default=None, description="UUID of a provisioning profile to sign it with instead."
+    )
+    signing_bundle: str | None = Field(
+        default=None, description="Its bundle identifier: the one that the profile names."
+    )
+
+    measuring: ClassVar[frozenset[str]] = frozenset(
+        {"signing_team", "signing_profile", "signing_bundle"}
+    )

@@ -1,0 +1,34 @@
+"""Options of the ONNX Runtime target."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.targets.base import TargetOptions
+
+
+class OrtOptions(TargetOptions):
+    """Options of the ONNX Runtime target."""
+
+    provider: Literal["cpu", "openvino"] = Field(
+        default="cpu", description="What executes: ONNX Runtime's own kernels, or OpenVINO's."
+    )
+    threads: int | None = Field(
+        default=None, gt=0, description="Default: as many as this process may use."
+    )
+    graph_optimization: Literal["none", "basic", "extended", "layout", "all"] = Field(
+        default="all", description="How far ONNX Runtime optimizes the graph on opening."
+    )
+    allow_spinning: bool = Field(
+        default=True,
+        description="Threads wait actively for work, for a millisecond: faster, but busy.",
+    )
+    allow_fallback: bool = Field(
+        default=False, description="Nodes that the provider cannot run may run elsewhere."
+    )
+    tune: bool = Field(
+        default=True, description="Measure the ways to run the model and take the fastest."
+    )
+    tune_seconds: float = Field(default=3.0, gt=0, description="How long to measure them.")

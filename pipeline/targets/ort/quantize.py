@@ -1,0 +1,387 @@
+"""int8 for ONNX Runtime on a CPU, as far as it pays and is accurate enough.
+
+Everything is decided by evidence, on the machine that builds and on images of the training split:
+
+- which kinds of nodes are quantized, and which parts of the network: by their latency, interleaved;
+- whether channels are equalized and biases corrected: by the error of the logits;
+- which blocks stay in float32: by the top-1 accuracy that may be lost.
+
+At the end the graph is measured against our own fastest float32 build. The facts say whether it was
+worth it, and why not. All kinds and parts are the default, and only a difference beyond doubt
+changes it, so that two builds give the same graph unless the machine's answer changes.
+
+The network is prepared like the float32 build of this runtime, but with depthwise convolutions of
+parts merged up to 32 channels: the 8-bit depthwise kernel takes as long for 8 channels as for 32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.sample import CalibrationSet
+from pipeline.core.errors import BuildError
+from pipeline.steps.keys import versions
+from pipeline.targets.forms import Form, FormJob
+
+if TYPE_CHECKING:
+    import onnx
+
+    from calibration.judge import Graph
+    from calibration.sensitivity import Outcome, Search
+    from calibration.table import Table
+    from pipeline.core.figures import Ratio
+    from pipeline.core.network import Images, Logits
+    from pipeline.graphs.qdq_ort import Candidate, Kind
+    from pipeline.targets.ort.tune import Choice
+
+DECISION_IMAGES = 256
+"""Most images on which accuracy is judged."""
+
+BATCH = 16
+"""Images at a time."""
+
+MEASURE_SECONDS = 3.0
+"""How long each comparison of latency takes."""
+
+MARGIN = 0.05
+"""By how much other kinds or parts must be faster than all of them, so that builds repeat."""
+
+WIDTHS = (16, 32)
+"""Channels up to which depthwise convolutions of parts are merged, one after the other."""
+
+
+class Int8Ort(Form):
+    """uint8 activations and int8 weights, for ONNX Runtime."""
+
+    name = "int8-ort"
+    calibrated = True
+    code = (
+        "calibration",
+        "pipeline.core.figures",
+        "pipeline.graphs.passes",
+        "calibration.judge",
+        "pipeline.graphs.qdq_ort",
+        "pipeline.targets.ort",
+    )
+
+    def versions(self) -> dict[str, str]:
+        """See `Form.versions`."""
+        names = ("onnxruntime", "onnx-ir")
+        return {**versions("onnx"), **{name: metadata.version(name) for name in names}}
+
+    def convert(self, job: FormJob, destination: Path) -> dict[str, Any]:
+        """See `Form.convert`.
+
+        Options: `method`, how ranges are chosen; `max_top1_drop`, the share of calibration images
+        that may be lost before blocks are left in float32; one image is always allowed.
+        """
+        import onnx
+
+        from calibration.show import rows
+        from pipeline.core.files import write_atomically
+
+        images = job.calibration()
+        work = _Work(job, images, _prepare(job.source))
+        chosen = work.best_variant()
+        kinds, measured_kinds = work.choose_kinds(chosen)
+        slow, measured_parts = work.choose_parts(chosen, kinds)
+        chosen = work.with_corrected_biases(chosen, kinds)
+        found = work.search(chosen, kinds, slow)
+        excluded = found.excluded | slow
+        model = chosen.build(kinds, excluded)
+        onnx.checker.check_model(model, full_check=True)
+        write_atomically(destination, model.SerializeToString(deterministic=True))
+        ratio = work.compare_latency(model)
+        kept = len(chosen.blocks) - len(excluded)
+        return {
+            "method": str(work.method),
+            "calibration_images": len(images.images),
+            "decision_images": work.judge.count,
+            "kinds": [str(kind) for kind in kinds],
+            "kinds_measured": measured_kinds.to_dict(),
+            "parts_measured": measured_parts,
+            "left_for_latency": sorted(slow),
+            "equalized": chosen.equalized,
+            "biases_corrected": bool(chosen.errors),
+            "variants": work.log_of_variants,
+            "quantized_blocks": kept,
+            "sensitivity": found.to_dict(),
+            "ratio_to_float32": {"value": ratio.value, "interval": list(ratio.interval)},
+            "warnings": list(chosen.table.warnings),
+            "ranges": rows(chosen.table),
+            **_verdict(found, ratio, kept),
+        }
+
+
+def _verdict(found: Search, ratio: Ratio, kept: int) -> dict[str, Any]:
+    """Whether int8 is worth it here, and why not."""
+    reasons = []
+    low, high = ratio.interval
+    if not ratio.faster:
+        reasons.append(
+            f"it takes {ratio.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of float32"
+        )
+    if not kept:
+        reasons.append("no block can be quantized within the limit: this is the float32 graph")
+    if not found.holds:
+        drop = 100 * (found.baseline.top1 - found.outcome.top1)
+        reasons.append(f"it loses {drop:.2f} points of top-1 on the calibration images")
+    return {"worth_it": not reasons, "why_not": "; ".join(reasons)}
+
+
+def _part_of(block: str) -> str:
+    """The stage of a block: "stages.0" of "stages.0.blocks.1"; "head" is its own."""
+    return ".".join(block.split(".")[:2])
+
+
+def _prepare(source: Path) -> onnx.ModelProto:
+    """The float32 graph with the passes that help 8-bit kernels too."""
+    import onnx_ir as ir
+
+    from pipeline.graphs.passes import finish_portable, for_ort, optimize
+    from pipeline.graphs.passes.narrow import WidenNarrowMixers
+    from pipeline.targets.ort.build import read_graph
+
+    model = read_graph(source)
+    widen = [WidenNarrowMixers(width) for width in WIDTHS[1:]]
+    first, *others = for_ort(WIDTHS[0])
+    optimize(model, [first, others[0], *widen, *others[1:], *finish_portable()])
+    return ir.to_proto(model)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A float32 graph with its ranges, ready to be quantized.
+
+    Attributes:
+        model: The graph.
+        table: Ranges of its activations.
+        equalized: Channels were equalized between layers.
+        errors: What is subtracted from the biases of quantized layers, by output of the layer.
+    """
+
+    model: onnx.ModelProto
+    table: Table
+    equalized: bool
+    errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """What can be quantized."""
+        from pipeline.graphs.qdq_ort import candidates_of
+
+        return candidates_of(self.model)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The blocks that hold something to quantize, in the order of the graph."""
+        return list(dict.fromkeys(candidate.block for candidate in self.candidates))
+
+    def build(
+        self, kinds: Collection[Kind], excluded: Collection[str] = frozenset()
+    ) -> onnx.ModelProto:
+        """Quantize these kinds of nodes, but for those in excluded blocks."""
+        from pipeline.graphs.bias import fold
+        from pipeline.graphs.qdq_ort import insert_pairs
+
+        chosen = [c for c in self.candidates if c.kind in kinds and c.block not in excluded]
+        # A layer that stays in float32 keeps its bias.
+        outputs = {name for c in chosen for name in self.model.graph.node[c.index].output}
+        errors = {name: error for name, error in self.errors.items() if name in outputs}
+        model = fold(self.model, errors) if errors else self.model
+        return insert_pairs(model, self.table.ranges, chosen)
+
+
+def _by_onnxruntime(model: Graph, images: Images) -> Logits:
+    """Logits of a graph by the runtime that it is made for."""
+    import onnx
+
+    from calibration.observe import open_session
+
+    graph = onnx.load(model) if isinstance(model, Path) else model
+    name = graph.graph.output[0].name
+    run = open_session(graph, [name])
+    parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    logits: Logits = np.concatenate([run(part)[name] for part in parts])
+    return logits
+
+
+class _Work:
+    """The decisions of one conversion, in order."""
+
+    def __init__(self, job: FormJob, images: CalibrationSet, prepared: onnx.ModelProto) -> None:
+        from calibration.judge import Judge
+        from calibration.ranges import method_named
+
+        self.job, self.images, self.prepared = job, images, prepared
+        self.method = method_named(str(job.options.get("method", "mse")))
+        self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime)
+        self.log_of_variants: dict[str, dict[str, float]] = {}
+
+    def best_variant(self) -> _Variant:
+        """The graph as it is, or with channels equalized between layers: what errs less."""
+        from pipeline.graphs.equalize import equalize
+
+        plain = self._variant(self.prepared, equalized=False)
+        error = self._error("plain", plain)
+        even = equalize(self.prepared)
+        if not even.scales:
+            return plain
+        other = self._variant(even.model, equalized=True)
+        return other if self._error("equalized", other) < error else plain
+
+    def _variant(self, model: onnx.ModelProto, *, equalized: bool) -> _Variant:
+        from calibration.observe import observe
+        from calibration.ranges import ACTIVATIONS_UINT8
+        from calibration.table import make_table
+        from pipeline.graphs.qdq_ort import activations
+
+        tensors = activations(model)
+        if not tensors:
+            raise BuildError(f"{self.job.source} has no convolution or linear layer to quantize")
+        count = len(self.images.images)
+        self.job.log(f"observing {len(tensors)} tensors over {count} images")
+        statistics = observe(model, self.images.images, tensors)
+        table = make_table(statistics, self.method, ACTIVATIONS_UINT8, images=count)
+        return _Variant(model, table, equalized)
+
+    def _error(self, name: str, variant: _Variant, kinds: tuple[Kind, ...] | None = None) -> float:
+        from pipeline.graphs.qdq_ort import Kind
+
+        outcome = self.judge(variant.build(kinds or tuple(Kind)))
+        self.log_of_variants[name] = {
+            "top1": outcome.top1,
+            "agreement": outcome.agreement,
+            "logit_error": outcome.logit_error,
+        }
+        self.job.log(
+            f"{name}: top-1 {outcome.top1:.2%}, agreement {outcome.agreement:.2%}, "
+            f"error of the logits {outcome.logit_error:.4f}"
+        )
+        return outcome.logit_error
+
+    def choose_kinds(self, variant: _Variant) -> tuple[tuple[Kind, ...], Choice]:
+        """The kinds of nodes with which the graph is fastest."""
+        from pipeline.graphs.qdq_ort import Kind
+
+        layers = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
+        sets = {
+            "all": tuple(Kind),
+            "layers": layers,
+            "layers but depthwise": (Kind.CONVOLUTION, Kind.LINEAR),
+        }
+        graphs = {name: variant.build(kinds) for name, kinds in sets.items()}
+        choice = self._measure(graphs)
+        self.job.log(f"quantized kinds: {choice.name}")
+        return sets[choice.name], choice
+
+    def choose_parts(
+        self, variant: _Variant, kinds: tuple[Kind, ...]
+    ) -> tuple[frozenset[str], dict[str, Any]]:
+        """Blocks that stay in float32 because the graph is faster so, and what was measured.
+
+        A part is a stage, or what stands beside the stages: what one of its blocks gains is less
+        than a short measurement can tell.
+        """
+        parts: dict[str, set[str]] = {}
+        for block in variant.blocks:
+            parts.setdefault(_part_of(block), set()).add(block)
+        if len(parts) < 2:
+            return frozenset(), {}
+        graphs = {"all": variant.build(kinds)} | {
+            f"all but {part}": variant.build(kinds, blocks) for part, blocks in parts.items()
+        }
+        choice = self._measure(graphs)
+        slow = [p for p in parts if choice.ratios[f"all but {p}"].interval[1] < 1 - MARGIN]
+        if len(slow) == len(parts):
+            # Nothing would be left; that float32 is faster is for the final comparison to say.
+            slow = []
+        if slow:
+            self.job.log(f"in float32, since that is faster: {', '.join(slow)}")
+        return frozenset(block for part in slow for block in parts[part]), choice.to_dict()
+
+    def with_corrected_biases(self, variant: _Variant, kinds: tuple[Kind, ...]) -> _Variant:
+        """The variant with biases corrected, where that errs less."""
+        from pipeline.graphs.bias import correct_biases
+
+        quantized = variant.build(kinds)
+        errors = correct_biases(variant.model, quantized, self.images.images).errors
+        other = replace(variant, errors=errors)
+        before = self._error("chosen kinds", variant, kinds)
+        after = self._error("biases corrected", other, kinds)
+        return other if after < before else variant
+
+    def search(self, variant: _Variant, kinds: tuple[Kind, ...], slow: frozenset[str]) -> Search:
+        """The blocks that must stay in float32 for accuracy, beside those that do already."""
+        from calibration.sensitivity import Groups, Limits, search
+
+        def evaluate(excluded: Groups) -> Outcome:
+            outcome = self.judge(variant.build(kinds, excluded | slow))
+            kept = ", ".join(sorted(excluded)) or "nothing"
+            self.job.log(f"top-1 {outcome.top1:.2%} with {kept} in float32")
+            return outcome
+
+        # A single image is less than so few of them can tell.
+        allowed = max(float(self.job.options.get("max_top1_drop", 0.003)), 1 / self.judge.count)
+        limits = Limits(max_top1_drop=allowed)
+        blocks = [block for block in variant.blocks if block not in slow]
+        return search(blocks, evaluate, baseline=self.judge.baseline, limits=limits)
+
+    def compare_latency(self, model: onnx.ModelProto) -> Ratio:
+        """Time of the graph relative to that of our own float32 build."""
+        return self._measure({"float32": None, "int8": model}).ratios["int8"]
+
+    def _measure(self, graphs: Mapping[str, onnx.ModelProto | None]) -> Choice:
+        """Compare latencies, with all threads, at batch 1; None stands for our float32 build."""
+        import onnx
+
+        from pipeline.core.machine import granted
+        from pipeline.targets.ort.session import Settings
+        from pipeline.targets.ort.tune import Candidate as Way
+        from pipeline.targets.ort.tune import choose
+
+        with tempfile.TemporaryDirectory(prefix="int8-") as name:
+            folder = Path(name)
+            candidates = {}
+            for label, graph in graphs.items():
+                file = f"{label}.onnx"
+                if graph is None:
+                    file = _write_float32(self.job.source, folder, self.job.log)
+                else:
+                    onnx.save(graph, folder / file)
+                candidates[label] = Way(file, Settings())
+            return choose(
+                folder,
+                candidates,
+                granted(),
+                self.images.images[:1],
+                seconds=MEASURE_SECONDS,
+                margin=MARGIN,
+            )
+
+
+def _write_float32(source: Path, folder: Path, log: Callable[[str], None]) -> str:
+    """Write our own float32 build, in the blocked layout where there is one."""
+    import onnx_ir as ir
+
+    from pipeline.graphs.passes import finish_blocked, finish_portable, for_ort, optimize
+    from pipeline.targets.ort.build import read_graph
+    from pipeline.targets.ort.layout import PROBE, block_size, write_probe
+
+    write_probe(folder / PROBE)
+    block = block_size(folder / PROBE)
+    model = read_graph(source)
+    finish = finish_portable() if block is None else finish_blocked(block)
+    optimize(model, [*for_ort(block), *finish])
+    ir.save(model, folder / "float32.onnx")
+    log(f"float32 for comparison: blocks of {block} channels")
+    return "float32.onnx"

@@ -1,0 +1,60 @@
+"""A model in an ONNX Runtime session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.errors import InputError
+from pipeline.core.machine import cpu_name
+from pipeline.core.network import Images, Logits
+from pipeline.core.runner import Runner
+from pipeline.targets.ort.session import Settings, runtime, start
+
+
+class OrtRunner(Runner):
+    """A model in an ONNX Runtime session.
+
+    Args:
+        model: An ONNX file with one input and one output.
+        settings: How to open it.
+        threads: How many threads.
+    """
+
+    def __init__(self, model: Path, settings: Settings, threads: int) -> None:
+        self._session: Any = start(model, settings, threads)
+        self._input = self._session.get_inputs()[0]
+        self._output = self._session.get_outputs()[0].name
+        if isinstance(self._input.shape[0], int):
+            self.smallest = self.largest = self._input.shape[0]
+        self.device = (
+            f"ONNX Runtime {runtime().__version__}, {self._session.get_providers()[0]}, "
+            f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_name()}"
+        )
+
+    def __call__(self, images: Images) -> Logits:
+        """See `Runner.__call__`."""
+        if self._session is None:
+            raise InputError("the runner is closed: open the artifact again")
+        self._check(images)
+        logits: Logits = self._session.run([self._output], {self._input.name: images})[0]
+        return logits
+
+    def _check(self, images: Images) -> None:
+        wanted = self._input.shape
+        fits = len(images.shape) == len(wanted) and all(
+            not isinstance(want, int) or want == have
+            for want, have in zip(wanted, images.shape, strict=True)
+        )
+        if not fits or images.dtype != np.float32 or not len(images):
+            shape = ", ".join(str(side) for side in wanted)
+            raise InputError(
+                f"the model takes float32 images of shape ({shape}), not {images.dtype} of shape "
+                f"{images.shape}: preprocess them with the artifact's own preprocessing"
+            )
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._session = None

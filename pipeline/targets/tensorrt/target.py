@@ -1,0 +1,208 @@
+"""The target `trt`: engines for NVIDIA GPUs, by TensorRT-RTX or full TensorRT.
+
+TensorRT-RTX builds on any Linux box for GPUs of the 20 to 50 series; full TensorRT builds on the
+GPU box, for its GPU. Details are in `pipeline.targets.tensorrt`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+from pipeline.core.errors import ArtifactError, BuildError, ConfigError, UnavailableError
+from pipeline.core.runner import Runner
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
+from pipeline.targets.forms import Form
+from pipeline.targets.tensorrt import api, cuda, limits, nvml
+from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
+from pipeline.targets.tensorrt.device import Gpu, find_gpu
+from pipeline.targets.tensorrt.limits import ComputeCapability
+from pipeline.targets.tensorrt.options import TrtOptions
+from pipeline.targets.tensorrt.process import build_apart
+from pipeline.targets.tensorrt.quantize import Fp8Trt, Int8Trt
+
+_LOG = logging.getLogger(__name__)
+
+
+class TrtTarget(Target):
+    """Engines for NVIDIA GPUs."""
+
+    name: ClassVar[str] = "trt"
+    title: ClassVar[str] = "TensorRT"
+    precisions: ClassVar[dict[str, str]] = dict(limits.FORMS)
+    options: ClassVar[type[TargetOptions]] = TrtOptions
+    forms: ClassVar[tuple[Form, ...]] = (Int8Trt(), Fp8Trt())
+    code: ClassVar[tuple[str, ...]] = ("pipeline.targets.tensorrt",)
+
+    def requirements(self) -> list[Requirement]:
+        """What is needed and found; see `Target`."""
+        gpu = find_gpu()
+        return [
+            Requirement("tensorrt_rtx", api.installed(api.RTX), "build", api.INSTALL[api.RTX]),
+            Requirement(
+                "tensorrt", api.installed(api.FULL), "build on a GPU", api.INSTALL[api.FULL]
+            ),
+            Requirement(
+                "an NVIDIA GPU",
+                gpu.name if isinstance(gpu, Gpu) else None,
+                "run",
+                gpu if isinstance(gpu, str) else "",
+            ),
+            Requirement("cuda.bindings", _version("cuda-bindings"), "run", cuda.INSTALL),
+            Requirement("pynvml", _version("nvidia-ml-py"), "measure", nvml.INSTALL),
+        ]
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that can build here; see `Target`."""
+        names = (api.RTX, api.FULL) if isinstance(find_gpu(), Gpu) else (api.RTX,)
+        found = ((name, api.installed(name)) for name in names)
+        return {name: version for name, version in found if version}
+
+    def check(self, precision: str, options: TargetOptions) -> None:
+        """Refuse impossible combinations before anything is built; see `Target`."""
+        chosen = _options(options)
+        if precision not in self.precisions:
+            raise ConfigError(
+                f"trt: unknown precision {precision!r}; it has {', '.join(self.precisions)}"
+            )
+        name = _choose(chosen.library)
+        gpu = find_gpu()
+        if name == api.RTX:
+            limits.check_capabilities(precision, chosen.compute_capabilities)
+        elif isinstance(gpu, Gpu):
+            limits.check_capabilities(precision, (gpu.capability,), rtx=False)
+
+    def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
+        """Write `model.engine` and `layers.json`; see `Target`."""
+        options = _options(job.options)
+        self.check(job.precision, options)
+        if job.graph is None:
+            raise BuildError("trt: there is no ONNX graph to build from")
+        name = _choose(options.library)
+        gpu = find_gpu()
+        if name == api.FULL and isinstance(gpu, str):
+            raise UnavailableError(
+                f"full TensorRT builds on a GPU only: {gpu}; or set library: rtx"
+            )
+        batch = job.batch
+        engine = EngineJob(
+            graph=job.graph,
+            tf32=job.precision == "tf32",
+            capabilities=options.compute_capabilities,
+            batches=options.batches if batch is None else (batch, batch, batch),
+            workspace=options.workspace_mib and options.workspace_mib << 20,
+            gpu=gpu if isinstance(gpu, Gpu) else None,
+        )
+        if name == api.RTX:
+            return build_apart(engine, folder, job.log)
+        return build_engine(api.load(name), engine, folder, job.log)
+
+    def inspect(self, artifact: Artifact) -> str:
+        """Look at the header, or deserialize the engine where a GPU is; see `Target`."""
+        path = artifact.path(ENGINE)
+        name = str(artifact.facts.get("library", api.RTX))
+        if api.installed(name) is None:
+            return f"not opened: {name} is not installed ({api.INSTALL[name]})"
+        library, engine = api.load(name), path.read_bytes()
+        with library.listening(_LOG.debug) as (logger, messages):
+            checked = library.refuse_malformed(logger, engine, path)
+            if why := self.missing(artifact):
+                looked = "header accepted" if checked else "header not checked"
+                return f"{library.title}: {looked}; not deserialized: {why}"
+            if library.module.Runtime(logger).deserialize_cuda_engine(engine) is None:
+                raise ArtifactError(f"{path} cannot be opened: {messages.reason}; build it again")
+        return f"{library.title}: deserialized"
+
+    def missing(self, artifact: Artifact) -> str | None:
+        """Why this machine cannot run the engine; see `Target`."""
+        facts = artifact.facts
+        name = str(facts.get("library", api.RTX))
+        gpu = find_gpu()
+        if isinstance(gpu, str):
+            return gpu
+        if (here := api.installed(name)) is None:
+            return f"{name} is not installed: {api.INSTALL[name]}"
+        if here.split(".")[:3] != str(facts["library_version"]).split(".")[:3]:
+            return (
+                f"the engine was built by {name} {facts['library_version']}, installed is {here}: "
+                "build it again, or install that version"
+            )
+        if gpu.driver_cuda < (int(facts["cuda_major"]), 0):
+            return (
+                f"the driver serves CUDA {gpu.driver_cuda[0]}.{gpu.driver_cuda[1]}, {name} needs "
+                f"{facts['cuda_major']}.0: install a newer NVIDIA driver"
+            )
+        if gpu.capability not in facts["compute_capabilities"]:
+            return _wrong_gpu(gpu, facts["compute_capabilities"])
+        if _version("cuda-bindings") is None:
+            return f"cuda.bindings is not installed: {cuda.INSTALL}"
+        return None
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
+        """Open the engine on the GPU; `threads` means nothing there. See `Target`."""
+        from pipeline.targets.tensorrt.runner import GpuRunner
+
+        if why := self.missing(artifact):
+            raise UnavailableError(f"{artifact.name} cannot run here: {why}")
+        artifact.verify()  # a damaged engine could do anything to the GPU
+        path, gpu = artifact.path(ENGINE), find_gpu()
+        assert isinstance(gpu, Gpu)  # `missing` has seen it
+        return GpuRunner(
+            api.load(artifact.facts["library"]),
+            path.read_bytes(),
+            path,
+            gpu,
+            cache=cache_path(artifact, gpu),
+            log=_LOG.debug,
+        )
+
+    def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
+        """The strict executor on the engine's own graph; see `Target`."""
+        from pipeline.targets.tensorrt.emulation import EmulatedRunner
+
+        return EmulatedRunner(artifact, graph) if graph is not None else None
+
+
+def cache_path(artifact: Artifact, gpu: Gpu) -> Path:
+    """File for what TensorRT-RTX compiles on a GPU: beside the artifact, for this engine alone."""
+    engine = artifact.files[ENGINE].sha256[:12]
+    folder = artifact.folder
+    return folder.with_name(f"{folder.name}-{engine}-sm{gpu.capability.replace('.', '')}.cache")
+
+
+def _options(options: TargetOptions) -> TrtOptions:
+    if not isinstance(options, TrtOptions):
+        raise ConfigError(f"trt: these are options of another target: {options!r}")
+    return options
+
+
+def _choose(choice: api.Choice) -> str:
+    """Module of the library that is to build."""
+    if choice == "auto":
+        full = isinstance(find_gpu(), Gpu) and api.installed(api.FULL)
+        return api.FULL if full else api.RTX
+    return api.FULL if choice == "tensorrt" else api.RTX
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _wrong_gpu(gpu: Gpu, capabilities: Sequence[str]) -> str:
+    known = get_args(ComputeCapability)
+    remedy = (
+        f"add {gpu.capability!r} to compute_capabilities and build again"
+        if gpu.capability in known
+        else f"TensorRT-RTX compiles for {', '.join(known)} only: use full TensorRT on this machine"
+    )
+    return (
+        f"the engine is for compute capability {', '.join(capabilities)} and {gpu.name} has "
+        f"{gpu.capability}: {remedy}"
+    )

@@ -1,0 +1,100 @@
+"""A small network with what makes conversions hard: blocks, a one-sided clamp, a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.sample import CalibrationSet
+from pipeline.core.network import Network
+from pipeline.targets.forms import FormJob
+from pipeline.targets.registry import form_named
+
+NETWORK = Network("small", ("a", "b", "c", "d"), (3, 8, 8), {})
+
+
+def small_model(opset: int = 20) -> onnx.ModelProto:
+    rng = np.random.default_rng(3)
+
+    def tensor(name: str, *shape: int) -> TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    initializers = [
+        tensor("stem.weight", 16, 3, 3, 3),
+        tensor("stem.bias", 16),
+        tensor("stages.0.blocks.0.conv.weight", 16, 1, 3, 3),
+        tensor("stages.0.blocks.1.conv.weight", 16, 16, 1, 1),
+        tensor("head.weight", 4, 16),
+        tensor("head.bias", 4),
+        numpy_helper.from_array(np.array(2.0**-14, np.float32), "low"),
+        numpy_helper.from_array(np.array([-1, 16]), "shape"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["image", "stem.weight", "stem.bias"], ["x0"], "stem"),
+        helper.make_node("Clip", ["x0", "low"], ["x1"], "clamp"),
+        helper.make_node(
+            "Conv",
+            ["x1", "stages.0.blocks.0.conv.weight"],
+            ["x2"],
+            "depthwise",
+            group=16,
+            pads=[1, 1, 1, 1],
+        ),
+        helper.make_node("Elu", ["x2"], ["x3"], "elu"),
+        helper.make_node("Conv", ["x3", "stages.0.blocks.1.conv.weight"], ["x4"], "pointwise"),
+        helper.make_node("GlobalAveragePool", ["x4"], ["x5"], "pool"),
+        helper.make_node("Reshape", ["x5", "shape"], ["x6"], "flatten"),
+        helper.make_node("Gemm", ["x6", "head.weight", "head.bias"], ["logits"], "head", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+@pytest.fixture
+def small_graph() -> Callable[..., onnx.ModelProto]:
+    """Makes the small_graph network, afresh: (opset)."""
+    return small_model
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    """Images for the small_graph network, (32, 3, 8, 8)."""
+    return np.random.default_rng(1).standard_normal((32, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def convert(
+    tmp_path: Path, pictures: np.ndarray
+) -> Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]:
+    """Converts a model: (model, name of the form, options) -> (model, facts)."""
+
+    def run(
+        model: onnx.ModelProto, form: str, **options: Any
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        source, result = tmp_path / "source.onnx", tmp_path / "result.onnx"
+        onnx.save(model, source)
+
+        def calibration() -> CalibrationSet:
+            if not form_named(form).calibrated:
+                raise AssertionError("this form needs no calibration set")
+            labels = np.arange(len(pictures)) % 4
+            return CalibrationSet(pictures, labels, ("",) * len(pictures))
+
+        job = FormJob(source, NETWORK, options, calibration, lambda line: None)
+        facts = form_named(form).convert(job, result)
+        return onnx.load(result), facts
+
+    return run

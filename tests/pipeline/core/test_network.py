@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.core.network import Images, Logits, in_batches
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "least", "seen"),
+    [
+        (5, 2, 1, [2, 2, 1]),
+        (5, 2, 2, [2, 2, 2]),
+        (3, 8, 1, [3]),
+        (3, 8, 8, [8]),
+        (0, 4, 1, [0]),
+    ],
+)
+def test_any_number_of_images_in_batches_of_limited_sizes(
+    count: int, size: int, least: int, seen: list[int]
+) -> None:
+    batches: list[int] = []
+
+    def run(images: Images) -> Logits:
+        batches.append(len(images))
+        return images[:, 0, 0, :]
+
+    images = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 2, 2)
+    logits = in_batches(run, images, size, least)
+    assert batches == seen
+    np.testing.assert_array_equal(logits, images[:, 0, 0, :])

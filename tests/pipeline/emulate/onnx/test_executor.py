@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
+from pipeline.emulate.onnx.executor import OnnxExecutor
+from pipeline.emulate.ranges import TensorRange, first_failure
+
+MakeModel = Callable[..., onnx.ModelProto]
+
+X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+HALF = torch.from_numpy(X).half()
+
+
+def half(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float16)
+
+
+# ------------------------------------------------------------------ rounding
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y = Add(x, b)", lambda x, b: x + b),
+        ("y = Mul(x, b)", lambda x, b: x * b),
+        ("y = Div(x, b)", lambda x, b: x / b),
+        ("y = Exp(x)", lambda x, b: x.exp()),
+        ("y = Tanh(x)", lambda x, b: x.tanh()),
+        ("y = Gelu(x)", lambda x, b: F.gelu(x)),
+        ("y = Softmax(x)", lambda x, b: x.softmax(-1)),
+        # One rounding an operation: fusing the two would give other values.
+        ("t = Mul(x, b) y = Sub(t, b)", lambda x, b: x * b - b),
+    ],
+)
+@pytest.mark.parametrize(("name", "dtype"), [("float16", "half"), ("bfloat16", "bfloat16")])
+def test_sixteen_bit_graphs_compute_what_torch_computes(
+    make_model: MakeModel,
+    body: str,
+    expected: Callable[[Tensor, Tensor], Tensor],
+    name: str,
+    dtype: str,
+) -> None:
+    elem_type = TensorProto.FLOAT16 if name == "float16" else TensorProto.BFLOAT16
+    constant = helper.make_tensor("b", elem_type, [1], [0.7])
+    model = make_model(body, X.shape, {"b": constant}, x=name, y=name)
+    x = getattr(torch.from_numpy(X), dtype)()
+    b = getattr(torch.tensor([0.7]), dtype)()
+    assert torch.equal(torch.from_numpy(OnnxExecutor(model).run(X)), expected(x, b).float())
+
+
+def test_products_accumulate_in_float32_and_round_once(make_model: MakeModel) -> None:
+    weight = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float16)
+    model = make_model("y = MatMul(x, w)", X.shape, {"w": weight}, x="float16", y="float16")
+    expected = (HALF.float() @ torch.from_numpy(weight).float()).half().float()
+    assert torch.equal(torch.from_numpy(OnnxExecutor(model).run(X)), expected)
+
+
+def test_a_running_sum_overflows_in_a_narrow_accumulator(make_model: MakeModel) -> None:
+    x = np.concatenate([np.full((1, 16), 100), np.full((1, 16), -100)], 1).astype(np.float32)
+    weight = np.full((32, 1), 50, dtype=np.float16)
+    model = make_model("y = MatMul(x, w)", x.shape, {"w": weight}, x="float16", y="float16")
+    assert OnnxExecutor(model).run(x).item() == 0
+    narrow = OnnxExecutor(model, accumulate="output", record=True)
+    assert narrow.run(x).item() == math.inf
+    assert narrow.overflow_report()[0].headroom == 0
+
+
+def test_float32_parts_of_a_mixed_graph_are_not_rounded(make_model: MakeModel) -> None:
+    body = "a = Cast<to=1>(x) b = Mul(a, s) y = Div(b, s)"
+    constants = {"s": np.array([1e6], dtype=np.float32)}
+    model = make_model(body, (1, 2), constants, x="float16")
+    x = np.array([[1.5, 60000.0]], dtype=np.float32)
+    np.testing.assert_allclose(OnnxExecutor(model).run(x), x, rtol=1e-6)
+
+
+def test_the_callers_images_stay_untouched(make_model: MakeModel) -> None:
+    model = make_model("a = Relu(x) y = Add(a, x)", X.shape, x="float16", y="float16")
+    images = X.copy()
+    images.flags.writeable = False
+    OnnxExecutor(model).run(images)
+    np.testing.assert_array_equal(images, X)
+
+
+# ------------------------------------------------------------------ quantized graphs
+
+
+def test_float8_weights_and_activations(make_model: MakeModel) -> None:
+    weight = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+    stored = helper.make_tensor(
+        "w", TensorProto.FLOAT8E4M3FN, (6, 3), (weight / 0.01).astype(np.float32).ravel().tolist()
+    )
+    zero = helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    body = (
+        "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)"
+        "d = DequantizeLinear(w, t) y = MatMul(a, d)"
+    )
+    constants = {"w": stored, "z": zero, "s": np.float32(0.004), "t": np.float32(0.01)}
+    arrays = {k: np.asarray(v) if isinstance(v, np.generic) else v for k, v in constants.items()}
+    executor = OnnxExecutor(make_model(body, X.shape, arrays), record=True)
+    result = executor.run(X)
+
+    def eight(values: np.ndarray) -> np.ndarray:
+        limited = np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        widened: np.ndarray = limited.astype(np.float32)
+        return widened
+
+    expected = (eight(X / np.float32(0.004)) * np.float32(0.004)) @ (
+        eight(weight / 0.01) * np.float32(0.01)
+    )
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    entry = next(r for r in executor.overflow_report() if r.op_type == "QuantizeLinear")
+    assert (entry.dtype, entry.limit) == ("float8_e4m3fn", 448)
+    assert entry.saturated == int((np.abs(X / 0.004) > 448).sum()) > 0
+
+
+def test_four_bit_weights_in_blocks(make_model: MakeModel) -> None:
+    values = np.random.default_rng(1).integers(-8, 8, (6, 4))
+    stored = helper.make_tensor("w", TensorProto.INT4, (6, 4), values.ravel().tolist())
+    scale = np.random.default_rng(2).uniform(0.1, 1, (3, 4)).astype(np.float16)
+    model = make_model(
+        "d = DequantizeLinear<axis=0, block_size=2>(w, s) y = MatMul(x, d)",
+        X.shape,
+        {"w": stored, "s": scale},
+        x="float16",
+        y="float16",
+        opset=21,
+    )
+    weight = torch.from_numpy(values * np.repeat(scale.astype(np.float32), 2, 0)).half()
+    expected = (HALF.float() @ weight.float()).half().float()
+    assert torch.equal(torch.from_numpy(OnnxExecutor(model).run(X)), expected)
+
+
+def test_the_type_of_quantization_comes_from_the_attribute(make_model: MakeModel) -> None:
+    body = "q = QuantizeLinear<output_dtype=3>(x, s) y = DequantizeLinear(q, s)"
+    scale = {"s": np.array(1, dtype=np.float32)}
+    model = make_model(body, (3,), scale, opset=21)
+    result = OnnxExecutor(model).run(np.array([-200, -1, 200], dtype=np.float32))
+    assert result.tolist() == [-128, -1, 127]
+
+
+# ------------------------------------------------------------------ the overflow report
+
+PUBLISHED = """
+    q0, k0, v = Split<axis=1, num_outputs=3>(x)
+    q1 = Elu(q0) q = Add(q1, one) k1 = Elu(k0) k = Add(k1, one)
+    mean_k = ReduceMean(k, tokens) mean_kt = Transpose<perm=[0,1,3,2]>(mean_k)
+    qk = MatMul(q, mean_kt) qk_eps = Add(qk, eps) z = Div(one, qk_eps)
+    kt = Transpose<perm=[0,1,3,2]>(k) ktv = MatMul(kt, v) kv = Div(ktv, n)
+    qkv = MatMul(q, kv) y = Mul(qkv, z)
+"""
+
+SCALE_FREE = """
+    q0, k0, v = Split<axis=1, num_outputs=3>(x)
+    q1 = Elu(q0) q = Add(q1, one) k1 = Elu(k0) k = Add(k1, one)
+    mean_q = ReduceMean(q, channels) mean_q_eps = Add(mean_q, eps) qs = Div(q, mean_q_eps)
+    mean_k = ReduceMean(k, tokens) head = ReduceMean(mean_k, channels) b = Add(head, eps)
+    bn = Mul(b, n) ks = Div(k, bn) ms = Div(mean_k, b)
+    kt = Transpose<perm=[0,1,3,2]>(ks) kv = MatMul(kt, v) qkv = MatMul(qs, kv)
+    mt = Transpose<perm=[0,1,3,2]>(ms) qm = MatMul(qs, mt) qm_eps = Add(qm, eps)
+    y = Div(qkv, qm_eps)
+"""
+
+BLOCK = "stages.2.blocks.5"
+
+
+def attention(make_model: MakeModel, body: str, x: np.ndarray, kind: str) -> onnx.ModelProto:
+    """One form of linear attention, node by node; x is (batch, 3 heads, tokens, channels)."""
+    dtype = np.float16 if kind == "float16" else np.float32
+    numbers = {"one": 1, "eps": 1e-6, "n": x.shape[2]}
+    constants = {name: np.array(value, dtype=dtype) for name, value in numbers.items()}
+    constants |= {"tokens": np.array([2]), "channels": np.array([3])}
+    model = make_model(body, x.shape, constants, x=kind, y=kind)
+    for node in model.graph.node:
+        node.name = f"node_{node.output[0]}"
+        scopes = ["", "stages", BLOCK, f"{BLOCK}.token_mixer", node.output[0]]
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=str(scopes))
+    return model
+
+
+@pytest.fixture(scope="module")
+def large_activations() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return (60 * generator.standard_normal((2, 3 * 2, 64, 16))).astype(np.float32)
+
+
+def report_of(model: onnx.ModelProto, x: np.ndarray) -> tuple[np.ndarray, list[TensorRange]]:
+    executor = OnnxExecutor(model, record=True)
+    return executor.run(x), executor.overflow_report()
+
+
+def test_published_attention_overflows_and_the_block_is_named(
+    make_model: MakeModel, large_activations: np.ndarray
+) -> None:
+    model = attention(make_model, PUBLISHED, large_activations, "float16")
+    result, report = report_of(model, large_activations)
+    assert not np.isfinite(result).all()
+    origin = first_failure(report)
+    assert origin is not None
+    assert (origin.tensor, origin.node, origin.op_type) == ("ktv", "node_ktv", "MatMul")
+    assert (origin.module, origin.block) == (f"{BLOCK}.token_mixer", BLOCK)
+    assert (origin.dtype, origin.limit) == ("float16", 65504)
+    assert origin.overflowed > 0
+    assert origin.largest > 65504
+    assert origin.headroom < 1
+    # What reads infinities gives infinities and NaN without overflowing itself.
+    last = report[-1]
+    assert last.tensor == "y"
+    assert last.infinite + last.nan > 0
+    assert last.headroom == 0
+
+
+def test_onnx_runtime_hides_that_overflow(
+    make_model: MakeModel, large_activations: np.ndarray
+) -> None:
+    model = attention(make_model, PUBLISHED, large_activations, "float16")
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    assert np.isfinite(session.run(None, {"x": large_activations.astype(np.float16)})[0]).all()
+
+
+def test_scale_free_attention_stays_in_range(
+    make_model: MakeModel, large_activations: np.ndarray
+) -> None:
+    model = attention(make_model, SCALE_FREE, large_activations, "float16")
+    result, report = report_of(model, large_activations)
+    assert first_failure(report) is None
+    assert min(entry.headroom for entry in report) > 4
+    exact = attention(make_model, PUBLISHED, large_activations, "float")
+    expected = OnnxExecutor(exact).run(large_activations)
+    assert np.abs(result - expected).max() / np.abs(expected).max() < 2e-3
+
+
+def test_the_report_accumulates_over_batches(make_model: MakeModel) -> None:
+    model = make_model("a = Relu(x) y = Add(a, a)", ("N", 2), x="float16", y="float16")
+    executor = OnnxExecutor(model, record=True)
+    executor.run(np.array([[1, 2]], dtype=np.float32))
+    executor.run(np.array([[5, 40000], [1, 1]], dtype=np.float32))
+    (entry,) = executor.overflow_report()  # Relu rounds nothing
+    assert (entry.tensor, entry.values, entry.largest) == ("y", 6, 80000)
+    assert entry.overflowed == 1
+
+
+def test_values_lost_below_the_range_are_counted(make_model: MakeModel) -> None:
+    body = "y = Mul(x, c)"
+    model = make_model(body, (3,), {"c": half(1e-4)}, x="float16", y="float16")
+    executor = OnnxExecutor(model, record=True)
+    executor.run(np.array([1, 1e-2, 1e-5], dtype=np.float32))
+    (entry,) = executor.overflow_report()
+    assert (entry.subnormal, entry.flushed) == (1, 1)  # 1e-4 is normal, 1e-6 not, 1e-9 is lost
+
+
+def test_weights_that_a_conversion_made_infinite(make_model: MakeModel) -> None:
+    weight = numpy_helper.from_array(np.array([[np.inf]], dtype=np.float16), "w")
+    model = make_model("y = MatMul(x, w)", (1, 1), {"w": weight}, x="float16", y="float16")
+    model.graph.initializer[0].name = model.graph.node[0].input[1] = "head.fc.weight"
+    executor = OnnxExecutor(model, record=True)
+    entry = executor.overflow_report()[0]
+    assert (entry.tensor, entry.op_type, entry.block) == ("head.fc.weight", "Initializer", "head")
+    assert entry.infinite == 1
+
+
+def test_no_report_without_recording(make_model: MakeModel) -> None:
+    executor = OnnxExecutor(make_model("y = Relu(x)", (1,)))
+    with pytest.raises(PipelineError, match="record=True"):
+        executor.overflow_report()
+
+
+# ------------------------------------------------------------------ plan
+
+
+class Watched(OnnxExecutor):
+    """Counts the tensors that are alive before each node."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.alive: list[int] = []
+        return super().run(images)
+
+    def _execute(self, step, values):  # type: ignore[no-untyped-def]
+        if hasattr(self, "alive"):
+            self.alive.append(len(values))
+        super()._execute(step, values)
+
+
+def test_tensors_are_freed_after_their_last_use(make_model: MakeModel) -> None:
+    chain = "t0 = Exp(x) " + " ".join(f"t{i} = Tanh(t{i - 1})" for i in range(1, 50))
+    executor = Watched(make_model(f"{chain} y = Add(t49, x)", (2, 2)))
+    executor.run(np.ones((2, 2), dtype=np.float32))
+    assert max(executor.alive) == 2  # the images and one tensor of the chain
+
+
+def test_what_depends_on_constants_alone_is_computed_once(make_model: MakeModel) -> None:
+    body = "d = DequantizeLinear(w, s) e = Transpose(d) y = MatMul(x, e)"
+    constants = {"w": np.ones((3, 2), dtype=np.int8), "s": np.array(0.5, dtype=np.float32)}
+    executor = Watched(make_model(body, (1, 2), constants))
+    for _ in range(2):
+        assert executor.run(np.ones((1, 2), dtype=np.float32)).tolist() == [[1, 1, 1]]
+        assert executor.alive == [2]  # one node; x and e
+
+
+def test_a_graph_of_constants_alone(make_model: MakeModel) -> None:
+    model = make_model("y = Add(a, a)", (1,), {"a": np.ones(2, dtype=np.float32)})
+    assert OnnxExecutor(model).run(np.zeros(1, dtype=np.float32)).tolist() == [2, 2]
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_unknown_operator(make_model: MakeModel) -> None:
+    model = make_model("a = Relu(x) y = NonZero(a)", (2,))
+    model.graph.node[1].name = "find"
+    with pytest.raises(UnsupportedOperatorError, match=r"'find'.*NonZero.*'ai\.onnx'"):
+        OnnxExecutor(model)
+
+
+def test_outputs_that_are_not_computed(make_model: MakeModel) -> None:
+    model = make_model("y, i = MaxPool<kernel_shape=[2]>(x)", (1, 1, 4))
+    with pytest.raises(UnsupportedOperatorError, match="uses 2 outputs of the operator MaxPool"):
+        OnnxExecutor(model).run(np.zeros((1, 1, 4), dtype=np.float32))
+
+
+def test_dilated_average_pooling(make_model: MakeModel) -> None:
+    model = make_model("y = AveragePool<kernel_shape=[2], dilations=[2]>(x)", (1, 1, 4))
+    with pytest.raises(UnsupportedOperatorError, match="dilations"):
+        OnnxExecutor(model).run(np.zeros((1, 1, 4), dtype=np.float32))
+
+
+def test_missing_operand(make_model: MakeModel) -> None:
+    model = make_model("y = CastLike(x)", (1,))
+    with pytest.raises(UnsupportedOperatorError, match=r"'y'.*lacks its input 1"):
+        OnnxExecutor(model)
+
+
+def test_images_that_do_not_fit(make_model: MakeModel) -> None:
+    executor = OnnxExecutor(make_model("y = Relu(x)", ("N", 3, 8, 8)))
+    assert executor.run(np.zeros((5, 3, 8, 8), dtype=np.float32)).shape == (5, 3, 8, 8)
+    with pytest.raises(DataError, match=r"\(1, 3, 4, 4\) do not fit .*'x'.*\('any', 3, 8, 8\)"):
+        executor.run(np.zeros((1, 3, 4, 4), dtype=np.float32))
+    with pytest.raises(DataError, match="do not fit"):
+        executor.run(np.zeros((3, 8, 8), dtype=np.float32))
+    with pytest.raises(DataError, match="float32, these are float64"):
+        executor.run(np.zeros((1, 3, 8, 8)))
+
+
+def test_operations_that_do_not_fit_together(make_model: MakeModel) -> None:
+    model = make_model("y = MatMul(x, w)", ("N", "M"), {"w": np.ones((3, 2), dtype=np.float32)})
+    with pytest.raises(ArtifactError, match=r"'y' \(MatMul\).*\(1, 5\), \(3, 2\)"):
+        OnnxExecutor(model).run(np.zeros((1, 5), dtype=np.float32))
+
+
+def test_a_graph_with_two_inputs(make_model: MakeModel) -> None:
+    model = make_model("y = Add(x, b)", (1,))
+    model.graph.input.add().CopyFrom(model.graph.input[0])
+    model.graph.input[1].name = "b"
+    with pytest.raises(ArtifactError, match=r"one input.*x, b"):
+        OnnxExecutor(model)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot read"):
+        OnnxExecutor(tmp_path / "model.onnx")

@@ -1,0 +1,72 @@
+"""What the operator tests do not reach: narrow accumulators, axes that ONNX does not have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.emulate import kernels, rounding
+
+half = partial(rounding.round_to, dtype=torch.float16)
+
+
+def test_narrow_accumulator_without_rounding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 5, 40), torch.randn(3, 40, 7)
+    torch.testing.assert_close(kernels.matmul(a, b, partial=lambda t: t), a @ b)
+    torch.testing.assert_close(kernels.matmul(a, b[0, :, 0], partial=lambda t: t), a @ b[0, :, 0])
+    x, w, bias = torch.randn(2, 80, 6, 6), torch.randn(8, 40, 3, 3), torch.randn(8)
+    settings = {"strides": (1, 1), "pads": [(1, 1), (1, 1)], "dilations": (1, 1), "groups": 2}
+    result = kernels.conv(x, w, bias, partial=lambda t: t, **settings)  # type: ignore[arg-type]
+    expected = F.conv2d(x, w, bias, padding=1, groups=2)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_narrow_accumulator_overflows_where_the_sum_does_not() -> None:
+    a = torch.cat([torch.full((1, 16), 100.0), torch.full((1, 16), -100.0)], dim=1)
+    b = torch.full((32, 1), 50.0)
+    assert kernels.matmul(a, b).item() == 0
+    assert kernels.matmul(a, b, partial=half).isinf().all()
+    x, w = a.reshape(1, 32, 1, 1), b.reshape(1, 32, 1, 1)
+    settings = {"strides": (1, 1), "pads": [(0, 0), (0, 0)], "dilations": (1, 1)}
+    assert kernels.conv(x, w, partial=half, **settings).isinf().all()  # type: ignore[arg-type]
+
+
+def test_layer_norm_over_channels() -> None:
+    torch.manual_seed(0)
+    x, gamma, beta = torch.randn(2, 6, 3, 4), torch.randn(6), torch.randn(6)
+    expected = F.layer_norm(x.permute(0, 2, 3, 1), (6,), gamma, beta, 1e-5).permute(0, 3, 1, 2)
+    torch.testing.assert_close(kernels.layer_norm(x, [1], gamma, beta, 1e-5), expected)
+    plain = kernels.layer_norm(x, [1], None, None, 1e-5)
+    torch.testing.assert_close(plain.mean(1), torch.zeros(2, 3, 4), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(7, 1), (7, 2), (8, 2), (9, 4)])
+def test_same_padding_gives_every_stride_a_position(size: int, stride: int) -> None:
+    for behind in (True, False):
+        pads = kernels.same_pads([size], [3], [stride], [2], extra_behind=behind)
+        y = kernels.conv(
+            torch.ones(1, 1, size), torch.ones(1, 1, 3), strides=[stride], pads=pads, dilations=[2]
+        )
+        assert y.shape[-1] == -(-size // stride)
+        before, after = pads[0]
+        assert (after - before if behind else before - after) in (0, 1)
+
+
+def test_dequantize_inverts_quantize_within_half_a_step() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 10)
+    scale = torch.rand(3, 4) / 10 + 0.01  # blocks of 3; the last holds one entry
+    position = kernels.quantize(x, scale, None, axis=1, block=3, integer=True)
+    assert torch.equal(position, position.round())
+    back = kernels.dequantize(position, scale, None, axis=1, block=3)
+    assert ((back - x).abs() <= scale.repeat_interleave(3, 1)[:, :10] / 2 + 1e-6).all()
+
+
+def test_reduce_without_axes_keeps_the_shape() -> None:
+    x = torch.tensor([[-3.0, 4.0]])
+    assert kernels.reduce("l2", x, [], keep=True).tolist() == [[3.0, 4.0]]
+    assert kernels.reduce("sum", torch.tensor(2.0), [], keep=False).item() == 2

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pipeline.emulate import rounding
+from pipeline.emulate.ranges import TensorRange, first_failure, tightest
+
+
+def observed(x: torch.Tensor, dtype: torch.dtype, block: str = "b") -> TensorRange:
+    entry = TensorRange(
+        tensor="t",
+        node="n",
+        op_type="Add",
+        module=block,
+        block=block,
+        dtype=rounding.name(dtype),
+        limit=rounding.bounds(dtype)[1],
+    )
+    entry.observe(x, rounding.narrow(x, dtype), dtype)
+    return entry
+
+
+def test_counts_what_float16_does_to_values() -> None:
+    x = torch.tensor([1.0, -7e4, 1e5, math.inf, math.nan, 1e-9, 1e-5, 0.0])
+    entry = observed(x, torch.float16)
+    assert entry.values == 8
+    assert entry.largest == 1e5
+    assert entry.headroom == pytest.approx(0.65504)
+    assert (entry.overflowed, entry.infinite, entry.nan) == (2, 3, 1)
+    assert (entry.flushed, entry.subnormal) == (1, 1)
+    assert not entry.finite
+
+
+def test_ranges_accumulate_over_batches() -> None:
+    entry = observed(torch.tensor([2.0, -3.0]), torch.float16)
+    again = torch.tensor([[1.0, -5.0, 1e-5]])
+    entry.observe(again, again.half(), torch.float16)
+    assert (entry.values, entry.largest, entry.subnormal) == (5, 5.0, 1)
+    assert entry.headroom == 65504 / 5
+
+
+def test_quantized_types_count_saturation() -> None:
+    assert observed(torch.tensor([127.0, 128.0, -128.0, -129.0]), torch.int8).saturated == 2
+    entry = observed(torch.tensor([448.0, 449.0, 1.0, 1e-5]), torch.float8_e4m3fn)
+    assert (entry.saturated, entry.infinite, entry.flushed) == (1, 0, 1)
+    assert entry.headroom == pytest.approx(448 / 449)
+
+
+def test_headroom_without_values_or_with_infinities_from_elsewhere() -> None:
+    assert observed(torch.zeros(3), torch.float16).headroom == math.inf
+    assert observed(torch.zeros(0), torch.float16).values == 0
+    assert observed(torch.tensor([1.0, math.nan]), torch.float16).headroom == 0
+    assert observed(torch.full((2,), math.nan), torch.float32).headroom == 0
+
+
+def test_tightest_and_first_failure() -> None:
+    calm = observed(torch.tensor([1.0]), torch.float16, "a")
+    tight = observed(torch.tensor([60000.0]), torch.float16, "a")
+    broken = observed(torch.tensor([1e6]), torch.float16, "b")
+    later = observed(torch.tensor([math.nan]), torch.float16, "c")
+    quantized = observed(torch.tensor([1000.0]), torch.int8, "d")
+    report = [calm, tight, quantized, broken, later]
+    assert tightest(report) == {"a": tight, "b": broken, "c": later}
+    assert first_failure(report) is broken
+    assert first_failure([calm, quantized]) is None

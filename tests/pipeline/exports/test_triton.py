@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.network import Network
+from pipeline.exports import triton
+from pipeline.steps import artifact
+from pipeline.steps.artifact import Artifact
+
+NETWORK = Network(
+    "small", ("shirt", "café", 'a "b"'), (3, 8, 8), {"size": 8, "mean": (0.5,), "note": 'é "x"'}
+)
+
+
+def built(folder: Path, name: str, files: dict[str, bytes], facts: dict[str, Any]) -> Artifact:
+    def write(place: Path) -> dict[str, Any]:
+        for file, content in files.items():
+            (place / file).write_bytes(content)
+        return facts
+
+    return artifact.make(
+        folder, kind="build", name=name, key="k", made_from={}, tools={}, build=write
+    )
+
+
+def graph(batch: str | int) -> bytes:
+    shape: list[str | int] = [batch, 3, 8, 8]
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("GlobalAveragePool", ["image"], ["logits"])],
+            "g",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3, 1, 1])],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def ort(tmp_path: Path) -> Artifact:
+    return built(tmp_path / "ort", "ort/fp32", {"model.onnx": graph("batch")}, {})
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Artifact:
+    facts = {
+        "library": "tensorrt",
+        "input": {"name": "image", "shape": [-1, 3, 8, 8]},
+        "output": {"name": "logits"},
+        "batches": {"min": 1, "opt": 8, "max": 32},
+    }
+    return built(tmp_path / "trt", "trt/fp16", {"model.engine": b"plan"}, facts)
+
+
+def parsed(folder: Path) -> Any:
+    """The configuration, read by the official definition of its format."""
+    definition = pytest.importorskip(
+        "tritonclient.grpc.model_config_pb2",
+        reason="tritonclient[grpc] is not installed",
+        exc_type=ImportError,
+    )
+    from google.protobuf import text_format
+
+    return text_format.Parse((folder / "config.pbtxt").read_text(), definition.ModelConfig())
+
+
+def test_an_onnx_model(ort: Artifact, tmp_path: Path) -> None:
+    folder = triton.export(ort, NETWORK, tmp_path / "repository", max_batch=16, instances=2)
+    assert folder == tmp_path / "repository" / "small"
+    assert (folder / "1" / "model.onnx").read_bytes() == graph("batch")
+    assert (folder / "labels.txt").read_text().splitlines() == list(NETWORK.labels)
+    config = parsed(folder)
+    assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 16)
+    assert list(config.input[0].dims) == [3, 8, 8]
+    assert list(config.output[0].dims) == [3]
+    assert config.output[0].label_filename == "labels.txt"
+    assert config.instance_group[0].count == 2
+    assert config.instance_group[0].kind == config.instance_group[0].KIND_CPU
+    assert list(config.dynamic_batching.preferred_batch_size) == [16]
+    assert [w.batch_size for w in config.model_warmup] == [1, 16]
+    assert config.model_warmup[0].inputs["image"].random_data
+    assert '"note": "\\u00e9 \\"x\\""' in config.parameters["preprocess"].string_value
+
+
+def test_an_engine_of_full_tensorrt(plan: Artifact, tmp_path: Path) -> None:
+    folder = triton.export(plan, NETWORK, tmp_path / "repository", name="care-fp16")
+    assert (folder / "1" / "model.plan").read_bytes() == b"plan"
+    config = parsed(folder)
+    assert (config.name, config.backend, config.max_batch_size) == ("care-fp16", "tensorrt", 32)
+    assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
+
+
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    fixed = built(tmp_path / "ort", "ort/fp32", {"model.onnx": graph(4)}, {})
+    config = parsed(triton.export(fixed, NETWORK, tmp_path / "repository"))
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [4, 3, 8, 8]
+    assert list(config.output[0].dims) == [4, 3]
+    assert not config.HasField("dynamic_batching")
+    assert [w.batch_size for w in config.model_warmup] == [0]
+
+
+def test_exporting_again_replaces_the_model_and_leaves_others(
+    ort: Artifact, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    triton.export(ort, NETWORK, repository, name="other")
+    first = triton.export(ort, NETWORK, repository)
+    (first / "1" / "stale").touch()
+    triton.export(ort, NETWORK, repository)
+    assert sorted(p.name for p in repository.iterdir()) == ["other", "small"]
+    assert sorted(p.name for p in (first / "1").iterdir()) == ["model.onnx"]
+
+
+def test_what_triton_cannot_run(plan: Artifact, tmp_path: Path) -> None:
+    rtx = built(tmp_path / "rtx", "trt/fp16", {"model.engine": b"x"}, {"library": "tensorrt_rtx"})
+    with pytest.raises(InputError, match="no backend for TensorRT-RTX, which built trt/fp16"):
+        triton.export(rtx, NETWORK, tmp_path / "repository")
+    package = built(tmp_path / "coreml", "coreml/fp16", {"weights.bin": b""}, {})
+    with pytest.raises(InputError, match="Triton cannot run coreml/fp16"):
+        triton.export(package, NETWORK, tmp_path / "repository")
+    with pytest.raises(InputError, match="does not do as a model's name"):
+        triton.export(plan, NETWORK, tmp_path / "repository", name="../evil")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_damage_is_noticed(plan: Artifact, tmp_path: Path) -> None:
+    plan.path("model.engine").write_bytes(b"plot")
+    with pytest.raises(ArtifactError, match="has changed"):
+        triton.export(plan, NETWORK, tmp_path / "repository")
+
+
+def test_a_repository_that_cannot_be_written(ort: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="make the folder writable"):
+        triton.export(ort, NETWORK, tmp_path / "file" / "repository")
+
+
+def test_the_exported_model_answers(ort: Artifact, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    folder = triton.export(ort, NETWORK, tmp_path / "repository")
+    session = runtime.InferenceSession(
+        folder / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    answer = session.run(None, {"image": np.ones((2, 3, 8, 8), np.float32)})[0]
+    assert answer.shape == (2, 3, 1, 1)
+    assert onnx.load(folder / "1" / "model.onnx").graph.input[0].name == "image"

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
+from pipeline.core.errors import ArtifactError, BuildError, GateFailedError, InputError, LockedError
+from pipeline.scheduler import execute
+from pipeline.scheduler.execute import Outcome
+from pipeline.scheduler.plan import Selection
+from pipeline.steps.artifact import MANIFEST, Artifact
+from pipeline.steps.folders import locked
+from pipeline.steps.step import Context, StageResult, State, Step
+
+Settings = dict[str, Any]
+
+
+class Hashes:
+    def save(self) -> None:
+        pass
+
+
+class Toy:
+    """Stands for configuration and source: two steps of one chain, and a target beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hashes = Hashes()
+        self.settings: Settings = {"export": 1, "build": 1, "bench": 1}
+        self.fail: Exception | None = None
+        self.ran: list[str] = []
+
+
+class ToyStep(Step):
+    def inputs(self) -> Mapping[str, Any]:
+        return {"setting": self.toy.settings[self.stage]}
+
+    @property
+    def toy(self) -> Toy:
+        return cast(Toy, self.context.config)
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        self.toy.ran.append(self.name)
+        if self.stage == "build" and self.toy.fail:
+            raise self.toy.fail
+        value = self.toy.settings.get("content", "same")
+        (folder / "file").write_text(f"{self.name} {value}")
+        return {}
+
+
+class Export(ToyStep):
+    stage = "export"
+
+
+class Build(ToyStep):
+    stage = "build"
+
+
+class Bench(ToyStep):
+    stage = "bench"
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    toy = Toy(tmp_path)
+
+    def plan(context: Context) -> list[Step]:
+        export = Export(context, "export")
+        build = Build(context, "ort/fp32", [export], "ort")
+        bench = Bench(context, "bench/ort", [build], "ort")
+        other = Export(context, "other", target="trt")
+        return [export, build, bench, other]
+
+    monkeypatch.setattr(execute, "plan", plan)
+    return toy
+
+
+class Recorder(QuietConsole):
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.reasons: dict[str, str] = {}
+
+    def started(self, step: Step, why: str) -> None:
+        self.reasons[step.name] = why
+
+
+def execute_toy(toy: Toy, selection: Selection | None = None) -> tuple[Outcome, Recorder]:
+    recorder = Recorder()
+    toy.ran.clear()
+    return execute.execute(context(toy), selection or Selection(), recorder), recorder
+
+
+def context(toy: Toy) -> Context:
+    anything: Any = toy
+    return Context(anything, anything, lambda line: None, QuietConsole(sys.stderr).progress)
+
+
+def states(outcome: Outcome) -> list[str]:
+    return [str(result.state) for result in outcome.results]
+
+
+ALL = ["export", "ort/fp32", "bench/ort", "other"]
+
+
+def test_a_second_run_does_nothing(toy: Toy) -> None:
+    first, recorder = execute_toy(toy)
+    assert states(first) == ["done"] * 4
+    assert recorder.reasons == dict.fromkeys(ALL, "not built yet")
+    second, _ = execute_toy(toy)
+    assert states(second) == ["up to date"] * 4
+    assert toy.ran == []
+
+
+def test_only_what_depends_on_a_change_runs(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings["bench"] = 2
+    _, recorder = execute_toy(toy)
+    assert recorder.reasons == {"bench/ort": "changed: settings or code"}
+
+
+def test_an_input_that_comes_out_the_same_stops_the_change(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings["export"] = 2
+    execute_toy(toy)
+    assert toy.ran == ["export", "other"]
+
+
+def test_an_input_that_differs_reaches_what_is_made_from_it(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings |= {"export": 2, "content": "new"}
+    _, recorder = execute_toy(toy)
+    assert toy.ran == ALL
+    assert recorder.reasons["ort/fp32"] == "changed: export"
+
+
+def test_touched_files_change_nothing(toy: Toy) -> None:
+    execute_toy(toy)
+    for path in toy.folder.rglob("*"):
+        os.utime(path, (1, 1))
+    execute_toy(toy)
+    assert toy.ran == []
+
+
+def test_damage_is_mended(toy: Toy) -> None:
+    execute_toy(toy)
+    (toy.folder / "ort/fp32/file").write_text("damage")
+    (toy.folder / "other" / MANIFEST).write_text("{")
+    _, recorder = execute_toy(toy)
+    assert toy.ran == ["ort/fp32", "other"]
+    assert recorder.reasons["ort/fp32"].startswith("damaged: ")
+    Artifact.read(toy.folder / "ort/fp32").verify()
+
+
+def test_a_failure_stops_only_what_needs_it(toy: Toy) -> None:
+    toy.fail = BuildError("the runtime refused")
+    outcome, _ = execute_toy(toy)
+    assert states(outcome) == ["done", "failed", "skipped", "done"]
+    assert outcome.results[1].why == "the runtime refused"
+    assert outcome.results[2].why == "ort/fp32 failed"
+    assert outcome.exit_code == 3
+    toy.fail = None
+    outcome, _ = execute_toy(toy)
+    assert states(outcome) == ["up to date", "done", "done", "up to date"]
+
+
+def test_running_out_of_memory_is_a_failed_build(toy: Toy) -> None:
+    toy.fail = MemoryError("8 GiB")
+    outcome, _ = execute_toy(toy)
+    assert outcome.exit_code == 3
+    assert "out of memory: 8 GiB" in outcome.results[1].why
+
+
+def test_errors_that_nobody_expected_are_not_hidden(toy: Toy) -> None:
+    toy.fail = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        execute_toy(toy)
+
+
+def test_exit_codes() -> None:
+    gate = GateFailedError("x")
+    bad = StageResult("build", "a", State.FAILED, error=InputError("x"))
+    broken = StageResult("build", "b", State.FAILED, error=BuildError("x"))
+    assert Outcome().exit_code == 0
+    assert Outcome([], [gate]).exit_code == 1
+    assert Outcome([bad], [gate]).exit_code == 2
+    assert Outcome([bad, broken]).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(force=True), ALL),
+        (Selection(start="build"), ["ort/fp32", "bench/ort"]),
+        (Selection(only=("bench",), force=True), ["bench/ort"]),
+        (Selection(targets=("ort",), force=True), ["export", "ort/fp32", "bench/ort"]),
+        (Selection(only=("bench",)), []),
+    ],
+)
+def test_selection(toy: Toy, selection: Selection, expected: list[str]) -> None:
+    execute_toy(toy)
+    execute_toy(toy, selection)
+    assert toy.ran == expected
+
+
+def test_a_target_runs_only_what_it_is_made_from(toy: Toy) -> None:
+    shared = Export(context(toy), "shared")
+    form = Export(context(toy), "form", [shared])
+    steps: list[Step] = [
+        shared,
+        form,
+        Build(context(toy), "trt/int8", [form], "trt"),
+        Build(context(toy), "ort/fp32", [shared], "ort"),
+    ]
+    selected = Selection(targets=("ort",)).select(steps)
+    assert [step.name for step in selected] == ["shared", "ort/fp32"]
+    assert Selection().select(steps) == steps
+
+
+def test_a_selected_step_without_its_inputs_is_skipped(toy: Toy) -> None:
+    outcome, _ = execute_toy(toy, Selection(only=("build",)))
+    assert states(outcome) == ["skipped"]
+    assert outcome.results[0].why == "export is not built and not selected"
+
+
+def test_dry_run_tells_why_and_writes_nothing(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings["export"] = 2
+    before = sorted(path for path in toy.folder.rglob("*"))
+    plan = {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
+    assert plan == {
+        "export": "changed: settings or code",
+        "ort/fp32": "made from export, which runs",
+        "bench/ort": "made from ort/fp32, which runs",
+        "other": "changed: settings or code",
+    }
+    assert sorted(path for path in toy.folder.rglob("*")) == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipeline.steps.folders import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(LockedError, match="another run works on"), locked(tmp_path):
+            pass
+        # Waiting helps, once the other ends; that it was killed does not matter.
+        threading.Timer(0.2, other.kill).start()
+        with locked(tmp_path, wait_s=30):
+            pass
+
+
+def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((ArtifactError, FileExistsError, NotADirectoryError)):  # noqa: SIM117
+        with locked(tmp_path / "file" / "run"):
+            pass
+
+
+def shown(look: Callable[[Any], QuietConsole], toy: Toy) -> str:
+    import io
+
+    screen = io.StringIO()
+    toy.fail = BuildError("the [runtime] refused")
+    with look(screen) as console:
+        execute.execute(context(toy), Selection(), console)
+    return screen.getvalue()
+
+
+def test_consoles(toy: Toy) -> None:
+    assert shown(QuietConsole, toy) == "ort/fp32 failed: the [runtime] refused\n"
+    rich = shown(RichConsole, toy)
+    for name in ALL:
+        assert name in rich
+    assert "the [runtime] refused" in rich
+    events = [json.loads(line) for line in shown(JsonConsole, toy).splitlines()]
+    assert [e["name"] for e in events if e["event"] == "started"] == ["ort/fp32"]
+    assert {e["name"]: e["state"] for e in events if e["event"] == "finished"} == {
+        "export": "up to date",
+        "ort/fp32": "failed",
+        "bench/ort": "skipped",
+        "other": "up to date",
+    }

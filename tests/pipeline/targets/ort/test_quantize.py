@@ -1,0 +1,210 @@
+"""int8 for ONNX Runtime: what is inserted, and what is decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from calibration import judge
+from calibration.ranges import Range
+from pipeline.core.errors import ConfigError
+from pipeline.core.figures import Ratio
+from pipeline.graphs.qdq_ort import Kind, activations, candidates_of, insert_pairs
+from pipeline.targets.ort import quantize
+from pipeline.targets.ort.tune import Choice
+
+FORM = "int8-ort"
+
+Convert = Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "MEASURE_SECONDS", 0.02)
+    # So short a measurement must decide nothing.
+    monkeypatch.setattr(quantize, "MARGIN", 1.0)
+
+
+def ranges_of(model: onnx.ModelProto) -> dict[str, Range]:
+    return dict.fromkeys(activations(model), Range(-4.0, 4.0))
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def run(model: onnx.ModelProto, images: np.ndarray[Any, Any]) -> Any:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {"image": images})[0]
+
+
+def test_kinds_and_blocks_of_nodes(small_graph: Callable[..., onnx.ModelProto]) -> None:
+    found = [(c.kind, c.block) for c in candidates_of(small_graph())]
+    assert found == [
+        (Kind.CONVOLUTION, "stem"),
+        (Kind.DEPTHWISE, "stages.0.blocks.0"),
+        (Kind.CONVOLUTION, "stages.0.blocks.1"),
+        (Kind.LINEAR, "head"),
+    ]
+
+
+def test_activations_are_unsigned_and_weights_signed(
+    small_graph: Callable[..., onnx.ModelProto],
+) -> None:
+    source = small_graph()
+    model = insert_pairs(source, ranges_of(source), candidates_of(source))
+    onnx.checker.check_model(model, full_check=True)
+    stored = initializers(model)
+    assert stored["image_zero_point"].dtype == np.uint8
+    assert stored["stem.weight_of_x0_stored"].dtype == np.int8
+    assert stored["stem.weight_of_x0_scale"].shape == (16,)
+    assert abs(stored["stem.weight_of_x0_stored"]).max() == 127
+    assert "stem.weight" not in stored
+
+
+def test_biases_have_the_scale_of_the_product(small_graph: Callable[..., onnx.ModelProto]) -> None:
+    source = small_graph()
+    stored = initializers(insert_pairs(source, ranges_of(source), candidates_of(source)))
+    scale = stored["image_scale"] * stored["stem.weight_of_x0_scale"]
+    np.testing.assert_allclose(stored["stem.bias_of_x0_scale"], scale, rtol=1e-6)
+    assert stored["stem.bias_of_x0_stored"].dtype == np.int32
+    found = stored["stem.bias_of_x0_stored"] * scale
+    np.testing.assert_allclose(found, initializers(source)["stem.bias"], atol=scale.max())
+
+
+def test_the_runtime_takes_its_8_bit_kernels(
+    small_graph: Callable[..., onnx.ModelProto], tmp_path: Any, pictures: np.ndarray[Any, Any]
+) -> None:
+    source = small_graph()
+    model = insert_pairs(source, ranges_of(source), candidates_of(source))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(model.SerializeToString(), options)
+    counted = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert (counted["QLinearConv"], counted["QGemm"]) == (3, 1)
+    assert counted["Conv"] == counted["Gemm"] == 0
+    assert run(model, pictures).shape == (32, 4)
+
+
+def test_names_of_layers_outputs_stay(small_graph: Callable[..., onnx.ModelProto]) -> None:
+    source = small_graph()
+    model = insert_pairs(source, ranges_of(source), candidates_of(source))
+    made = {name for node in model.graph.node for name in node.output}
+    assert {"x0", "x2", "x4", "logits"} <= made
+
+
+def test_nothing_chosen_changes_nothing(small_graph: Callable[..., onnx.ModelProto]) -> None:
+    source = small_graph()
+    assert insert_pairs(source, {}, []).graph.node == source.graph.node
+
+
+def test_parts_of_a_split_have_the_scale_of_the_whole() -> None:
+    parts = helper.make_node("Split", ["image"], ["a", "b"], axis=1, num_outputs=2)
+    join = helper.make_node("Concat", ["b", "a"], ["logits"], axis=1)
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4])
+        for name in ("image", "logits")
+    ]
+    graph = helper.make_graph([parts, join], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    ranges = {"image": Range(-1, 3), "a": Range(0, 1), "b": Range(-1, 0)}
+    stored = initializers(insert_pairs(model, ranges, candidates_of(model)))
+    assert stored["a_scale"] == stored["b_scale"] == stored["image_scale"]
+
+
+def test_the_result_is_close_and_says_what_was_decided(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    pictures: np.ndarray[Any, Any],
+) -> None:
+    model, facts = convert(small_graph(), FORM, method="min-max", max_top1_drop=1.0)
+    expected = run(small_graph(), pictures)
+    difference = np.linalg.norm(run(model, pictures) - expected)
+    assert difference < 0.05 * np.linalg.norm(expected)
+    assert facts["method"] == "min-max"
+    assert facts["sensitivity"]["holds"] is True
+    assert facts["quantized_blocks"] == 4
+    assert facts["kinds"]
+    assert set(facts["variants"]) >= {"plain", "chosen kinds", "biases corrected"}
+    low, high = facts["ratio_to_float32"]["interval"]
+    assert facts["worth_it"] is (high < 1)
+    assert bool(facts["why_not"]) is not facts["worth_it"]
+    assert low <= facts["ratio_to_float32"]["value"] <= high
+
+
+def test_a_faster_graph_is_worth_it(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ratio, worth in ((Ratio(0.7, (0.65, 0.75)), True), (Ratio(0.99, (0.9, 1.1)), False)):
+        monkeypatch.setattr(quantize._Work, "compare_latency", lambda self, model, r=ratio: r)
+        _, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
+        assert facts["worth_it"] is worth
+    assert "0.99 (95 %: 0.90 to 1.10) of the time of float32" in facts["why_not"]
+
+
+def test_blocks_that_lose_too_much_stay_in_float32(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calibration.sensitivity import Outcome
+
+    def judged(self: Any, model: onnx.ModelProto) -> Outcome:
+        spoiled = any("blocks.1" in n and n.endswith("_stored") for n in initializers(model))
+        return Outcome(0.0 if spoiled else self.baseline.top1, 1.0, 0.5 if spoiled else 0.1)
+
+    monkeypatch.setattr(judge.Judge, "__call__", judged)
+    model, facts = convert(small_graph(), FORM, max_top1_drop=0.0)
+    assert facts["sensitivity"]["excluded"] == ["stages.0.blocks.1"]
+    assert facts["quantized_blocks"] == 3
+    assert "stages.0.blocks.1.conv.weight" in initializers(model)
+
+
+@pytest.mark.parametrize(
+    ("faster_without", "left"),
+    [
+        ((), []),
+        (("stages.0",), ["stages.0.blocks.0", "stages.0.blocks.1"]),
+        (("stem", "stages.0", "head"), []),
+    ],
+)
+def test_parts_that_are_slower_in_8_bits_stay_in_float32(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+    faster_without: tuple[str, ...],
+    left: list[str],
+) -> None:
+    def measured(self: Any, graphs: dict[str, Any]) -> Choice:
+        fast = {f"all but {part}" for part in faster_without}
+        value = {name: 0.8 if name in fast else 1.0 for name in graphs}
+        ratios = {name: Ratio(v, (v - 0.01, v + 0.01)) for name, v in value.items()}
+        return Choice(next(iter(graphs)), value, ratios, 9, min(value, key=lambda n: value[n]))
+
+    monkeypatch.setattr(quantize, "MARGIN", 0.05)
+    monkeypatch.setattr(quantize._Work, "_measure", measured)
+    model, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
+    assert facts["left_for_latency"] == left
+    assert facts["quantized_blocks"] == 4 - len(left)
+    assert ("stages.0.blocks.1.conv.weight" in initializers(model)) is bool(left)
+    ranked = {alone["group"] for alone in facts["sensitivity"]["ranking"]}
+    assert ranked == {"stem", "stages.0.blocks.0", "stages.0.blocks.1", "head"} - set(left)
+
+
+def test_the_report_gets_ranges_with_histograms(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto]
+) -> None:
+    _, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
+    assert [row["tensor"] for row in facts["ranges"]] == activations(small_graph())
+    assert all(sum(row["histogram"]) > 0 for row in facts["ranges"])
+
+
+def test_an_unknown_method(convert: Convert, small_graph: Callable[..., onnx.ModelProto]) -> None:
+    with pytest.raises(ConfigError, match="unknown calibration method 'guess'"):
+        convert(small_graph(), FORM, method="guess")

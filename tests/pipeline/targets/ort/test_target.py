@@ -1,0 +1,353 @@
+"""The ONNX Runtime target: build, open, run, and everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
+
+from pipeline.core import machine
+from pipeline.core.errors import ArtifactError, BuildError, InputError, UnavailableError
+from pipeline.core.network import Images, Logits, Network
+from pipeline.steps import artifact
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import BuildJob
+from pipeline.targets.ort import providers
+from pipeline.targets.ort.build import BLOCKED, PORTABLE
+from pipeline.targets.ort.options import OrtOptions
+from pipeline.targets.ort.target import OrtTarget, how_to_open, profile
+
+NETWORK = Network("small", ("cat", "dög"), (3, 16, 16), {"size": 16}, {"license": "MIT"})
+TARGET = OrtTarget()
+
+Build = Callable[..., Artifact]
+
+
+def network() -> onnx.ModelProto:
+    """Convolutions, a split and a classifier; 32 channels, so that blocks of 16 fit."""
+    rng = np.random.default_rng(4)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["image", "w1", "b1"], ["x1"], strides=[4, 4]),
+        helper.make_node("Gelu", ["x1"], ["x2"]),
+        helper.make_node("Conv", ["x2", "w2"], ["x3"], group=32, pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["x3", "x1"], ["x4"]),
+        helper.make_node("GlobalAveragePool", ["x4"], ["x5"]),
+        helper.make_node("Flatten", ["x5"], ["x6"]),
+        helper.make_node("Gemm", ["x6", "w3"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [
+            weight("w1", 32, 3, 4, 4),
+            weight("b1", 32),
+            weight("w2", 32, 1, 3, 3),
+            weight("w3", 32, 2),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def reference(images: Images) -> Logits:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(network().SerializeToString(), options)
+    logits: Logits = session.run(None, {"image": images})[0]
+    return logits
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Builds the small network: (options by name; graph, log)."""
+
+    def make(
+        graph: bytes | None = None, log: Callable[[str], None] = lambda line: None, **options: Any
+    ) -> Artifact:
+        folder = tmp_path_factory.mktemp("ort")
+        source = folder / "source.onnx"
+        source.write_bytes(network().SerializeToString() if graph is None else graph)
+        job = BuildJob(
+            network=NETWORK,
+            precision="fp32",
+            options=OrtOptions(**{"tune": False, **options}),
+            graph=source,
+            module=lambda: pytest.fail("this target builds from the graph"),
+            calibration=lambda n: pytest.fail("float32 needs no calibration"),
+            batch=None,
+            log=log,
+        )
+        return artifact.make(
+            folder / "built",
+            kind="build",
+            name="ort/fp32",
+            key="key",
+            made_from={},
+            tools=TARGET.versions(),
+            build=lambda into: TARGET.build(job, into),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def built(build: Build) -> Artifact:
+    """The small network, built once."""
+    return build()
+
+
+@pytest.fixture
+def pictures() -> Images:
+    return np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_it_answers_as_the_graph(built: Artifact, pictures: Images, batch: int) -> None:
+    with TARGET.open(built, threads=1) as runner:
+        logits = runner(pictures[:batch])
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, reference(pictures[:batch]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_portable_file_answers_alike(built: Artifact, pictures: Images) -> None:
+    session = onnxruntime.InferenceSession(str(built.path(PORTABLE)))
+    logits = session.run(None, {"image": pictures})[0]
+    np.testing.assert_allclose(logits, reference(pictures), rtol=1e-4, atol=1e-5)
+    assert {entry.domain for entry in onnx.load(built.path(PORTABLE)).opset_import} == {""}
+
+
+def test_files_carry_labels_and_preprocessing(built: Artifact) -> None:
+    about = {p.key: p.value for p in onnx.load(built.path(PORTABLE)).metadata_props}
+    assert json.loads(about["labels"]) == ["cat", "dög"]
+    assert json.loads(about["preprocess"]) == {"size": 16}
+    assert (about["license"], about["precision"]) == ("MIT", "fp32")
+
+
+def test_two_builds_give_the_same_bytes(build: Build, built: Artifact) -> None:
+    assert build().digest == built.digest
+
+
+def test_facts_say_what_ran(built: Artifact) -> None:
+    facts = built.facts
+    assert set(facts["nodes"]) == {"CPUExecutionProvider"}
+    assert facts["nodes"]["CPUExecutionProvider"]["float"] > 3
+    assert facts["fallback"] is False
+    assert facts["tuning"] == {"chosen": facts["tuning"]["chosen"], "why": "tune is off"}
+
+
+def test_device_says_runtime_provider_and_threads(built: Artifact) -> None:
+    with TARGET.open(built, threads=1) as runner:
+        assert runner.device.startswith(f"ONNX Runtime {onnxruntime.__version__}, CPUExecution")
+        assert "1 thread," in runner.device
+
+
+def test_tuning_is_recorded_with_its_alternatives(build: Build) -> None:
+    lines: list[str] = []
+    facts = build(log=lines.append, tune=True, tune_seconds=0.05).facts
+    candidates = facts["tuning"]["settings"]["candidates"]
+    assert facts["tuning"]["chosen"] in candidates
+    assert len(candidates) >= 2
+    assert all(c["interval"][0] <= c["interval"][1] for c in candidates.values())
+    assert any(line.startswith("chosen: ") for line in lines)
+
+
+def test_another_runtime_version_gets_the_portable_file(built: Artifact) -> None:
+    if built.facts["model"] != BLOCKED:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+    assert how_to_open(built)[0].name == BLOCKED
+    for change in ({"onnxruntime": "1.0"}, {"block": 4}):
+        layout = {**built.facts["layout"], **change}
+        other = Artifact(**{**vars(built), "facts": {**built.facts, "layout": layout}})
+        assert how_to_open(other)[0].name == PORTABLE
+
+
+def test_inspect_says_what_it_saw(built: Artifact) -> None:
+    assert "input (batch, 3, 16, 16), 2 labels" in TARGET.inspect(built)
+
+
+def test_profile_lists_operators_by_time(built: Artifact, pictures: Images) -> None:
+    rows = profile(built, pictures[:1], threads=1, runs=3)
+    assert [r.milliseconds for r in rows] == sorted((r.milliseconds for r in rows), reverse=True)
+    assert sum(r.share for r in rows) == pytest.approx(1)
+    assert sum(r.nodes for r in rows) == built.facts["nodes"]["CPUExecutionProvider"]["float"]
+    assert any(row.operator.endswith("Conv") and "(1,32,4,4)" in row.shapes for row in rows)
+    if built.facts["model"] == BLOCKED:
+        assert any(row.layout == "NCHWc" for row in rows)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 3, 16, 15), np.float32),
+        np.zeros((3, 16, 16), np.float32),
+        np.zeros((0, 3, 16, 16), np.float32),
+        np.zeros((1, 3, 16, 16), np.float64),
+        np.zeros((1, 3, 16, 16), np.uint8),
+    ],
+)
+def test_images_that_do_not_fit(built: Artifact, images: Any) -> None:
+    with (
+        TARGET.open(built, threads=1) as runner,
+        pytest.raises(InputError, match=r"takes float32 images of shape \(batch, 3, 16, 16\)"),
+    ):
+        runner(images)
+
+
+def test_a_closed_runner_says_so(built: Artifact, pictures: Images) -> None:
+    runner = TARGET.open(built, threads=1)
+    runner.close()
+    with pytest.raises(InputError, match="closed"):
+        runner(pictures)
+
+
+def test_more_threads_than_granted(built: Artifact) -> None:
+    with pytest.raises(InputError, match="10000 threads are asked for, this process may use 1 to"):
+        TARGET.open(built, threads=10000)
+    with pytest.raises(InputError, match="0 threads"):
+        TARGET.open(built, threads=0)
+
+
+def test_a_changed_file_is_refused(build: Build) -> None:
+    made = build()
+    path = made.path(PORTABLE)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match="has changed"):
+        TARGET.open(made, threads=1)
+
+
+@pytest.mark.parametrize("graph", [b"", b"no model at all", network().SerializeToString()[:500]])
+def test_a_graph_that_is_none(build: Build, graph: bytes) -> None:
+    with pytest.raises(BuildError):
+        build(graph)
+
+
+def test_an_operator_that_the_runtime_lacks(build: Build) -> None:
+    model = network()
+    model.graph.node[1].op_type = "NoSuchOperator"
+    with pytest.raises(BuildError, match="NoSuchOperator"):
+        build(model.SerializeToString())
+
+
+def test_nodes_elsewhere_fail_the_build(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = {"CPUExecutionProvider": {"float": 3}, "SomeExecutionProvider": {"float": 2}}
+    monkeypatch.setattr("pipeline.targets.ort.build.counts", lambda nodes: ran)
+    with pytest.raises(BuildError, match="2 nodes ran on SomeExecutionProvider"):
+        build()
+    assert build(allow_fallback=True).facts["fallback"] is True
+
+
+def test_wrong_answers_fail_the_build(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.targets.ort.build.TOLERANCE", -1.0)
+    with pytest.raises(BuildError, match="differs from its graph"):
+        build()
+
+
+def test_a_blocked_layout_that_fails_is_dropped(
+    build: Build, built: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built.facts["model"] != BLOCKED:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+    monkeypatch.setattr(
+        "pipeline.graphs.passes.nchwc.block_filters", lambda filters, block: filters * 2
+    )
+    monkeypatch.setattr(
+        "pipeline.graphs.passes.nchwc.block_outputs", lambda filters, block: filters * 2
+    )
+    other = build()
+    assert set(other.files) == {PORTABLE}
+    assert "differs from its graph" in other.facts["blocked_layout"]
+
+
+def test_a_provider_that_is_not_there(build: Build) -> None:
+    if "OpenVINOExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has OpenVINO")
+    with pytest.raises(UnavailableError, match="has no OpenVINOExecutionProvider"):
+        build(provider="openvino")
+
+
+def test_a_faster_provider_is_not_taken_if_nodes_run_elsewhere(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO seems to be there, but the CPU provider does the work."""
+    monkeypatch.setattr(providers, "missing", lambda provider, ort: None)
+    monkeypatch.setattr("pipeline.targets.ort.build.missing", lambda provider, ort: None)
+    monkeypatch.setattr(
+        providers, "add", lambda provider, ort, options, threads: ["CPUExecutionProvider"]
+    )
+    facts = build(tune=True, tune_seconds=0.1).facts
+    assert "instead of OpenVINOExecutionProvider" in facts["tuning"]["openvino"]
+    assert facts["session"]["provider"] == "cpu"
+
+
+def test_options_are_strict() -> None:
+    for wrong in ({"thread": 2}, {"threads": 0}, {"provider": "gpu"}):
+        with pytest.raises(ValidationError):
+            OrtOptions.model_validate(wrong)
+
+
+def test_requirements_name_what_is_there() -> None:
+    found = {requirement.name: requirement.found for requirement in TARGET.requirements()}
+    assert found["onnxruntime"] == onnxruntime.__version__
+
+
+# Threads.
+
+
+def cgroup(folder: Path, line: str, files: dict[str, str]) -> tuple[Path, Path]:
+    proc, root = folder / "proc", folder / "cgroup"
+    proc.mkdir()
+    (proc / "cgroup").write_text(f"{line}\n")
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return proc, root
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/pod/box", {"pod/cpu.max": "350000 100000\n", "pod/box/cpu.max": "max 100000\n"}, 3),
+        ("0::/pod/box", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/", {"unified/cpu.max": "100000 50000"}, 2),
+        ("4:cpu,cpuacct:/box", {"cpu/box/cpu.cfs_quota_us": "-1"}, 64),
+        (
+            "4:cpu,cpuacct:/box",
+            {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+        ("0::/", {"cpu.max": "nonsense"}, 64),
+        ("0::/../..", {}, 64),
+    ],
+)
+def test_threads_follow_the_quota(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    files: dict[str, str],
+    expected: int,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    assert machine.granted(*cgroup(tmp_path, line, files)) == expected
+
+
+def test_threads_follow_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5})
+    assert machine.granted(*cgroup(tmp_path, "0::/", {"cpu.max": "800000 100000"})) == 2
+    assert machine.granted(tmp_path / "none", tmp_path / "none") == 2

@@ -1,0 +1,291 @@
+"""The GPU runner on a CUDA and a library that do what their documentation says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import (
+    ArtifactError,
+    BuildError,
+    InputError,
+    PipelineError,
+    UnavailableError,
+)
+from pipeline.targets.tensorrt import nvml
+from pipeline.targets.tensorrt.api import Library
+from pipeline.targets.tensorrt.cuda import Cuda
+from pipeline.targets.tensorrt.device import Gpu
+from pipeline.targets.tensorrt.runner import GpuRunner
+
+ADA = Gpu("GeForce RTX 4090", "8.9", 24 << 30, (13, 0))
+CLASSES, IMAGE = 4, (3, 2, 2)
+
+
+@pytest.fixture(params=["tensorrt_rtx", "tensorrt"])
+def library(
+    request: pytest.FixtureRequest,
+    cuda: Any,
+    fake_library: Callable[..., Library],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Library:
+    monkeypatch.setattr("pipeline.targets.tensorrt.api._LOGGERS", {})
+    return fake_library(cuda, request.param, IMAGE, CLASSES)
+
+
+@pytest.fixture
+def start(library: Library, cuda: Any, tmp_path: Path) -> Callable[[], GpuRunner]:
+    def make() -> GpuRunner:
+        path = tmp_path / "model.engine"
+        return GpuRunner(library, b"engine", path, ADA, cache=tmp_path / "cache", runtime=cuda)
+
+    return make
+
+
+def images(batch: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, *IMAGE)).astype(np.float32)
+
+
+def expected(given: np.ndarray) -> np.ndarray:
+    sums = given.reshape(len(given), -1).sum(1)
+    return np.stack([sums * (k + 1) for k in range(CLASSES)], 1)
+
+
+def test_logits_of_any_batch_in_the_profile(start: Callable[[], GpuRunner], cuda: Any) -> None:
+    with start() as runner:
+        for batch in (1, 4, 2, 4):
+            given = images(batch, batch)
+            np.testing.assert_allclose(runner(given), expected(given), rtol=1e-5)
+        assert sorted(runner.first_calls) == [1, 2, 4]
+        assert runner.memory == 4 * 4 * (12 + CLASSES) * 2
+        assert runner.bus_id == "0000:01:00.0"
+        assert runner.load_ms > 0
+    assert cuda.alive == {}, "everything is freed"
+
+
+def test_results_are_the_callers_own(start: Callable[[], GpuRunner]) -> None:
+    with start() as runner:
+        first = runner(images(2, 1))
+        kept = first.copy()
+        runner(images(2, 2))
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_order_in_the_stream(start: Callable[[], GpuRunner], cuda: Any) -> None:
+    with start() as runner:
+        runner(images(2))
+        cuda.calls.clear()
+        runner(images(2))
+        order = [c for c in cuda.calls if not c.startswith("cudaGraphLaunch")]
+        assert order == [
+            "cudaEventRecord",
+            "cudaMemcpyAsync to device",
+            "cudaEventRecord",
+            "cudaEventRecord",
+            "cudaMemcpyAsync to host",
+            "cudaEventRecord",
+            "cudaStreamSynchronize",
+        ]
+
+
+def test_one_graph_for_a_batch_size(
+    start: Callable[[], GpuRunner], library: Library, cuda: Any
+) -> None:
+    with start() as runner:
+        for batch in (2, 2, 4, 2):
+            given = images(batch, batch)
+            np.testing.assert_allclose(runner(given), expected(given), rtol=1e-5)
+    captures = cuda.calls.count("cudaStreamBeginCapture thread local")
+    launches = cuda.calls.count("cudaGraphLaunch")
+    if library.rtx:  # which captures by itself
+        assert (captures, launches) == (0, 0)
+        assert library.module.config.cuda_graph_strategy == "whole"
+        assert library.module.enqueued == [2, 2, 2, 4, 4, 2]  # the first of a size twice
+    else:
+        assert (captures, launches) == (2, 4)
+        assert library.module.enqueued == [2, 2, 4, 4]  # once to warm up, once to capture
+
+
+def test_timing(start: Callable[[], GpuRunner]) -> None:
+    with start() as runner:
+        times = runner.timed(images(2))
+        assert times["engine"] == pytest.approx(0.25)  # the fake clock moves at each event
+        assert times["copies"] == pytest.approx(0.75)
+        assert times["call"] > 0
+        loop = runner.engine_times(4, 70)
+        assert loop == pytest.approx([0.25] * 70)
+
+
+def test_kernels_compiled_on_the_gpu_are_kept(
+    start: Callable[[], GpuRunner], library: Library, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    start().close()
+    if not library.rtx:
+        assert not cache.exists()
+        return
+    assert cache.read_bytes() == b"compiled"
+    assert library.module.caches_read == []
+    start().close()
+    assert library.module.caches_read == [b"compiled"]
+    assert library.module.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    cache.write_bytes(b"of another driver")
+    start().close()
+    assert cache.read_bytes() == b"compiled"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (images(5), "batches of 1 to 4, not 5; set the target's option batches"),
+        (images(0), "not 0"),
+        (images(2).astype(np.float64), "not float64 of 3 x 2 x 2"),
+        (images(2).transpose(0, 2, 3, 1), "takes float32 images of 3 x 2 x 2, not float32 of 2 x"),
+    ],
+)
+def test_images_that_do_not_fit(
+    start: Callable[[], GpuRunner], given: np.ndarray, words: str
+) -> None:
+    with start() as runner, pytest.raises(InputError, match=words):
+        runner(given)
+
+
+def test_layouts_in_memory_do_not_matter(start: Callable[[], GpuRunner]) -> None:
+    given = np.ascontiguousarray(images(2).transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    with start() as runner:
+        np.testing.assert_allclose(runner(given), expected(given), rtol=1e-5)
+
+
+@pytest.mark.parametrize("call", ["cudaMalloc", "cudaHostAlloc", "cudaEventCreateWithFlags"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_too_little_memory_frees_what_was_there(
+    start: Callable[[], GpuRunner], cuda: Any, out_of_memory: Any, call: str, which: int
+) -> None:
+    cuda.fail[call] = (which, out_of_memory)
+    with pytest.raises(UnavailableError, match="too little free memory; close what else runs"):
+        start()
+    assert cuda.alive == {}
+
+
+def test_failures_at_work_free_everything(
+    start: Callable[[], GpuRunner], library: Library, cuda: Any
+) -> None:
+    with start() as runner:
+        runner(images(1))
+        library.module.failing = True
+        with pytest.raises(BuildError, match="the GPU fell off the bus"):
+            runner(images(2))
+        assert cuda.capturing is None
+    assert cuda.alive == {}
+
+
+def test_unknown_errors_carry_their_name(cuda: Any, out_of_memory: Any) -> None:
+    code = type(out_of_memory)(700, "cudaErrorIllegalAddress")
+    cuda.fail["cudaStreamSynchronize"] = (0, code)
+    with (
+        Cuda(cuda) as stream,
+        pytest.raises(
+            PipelineError, match="cudaStreamSynchronize: cudaErrorIllegalAddress: words for it"
+        ),
+    ):
+        stream.wait()
+
+
+@pytest.mark.parametrize(
+    ("problems", "error", "words"),
+    [
+        (0, ArtifactError, "it is not to my taste; build it again for this GPU"),
+        (32, ArtifactError, "does not accept"),
+        (4, UnavailableError, "install a newer NVIDIA driver"),
+        (16, UnavailableError, "free memory on the GPU"),
+    ],
+)
+def test_refused_engines(
+    start: Callable[[], GpuRunner],
+    library: Library,
+    cuda: Any,
+    problems: int,
+    error: type[PipelineError],
+    words: str,
+) -> None:
+    library.module.accepts, library.module.problems = False, problems
+    with pytest.raises(error, match=words):
+        start()
+    assert cuda.alive == {}
+
+
+def test_a_machine_without_a_driver() -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    from pipeline.targets.tensorrt.device import find_gpu
+
+    if isinstance(find_gpu(), Gpu):
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UnavailableError, match="cudaSetDevice"):
+        Cuda()
+
+
+def test_cuda_bindings_have_all_that_is_used(cuda: Any) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    used = [name for name in dir(cuda) if name.startswith("cuda")]
+    assert len(used) > 20
+    assert [name for name in used if not hasattr(runtime, name)] == []
+    for group in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for name in vars(getattr(cuda, group)):
+            assert hasattr(getattr(runtime, group), name)
+    error = runtime.cudaError_t(2)
+    assert (int(error), error.name) == (2, "cudaErrorMemoryAllocation")
+    assert int(runtime.cudaStream_t(77)) == 77
+
+
+class SensorError(Exception):
+    """Base of NVML's errors."""
+
+
+def fake_nvml(reasons: int, power: bool = True, works: bool = True) -> Any:
+    """Stands for `pynvml`."""
+
+    def fail(*_: Any) -> Any:
+        raise SensorError
+
+    opened: list[str] = []
+    return SimpleNamespace(
+        opened=opened,
+        NVMLError=SensorError,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlClocksThrottleReasonGpuIdle=1,
+        nvmlClocksThrottleReasonSwPowerCap=4,
+        nvmlClocksThrottleReasonHwSlowdown=8,
+        nvmlClocksThrottleReasonAll=13,
+        nvmlInit=(lambda: opened.append("open")) if works else fail,
+        nvmlShutdown=lambda: opened.append("shut"),
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
+        nvmlDeviceGetClockInfo=lambda handle, kind: 1000 * kind,
+        nvmlDeviceGetTemperature=lambda handle, kind: 61,
+        nvmlDeviceGetPowerUsage=(lambda handle: 250_000) if power else fail,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: reasons,
+        nvmlSystemGetDriverVersion=lambda: b"580.1",
+    )
+
+
+def test_sensors() -> None:
+    module = fake_nvml(reasons=1 | 4 | 8)
+    state = nvml.read("0000:01:00.0", module)
+    assert state == nvml.GpuState(1000, 2000, 61, 250.0, ("SwPowerCap", "HwSlowdown"), "580.1")
+    assert state.to_dict()["throttled"] == ("SwPowerCap", "HwSlowdown")
+    assert module.opened == ["open", "shut"]
+    silent = nvml.read(None, fake_nvml(reasons=0, power=False))
+    assert silent is not None
+    assert silent.power is None
+    assert silent.throttled == ()
+
+
+def test_no_sensors() -> None:
+    assert nvml.read(None, fake_nvml(reasons=0, works=False)) is None

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from pydantic import ValidationError
+
+from pipeline.core.errors import (
+    ArtifactError,
+    BuildError,
+    ConfigError,
+    DataError,
+    UnavailableError,
+    UnsupportedOperatorError,
+)
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.tensorrt import api
+from pipeline.targets.tensorrt.device import Gpu, find_gpu
+from pipeline.targets.tensorrt.emulation import EmulatedRunner
+from pipeline.targets.tensorrt.options import TrtOptions
+from pipeline.targets.tensorrt.target import TrtTarget, cache_path
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+Build = Callable[..., Artifact]
+Small = Callable[..., onnx.ModelProto]
+TRT = TrtTarget()
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("fp32", "FLOAT"), ("tf32", "FLOAT"), ("fp16", "HALF")]
+)
+def test_engines_and_their_facts(
+    build: Build, small: Small, no_gpu: None, precision: str, kind: str
+) -> None:
+    lines: list[str] = []
+    built = build(small(), precision, log=lines.append, compute_capabilities=("8.6",))
+    facts = built.facts
+    engine = built.path("model.engine").read_bytes()
+    assert facts["engine_sha256"] == hashlib.sha256(engine).hexdigest()
+    assert facts["engine_bytes"] == len(engine)
+    assert facts["compute_capabilities"] == ["8.6"]
+    assert facts["tf32"] == (precision == "tf32")
+    assert facts["batches"] == {"min": 1, "opt": 8, "max": 64}
+    assert facts["input"] == {"name": "image", "dtype": "FLOAT", "shape": [-1, 3, 16, 16]}
+    assert facts["output"]["dtype"] == "FLOAT"
+    assert facts["network"]["by_precision"][kind] >= 3
+    assert facts["network"]["by_kind"]["CONVOLUTION"] == 1
+    weights = 8 * 27 + 4 * 8
+    name, size = ("float16", 2) if precision == "fp16" else ("float32", 4)
+    assert facts["weight_bytes"] == {name: weights * size, "int64": 16}
+    assert set(facts["memory"]) == {"weights_bytes", "activations_bytes"}
+    assert 0 < facts["memory"]["weights_bytes"] < 4 * weights * size
+    assert facts["memory"]["activations_bytes"] > 0
+    assert facts["cuda_major"] == api.cuda_major(api.RTX)
+    assert facts["log"] == lines
+    assert facts["warnings"] == []
+    layers = json.loads(built.path("layers.json").read_text())
+    assert {"name", "kind", "precision", "shape"} == set(layers[0])
+    assert lines
+    assert not [line for line in lines if line.startswith("error")]
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities"),
+    [
+        ("fp16", ("7.5",)),
+        ("bf16", ("8.0",)),
+        ("fp16", ("12.0",)),
+        ("fp32", ("8.6", "8.9", "12.0")),
+    ],
+)
+def test_compute_capabilities(
+    build: Build, small: Small, no_gpu: None, precision: str, capabilities: tuple[str, ...]
+) -> None:
+    built = build(small(), precision, compute_capabilities=capabilities)
+    assert built.facts["compute_capabilities"] == list(capabilities)
+
+
+def test_the_same_graph_gives_the_same_bytes(build: Build, small: Small, no_gpu: None) -> None:
+    first = build(small(8), "fp16", compute_capabilities=("8.6", "8.9"))
+    second = build(small(8), "fp16", compute_capabilities=("8.6", "8.9"), folder="again")
+    assert first.files == second.files
+
+
+def test_tf32_is_another_engine(build: Build, small: Small, no_gpu: None) -> None:
+    exact = build(small(8), "fp32", compute_capabilities=("8.6",), folder="fp32")
+    rounded = build(small(8), "tf32", compute_capabilities=("8.6",), folder="tf32")
+    assert exact.files["model.engine"].sha256 != rounded.files["model.engine"].sha256
+
+
+def test_batches(build: Build, small: Small, no_gpu: None) -> None:
+    options: dict[str, Any] = {"compute_capabilities": ("8.6",)}
+    assert build(small(4), **options).facts["batches"] == {"min": 4, "opt": 4, "max": 4}
+    fixed = build(small(), batch=2, **options)
+    assert fixed.facts["batches"] == {"min": 2, "opt": 2, "max": 2}
+    own = build(small(), batches=(1, 4, 32), workspace_mib=256, **options)
+    assert own.facts["batches"] == {"min": 1, "opt": 4, "max": 32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "reason"),
+    [
+        ("fp32", "7.5", "no float32 matrix products"),
+        ("tf32", "7.5", "no TF32"),
+        ("bf16", "7.5", "no bfloat16"),
+        ("fp8", "8.6", "came with compute capability 8.9"),
+    ],
+)
+def test_impossible_combinations_are_refused_with_the_reason(
+    no_gpu: None, precision: str, capability: str, reason: str
+) -> None:
+    options = TrtOptions(compute_capabilities=(capability, "8.9"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{precision} .* {capability}: .*{reason}"):
+        TRT.check(precision, options)
+
+
+def test_unknown_precisions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown precision 'int2'; it has fp32, tf32, fp16"):
+        TRT.check("int2", TrtOptions())
+
+
+def test_full_tensorrt_is_held_to_the_gpu_at_hand(gpu: Callable[..., Gpu]) -> None:
+    gpu(capability="7.5")
+    TRT.check("fp32", TrtOptions(library="tensorrt"))
+    with pytest.raises(ConfigError, match=r"bf16 cannot be built for compute capability 7\.5"):
+        TRT.check("bf16", TrtOptions(library="tensorrt"))
+
+
+def test_options_as_people_write_them() -> None:
+    options = TrtOptions.model_validate_json('{"compute_capabilities": [12.0, 8.6]}')
+    assert options.compute_capabilities == ("8.6", "12.0")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"compute_capabilities": ["9.0"]},
+        {"compute_capabilities": []},
+        {"compute_capabilities": ["8.6", 8.6]},
+        {"batches": [8, 1, 64]},
+        {"batches": [0, 1, 2]},
+        {"workspace_mib": 0},
+        {"library": "trt"},
+        {"unknown": 1},
+    ],
+)
+def test_bad_options_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(given))):
+        TrtOptions.model_validate_json(json.dumps(given))
+
+
+def with_operator(model: onnx.ModelProto, operator: str) -> onnx.ModelProto:
+    """The classifier with another operator in the place of its gelu."""
+    node = next(n for n in model.graph.node if n.name == "gelu")
+    node.op_type = operator
+    return model
+
+
+def test_an_unsupported_operator_is_named(build: Build, small: Small, no_gpu: None) -> None:
+    model = with_operator(small(), "Det")
+    with pytest.raises(
+        UnsupportedOperatorError, match=r"node 'gelu' \(Det\): TensorRT does not support"
+    ):
+        build(model, "fp32")
+
+
+def test_an_unknown_operator_is_named(build: Build, small: Small, no_gpu: None) -> None:
+    with pytest.raises(UnsupportedOperatorError, match=r"node 'gelu' \(Nonsense\)"):
+        build(with_operator(small(), "Nonsense"), "fp32")
+
+
+def test_a_graph_that_does_not_hold_together(build: Build, small: Small, no_gpu: None) -> None:
+    model = small()
+    model.graph.node[1].input[0] = "nowhere"
+    with pytest.raises(BuildError, match=r"node 'gelu' \(Gelu\): the ONNX parser refuses it"):
+        build(model, "fp32")
+
+
+def test_what_is_no_graph(build: Build, small: Small, no_gpu: None, tmp_path: Path) -> None:
+    from pipeline.targets.tensorrt.build import EngineJob, build_engine
+
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(b"garbage")
+    job = EngineJob(path, False, ("8.6",), (1, 8, 64), None, None)
+    with pytest.raises(BuildError, match=r"graph\.onnx: the ONNX parser refuses it"):
+        build_engine(api.load(api.RTX), job, tmp_path, print)
+    path.unlink()
+    with pytest.raises(BuildError, match=r"cannot read .*graph\.onnx"):
+        build_engine(api.load(api.RTX), job, tmp_path, print)
+
+
+def test_the_builders_reason_is_given(tmp_path: Path, small: Small) -> None:
+    from pipeline.targets.tensorrt.build import EngineJob, build_engine
+
+    path = tmp_path / "graph.onnx"
+    onnx.save(small(), path)
+    job = EngineJob(path, False, ("7.5",), (1, 8, 64), None, None)  # past the target's own check
+    with pytest.raises(BuildError, match=r"cannot build graph\.onnx: .*FP32 GEMM"):
+        build_engine(api.load(api.RTX), job, tmp_path, print)
+
+
+def test_full_tensorrt_needs_a_gpu(build: Build, small: Small, no_gpu: None) -> None:
+    with pytest.raises(UnavailableError, match=r"builds on a GPU only: .*set library: rtx"):
+        build(small(), "fp16", library="tensorrt")
+
+
+@pytest.fixture
+def engine(build: Build, small: Small, no_gpu: None) -> Artifact:
+    return build(small(), "fp16", compute_capabilities=("8.6", "8.9"))
+
+
+def test_inspection_without_a_gpu_says_what_it_saw(engine: Artifact) -> None:
+    seen = TRT.inspect(engine)
+    assert "header accepted; not deserialized: no NVIDIA driver" in seen
+
+
+@pytest.mark.parametrize("damage", ["header", "empty", "foreign"])
+def test_malformed_engines_are_refused(engine: Artifact, damage: str) -> None:
+    path = engine.path("model.engine")
+    content = bytearray(path.read_bytes())
+    if damage == "header":
+        content[2] ^= 4
+    path.write_bytes({"empty": b"", "foreign": b"GIF89a" * 999}.get(damage, bytes(content)))
+    with pytest.raises(ArtifactError, match="is damaged or no engine of this library"):
+        TRT.inspect(engine)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped"])
+def test_what_the_header_does_not_tell_the_hash_does(
+    engine: Artifact, gpu: Callable[..., Gpu], damage: str
+) -> None:
+    gpu()
+    path = engine.path("model.engine")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content[: 1000 if damage == "truncated" else None])
+    with pytest.raises(ArtifactError, match=r"model\.engine"):
+        TRT.open(engine)
+
+
+def test_an_engine_without_its_sidecar(engine: Artifact) -> None:
+    (engine.folder / "artifact.json").unlink()
+    with pytest.raises(ArtifactError, match=r"holds no artifact\.json"):
+        Artifact.read(engine.folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"capability": "7.5"}, r"has 7\.5: add '7\.5' to compute_capabilities"),
+        (
+            {"name": "H100", "capability": "9.0"},
+            r"H100 has 9\.0: TensorRT-RTX compiles for .* only",
+        ),
+        ({"driver_cuda": (12, 8)}, r"serves CUDA 12\.8, tensorrt_rtx needs 13\.0: install"),
+    ],
+)
+def test_what_is_missing_on_a_gpu(
+    engine: Artifact, gpu: Callable[..., Gpu], changes: dict[str, Any], reason: str
+) -> None:
+    gpu(**changes)
+    with pytest.raises(UnavailableError, match=reason):
+        TRT.open(engine)
+
+
+def test_an_engine_of_another_version(
+    engine: Artifact, gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu()
+    monkeypatch.setattr(api, "installed", lambda name: "1.9.0.1")
+    missing = TRT.missing(engine)
+    assert missing is not None
+    assert "installed is 1.9.0.1: build it again" in missing
+
+
+def test_a_library_that_is_not_installed(
+    engine: Artifact, gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu()
+    monkeypatch.setattr(api, "installed", lambda name: None)
+    assert TRT.missing(engine) == "tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13"
+    assert TRT.inspect(engine).startswith("not opened: tensorrt_rtx is not installed")
+
+
+def test_nothing_is_missing_on_the_right_machine(engine: Artifact, gpu: Callable[..., Gpu]) -> None:
+    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
+    gpu()
+    assert TRT.missing(engine) is None
+
+
+def test_running_without_a_gpu_says_what_to_do(engine: Artifact) -> None:
+    with pytest.raises(UnavailableError, match="no NVIDIA driver is installed on this machine"):
+        TRT.open(engine)
+
+
+def test_no_driver_is_found_where_there_is_none() -> None:
+    found = find_gpu("libcuda-that-does-not-exist.so")
+    assert isinstance(found, str)
+    assert "no NVIDIA driver" in found
+
+
+def test_the_cache_lies_beside_the_artifact(engine: Artifact, gpu: Callable[..., Gpu]) -> None:
+    path = cache_path(engine, gpu())
+    assert path.parent == engine.folder.parent
+    assert path.name.startswith("engine-")
+    path.write_bytes(b"compiled kernels")
+    engine.verify()
+
+
+def test_emulation(engine: Artifact, tmp_path: Path) -> None:
+    runner = TRT.emulate(engine, tmp_path / "fp16.onnx")
+    assert isinstance(runner, EmulatedRunner)
+    images = np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)
+    with runner:
+        logits = runner(images)
+        assert logits.shape == (5, 4)
+        assert logits.dtype == np.float32
+        report = runner.overflow_report()
+    assert "emulated" in runner.device
+    assert {entry.dtype for entry in report} >= {"float16"}
+    assert all(entry.finite and entry.headroom > 4 for entry in report)
+    with pytest.raises(DataError):
+        runner(images[:, :1])
+
+
+def test_emulation_takes_the_engines_own_graph_only(engine: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not the graph that"):
+        TRT.emulate(engine, tmp_path / "source.onnx")
+    assert TRT.emulate(engine, None) is None
+
+
+def test_tf32_is_not_emulated_as_float32(
+    build: Build, small: Small, no_gpu: None, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)
+    logits = {}
+    for precision in ("fp32", "tf32"):
+        built = build(small(), precision, folder=precision, compute_capabilities=("8.6",))
+        runner = TRT.emulate(built, tmp_path / f"{precision}.onnx")
+        assert runner is not None
+        logits[precision] = runner(images)
+    difference = np.abs(logits["tf32"] - logits["fp32"]).max() / np.abs(logits["fp32"]).max()
+    assert 1e-6 < difference < 2e-3  # ten bits of significand
+
+
+def test_requirements_say_how_to_get_what_is_missing(no_gpu: None) -> None:
+    found = {r.name: r for r in TRT.requirements()}
+    assert found["tensorrt_rtx"].found == api.installed(api.RTX)
+    assert found["an NVIDIA GPU"].found is None
+    assert all(r.remedy for r in found.values())
+    assert TRT.versions() == {"tensorrt_rtx": api.installed(api.RTX)}
