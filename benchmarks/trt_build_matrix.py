@@ -32,7 +32,7 @@ from calibration.sample import CalibrationSet
 from pipeline.core.errors import BuildError, PipelineError
 from pipeline.core.network import Network
 from pipeline.targets.forms import FormJob
-from pipeline.targets.registry import form_named
+from pipeline.targets.registry import TARGETS
 from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt.build import EngineJob
 from pipeline.targets.tensorrt.limits import FORMS as PRECISIONS
@@ -65,8 +65,8 @@ class Cell:
     refusal: str
 
 
-def convert(source: Path, form: str, path: Path) -> None:
-    """Write the graph in a form; 8-bit forms are calibrated on noise, all blocks in 8 bits."""
+def convert(source: Path, precision: str, path: Path) -> None:
+    """Write the graph as a precision needs it: 8 bits calibrated on noise, in all blocks."""
     images = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
 
     def calibration() -> CalibrationSet:
@@ -75,9 +75,11 @@ def convert(source: Path, form: str, path: Path) -> None:
     network = Network(source.stem, (), SHAPE, {})
     options = {"method": "min-max", "max_top1_drop": 1.0}
     job = FormJob(source, network, options, calibration, lambda line: None)
-    facts = form_named(form).convert(job, path)
+    form = TARGETS["trt"].form(precision)
+    assert form is not None
+    facts = form.convert(job, path)
     if excluded := facts.get("sensitivity", {}).get("excluded"):
-        raise BuildError(f"{source.stem} leaves {form}: {', '.join(excluded)} stay in float16")
+        raise BuildError(f"{source.stem} leaves {form.name}: {', '.join(excluded)} stay in float16")
 
 
 def build(network: str, precision: str, capabilities: tuple[str, ...], graph: Path) -> Cell:
@@ -115,7 +117,7 @@ def matrix(networks: list[str], folder: Path, say: Callable[[str], None]) -> Ite
             if form not in graphs:
                 graphs[form] = folder / f"{network}.{form}.onnx"
                 say(f"  making {form}")
-                convert(graphs[""], form, graphs[form])
+                convert(graphs[""], precision, graphs[form])
             for capabilities in (*((c,) for c in CAPABILITIES), together(precision)):
                 cell = build(network, precision, capabilities, graphs[form])
                 say(f"  {precision} {' '.join(capabilities)}: {describe(cell)}")

@@ -13,12 +13,40 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.core.commandline import Group
+from pipeline.core.words import nearest_or_all
+from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from pipeline.config import Config
 
-TARGET_NAMES = ("trt", "ort", "coreml")
-TARGET = click.Choice(TARGET_NAMES)
+    ParamType = click.ParamType[str]
+else:
+    ParamType = click.ParamType  # generic since click 8.2 only
+
+
+class TargetName(ParamType):
+    """The name of a target, or one of some further words."""
+
+    name = "target"
+
+    def __init__(self, *further: str) -> None:
+        self.further = further
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """The known names, for help."""
+        return f"[{'|'.join(self._names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is no target."""
+        if value not in self._names():
+            self.fail(f"{value!r} is no target{nearest_or_all(str(value), self._names())}", param)
+        return str(value)
+
+    def _names(self) -> list[str]:
+        return [*TARGETS, *self.further]
+
+
+TARGET = TargetName()
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 
 OUTPUT = click.option(
@@ -116,7 +144,7 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @main.command()
 @click.option(
     "--target",
-    type=click.Choice((*TARGET_NAMES, "torch")),
+    type=TargetName("torch"),
     required=True,
     help="What to measure; torch is the baseline alone.",
 )
@@ -136,12 +164,14 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 )
 @click.option(
     "--device",
-    type=click.Choice(("mac", "iphone", "ipad")),
-    help="Measure coreml's compute units on this Mac or the device connected to it; with --import: "
-    "refuse results of others.",
+    metavar="KIND",
+    help="Measure on a device connected to this machine (coreml: mac, iphone or ipad); with "
+    "--import: refuse results of other kinds.",
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
-def bench(target: str, json_only: bool, imported: Path | None, device: Any, **options: Any) -> None:
+def bench(
+    target: str, json_only: bool, imported: Path | None, device: str | None, **options: Any
+) -> None:
     """Measure latency: a table, and one JSON object as the last line.
 
     The target's artifacts must have been built by `run`. Off the right hardware, says what is
@@ -151,16 +181,19 @@ def bench(target: str, json_only: bool, imported: Path | None, device: Any, **op
 
     config = load_config(options.pop("config"))
     if imported is not None or device is not None:
-        if target != "coreml":
-            raise click.UsageError("--import and --device are for --target coreml only")
         from pipeline.commands import devices
 
         chosen = options["precision"]
+        if target not in TARGETS:
+            raise click.UsageError(f"--import and --device measure a target, not {target}")
         if imported is not None:
-            text = devices.import_coreml(config, imported, precisions=chosen, device=device)
+            text = devices.import_measurements(
+                config, target, imported, precisions=chosen, device=device
+            )
         else:
+            assert device is not None
             samples = options["samples"]
-            text = devices.measure_coreml(config, device, precisions=chosen, samples=samples)
+            text = devices.measure_on(config, target, device, precisions=chosen, samples=samples)
         click.echo(text)
         return
     report = bench.bench(config, target, **options)
@@ -209,7 +242,7 @@ def export() -> None:
 )
 @click.option(
     "--target",
-    type=click.Choice(("ort", "trt")),
+    type=TARGET,
     default="ort",
     show_default=True,
     help="Which artifact; an engine only if full TensorRT built it.",
@@ -241,13 +274,13 @@ def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -
 
 
 @main.command()
-@click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
+@click.option("--target", type=TARGET, help="Default: the first that can tell.")
 @CONFIG
 @FIRST_PRECISION
 @click.option(
     "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."
 )
-def diff(target: str, config: Path, precision: str | None, images: int) -> None:
+def diff(target: str | None, config: Path, precision: str | None, images: int) -> None:
     """Compare a built model with PyTorch layer by layer, and say where the error jumps."""
     from pipeline.commands import diff
 
@@ -256,13 +289,13 @@ def diff(target: str, config: Path, precision: str | None, images: int) -> None:
 
 
 @main.command()
-@click.option("--target", type=TARGET, default="coreml", show_default=True, help="The target.")
+@click.option("--target", type=TARGET, help="Default: the first that can tell.")
 @CONFIG
 @FIRST_PRECISION
 @click.option(
     "--images", type=click.IntRange(1, 256), default=16, show_default=True, help="How many images."
 )
-def fitness(target: str, config: Path, precision: str | None, images: int) -> None:
+def fitness(target: str | None, config: Path, precision: str | None, images: int) -> None:
     """Check whether a built model suits the Neural Engine, with advice."""
     from pipeline.commands import fitness
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,18 +157,8 @@ def _target_section(name: str) -> type[TargetOptions]:
     )
 
 
-if typing.TYPE_CHECKING:
-
-    class TargetsConfig(Section):
-        """Which targets, in which precisions."""
-
-else:
-    TargetsConfig = create_model(
-        "TargetsConfig",
-        __base__=Section,
-        __doc__="Which targets, in which precisions.",
-        **{name: (_target_section(name) | None, None) for name in TARGETS},
-    )
+class TargetsConfig(Section):
+    """Which targets, in which precisions: one optional section for each registered target."""
 
 
 class Config(Section):
@@ -195,7 +186,7 @@ class Config(Section):
 
     def target(self, name: str) -> TargetOptions | None:
         """Options of a target, or None if the configuration does not build it."""
-        section: TargetOptions | None = getattr(self.targets, name)
+        section: TargetOptions | None = getattr(self.targets, name, None)
         return section
 
     def precisions(self, name: str) -> tuple[str, ...]:
@@ -206,6 +197,24 @@ class Config(Section):
         """Gates of a target: its own, or those of the validation section."""
         own: Gates | None = getattr(self.target(name), "gates", None)
         return own or self.validation.gates
+
+
+def config_type() -> type[Config]:
+    """The configuration with a section for every registered target."""
+    return _config_type(tuple(TARGETS))
+
+
+@cache
+def _config_type(names: tuple[str, ...]) -> type[Config]:
+    sections: dict[str, Any] = {name: (_target_section(name) | None, None) for name in names}
+    targets = create_model(
+        "TargetsConfig",
+        __base__=TargetsConfig,
+        __doc__="Which targets, in which precisions.",
+        **sections,
+    )
+    fields: dict[str, Any] = {"targets": (targets, ...)}
+    return create_model("Config", __base__=Config, __doc__=Config.__doc__, **fields)
 
 
 def load(path: Path) -> Config:
@@ -219,7 +228,7 @@ def load(path: Path) -> Config:
     document = yamlfile.read(path)
     try:
         # As JSON, lists become tuples and text becomes paths, while all else stays strict.
-        config = Config.model_validate_json(json.dumps(document.values, default=str))
+        config = config_type().model_validate_json(json.dumps(document.values, default=str))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, document))) from error
     _check_targets(config, document)
@@ -276,7 +285,7 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
 
 def _known_keys(path: yamlfile.KeyPath) -> list[str]:
     """Keys of the section at `path`."""
-    section: type[BaseModel] = Config
+    section: type[BaseModel] = config_type()
     for key in path:
         if str(key) not in section.model_fields:
             return []
@@ -293,5 +302,5 @@ def schema() -> dict[str, Any]:
     """JSON schema of the configuration, for editors."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Config.model_json_schema(),
+        **config_type().model_json_schema(),
     }

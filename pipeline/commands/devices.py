@@ -1,204 +1,161 @@
-"""Measurements on Apple's devices: taken from a Mac, or imported from elsewhere.
+"""`bench --device`, `bench --import`: measurements on devices that this machine is not.
 
-Either way the result is a file of the published format (`targets.coreml.results`), which belongs to
-the artifact whose package has the digest that it names. It is kept as the target's measurement, so
-that reports show it, until the artifact or the configuration changes.
+What the target measures or reads is kept as its measurement, so that reports show it, until the
+artifact or the configuration changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import QuietConsole
 from pipeline.config import Config
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.figures import Number
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.bench import BenchStep
-from pipeline.stages.build import BuildStep, in_precisions
+from pipeline.stages.build import in_precisions
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.folders import LOG_FILE, locked
-from pipeline.steps.log import Log
+from pipeline.steps.folders import locked
 from pipeline.steps.step import Context
+from pipeline.targets.base import DeviceJob
+from pipeline.targets.registry import TARGETS, able
 
 if TYPE_CHECKING:
-    from pipeline.targets.coreml.options import CoreMLOptions
-    from pipeline.targets.coreml.results import DeviceClass, Measurements
+    from pipeline.core.network import Images, Logits
+    from pipeline.targets.base import DeviceMeasurement
 
-PACKAGE = "model.mlpackage"
-AGREEMENT = "agreement_by_compute_units"
-_VALIDATED = 256
-"""Images on which a Mac's compute units are compared with PyTorch."""
+COMPARED = 256
+"""Validation images on which a device's answers are compared with PyTorch."""
 
-Measured = dict[str, "Measurements"]
+Measured = dict[str, "DeviceMeasurement"]
 """By precision."""
 
+Find = Callable[[Context, Mapping[str, Artifact]], Measured]
 
-def import_coreml(
+
+def import_measurements(
     config: Config,
+    target: str,
     file: Path,
     *,
     precisions: Sequence[str] = (),
-    device: DeviceClass | None = None,
+    device: str | None = None,
 ) -> str:
     """Take over what was measured on a device; returns what was taken.
 
     Args:
         config: The configuration of the run that built the model.
-        file: A result file, or Xcode's performance report.
-        precisions: Only of these artifacts; a report may fit several.
-        device: Class of device that it has to be from.
+        target: The target that was measured.
+        file: A result file of a kind that the target knows.
+        precisions: Only of these artifacts; a file may fit several.
+        device: Kind of device that it has to be from.
 
     Raises:
-        DataError: The file is no measurement, or one of another class of device.
+        InputError: The target imports nothing.
+        DataError: The file is no measurement, or one of another kind of device.
         ArtifactError: It is one of a model that was not built here.
     """
-    from pipeline.targets.coreml import results, xcode
+    if target not in able("read_measurements"):
+        known = ", ".join(able("read_measurements"))
+        raise InputError(f"{target} imports no measurements; those that do are {known}")
+    _refuse_unknown(target, device)
 
-    report = xcode.read(file) if xcode.is_report(file) else None
-    measured = None if report else results.read(file)
+    def find(context: Context, artifacts: Mapping[str, Artifact]) -> Measured:
+        return TARGETS[target].read_measurements(file, artifacts, device)
 
-    def find(context: Context, builds: Sequence[BuildStep]) -> Measured:
-        chosen = in_precisions(builds, precisions)
-        if report:
-            fitting = [b for b in chosen if xcode.fits(report, b.artifact().folder / PACKAGE)]
-            if len(fitting) != 1:
-                raise _not_one(file, chosen, fitting)
-            artifact = fitting[0].artifact()
-            found = xcode.measurements(report, file, artifact, artifact.folder / PACKAGE)
-            build = fitting[0]
-        else:
-            assert measured is not None
-            found, build = measured, _measured_build(chosen, measured)
-        artifact = build.artifact()
-        results.check(found, artifact, artifact.folder / PACKAGE, device)
-        return {build.precision: found}
-
-    return _take_over(config, find, f"from {file}")
+    return _take_over(config, target, precisions, find, f"from {file}")
 
 
-def measure_coreml(
-    config: Config, device: DeviceClass, *, precisions: Sequence[str] = (), samples: int | None
+def measure_on(
+    config: Config,
+    target: str,
+    device: str,
+    *,
+    precisions: Sequence[str] = (),
+    samples: int | None = None,
 ) -> str:
-    """Measure on this Mac, or on the iPhone or iPad that is connected to it.
+    """Measure on a device that is connected to this machine; returns what was measured.
 
     Args:
         config: The configuration of the run that built the models.
-        device: "mac", "iphone" or "ipad".
+        target: The target to measure.
+        device: A kind of device that the target knows.
         precisions: Only these artifacts.
-        samples: Timed predictions on each set of compute units; None for the configuration's.
+        samples: Timed predictions; None for the configuration's.
 
     Raises:
-        UnavailableError: This is no Mac, or the device or Xcode is missing.
-        BuildError: The measuring app cannot be built, signed or started.
+        InputError: The target knows no such device.
+        UnavailableError: The device, or what talks to it, is missing.
+        BuildError: What measures cannot be built or started.
     """
-    from pipeline.targets.coreml import device as devices
+    _refuse_unknown(target, device)
+    options = config.target(target)
+    if options is None:
+        raise InputError(f"the configuration has no target {target}: add it under targets")
 
-    devices.require_mac()
-    count = samples or config.bench.samples
-    agreement: list[dict[str, Any]] = []
+    def find(context: Context, artifacts: Mapping[str, Artifact]) -> Measured:
+        @cache
+        def images() -> Images:
+            return context.source.first_images(COMPARED)
 
-    def measure(context: Context, builds: Sequence[BuildStep]) -> Measured:
-        found = {}
-        for build in in_precisions(builds, precisions):
-            artifact = build.artifact()
-            package = artifact.folder / PACKAGE
-            if device == "mac":
-                found[build.precision] = devices.measure_mac(artifact, package, samples=count)
-                agreement.extend(_compare_units(context, artifact, build.precision))
-            else:
-                found[build.precision] = devices.measure_connected(
-                    artifact, package, kind=device, signing=_signing(config), samples=count
-                )
-        return found
+        job = DeviceJob(
+            options=options,
+            samples=samples or config.bench.samples,
+            images=images,
+            expected=cache(lambda: _reference(context, images())),
+        )
+        return TARGETS[target].measure_on(device, artifacts, job)
 
-    return _take_over(config, measure, "by coremltools", {AGREEMENT: agreement})
+    return _take_over(config, target, precisions, find, f"measured on the {device}")
 
 
-def _compare_units(context: Context, artifact: Artifact, precision: str) -> list[dict[str, Any]]:
-    """How predictions on each set of compute units agree with PyTorch."""
+def _reference(context: Context, images: Images) -> Logits:
     import torch
 
-    from pipeline.targets.coreml.device import compare_units
-
-    images = context.source.first_images(_VALIDATED)
     with torch.inference_mode():
-        expected = context.source.fused()(torch.from_numpy(images)).numpy()
-    found = compare_units(artifact, images, expected)
-    return [{"precision": precision, "compute_units": u, **row} for u, row in found.items()]
+        logits: Logits = context.source.fused()(torch.from_numpy(images)).numpy()
+    return logits
 
 
-def _signing(config: Config) -> Any:
-    from pipeline.targets.coreml.device import Signing
-
-    options: CoreMLOptions = config.target("coreml")  # type: ignore[assignment]
-    return Signing(options.signing_team, options.signing_profile, options.signing_bundle)
-
-
-def _not_one(file: Path, chosen: Sequence[BuildStep], fitting: Sequence[BuildStep]) -> Exception:
-    if fitting:
-        names = ", ".join(build.precision for build in fitting)
-        return InputError(
-            f"{file} fits several artifacts ({names}), which have the same operations: say which "
-            "was measured with --precision"
-        )
-    names = ", ".join(build.precision for build in chosen)
-    return ArtifactError(
-        f"{file} is of another model: its operations are those of none of {names}; measure the "
-        f"{PACKAGE} that lies here"
-    )
-
-
-def _measured_build(builds: Sequence[BuildStep], measured: Measurements) -> BuildStep:
-    """The build of the artifact that was measured."""
-    from pipeline.targets.coreml import results
-
-    problem: ArtifactError | None = None
-    for build in builds:
-        artifact = build.artifact()
-        try:
-            results.check(measured, artifact, artifact.folder / PACKAGE)
-        except ArtifactError as error:
-            problem = error
-        else:
-            return build
-    raise problem or InputError("no Core ML artifact is built: run python -m pipeline run first")
+def _refuse_unknown(target: str, device: str | None) -> None:
+    known = TARGETS[target].devices
+    if device is not None and device not in known:
+        others = {name: kinds for name in TARGETS if (kinds := TARGETS[name].devices)}
+        text = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in others.items())
+        raise InputError(f"{target} is not measured on a device {device!r}; there are {text}")
 
 
 def _take_over(
-    config: Config,
-    find: Callable[[Context, Sequence[BuildStep]], Measured],
-    origin: str,
-    facts: Mapping[str, Any] | None = None,
+    config: Config, target: str, precisions: Sequence[str], find: Find, origin: str
 ) -> str:
     """Keep measurements as those of the target, beside earlier ones of artifacts unchanged."""
-    with locked(config.folder):
-        log = Log(config.folder / LOG_FILE)
-        try:
-            context = make_context(config, log, QuietConsole(log.stream).progress)
-            step = _bench_step(plan(context))
-            new = find(context, step.builds)
-            measured = {**_earlier(step), **new}
+    with locked(config.folder), log_of(config) as log:
+        context = make_context(config, log, QuietConsole(log.stream).progress)
+        step = _bench_step(context, target)
+        chosen = {b.precision: b.artifact() for b in in_precisions(step.builds, precisions)}
+        new = find(context, chosen)
+        measured = {**_earlier(step), **new}
 
-            def write(folder: Path) -> Mapping[str, Any]:
-                for precision, each in measured.items():
-                    each.write(folder / _file(precision))
-                return {**_facts(step, measured), **(facts or {})}
+        def write(folder: Path) -> Mapping[str, Any]:
+            for precision, each in measured.items():
+                (folder / _file(precision)).write_text(each.content)
+            return _facts(step, measured)
 
-            step.make(write)
-        finally:
-            log.close()
-    lines = [_line(precision, each) for precision, each in new.items()]
+        step.make(write)
+    lines = [each.line for each in new.values()]
     return "\n".join([*lines, f"{origin}; python -m pipeline run shows it in the report"])
 
 
-def _bench_step(steps: Sequence[Any]) -> BenchStep:
-    found = [s for s in steps if isinstance(s, BenchStep) and s.runtime.name == "coreml"]
-    if not found:
-        raise InputError("the configuration has no target coreml: add it under targets")
-    return found[0]
+def _bench_step(context: Context, target: str) -> BenchStep:
+    for step in plan(context):
+        if isinstance(step, BenchStep) and step.runtime.name == target:
+            return step
+    raise InputError(f"the configuration has no target {target}: add it under targets")
 
 
 def _file(precision: str) -> str:
@@ -207,81 +164,31 @@ def _file(precision: str) -> str:
 
 def _earlier(step: BenchStep) -> Measured:
     """Measurements that were taken over before, as far as they still belong to an artifact."""
-    from pipeline.targets.coreml import results
-
-    found = {}
+    found: Measured = {}
     for build in step.builds:
         file = step.folder / _file(build.precision)
-        if file.is_file() and build.folder.exists():
-            measured, artifact = results.read(file), build.artifact()
-            try:
-                results.check(measured, artifact, artifact.folder / PACKAGE)
-            except ArtifactError:
-                continue  # of an artifact that was built anew since
-            found[build.precision] = measured
+        if not file.is_file() or not build.folder.exists():
+            continue
+        try:
+            found |= step.runtime.read_measurements(file, {build.precision: build.artifact()}, None)
+        except ArtifactError:
+            continue  # of an artifact that was built anew since
     return found
 
 
 def _facts(step: BenchStep, measured: Measured) -> dict[str, Any]:
     """What the report says: the latency of each precision, and all that was measured."""
     why = "another precision was measured"
-    latency = {
-        build.precision: _steady(measured[build.precision])
-        if build.precision in measured
-        else Number.not_measured(why, unit="ms")
-        for build in step.builds
-    }
+    latency = {}
+    for build in step.builds:
+        known = measured.get(build.precision)
+        latency[build.precision] = known.latency if known else Number.not_measured(why, unit="ms")
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for each in measured.values():
+        for name, rows in each.tables.items():
+            tables.setdefault(name, []).extend(rows)
     return {
         "target": step.runtime.name,
         "latency": {name: number.to_dict() for name, number in latency.items()},
-        "on_devices": [row for name, each in measured.items() for row in _rows(name, each)],
-        "outside_the_neural_engine": [
-            {
-                "precision": name,
-                "compute_units": run.compute_units,
-                **operation.model_dump(mode="json"),
-            }
-            for name, each in measured.items()
-            for run in each.runs
-            for operation in run.operations
-            if operation.device != "neural_engine" and "neural" in run.compute_units
-        ],
+        **tables,
     }
-
-
-def _units(measured: Measurements) -> str:
-    """The compute units that stand for a measurement: all, as apps have it."""
-    units = [run.compute_units for run in measured.runs]
-    return "all" if "all" in units else units[0]
-
-
-def _steady(measured: Measurements) -> Number:
-    from pipeline.targets.coreml import results
-
-    return results.numbers(measured)[_units(measured)]["predict"]
-
-
-def _rows(precision: str, measured: Measurements) -> list[dict[str, Any]]:
-    from pipeline.targets.coreml import results
-
-    numbers = results.numbers(measured)
-    return [
-        {
-            "precision": precision,
-            "compute_units": run.compute_units,
-            **{f"{phase}_ms": number.value for phase, number in numbers[run.compute_units].items()},
-            "samples": len(run.predict_ms) or None,
-            "thermal": f"{run.thermal_before}, {run.thermal_after}",
-            "on_neural_engine": results.placement(run).get("share_on_neural_engine"),
-            "device": f"{measured.device.model}, {measured.device.os}",
-            "date": measured.measured_at.strftime("%Y-%m-%d"),
-            "source": measured.source,
-        }
-        for run in measured.runs
-    ]
-
-
-def _line(precision: str, measured: Measurements) -> str:
-    units = _units(measured)
-    median = _steady(measured).value
-    return f"coreml/{precision}: {median:.3f} ms on {measured.device.model} ({units})"

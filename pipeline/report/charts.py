@@ -24,6 +24,7 @@ from pipeline.report.view import (
     reference,
     shown,
 )
+from pipeline.targets.registry import TARGETS
 
 _TOP1 = "top-1 (%)"
 _PYTORCH_SERIES = plots.SERIES - 1
@@ -150,11 +151,11 @@ def _beside_published(results: Results) -> Iterator[Plot]:
         ours = _ours(results, target)
         if not ours:
             continue
-        device = PUBLISHED_DEVICES.get(target)
-        if device is None:
+        device = TARGETS[target].published_on
+        if not device:
             continue
         rows = [
-            Point(row.title, row.latency_ms(target), row.top1, plots.PUBLISHED, _PYTORCH_SERIES)
+            Point(row.title, row.latency_ms[device], row.top1, plots.PUBLISHED, _PYTORCH_SERIES)
             for row in PUBLISHED
         ]
         title = f"{target} beside the published rows ({device})"
@@ -166,10 +167,6 @@ def _beside_published(results: Results) -> Iterator[Plot]:
             f"Crosses: published, on {device} with ImageNet-1K's whole validation split. "
             "Ours are from the device and images of this run: context, not a ranking.",
         )
-
-
-PUBLISHED_DEVICES = {"trt": "RTX 4090", "ort": "Intel i9", "coreml": "iPhone 13"}
-"""Device of the published latencies that stands for each target."""
 
 
 def _accuracy_size(results: Results) -> Iterator[Plot]:

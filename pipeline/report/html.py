@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.core import plots
 from pipeline.core.figures import State
+from pipeline.core.published import DEVICES
 from pipeline.report import charts, facts, overview, provenance, view
 from pipeline.report.results import Results
 
@@ -66,7 +67,7 @@ def _content(results: Results) -> dict[str, Any]:
         "calibration": _calibration(results),
         "ranges": list(_ranges(results)),
         "published": results["published"],
-        "published_devices": charts.PUBLISHED_DEVICES,
+        "published_devices": DEVICES,
         "classes": view.class_count(results),
         "imagenet": view.class_count(results) == view.IMAGENET_CLASSES,
         "parts": list(provenance.parts(results)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.core.figures import State
+from pipeline.core.published import DEVICES
 from pipeline.report import overview, provenance, view
 from pipeline.report.results import Results
 from pipeline.report.view import Card, Figure
@@ -37,9 +38,7 @@ def page(results: Results) -> str:
                 "Model",
                 "GMACs",
                 "Params (M)",
-                "iPhone 13 (ms)",
-                "Intel i9 (ms)",
-                "RTX 4090 (ms)",
+                *(f"{device} (ms)" for device in DEVICES),
                 "top-1 (%)",
             ),
             (
@@ -47,9 +46,7 @@ def page(results: Results) -> str:
                     row["title"],
                     row["gmacs"],
                     row["parameters"],
-                    row["iphone_ms"],
-                    row["i9_ms"],
-                    row["rtx4090_ms"],
+                    *(row["latency_ms"][device] for device in DEVICES),
                     row["top1"],
                 )
                 for row in results["published"]

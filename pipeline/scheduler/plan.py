@@ -18,7 +18,6 @@ from pipeline.stages.validate import ReferenceStep, ValidateStep
 from pipeline.steps.folders import HASHES
 from pipeline.steps.log import Log
 from pipeline.steps.step import Context, Progress, Step
-from pipeline.targets.base import MODULE
 from pipeline.targets.registry import TARGETS
 
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
@@ -80,10 +79,11 @@ def plan(context: Context) -> list[Step]:
     builds: list[BuildStep] = []
     for name, target in TARGETS.items():
         for precision in config.precisions(name):
-            form = target.precisions[precision]
-            if form != MODULE and form not in forms:
-                forms[form] = PrecisionStep(context, form, simplify, calibration)
-            builds.append(BuildStep(context, name, precision, forms.get(form), calibration))
+            form = target.form(precision)
+            if form and form.name not in forms:
+                forms[form.name] = PrecisionStep(context, form, simplify, calibration)
+            graph = forms[form.name] if form else None
+            builds.append(BuildStep(context, name, precision, graph, calibration))
     validations = [ValidateStep(context, build, samples, reference) for build in builds]
     benches = [
         BenchStep(context, name, [b for b in builds if b.target == name], samples)

@@ -11,8 +11,7 @@ from pipeline.stages.export import GRAPH
 from pipeline.stages.samples import CalibrationStep, read_calibration
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.steps.step import Context, Step
-from pipeline.targets.forms import FormJob
-from pipeline.targets.registry import form_named
+from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
     pass
@@ -24,11 +23,11 @@ class PrecisionStep(Step):
     stage = "precision"
 
     def __init__(
-        self, context: Context, form: str, simplify: SimplifyStep, calibration: CalibrationStep
+        self, context: Context, form: Form, simplify: SimplifyStep, calibration: CalibrationStep
     ) -> None:
-        self.form = form_named(form)
+        self.form = form
         needed = [simplify, calibration] if self.form.calibrated else [simplify]
-        super().__init__(context, f"precision/{form}", needed)
+        super().__init__(context, f"precision/{form.name}", needed)
         self.simplify, self.calibration = simplify, calibration
         own = (type(self.form).__module__, *self.form.code)
         self.code = (*own, "calibration") if self.form.calibrated else own

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.network import Images, Network
+from pipeline.core.errors import InputError
+from pipeline.core.figures import Number
+from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.forms import Form
+from pipeline.targets.forms import SHARED, Form
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +84,40 @@ class BuildJob:
     log: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class DeviceJob:
+    """How to measure on a device, and what answers are compared with.
+
+    Attributes:
+        options: The target's own options.
+        samples: Timed predictions.
+        images: Preprocessed validation images, (batch, channels, height, width): read when called.
+        expected: Logits of PyTorch for them, (batch, classes): computed when called.
+    """
+
+    options: TargetOptions
+    samples: int
+    images: Callable[[], Images]
+    expected: Callable[[], Logits]
+
+
+@dataclass(frozen=True)
+class DeviceMeasurement:
+    """What was measured of one artifact on a device.
+
+    Attributes:
+        latency: The figure that stands for it.
+        line: One line for people.
+        content: The result file, as text: `Target.read_measurements` reads it back.
+        tables: Further results for the report, rows by name of the table.
+    """
+
+    latency: Number
+    line: str
+    content: str
+    tables: Mapping[str, list[dict[str, Any]]]
+
+
 class Target(ABC):
     """One runtime.
 
@@ -92,6 +128,9 @@ class Target(ABC):
             `pipeline.targets.forms`, or `MODULE`.
         forms: Forms of the graph that it alone builds from.
         options: Type of its options.
+        published_on: Device of the published latencies that stands for it, as
+            `pipeline.core.published` names it; "" if there is none.
+        devices: Kinds of connected device that `measure_on` takes.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
         code: Modules of this project, beside the target's own, that decide what is built.
@@ -102,8 +141,17 @@ class Target(ABC):
     precisions: ClassVar[Mapping[str, str]]
     options: ClassVar[type[TargetOptions]]
     forms: ClassVar[tuple[Form, ...]] = ()
+    published_on: ClassVar[str] = ""
+    devices: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
     code: ClassVar[tuple[str, ...]] = ()
+
+    def form(self, precision: str) -> Form | None:
+        """The form of the graph that a precision builds from; None for `MODULE`."""
+        name = self.precisions[precision]
+        if name == MODULE:
+            return None
+        return next(form for form in (*self.forms, *SHARED) if form.name == name)
 
     @abstractmethod
     def requirements(self) -> list[Requirement]:
@@ -195,6 +243,45 @@ class Target(ABC):
             A row a check: check, level ("fine", "advice" or "problem"), found, advice, and where.
         """
         return None
+
+    def measure_on(
+        self, device: str, artifacts: Mapping[str, Artifact], job: DeviceJob
+    ) -> dict[str, DeviceMeasurement]:
+        """Measure artifacts on a device that is connected to this machine.
+
+        Args:
+            device: One of `devices`.
+            artifacts: What `build` made, by precision.
+            job: How to measure, and what to compare answers with.
+
+        Returns:
+            By precision, what was measured.
+
+        Raises:
+            UnavailableError: The device, or what talks to it, is missing.
+            BuildError: What measures cannot be built or started.
+        """
+        raise InputError(f"{self.name} is not measured on connected devices")
+
+    def read_measurements(
+        self, file: Path, artifacts: Mapping[str, Artifact], device: str | None
+    ) -> dict[str, DeviceMeasurement]:
+        """Read what was measured elsewhere, and find the artifact that it belongs to.
+
+        Args:
+            file: A result file of a kind that the target knows.
+            artifacts: What `build` made, by precision: those that come into question.
+            device: Kind of device that it has to be from; None for any.
+
+        Returns:
+            By precision, what was measured.
+
+        Raises:
+            DataError: The file is no measurement, or one of another kind of device.
+            ArtifactError: It is one of a model that was not built here.
+            InputError: It fits several artifacts, or the target imports no measurements.
+        """
+        raise InputError(f"{self.name} imports no measurements")
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """A faithful executor of the artifact on the CPU, or None if there is none.

@@ -1,24 +1,75 @@
-"""The deployment targets and the forms of the graph that they build from, by name."""
+"""The deployment targets, by name. A target's package is loaded when the target is first asked for.
+
+Names are known without loading anything: help and command lines need no more. A target from
+elsewhere is added with `register`.
+"""
 
 from __future__ import annotations
 
-from pipeline.targets import forms
-from pipeline.targets.base import Target
-from pipeline.targets.coreml.target import CoreMLTarget
-from pipeline.targets.forms import Form
-from pipeline.targets.ort.target import OrtTarget
-from pipeline.targets.tensorrt.target import TrtTarget
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (TrtTarget(), OrtTarget(), CoreMLTarget())
+if TYPE_CHECKING:
+    from pipeline.targets.base import Target
+
+_PLACES = {
+    "trt": "pipeline.targets.tensorrt.target:TrtTarget",
+    "ort": "pipeline.targets.ort.target:OrtTarget",
+    "coreml": "pipeline.targets.coreml.target:CoreMLTarget",
 }
+"""Module and class of each target of this project, in the order of reports."""
 
 
-def form_named(name: str) -> Form:
-    """A form of the graph: one that all targets share, or a target's own.
+class Registry(Mapping[str, "Target"]):
+    """Targets by name, in the order in which they are built and reported."""
 
-    Raises:
-        KeyError: No target has such a form.
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+        self._loaded: dict[str, Target] = {}
+
+    def __getitem__(self, name: str) -> Target:
+        if name not in self._places:
+            raise KeyError(name)
+        if name not in self._loaded:
+            module, _, kind = self._places[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), kind)()
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def register(self, target: Target) -> None:
+        """Add a target, such as one that lives outside of this project.
+
+        Raises:
+            ValueError: There is one of that name.
+        """
+        if target.name in self._places:
+            raise ValueError(f"there is a target {target.name!r} already")
+        kind = type(target)
+        self._places[target.name] = f"{kind.__module__}:{kind.__qualname__}"
+        self._loaded[target.name] = target
+
+    def remove(self, name: str) -> None:
+        """Take a target out again."""
+        del self._places[name]
+        self._loaded.pop(name, None)
+
+
+TARGETS = Registry(_PLACES)
+
+
+def able(method: str) -> list[str]:
+    """Names of the targets that offer what others leave out, such as "diff" or "fitness".
+
+    Args:
+        method: Name of a method that `Target` gives a default.
     """
-    own = (form for target in TARGETS.values() for form in target.forms)
-    return {form.name: form for form in (*forms.SHARED, *own)}[name]
+    from pipeline.targets.base import Target
+
+    default = getattr(Target, method)
+    return [name for name in TARGETS if getattr(type(TARGETS[name]), method) is not default]

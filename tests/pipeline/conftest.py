@@ -13,8 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.sample import CalibrationSet
 from pipeline.core.network import Network
-from pipeline.targets.forms import FormJob
-from pipeline.targets.registry import form_named
+from pipeline.targets.forms import SHARED, Form, FormJob
+from pipeline.targets.registry import TARGETS
+
+
+def form_named(name: str) -> Form:
+    own = (form for target in TARGETS.values() for form in target.forms)
+    return next(form for form in (*SHARED, *own) if form.name == name)
+
 
 NETWORK = Network("small", ("a", "b", "c", "d"), (3, 8, 8), {})
 

@@ -142,7 +142,7 @@ def check(
     measurements: Measurements,
     artifact: Artifact,
     package: Path,
-    device_class: DeviceClass | None = None,
+    device_class: str | None = None,
 ) -> None:
     """Check that a result is of this artifact, and of the device class that was asked for.
 

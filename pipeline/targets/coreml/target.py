@@ -7,16 +7,26 @@ predictions itself.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core import published
 from pipeline.core.errors import ArtifactError, ConfigError, UnavailableError
 from pipeline.core.network import Images
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.base import MODULE, BuildJob, Requirement, Target, TargetOptions
+from pipeline.targets.base import (
+    MODULE,
+    BuildJob,
+    DeviceJob,
+    DeviceMeasurement,
+    Requirement,
+    Target,
+    TargetOptions,
+)
 from pipeline.targets.coreml.build import RECIPES, Recipe
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
 from pipeline.targets.coreml.network import Normalization
@@ -44,6 +54,8 @@ class CoreMLTarget(Target):
     title = "Core ML"
     precisions = dict.fromkeys(RECIPES, MODULE)
     options = CoreMLOptions
+    published_on = published.IPHONE
+    devices = ("mac", "iphone", "ipad")
     calibrated = frozenset(name for name, recipe in RECIPES.items() if recipe.calibrated)
     code = (
         "pipeline.targets.coreml.network",
@@ -137,6 +149,22 @@ class CoreMLTarget(Target):
         artifact.verify()
         network = artifact.network()
         return CoreMLRunner(artifact.folder / MODEL, network, artifact.facts["compute_units"])
+
+    def measure_on(
+        self, device: str, artifacts: Mapping[str, Artifact], job: DeviceJob
+    ) -> dict[str, DeviceMeasurement]:
+        """Measure on this Mac or the device connected to it; see `Target`."""
+        from pipeline.targets.coreml.measured import measure_on
+
+        return measure_on(device, artifacts, job)
+
+    def read_measurements(
+        self, file: Path, artifacts: Mapping[str, Artifact], device: str | None
+    ) -> dict[str, DeviceMeasurement]:
+        """Read our result file or Xcode's report; see `Target`."""
+        from pipeline.targets.coreml.measured import read_measurements
+
+        return read_measurements(file, artifacts, device)
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """The ML Program executor over the saved package."""

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.core import machine
+from pipeline.core import machine, published
 from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.network import Images
 from pipeline.core.runner import Runner
@@ -38,6 +38,7 @@ class OrtTarget(Target):
     title = "ONNX Runtime"
     precisions: ClassVar[Mapping[str, str]] = {"fp32": FLOAT32, "int8": "int8-ort"}
     options = OrtOptions
+    published_on = published.INTEL
     forms: ClassVar[tuple[Form, ...]] = (Int8Ort(),)
     code = ("pipeline.core.figures", "pipeline.graphs.passes", "pipeline.targets.ort")
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+from pipeline.core import published
 from pipeline.core.errors import ArtifactError, BuildError, ConfigError, UnavailableError
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
@@ -35,6 +36,7 @@ class TrtTarget(Target):
     title: ClassVar[str] = "TensorRT"
     precisions: ClassVar[dict[str, str]] = dict(limits.FORMS)
     options: ClassVar[type[TargetOptions]] = TrtOptions
+    published_on: ClassVar[str] = published.RTX
     forms: ClassVar[tuple[Form, ...]] = (Int8Trt(), Fp8Trt())
     code: ClassVar[tuple[str, ...]] = ("pipeline.targets.tensorrt",)
 

@@ -13,6 +13,8 @@ from pipeline.core.errors import BuildError
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.ranges import first_failure
 from pipeline.graphs import float16
+from pipeline.targets.forms import Float16, Float32, Form, FormJob
+from pipeline.targets.tensorrt.quantize import Int8Trt
 
 Convert = Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]
 Small = Callable[..., onnx.ModelProto]
@@ -183,18 +185,16 @@ def test_float32_is_the_source_byte_for_byte(
     assert (tmp_path / "result.onnx").read_bytes() == (tmp_path / "source.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("form", ["float32", "float16", "int8-trt"])
-def test_a_missing_source_is_named(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [Float32(), Float16(), Int8Trt()], ids=lambda form: form.name)
+def test_a_missing_source_is_named(form: Form, tmp_path: Path) -> None:
     from pipeline.core.network import Network
-    from pipeline.targets.forms import FormJob
-    from pipeline.targets.registry import form_named
 
     def never() -> Any:
         raise AssertionError
 
     job = FormJob(tmp_path / "no.onnx", Network("n", (), (1, 1, 1), {}), {}, never, print)
     with pytest.raises(BuildError, match=r"no\.onnx"):
-        form_named(form).convert(job, tmp_path / "out.onnx")
+        form.convert(job, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
 

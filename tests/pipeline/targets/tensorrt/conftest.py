@@ -18,7 +18,6 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
 from pipeline.targets.forms import FormJob
-from pipeline.targets.registry import form_named
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import NO_DRIVER, Gpu
 from pipeline.targets.tensorrt.options import TrtOptions
@@ -99,9 +98,9 @@ def build(tmp_path: Path) -> Callable[..., Artifact]:
         def never(*_: Any) -> Any:
             raise AssertionError("neither module nor calibration images are needed")
 
-        form_named(target.precisions[precision]).convert(
-            FormJob(source, NETWORK, {}, never, log), graph
-        )
+        form = target.form(precision)
+        assert form is not None
+        form.convert(FormJob(source, NETWORK, {}, never, log), graph)
         job = BuildJob(NETWORK, precision, TrtOptions(**options), graph, never, never, batch, log)
         return artifact.make(
             tmp_path / folder,
