@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.histogram import Doubles, Floats, Histogram
+from pipeline.core import machine
 from pipeline.core.errors import BuildError, DataError
 
 if TYPE_CHECKING:
@@ -385,7 +386,7 @@ def open_session(
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or machine.granted()
     # Spinning threads would starve the other sessions and processes of this machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

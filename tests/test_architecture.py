@@ -1,0 +1,161 @@
+"""The building holds: modules load alone, imports run in no circle, tests mirror the product.
+
+That floors import only from below is held by import-linter, in `make check`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "care", "calibration")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {name_of(p): p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of this project that a file imports at run time, wherever in the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                if submodule in FILES:
+                    yield submodule
+                elif node.module in FILES:
+                    yield node.module
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or not (Tarjan, 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in order:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], order[other])
+        if low[name] == order[name]:
+            members = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(members) > 1 or name in graph[name]:
+                found.append(sorted(members))
+
+    for name in graph:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}, "e": {"a"}}
+    assert sorted(circles(graph)) == [["b", "c"], ["d"]]
+
+
+def test_imports_run_in_no_circle() -> None:
+    graph = {name: set(imported(path)) - {name} for name, path in FILES.items()}
+    assert circles(graph) == []
+
+
+LOAD_EACH = """
+import importlib, os, sys
+for heavy in {heavy!r}:
+    importlib.import_module(heavy)
+failed = []
+for name in {names!r}:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(f"{{name}}: {{type(error).__name__}}: {{error}}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    failed += [name] if status else []
+sys.exit(1 if failed else 0)
+"""
+
+HEAVY = ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxruntime", "pydantic", "rich")
+"""Loaded once: children are forked from a process that holds them."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_every_module_loads_alone() -> None:
+    names = [name for name in FILES if not name.endswith("__main__")]
+    program = LOAD_EACH.format(heavy=HEAVY, names=names)
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+
+
+def test_the_ground_floor_is_light() -> None:
+    """Errors, files, YAML and the machine are had without numpy, the rest of it without torch."""
+    program = """
+import sys
+from pipeline.core import errors, files, machine, yamlfile
+assert "numpy" not in sys.modules, "numpy"
+import importlib, pkgutil, pipeline.core
+for module in pkgutil.iter_modules(pipeline.core.__path__):
+    importlib.import_module("pipeline.core." + module.name)
+assert "torch" not in sys.modules, "torch"
+assert not [m for m in sys.modules if m.startswith(("care", "calibration", "pipeline."))
+            and not m.startswith("pipeline.core")]
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_packages_say_what_lives_in_them() -> None:
+    short = []
+    for name, path in FILES.items():
+        if path.name == "__init__.py":
+            text = importlib.import_module(name).__doc__ or ""
+            if len(text.strip().splitlines()) < 3:
+                short.append(name)
+    assert short == []
