@@ -1,11 +1,15 @@
 """What the TensorRT target is made of.
 
+builder
+    ONNX graph to engine: one adapter over TensorRT-RTX and full TensorRT 10 and 11.
+process
+    The builder as a process of its own, for TensorRT-RTX.
 api
-    One adapter over TensorRT-RTX and full TensorRT 10 and 11.
+    What of the two is installed, and loading it.
 limits
     Which precisions exist on which compute capabilities, and why the others do not.
 build
-    ONNX graph to engine.
+    What is to be built, and what is known of the engine afterwards.
 facts
     What the network inside an engine consists of.
 device

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _WEIGHT_TYPES = {
@@ -26,64 +25,19 @@ _WEIGHT_TYPES = {
 """ONNX's numbers of types that weights have here."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer of the network.
+def summary(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of layers, by kind and by type, without those that only arrange data.
 
-    Attributes:
-        name: Its name, which begins with that of the ONNX node.
-        kind: TensorRT's kind of layer, such as "CONVOLUTION".
-        precision: Type of its first output, such as "HALF".
-        shape: Shape of its first output; -1 is the batch.
+    Args:
+        layers: The layers, as the builder lists them.
     """
-
-    name: str
-    kind: str
-    precision: str
-    shape: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "precision": self.precision,
-            "shape": list(self.shape),
-        }
-
-
-def layers_of(network: Any) -> list[Layer]:
-    """All layers of a network, in order."""
-    layers = (network.get_layer(i) for i in range(network.num_layers))
-    return [_layer(layer) for layer in layers]
-
-
-def _layer(layer: Any) -> Layer:
-    output = layer.get_output(0) if layer.num_outputs else None
-    return Layer(
-        layer.name,
-        layer.type.name,
-        output.dtype.name if output is not None else "",
-        _shape(output) if output is not None else (),
-    )
-
-
-def _shape(tensor: Any) -> tuple[int, ...]:
-    try:
-        return tuple(tensor.shape)
-    except ValueError:  # what the bindings raise for a rank that is not known
-        return ()
-
-
-def summary(layers: list[Layer]) -> dict[str, Any]:
-    """Numbers of layers, by kind and by type, without those that only arrange data."""
     arranging = {"CONSTANT", "SHUFFLE", "SHAPE", "IDENTITY"}
-    computing = [layer for layer in layers if layer.kind not in arranging]
+    computing = [layer for layer in layers if layer["kind"] not in arranging]
     return {
         "layers": len(layers),
         "computing": len(computing),
-        "by_kind": dict(Counter(layer.kind for layer in computing).most_common()),
-        "by_precision": dict(Counter(layer.precision for layer in computing).most_common()),
+        "by_kind": dict(Counter(layer["kind"] for layer in computing).most_common()),
+        "by_precision": dict(Counter(layer["precision"] for layer in computing).most_common()),
     }
 
 

@@ -1,55 +1,53 @@
-"""Builds an engine in a process of its own, of which memory addresses are not random.
+"""Builds an engine in a process of its own, in which as little as possible moves memory addresses.
 
 TensorRT-RTX orders the values of its shape computations by where they lie in memory: with random
-addresses, two builds of one graph with a dynamic batch differ in some thousand bytes. In a fresh
-process without address randomization they are the same. It also keeps a crash of the builder apart.
-
-    python -m pipeline.targets.tensorrt.process JOB < model.onnx
-
-Writes the engine into the working directory and one JSON object a line: {"log": …}, at last
-{"facts": …} or {"error": …}.
+addresses, two builds of one graph with a dynamic batch differ in some thousand bytes. The process
+has fixed addresses and imports the standard library and TensorRT-RTX alone: what other packages
+read of the machine when they are imported moves memory too. It also keeps a crash of the library
+apart.
 """
 
 from __future__ import annotations
 
-import compileall
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import BuildError, UnsupportedOperatorError
-from pipeline.targets.tensorrt import api
-from pipeline.targets.tensorrt.build import EngineJob, build_engine
+from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.targets.tensorrt import api, builder
+from pipeline.targets.tensorrt.build import EngineJob, facts_of, refusal
 
 STDIN = "/dev/stdin"
 
-_FIXED = "CARE_FIXED_ADDRESSES"
+_ANSWERS = ("fixed_addresses", "log", "facts", "refused", "unavailable")
 
-_ROOT = Path(__file__).parents[3]
-_PACKAGES = ("pipeline", "care", "calibration")
-"""Where this project lies, and what of it the process may import."""
+_SIGNALS = {int(known): known.name for known in signal.Signals}
+_FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
+
+# -S: no site-packages, whose .pth files may import anything. -P: nothing from where it is started.
+# Compiled modules are neither written (-B) nor read, since compiling one takes other memory than
+# reading it: whether it was compiled before must not matter.
+_OPTIONS = ("-P", "-S", "-B", "-X", f"pycache_prefix={os.devnull}")
 
 # Only a program that is started after personality(2) has fixed addresses. This one does nothing
-# else, without `site`, and so takes a tenth of the time of starting the builder twice.
+# else, and so takes a tenth of the time of starting the builder twice.
 # How a shell started this one, in front or behind, is the same to it: Python reserves memory for
 # signals that it handles.
-_LAUNCHER = f"""
+_LAUNCHER = """
 import ctypes, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 ADDR_NO_RANDOMIZE = 0x0040000
 libc = ctypes.CDLL(None)
 fixed = hasattr(libc, "personality") and libc.personality(ADDR_NO_RANDOMIZE) != -1
-os.environ["{_FIXED}"] = "yes" if fixed else "no"
+print('{"fixed_addresses": %s}' % str(fixed).lower(), flush=True)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
-
-# Without -P the working directory, wherever that is, would be part of the module search path.
-_PROGRAM = (sys.executable, "-I", "-S", "-c", _LAUNCHER, "-P", "-m", __spec__.name)
 
 
 def build_apart(job: EngineJob, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
@@ -57,74 +55,80 @@ def build_apart(job: EngineJob, folder: Path, log: Callable[[str], None]) -> dic
 
     Raises:
         BuildError: The parser or the builder refuses the graph, or the process crashed.
+        UnavailableError: TensorRT-RTX is not installed or does not load.
     """
-    plain = {**asdict(job), "graph": STDIN, "gpu": None}
-    # What is passed lies in memory too. So that it is the same wherever the files lie, the graph
-    # comes as standard input, the folder is the working directory, and little else is passed on.
-    kept = ("PATH", "HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": str(_ROOT)}
-    # Compiling a module takes memory that reading the compiled one does not: the first engine
-    # after a change of any module would differ from the next.
-    for package in _PACKAGES:
-        compileall.compile_dir(_ROOT / package, quiet=2)
+    content = job.read()
+    run = _run(job, folder)
+    fixed = False
+    for line in run.stdout.splitlines():
+        kind, answer = _parse(line)
+        if kind == "fixed_addresses":
+            fixed = answer
+        elif kind == "facts":
+            # Container profiles may forbid personality(2): the report then says so.
+            known = facts_of(api.RTX, job, content, answer, folder)
+            return {**known, "fixed_addresses": fixed}
+        elif kind == "refused":
+            message = answer["message"].replace(STDIN, str(job.graph))
+            raise refusal(message, operator=answer["operator"])
+        elif kind == "unavailable":
+            raise api.does_not_load(api.RTX, answer)
+        else:
+            log(answer)
+    raise BuildError(_fault(run.returncode, run.stderr.strip().splitlines(), job.graph))
+
+
+def _run(job: EngineJob, folder: Path) -> subprocess.CompletedProcess[str]:
+    # What is passed lies in memory too. So that it is the same wherever the files lie, the program
+    # comes as text and the graph as standard input, the folder is the working directory, and
+    # little else is passed on.
+    environment = {"PYTHONHASHSEED": "0"}
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    python = str(Path(sys.executable).resolve())
+    source = Path(builder.__file__).read_text()
+    command = [python, "-I", "-S", "-c", _LAUNCHER, *_OPTIONS, "-c", source]
+    keywords = json.dumps({**job.keywords(), "graph": STDIN})
     with job.graph.open("rb") as graph:
-        run = subprocess.run(
-            [*_PROGRAM, json.dumps(plain)],
+        return subprocess.run(
+            [*command, _packages(), keywords],
             stdin=graph,
             capture_output=True,
             text=True,
+            errors="replace",
             cwd=folder,
             env=environment,
             check=False,
         )
-    for line in run.stdout.splitlines():
-        answer = _parse(line)
-        if "facts" in answer:
-            facts: dict[str, Any] = answer["facts"]
-            return facts
-        if "error" in answer:
-            kind = UnsupportedOperatorError if answer["error"]["operator"] else BuildError
-            raise kind(answer["error"]["message"].replace(STDIN, str(job.graph)))
-        log(answer["log"])
-    last = run.stderr.strip().splitlines()[-1:] or ["no message"]
-    raise BuildError(f"TensorRT-RTX crashed with code {run.returncode}: {last[0]}")
 
 
-def _parse(line: str) -> dict[str, Any]:
+def _packages() -> str:
+    """Folder in which TensorRT-RTX is installed."""
+    spec = importlib.util.find_spec(api.RTX)
+    if spec is None or spec.origin is None:
+        raise UnavailableError(f"{api.RTX} is not installed: {api.INSTALL[api.RTX]}")
+    return str(Path(spec.origin).parents[1])
+
+
+def _parse(line: str) -> tuple[str, Any]:
     """An answer of the process; whatever the library prints by itself is for the log."""
     try:
-        answer = json.loads(line)
-    except ValueError:
-        return {"log": line}
-    return answer if isinstance(answer, dict) else {"log": line}
+        ((kind, answer),) = json.loads(line).items()
+    except (AttributeError, ValueError):
+        return ("log", line)
+    return (kind, answer) if kind in _ANSWERS else ("log", line)
 
 
-def _answer(kind: str, content: Any) -> None:
-    print(json.dumps({kind: content}), flush=True)
-
-
-def _main() -> None:
-    plain = json.loads(sys.argv[1])
-    least, usual, most = plain["batches"]
-    job = EngineJob(
-        **{
-            **plain,
-            "graph": Path(plain["graph"]),
-            "capabilities": tuple(plain["capabilities"]),
-            "batches": (least, usual, most),
-        }
+def _fault(code: int, said: Sequence[str], graph: Path) -> str:
+    """In words, why the process ended without an answer."""
+    how = _SIGNALS.get(-code, f"signal {-code}") if code < 0 else f"exit code {code}"
+    if how in _FROM_OUTSIDE:
+        return (
+            f"building from {graph} was ended from outside ({how}), as the system does where "
+            "memory runs out: free some and run again"
+        )
+    return (
+        f"internal fault of TensorRT-RTX {api.installed(api.RTX)}: {how} while it built from "
+        f"{graph} ({said[-1] if said else 'no message'}); install another version of it, or build "
+        "the target ort"
     )
-    try:
-        library = api.load(api.RTX)
-        facts = build_engine(library, job, Path(), lambda line: _answer("log", line))
-    except BuildError as error:
-        named = isinstance(error, UnsupportedOperatorError)
-        _answer("error", {"operator": named, "message": str(error)})
-    else:
-        # Container profiles may forbid personality(2): the report then says so.
-        _answer("facts", {**facts, "fixed_addresses": os.environ.get(_FIXED) == "yes"})
-
-
-if __name__ == "__main__":
-    _main()

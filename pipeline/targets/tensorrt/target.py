@@ -111,7 +111,7 @@ class TrtTarget(Target):
             return f"not opened: {name} is not installed ({api.INSTALL[name]})"
         library, engine = api.load(name), path.read_bytes()
         with library.listening(_LOG.debug) as (logger, messages):
-            checked = library.refuse_malformed(logger, engine, path)
+            checked = api.refuse_malformed(library, logger, engine, path)
             if why := self.missing(artifact):
                 looked = "header accepted" if checked else "header not checked"
                 return f"{library.title}: {looked}; not deserialized: {why}"

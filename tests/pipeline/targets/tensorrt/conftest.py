@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +118,51 @@ def build(tmp_path: Path) -> Callable[..., Artifact]:
         )
 
     return run
+
+
+ROOT = Path(__file__).parents[4]
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from pipeline.targets.tensorrt.build import EngineJob
+from pipeline.targets.tensorrt.process import build_apart
+job = EngineJob(Path(sys.argv[1]), False, ("8.6",), (1, 8, 64), None, None)
+print(json.dumps(build_apart(job, Path(sys.argv[2]), lambda line: None)))
+"""
+
+
+@pytest.fixture
+def checkout() -> Callable[[Path], Path]:
+    """Copies the package, without what was compiled, into a folder; gives the folder."""
+
+    def copy(folder: Path) -> Path:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=ignored)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def build_in() -> Callable[..., dict[str, Any]]:
+    """Builds by the code of a checkout: (root, graph, output, before=…, **environment) -> facts.
+
+    `before` is a command that starts the command which it is given.
+    """
+
+    def build(
+        root: Path, graph: Path, output: Path, before: Sequence[str] = (), **environment: str
+    ) -> dict[str, Any]:
+        output.mkdir(parents=True, exist_ok=True)
+        command = [*before, sys.executable, "-B", "-P", "-c", BUILD, str(graph), str(output)]
+        merged = {**os.environ, "PYTHONPATH": str(root), **environment}
+        run = subprocess.run(command, capture_output=True, text=True, env=merged, check=False)
+        assert run.returncode == 0, run.stderr
+        facts: dict[str, Any] = json.loads(run.stdout)
+        return facts
+
+    return build
 
 
 class Code(int):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.core.files import file_hash
 from pipeline.steps.artifact import MANIFEST
-from pipeline.targets.tensorrt import api
+from pipeline.targets.tensorrt import api, builder
 from pipeline.targets.tensorrt import cuda as cuda_module
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import Gpu
@@ -26,6 +28,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
+
+ROOT = Path(__file__).parents[4]
+FLOAT16 = "precision/float16/model.onnx"
 
 CONFIG = """\
 name: trial
@@ -63,6 +68,64 @@ def copied(finished: Path, tmp_path: Path) -> tuple[str, Path]:
     """A configuration, and the folder of its engine: a copy to damage."""
     shutil.copytree(finished.parent, tmp_path / "engines")
     return str(configured(tmp_path)), tmp_path / "engines" / "trial" / "trt" / "fp16"
+
+
+Built = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def usual(finished: Path, tmp_path: Path, build_in: Built) -> str:
+    """Hash of an engine with a dynamic batch, where a second build gives the same bytes."""
+    first, second = (
+        build_in(ROOT, finished / FLOAT16, tmp_path / name)["engine_sha256"]
+        for name in ("first", "second")
+    )
+    if first != second:
+        pytest.skip("two builds in one process layout differ on this machine: nothing is claimed")
+    return str(first)
+
+
+def test_who_asks_and_from_where_does_not_change_an_engine(
+    finished: Path, tmp_path: Path, usual: str, build_in: Built, checkout: Callable[[Path], Path]
+) -> None:
+    """Environments and paths of different lengths; the path of TensorRT-RTX stays."""
+    for n in (3, 150):
+        root = checkout(tmp_path / ("r" * n))
+        graph = root / "model.onnx"
+        shutil.copy(finished / FLOAT16, graph)
+        built = build_in(root, graph, tmp_path / ("o" * n), PADDING="x" * n * 300)
+        assert built["engine_sha256"] == usual
+
+
+MOUNT = 'mount --bind "$0" /proc/stat && exec "$@"'
+
+
+@pytest.fixture(scope="module")
+def mounting() -> tuple[str, ...]:
+    """Starts a command for which its first argument lies over /proc/stat."""
+    for options in (("--mount",), ("--mount", "--map-root-user")):
+        before = ("unshare", *options, "sh", "-c", MOUNT)
+        if (
+            shutil.which("unshare")
+            and not subprocess.run(
+                [*before, "/dev/null", "true"], capture_output=True, check=False
+            ).returncode
+        ):
+            return before
+    pytest.skip("this machine lets nobody mount")
+
+
+def test_what_the_system_counts_does_not_change_an_engine(
+    finished: Path, tmp_path: Path, usual: str, build_in: Built, mounting: tuple[str, ...]
+) -> None:
+    """The line of interrupts is as long as the machine has sources of them."""
+    lines = Path("/proc/stat").read_text()
+    for n in (400, 2000, 9000):
+        other = tmp_path / "stat"
+        other.write_text(re.sub(r"(?m)^intr .*$", "intr 1" + " 0" * (n // 2), lines))
+        before = (*mounting, str(other))
+        built = build_in(ROOT, finished / FLOAT16, tmp_path / "output", before=before)
+        assert built["engine_sha256"] == usual
 
 
 def truncate(folder: Path) -> None:
@@ -256,7 +319,7 @@ def answering(
     """A GPU with a CUDA that works, and a library that accepts every engine."""
     gpu()
     library = fake_library(cuda, api.RTX, (3, 64, 64), 10)
-    monkeypatch.setattr(api, "_LOGGERS", {})
+    monkeypatch.setattr(builder, "_LOGGERS", {})
     monkeypatch.setattr(api, "load", lambda name: library)
     monkeypatch.setattr(cuda_module, "_import", lambda: cuda)
     states = iter(

@@ -34,7 +34,7 @@ def library(
     fake_library: Callable[..., Library],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Library:
-    monkeypatch.setattr("pipeline.targets.tensorrt.api._LOGGERS", {})
+    monkeypatch.setattr("pipeline.targets.tensorrt.builder._LOGGERS", {})
     return fake_library(cuda, request.param, IMAGE, CLASSES)
 
 

@@ -86,6 +86,8 @@ def test_compute_capabilities(
 def test_the_same_graph_gives_the_same_bytes(build: Build, small: Small, no_gpu: None) -> None:
     first = build(small(8), "fp16", compute_capabilities=("8.6", "8.9"))
     second = build(small(8), "fp16", compute_capabilities=("8.6", "8.9"), folder="again")
+    if not (first.facts["fixed_addresses"] and second.facts["fixed_addresses"]):
+        pytest.skip("this machine does not let a process fix its addresses")
     assert first.files == second.files
 
 
@@ -202,7 +204,7 @@ def test_the_builders_reason_is_given(tmp_path: Path, small: Small) -> None:
     path = tmp_path / "graph.onnx"
     onnx.save(small(), path)
     job = EngineJob(path, False, ("7.5",), (1, 8, 64), None, None)  # past the target's own check
-    with pytest.raises(BuildError, match=r"cannot build graph\.onnx: .*FP32 GEMM"):
+    with pytest.raises(BuildError, match=r"cannot build .*graph\.onnx: .*FP32 GEMM"):
         build_engine(api.load(api.RTX), job, tmp_path, print)
 
 
