@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from care.cli import Command, nearest
 from care.errors import SettingsError
 from care.losses import Distillation
+from pipeline.arguments import first_unknown
 
 
 def _setting(default: Any, section: str, text: str, *, free: bool = False, **limits: Any) -> Any:
@@ -190,6 +191,14 @@ class TrainSettings(pydantic.BaseModel):
         field = cls.model_fields[str(info.field_name)]
         optional = type(None) in typing.get_args(field.annotation)
         return None if optional and value == "none" else value
+
+    @pydantic.field_validator("model_kwargs")
+    @classmethod
+    def _readable(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what the trained checkpoint could not state, and so nobody could load."""
+        if problem := first_unknown(kwargs):
+            raise ValueError(problem)
+        return kwargs
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
