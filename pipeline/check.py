@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifact import MANIFEST, TEMPORARY_PREFIX, Artifact, file_hash
+from pipeline.artifact import MANIFEST, Artifact, file_hash
 from pipeline.errors import ArtifactError, InputError, PipelineError
+from pipeline.replacing import is_set_aside, is_temporary
 from pipeline.targets import TARGETS
 
 
@@ -58,7 +59,7 @@ def _folders(output: Path) -> list[Path]:
 def check(folder: Path) -> Iterator[Finding]:
     """Check every artifact of one results' folder."""
     manifests = sorted(folder.rglob(MANIFEST))
-    folders = [path.parent for path in manifests if TEMPORARY_PREFIX not in str(path)]
+    folders = [path.parent for path in manifests if not _passed_over(path.relative_to(folder))]
     digests = dict(_digests(folder, folders))
     for path in folders:
         name = path.relative_to(folder.parent).as_posix()
@@ -75,9 +76,14 @@ def check(folder: Path) -> Iterator[Finding]:
             yield Finding(name, artifact.size, "", str(error))
     for path in sorted(folder.glob("*/*")):
         is_lost = path.is_dir() and path.parent.name in TARGETS and not (path / MANIFEST).exists()
-        if is_lost and not path.name.startswith(TEMPORARY_PREFIX):
+        if is_lost and not _passed_over(path.relative_to(folder)):
             name = path.relative_to(folder.parent).as_posix()
             yield Finding(name, 0, "", f"{path / MANIFEST} is missing")
+
+
+def _passed_over(path: Path) -> bool:
+    """Whether a path is no result: still being made, or set aside."""
+    return is_temporary(path) or is_set_aside(path)
 
 
 def _digests(root: Path, folders: list[Path]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,15 @@ from pipeline.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.errors import GateFailedError, InputError, UnavailableError
 from pipeline.quiet import Log
 from pipeline.render.terminal import render, summary
-from pipeline.run import LOG_FILE, Selection, execute, locked, make_context, plan
+from pipeline.run import (
+    LOG_FILE,
+    Selection,
+    execute,
+    locked,
+    make_context,
+    plan,
+    refuse_foreign,
+)
 from pipeline.run import dry_run as plan_run
 from pipeline.stages import bench as stages_bench
 from pipeline.stages import report
@@ -44,6 +52,7 @@ def _log(config: Config) -> Iterator[Log]:
 
 def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
     """Run the pipeline, print its summary and return the exit code."""
+    _refuse_foreign(config, selection)
     with (
         locked(config.folder, wait_s),
         _log(config) as log,
@@ -58,8 +67,15 @@ def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: 
     return outcome.exit_code
 
 
+def _refuse_foreign(config: Config, selection: Selection) -> None:
+    """Refuse what is in the way before as much as a log file is written."""
+    silent = QuietConsole(sys.stderr)
+    refuse_foreign(make_context(config, lambda line: None, silent), selection)
+
+
 def dry_run(config: Config, selection: Selection) -> str:
     """The plan, with the reason for every step."""
+    _refuse_foreign(config, selection)
     with _log(config) as log:
         context = make_context(config, log, QuietConsole(sys.stderr))
         rows = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import check as checks
 from pipeline.artifact import MANIFEST, Artifact
 from pipeline.errors import InputError
+from pipeline.replacing import is_set_aside
 from pipeline.results import RESULTS_FILE
 from pipeline.targets.base import Network
 
@@ -27,7 +28,8 @@ def built(output: Path, name: str, target: str, precision: str | None) -> Artifa
         ArtifactError: It is damaged.
     """
     folder = checks.results(output, name)[0]
-    there = {path.parent.name: path.parent for path in (folder / target).glob(f"*/{MANIFEST}")}
+    found = [path.parent for path in (folder / target).glob(f"*/{MANIFEST}")]
+    there = {path.name: path for path in found if not is_set_aside(path.relative_to(folder))}
     wanted = precision or _to_use(folder, target)
     if wanted not in there and precision is None:
         wanted = min(there, default=None)
@@ -56,12 +58,15 @@ def export_triton(
 
     Raises:
         InputError: There is no such artifact, or Triton cannot run it.
+        ArtifactError: The model's folder is somebody else's, or cannot be written.
     """
     from pipeline import triton
 
     artifact = built(output, name, target, precision)
     network = Network.from_facts(Artifact.read(output / name / "onnx"))
-    return f"wrote {triton.export(artifact, network, repository)}"
+    notes: list[str] = []
+    folder = triton.export(artifact, network, repository, say=notes.append)
+    return "\n".join([f"wrote {folder}", *notes])
 
 
 def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Protocol
 
 import filelock
 
-from pipeline import artifact
+from pipeline.artifact import refuse_foreign_file, refuse_foreign_folder
 from pipeline.config import Config
 from pipeline.errors import ArtifactError, BuildError, GateFailedError, LockedError, PipelineError
 from pipeline.gates import failures
-from pipeline.quiet import Log
+from pipeline.quiet import is_log
+from pipeline.replacing import cannot_write, sweep
 from pipeline.source import HashCache, Source
+from pipeline.stages import report
 from pipeline.stages.base import Context, StageResult, State, Step
 from pipeline.stages.bench import BenchStep
 from pipeline.stages.build import BuildStep
@@ -154,22 +156,39 @@ def locked(folder: Path, wait_s: float = 0) -> Iterator[None]:
 
     Raises:
         LockedError: Another run holds it.
-        ArtifactError: The folder cannot be written.
+        ArtifactError: The folder cannot be written, or its lock is somebody else's file.
     """
+    _refuse_foreign_lock(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK_FILE, timeout=wait_s)
         with lock:
-            artifact.sweep(folder)
+            sweep(folder)
             yield
     except filelock.Timeout as error:
         raise LockedError(
             f"another run works on {folder}: wait for it, or give --wait SECONDS"
         ) from error
-    except PermissionError as error:
-        raise ArtifactError(
-            f"cannot write {error.filename or folder}: make it writable, or choose another output"
-        ) from error
+    except OSError as error:
+        raise ArtifactError(cannot_write(error.filename or folder, error)) from error
+
+
+def _refuse_foreign_lock(folder: Path) -> None:
+    refuse_foreign_file(folder / LOCK_FILE, lambda path: False)  # ours is always empty
+
+
+def refuse_foreign(context: Context, selection: Selection) -> None:
+    """Refuse what somebody else put where this run would write.
+
+    Raises:
+        ArtifactError: There is such a thing; nothing was changed.
+    """
+    for step in selection.select(plan(context)):
+        refuse_foreign_folder(step.folder)
+    _refuse_foreign_lock(context.folder)
+    refuse_foreign_file(context.folder / LOG_FILE, is_log)
+    refuse_foreign_file(context.folder / HASHES, HashCache.is_cache)
+    report.refuse_foreign(context.folder)
 
 
 def dry_run(context: Context, selection: Selection) -> list[tuple[Step, str | None]]:
@@ -229,7 +248,8 @@ def _run_one(
     except MemoryError as error:
         failure = BuildError(f"{step.name}: out of memory: {error}")
         return StageResult(step.stage, step.name, State.FAILED, str(failure), 0, failure)
-    return StageResult(step.stage, step.name, State.DONE, why, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return StageResult(step.stage, step.name, State.DONE, "; ".join([why, *step.notes]), seconds)
 
 
 def _blocked(step: Step, ended: dict[str, StageResult]) -> str:
@@ -243,7 +263,7 @@ def _blocked(step: Step, ended: dict[str, StageResult]) -> str:
     return ""
 
 
-def make_context(config: Config, log: Log, observer: Observer) -> Context:
+def make_context(config: Config, log: Callable[[str], None], observer: Observer) -> Context:
     """What the steps of a configuration work with."""
     source = Source(config, HashCache(config.folder / HASHES))
     return Context(config=config, source=source, log=log, progress=observer.progress)

@@ -166,16 +166,6 @@ def test_files_are_written_whole_or_not_at_all(
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
-def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
-    made = make(tmp_path / "run" / "a")
-    (tmp_path / "run" / ".making-b-x").mkdir()
-    (tmp_path / "run" / ".making-b-x" / "half").write_text("x")
-    (tmp_path / "run" / ".making-y").write_text("x")
-    artifact.sweep(tmp_path)
-    made.verify()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["a"]
-
-
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:
     assert artifact.digest_of({"a": 1, "b": [1, 2]}) == artifact.digest_of({"b": [1, 2], "a": 1})
     assert artifact.digest_of([1, 2]) != artifact.digest_of([2, 1])
