@@ -142,6 +142,20 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_said_whatever_a_library_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    with pytest.raises(RuntimeError, match="iostream"):
+        make(tmp_path / "a", fail)
+    monkeypatch.setattr(artifact, "disk_is_full", lambda folder: True)
+    with pytest.raises(ArtifactError, match=r"cannot write .*/a: No space left on device"):
+        make(tmp_path / "a", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match="cannot write"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -268,6 +269,22 @@ def test_our_own_and_empty_files_are_replaced(tmp_path: Path) -> None:
         artifact.write_atomically(path, "ours", lambda path: path.read_text().startswith("ours"))
         assert path.read_text() == "ours"
     assert names(tmp_path) == ["report.md"]
+
+
+def test_a_link_in_place_of_a_file_is_not_ours(tmp_path: Path) -> None:
+    file = make(tmp_path / "export").path("deep/file")
+    file.rename(tmp_path / "outside")
+    file.symlink_to(tmp_path / "outside")
+    assert artifact.whose_folder(tmp_path / "export") is Whose.MIXED
+
+
+@pytest.mark.parametrize(("free", "full"), [(0, True), (60_000, True), (10**6, False)])
+def test_when_a_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, full: bool
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert replacing.disk_is_full(tmp_path) == full
 
 
 def test_whose_it_is(tmp_path: Path) -> None:
