@@ -15,7 +15,7 @@ from typing import Any
 from calibration.ranges import PERCENTILE, Method, Scheme
 from calibration.table import Table
 from pipeline.core.errors import ArtifactError, DataError
-from pipeline.core.files import digest_of, file_hash, write_atomically
+from pipeline.core.files import digest_of, file_hash, refuse_foreign_file, write_atomically
 
 KIND = "calibration ranges"
 FORMAT = 1
@@ -79,10 +79,10 @@ def write(path: Path, key: CacheKey, table: Table) -> None:
     """Write ranges, atomically.
 
     Raises:
-        ArtifactError: The folder cannot be written.
+        ArtifactError: The file is somebody else's, or the folder cannot be written.
     """
     plain = {"kind": KIND, "format": FORMAT, "key": asdict(key), **table.to_dict()}
-    write_atomically(path, json.dumps(plain, indent=1) + "\n")
+    write_atomically(path, json.dumps(plain, indent=1) + "\n", _is_ours)
 
 
 def read(path: Path, key: CacheKey) -> Table:
@@ -119,6 +119,15 @@ def read(path: Path, key: CacheKey) -> Table:
     return table
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file holds ranges, of whatever format and made from whatever."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(plain, dict) and plain.get("kind") == KIND
+
+
 def _compare(path: Path, made_from: CacheKey, key: CacheKey) -> None:
     different = [f.name for f in fields(key) if getattr(made_from, f.name) != getattr(key, f.name)]
     if not different:
@@ -142,8 +151,10 @@ def cached(path: Path, key: CacheKey, make: Callable[[], Table]) -> tuple[Table,
         not used, says why.
 
     Raises:
-        ArtifactError: The cache cannot be written. Whatever `make` raises passes through.
+        ArtifactError: The file is somebody else's, or cannot be written. Whatever `make` raises
+            passes through.
     """
+    refuse_foreign_file(path, _is_ours)
     try:
         return read(path, key), f"ranges reused from {path}"
     except ArtifactError as error:

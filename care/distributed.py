@@ -68,7 +68,7 @@ def world(device: str) -> Iterator[World]:
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
 
     Raises:
-        SettingsError: The device does not exist here.
+        ConfigError: The device does not exist here.
     """
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -95,7 +95,7 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is a GPU where there is one.
 
     Raises:
-        SettingsError: There is no such device here.
+        ConfigError: There is no such device here.
     """
     if name == "auto":
         best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

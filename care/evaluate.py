@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from care import checkpoint, distributed
 from care.data import Dataset, check_classes, open_dataset
 from care.distributed import World
-from care.factory import create_model
+from care.factory import create_model, stated_arguments
 from care.loaders import validation_loader
 from pipeline.core.commandline import Command
 from pipeline.core.errors import CheckpointError, ConfigError, DataError
@@ -198,7 +198,7 @@ def read_trained(
         ema: Take the moving average of the weights.
 
     Raises:
-        CareError: There is no such checkpoint, it does not fit the model, or nothing says which
+        PipelineError: There is no such checkpoint, it does not fit the model, or nothing says which
             model it is of.
     """
     if path is None:
@@ -207,14 +207,17 @@ def read_trained(
         if path is None:
             raise ConfigError(f"no weights of {name} are embedded: give a CHECKPOINT of it")
     stated = checkpoint.read_metadata(path)
+    arguments = stated_arguments(stated, path)
+    _check_kinds(stated, path)
     name = model or stated.get("model", "")
     if not name:
         raise CheckpointError(f"{path} does not say which network it is of: give --model")
     if model and stated.get("model", model) != model:
         raise CheckpointError(f"{path} is a checkpoint of {stated['model']}, not of {model}")
     classes: int | None = num_classes or stated.get("num_classes")
-    kwargs = {**stated.get("model_kwargs", {}), **({"num_classes": classes} if classes else {})}
-    network = create_model(name, **kwargs)
+    if classes:
+        arguments["num_classes"] = classes
+    network = create_model(name, **arguments)
     checkpoint.load(path, network, ema=ema)
     spec = (
         Preprocess.from_dict(stated["preprocess"])
@@ -225,6 +228,19 @@ def read_trained(
         spec = replace(spec, size=image_size)
     count: int = classes or network.num_classes  # type: ignore[assignment]
     return Trained(name, path, network.eval(), spec, count, tuple(stated.get("labels", ())))
+
+
+def _check_kinds(stated: Mapping[str, Any], path: Path) -> None:
+    """Refuse metadata of another type than ours has."""
+    labels = stated.get("labels", [])
+    fitting = {
+        "model": isinstance(stated.get("model", ""), str),
+        "num_classes": type(stated.get("num_classes", 1)) is int,
+        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+    }
+    for key, fits in fitting.items():
+        if not fits:
+            raise CheckpointError(f"{path} was refused: in its metadata, {key} is {stated[key]!r}")
 
 
 def _default_data(path: Path | None) -> str:

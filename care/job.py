@@ -12,7 +12,7 @@ from torch import nn
 from care import checkpoint
 from care.data import Dataset, check_classes, hold_out, open_dataset
 from care.distributed import World
-from care.factory import create_model
+from care.factory import create_model, create_pretrained
 from care.learner import Learner
 from care.loaders import Batches, TrainLoader, mixer, validation_loader
 from care.losses import DistillationLoss, Teacher
@@ -137,7 +137,7 @@ def _build_teacher(settings: TrainSettings, spec: Preprocess, classes: int) -> T
 
 def _download(name: str) -> nn.Module:
     try:
-        return create_model(name, pretrained=True)
+        return create_pretrained(name)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

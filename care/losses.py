@@ -71,7 +71,7 @@ class DistillationLoss(nn.Module):
         temperature: Softens both distributions of the soft kind.
 
     Raises:
-        SettingsError: Kind and teacher do not fit together, or a number is out of range.
+        ConfigError: Kind and teacher do not fit together, or a number is out of range.
     """
 
     def __init__(

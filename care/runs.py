@@ -28,6 +28,9 @@ from pipeline.core.errors import CheckpointError, ConfigError
 
 Facts = Mapping[str, Any]
 
+_OWN = ("last.pt", "best.safetensors", "log.csv", "log.jsonl", "events.out.tfevents.*")
+"""What an earlier run leaves behind, beside the settings, which are replaced."""
+
 
 class RunFolder:
     """Where one run keeps its files.
@@ -40,8 +43,9 @@ class RunFolder:
         resumes: The run was started before and goes on.
 
     Raises:
-        SettingsError: The run exists and is neither to be resumed nor overwritten; or it is to be
-            resumed, but was started with other settings; or the folder holds something else.
+        ConfigError: The run exists and is neither to be resumed nor overwritten; or it is to be
+            resumed, but was started with other settings; or the folder holds something else; or
+            the file to export to is somebody else's.
     """
 
     def __init__(self, settings: TrainSettings) -> None:
@@ -49,9 +53,10 @@ class RunFolder:
         self.settings = settings
         self.resumes = False
         known = self.path / "settings.yaml"
+        _refuse_foreign_export(settings.export)
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
-        if not known.is_file():
+        if not _is_settings(known):
             raise ConfigError(
                 f"{self.path} exists and is no run: choose another --name or --output"
             )
@@ -75,11 +80,15 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     def prepare(self) -> None:
-        """Create the folder, empty unless the run goes on (main process only)."""
+        """Create the folder, without an earlier run unless that goes on (main process only).
+
+        Of an earlier run that is overwritten only its own files go; others in its folder stay.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
         if not self.resumes:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
+            for pattern in _OWN:
+                for path in self.path.glob(pattern):
+                    path.unlink()
         settings = {k: v for k, v in self.settings.model_dump(mode="json").items() if k != "resume"}
         _write_text(self.path / "settings.yaml", yaml.safe_dump(settings, sort_keys=False))
 
@@ -90,7 +99,7 @@ class RunFolder:
             facts: What was found (not set) and must be the same, such as the number of images.
 
         Raises:
-            SettingsError: A fact differs.
+            ConfigError: A fact differs.
             CheckpointError: The file is damaged.
         """
         if not self.resumes or not self.last.exists():
@@ -107,14 +116,21 @@ class RunFolder:
         return saved
 
     def export(self, target: Path) -> None:
-        """Copy the best weights to `target`."""
+        """Copy the best weights to `target`.
+
+        Raises:
+            ConfigError: A file there is no such checkpoint, or it cannot be written.
+        """
+        _refuse_foreign_export(target)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             shutil.copyfile(self.best, temporary)
             temporary.replace(target)
         except OSError as error:
             raise ConfigError(f"{target} cannot be written: {error.strerror}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def save_last(self, state: Mapping[str, Any], facts: Facts) -> None:
         """Write `last.pt`, whole or not at all."""
@@ -190,6 +206,30 @@ def to_cpu(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return [to_cpu(value) for value in state]
     return state
+
+
+def _is_settings(path: Path) -> bool:
+    """Whether a file says what a run was told, of this version or another."""
+    try:
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(known, dict) and {"model", "data", "epochs", "output"} <= set(known)
+
+
+def _refuse_foreign_export(target: Path | None) -> None:
+    """Refuse to write weights over a file that is no checkpoint of ours."""
+    if target is None or not target.exists():
+        return
+    try:
+        is_ours = "model" in checkpoint.read_metadata(target)
+    except CheckpointError:
+        is_ours = False
+    if not is_ours:
+        raise ConfigError(
+            f"{target} exists and was not exported by care.train: move it away, or choose another "
+            "--export"
+        )
 
 
 def _refuse_another_run(path: Path, settings: TrainSettings) -> None:

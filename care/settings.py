@@ -25,6 +25,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from care.losses import Distillation
+from pipeline.core.arguments import first_unknown
 from pipeline.core.commandline import Command
 from pipeline.core.errors import ConfigError
 from pipeline.core.words import nearest
@@ -192,6 +193,14 @@ class TrainSettings(pydantic.BaseModel):
         optional = type(None) in typing.get_args(field.annotation)
         return None if optional and value == "none" else value
 
+    @pydantic.field_validator("model_kwargs")
+    @classmethod
+    def _readable(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what the trained checkpoint could not state, and so nobody could load."""
+        if problem := first_unknown(kwargs):
+            raise ValueError(problem)
+        return kwargs
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
         if (self.mixup or self.cutmix) and self.batch_size % 2:
@@ -240,7 +249,7 @@ def read(config: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
         flags: Settings by name.
 
     Raises:
-        SettingsError: The file cannot be read, or a setting is unknown or makes no sense.
+        ConfigError: The file cannot be read, or a setting is unknown or makes no sense.
     """
     from_file = _read_yaml(config) if config else {}
     try:

@@ -60,7 +60,7 @@ def train(settings: TrainSettings, world: World) -> None:
         world: This process among its siblings.
 
     Raises:
-        CareError: Settings, data or files cannot be used; nothing was overwritten.
+        PipelineError: Settings, data or files cannot be used; nothing was overwritten.
     """
     run = RunFolder(settings)
     seed_epoch(settings.seed, 0, 0)  # the same initial weights in every process

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from pipeline.core import yamlfile
+from pipeline.core.arguments import first_reserved
 from pipeline.core.errors import ConfigError
 from pipeline.core.words import nearest_or_all
 from pipeline.targets.base import TargetOptions
@@ -45,6 +46,15 @@ class ModelConfig(Section):
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the model's constructor."
     )
+
+    @field_validator("kwargs")
+    @classmethod
+    def _no_reserved(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if problem := first_reserved(kwargs):
+            raise ValueError(problem)
+        if "num_classes" in kwargs:
+            raise ValueError("num_classes cannot be an argument: it follows from data.labels")
+        return kwargs
 
 
 class PreprocessConfig(Section):
@@ -276,7 +286,8 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
         elif kind == "extra_forbidden":
             message = f"unknown key{nearest_or_all(str(written[-1]), _known_keys(written[:-1]))}"
         else:
-            message = detail["msg"][0].lower() + detail["msg"][1:]
+            text = detail["msg"].removeprefix("Value error, ")
+            message = text[0].lower() + text[1:]
             if isinstance(detail["input"], str | int | float | bool):
                 message += f", not {detail['input']!r}"
         lines.setdefault((written, kind == "missing" and key), (key, message, written))

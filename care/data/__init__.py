@@ -94,7 +94,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, 
         What remains, and what is held out; both in the dataset's order.
 
     Raises:
-        SettingsError: `fraction` is not in (0, 1).
+        ConfigError: `fraction` is not in (0, 1).
         DataError: A class is too small to leave images on both sides.
     """
     if not 0 < fraction < 1:

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.core.errors import ArtifactError, GateFailedError, PipelineError
-from pipeline.core.files import TEMPORARY_PREFIX, file_hash
+from pipeline.core.files import file_hash
+from pipeline.core.replacing import is_set_aside, is_temporary
 from pipeline.report.terminal import render
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import results_folders
@@ -37,7 +38,7 @@ class Finding:
 def findings(folder: Path) -> Iterator[Finding]:
     """Check every artifact of one results' folder."""
     manifests = sorted(folder.rglob(MANIFEST))
-    folders = [path.parent for path in manifests if TEMPORARY_PREFIX not in str(path)]
+    folders = [path.parent for path in manifests if not _passed_over(path.relative_to(folder))]
     digests = dict(_digests(folder, folders))
     for path in folders:
         name = path.relative_to(folder.parent).as_posix()
@@ -54,9 +55,14 @@ def findings(folder: Path) -> Iterator[Finding]:
             yield Finding(name, artifact.size, "", str(error))
     for path in sorted(folder.glob("*/*")):
         is_lost = path.is_dir() and path.parent.name in TARGETS and not (path / MANIFEST).exists()
-        if is_lost and not path.name.startswith(TEMPORARY_PREFIX):
+        if is_lost and not _passed_over(path.relative_to(folder)):
             name = path.relative_to(folder.parent).as_posix()
             yield Finding(name, 0, "", f"{path / MANIFEST} is missing")
+
+
+def _passed_over(path: Path) -> bool:
+    """Whether a path is no result: still being made, or set aside."""
+    return is_temporary(path) or is_set_aside(path)
 
 
 def _digests(root: Path, folders: list[Path]) -> Iterator[tuple[str, str]]:

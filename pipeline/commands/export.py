@@ -20,7 +20,9 @@ def export_triton(
 
     artifact = built(output, name, target, precision)
     network = Artifact.read(output / name / "onnx").network()
-    return f"wrote {triton.export(artifact, network, repository)}"
+    notes: list[str] = []
+    folder = triton.export(artifact, network, repository, say=notes.append)
+    return "\n".join([f"wrote {folder}", *notes])
 
 
 def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str | None) -> str:

@@ -1,17 +1,16 @@
-"""Files: hashed by content, written whole or not at all."""
+"""Files: hashed by content, written whole or not at all, never over somebody else's."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ArtifactError
-
-TEMPORARY_PREFIX = ".making-"
+from pipeline.core.replacing import Whose, cannot_write, put, refuse_foreign, whose_file, workspace
 
 
 def file_hash(path: Path) -> str:
@@ -26,34 +25,38 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(
+    path: Path, content: str | bytes, is_ours: Callable[[Path], bool] = lambda path: True
+) -> None:
     """Write a file so that at any moment either the old or the new content is there, whole.
 
+    Args:
+        path: The file.
+        content: What it shall hold.
+        is_ours: Whether an existing file is one that we wrote, and may be replaced. The default is
+            for folders that we are making, and for names that nobody else would give to a file.
+
     Raises:
-        ArtifactError: The folder is read-only or the disk is full; the old content stays.
+        ArtifactError: The file in its place is somebody else's, the folder is read-only or the disk
+            is full; the old content stays.
     """
+    refuse_foreign_file(path, is_ours)
     data = content.encode() if isinstance(content, str) else content
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=TEMPORARY_PREFIX, delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with workspace(path) as new:
+            with new.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            put(new, path, Whose.FREE)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise ArtifactError(cannot_write(path, error)) from error
 
 
-def cannot_write(path: Path, error: OSError) -> str:
-    """Say that a file or folder cannot be written, and what to do."""
-    return (
-        f"cannot write {path}: {error.strerror or error}; make the folder writable, free disk "
-        "space, or choose another output folder"
-    )
+def refuse_foreign_file(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse a file that somebody else put where one of ours shall lie.
+
+    Raises:
+        ArtifactError: There is one.
+    """
+    refuse_foreign(path, whose_file(path, is_ours), "holds something else")

@@ -15,7 +15,7 @@ class HashCache:
     A touched file is hashed again; its hash stays what it was, so nothing is built again.
 
     Args:
-        path: Where the hashes are kept; a damaged or missing file only costs time.
+        path: Where the hashes are kept; a missing file only costs time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,6 +29,17 @@ class HashCache:
             self.known = loaded
         self.changed = False
 
+    @staticmethod
+    def is_cache(path: Path) -> bool:
+        """Whether a file is such a cache."""
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(loaded, dict) and all(
+            isinstance(entry, list) and len(entry) == 4 for entry in loaded.values()
+        )
+
     def hash(self, file: Path) -> str:
         """SHA-256 of a file, in hexadecimal."""
         stat = file.stat()
@@ -40,7 +51,11 @@ class HashCache:
         return str(entry[3])
 
     def save(self) -> None:
-        """Write down what was learned."""
+        """Write down what was learned.
+
+        Raises:
+            ArtifactError: The file is somebody else's, or cannot be written.
+        """
         if self.changed:
-            write_atomically(self.path, json.dumps(self.known))
+            write_atomically(self.path, json.dumps(self.known), self.is_cache)
             self.changed = False

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.core.errors import InputError
+from pipeline.core.replacing import is_set_aside
 from pipeline.report.results import RESULTS_FILE
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import results_folders
@@ -26,7 +27,8 @@ def built(output: Path, name: str, target: str, precision: str | None) -> Artifa
         ArtifactError: It is damaged.
     """
     folder = results_folders(output, name)[0]
-    there = {path.parent.name: path.parent for path in (folder / target).glob(f"*/{MANIFEST}")}
+    found = [path.parent for path in (folder / target).glob(f"*/{MANIFEST}")]
+    there = {path.name: path for path in found if not is_set_aside(path.relative_to(folder))}
     wanted = precision or _to_use(folder, target)
     if wanted not in there and precision is None:
         wanted = min(there, default=None)

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.package import MODEL
@@ -44,20 +45,27 @@ def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700)
     artifact.verify()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: name a new folder")
-    templates = Path(__file__).parent / "templates"
+    place = folder.resolve()
     try:
-        for name, destination in _FILES.items():
-            path = folder / destination
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(templates / f"{name}.txt", path)
-        resources = folder / _RESOURCES
-        shutil.copytree(artifact.folder / MODEL, resources / "model.mlpackage")
-        facts = {
-            "name": f"{artifact.facts['network']['name']} {artifact.name}",
-            "digest": saved.digest(artifact.folder / MODEL),
-            "samples": samples,
-        }
-        (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")
+        with workspace(place) as new:
+            _write(artifact, new, samples)
+            put(new, place, Whose.FREE)
     except OSError as error:
-        raise ArtifactError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise ArtifactError(cannot_write(folder, error)) from error
     return folder
+
+
+def _write(artifact: Artifact, folder: Path, samples: int) -> None:
+    templates = Path(__file__).parent / "templates"
+    for name, destination in _FILES.items():
+        path = folder / destination
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(templates / f"{name}.txt", path)
+    resources = folder / _RESOURCES
+    shutil.copytree(artifact.folder / MODEL, resources / "model.mlpackage")
+    facts = {
+        "name": f"{artifact.facts['network']['name']} {artifact.name}",
+        "digest": saved.digest(artifact.folder / MODEL),
+        "samples": samples,
+    }
+    (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -2,8 +2,12 @@
 
     <repository>/<name>/config.pbtxt      input, output, batching, instances, warm-up
                         labels.txt        a class a line, in the order of the logits
+                        artifact.json     what we wrote, by which it is known when we export again
                         1/model.plan      an engine of full TensorRT, or
                         1/model.onnx      a model of ONNX Runtime
+
+Other versions of a model, and whatever else lies in its folder, stay. A folder that we did not make
+is refused, and a file of ours that was edited is set aside (`pipeline.core.replacing`).
 
 Triton has a backend for full TensorRT and one for ONNX Runtime, and none for TensorRT-RTX. It runs
 the network alone: clients send preprocessed images, so the preprocessing is written down in the
@@ -12,21 +16,33 @@ model's parameters.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ArtifactError, InputError
-from pipeline.core.files import TEMPORARY_PREFIX
+from pipeline.core.files import file_hash
 from pipeline.core.network import Network
-from pipeline.steps.artifact import Artifact
+from pipeline.core.replacing import (
+    Whose,
+    cannot_write,
+    foreign_paths,
+    put,
+    refuse_foreign,
+    set_aside,
+    workspace,
+)
+from pipeline.steps.artifact import MANIFEST, Artifact, FileRecord, write_manifest
 
 _ENGINE, _GRAPH = "model.engine", "model.onnx"
+_KIND = "triton"
+_VERSION, _LABELS, _CONFIG = "1", "labels.txt", "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -66,6 +82,7 @@ def export(
     max_batch: int = 64,
     instances: int = 1,
     queue_delay_us: int = 500,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Path:
     """Write a model into a Triton model repository.
 
@@ -77,13 +94,15 @@ def export(
         max_batch: Largest batch of an ONNX model with a dynamic one; an engine has its own.
         instances: Copies of the model that run at the same time.
         queue_delay_us: Microseconds that a request may wait for others to share its batch.
+        say: Is told if something was set aside.
 
     Returns:
         The model's folder.
 
     Raises:
         InputError: Triton cannot run this artifact, or the name does not do for a folder.
-        ArtifactError: The artifact is damaged, or the repository cannot be written.
+        ArtifactError: The artifact is damaged, the model's folder is somebody else's, or the
+            repository cannot be written.
     """
     chosen = name or network.name
     if not _NAME.fullmatch(chosen):
@@ -95,24 +114,91 @@ def export(
     config = _config(chosen, model, network, instances, queue_delay_us)
     folder = repository / chosen
     try:
-        repository.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=repository, prefix=TEMPORARY_PREFIX))
-        try:
-            (temporary / "1").mkdir()
-            shutil.copyfile(model.source, temporary / "1" / model.file)
-            (temporary / "labels.txt").write_text("\n".join(network.labels) + "\n")
-            (temporary / "config.pbtxt").write_text(config)
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        there = _written_before(folder)
+        with workspace(folder) as new:
+            (new / _VERSION).mkdir(parents=True)
+            shutil.copyfile(model.source, new / _VERSION / model.file)
+            (new / _LABELS).write_text("\n".join(network.labels) + "\n")
+            (new / _CONFIG).write_text(config)
+            made_from = {artifact.name: artifact.digest}
+            write_manifest(new, _KIND, f"{_KIND}/{chosen}", artifact.digest, made_from, {}, {})
+            if there is None:
+                put(new, folder, Whose.FREE)
+            else:
+                _update(new, folder, there, say)
     except OSError as error:
-        raise ArtifactError(
-            f"cannot write {folder}: {error.strerror or error}; make the folder writable"
-        ) from error
+        raise ArtifactError(cannot_write(folder, error)) from error
     return folder
+
+
+def _written_before(folder: Path) -> Mapping[str, FileRecord] | None:
+    """The files that an earlier export wrote into a model's folder; None if there is no folder.
+
+    Raises:
+        ArtifactError: The folder is somebody else's.
+    """
+    if not os.path.lexists(folder) or (_is_plain_folder(folder) and not any(folder.iterdir())):
+        return None
+    if _is_plain_folder(folder) and os.path.lexists(folder / MANIFEST):
+        with contextlib.suppress(ArtifactError):  # another program's file of that name
+            manifest = Artifact.read(folder)
+            if manifest.kind == _KIND:
+                return manifest.files
+    refuse_foreign(folder, Whose.FOREIGN, "holds no model that was exported by it")
+    return None
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _update(
+    new: Path, folder: Path, there: Mapping[str, FileRecord], say: Callable[[str], object]
+) -> None:
+    """Move each part of a model into its folder, whole; the configuration refers to the others."""
+    for part in (_VERSION, _LABELS, _CONFIG, MANIFEST):
+        made, place = new / part, folder / part
+        if _same(made, place):
+            continue
+        if part == MANIFEST or _as_written(folder, part, there):
+            whose = Whose.OURS
+        elif os.path.lexists(place):
+            say(f"{place} was changed since: set aside as {set_aside(place).name}")
+            whose = Whose.FREE
+        else:
+            whose = Whose.FREE
+        with workspace(place) as moved:
+            made.rename(moved)
+            put(moved, place, whose)
+
+
+def _same(made: Path, place: Path) -> bool:
+    """Whether a part is there already, such as after an export that was killed."""
+    if made.is_dir():
+        names = {path.name: None for path in made.iterdir()}
+        if not _is_plain_folder(place) or foreign_paths(place, names):
+            return False
+        return all(_same(made / name, place / name) for name in names)
+    if place.is_symlink() or not place.is_file():
+        return False
+    return file_hash(made) == file_hash(place)
+
+
+def _as_written(folder: Path, part: str, files: Mapping[str, FileRecord]) -> bool:
+    """Whether a part of a model's folder holds what was written there, and nothing else."""
+    place = folder / part
+    if part in files:
+        is_file = place.is_file() and not place.is_symlink()
+        return is_file and file_hash(place) == files[part].sha256
+    inside = {
+        name.removeprefix(f"{part}/"): r for name, r in files.items() if name.startswith(f"{part}/")
+    }
+    if not inside or not _is_plain_folder(place) or foreign_paths(place, inside):
+        return False
+    return all(
+        (place / name).is_file() and file_hash(place / name) == record.sha256
+        for name, record in inside.items()
+    )
 
 
 def _describe(artifact: Artifact, max_batch: int) -> _Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from pipeline.core import machine
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Number
 from pipeline.core.published import PUBLISHED
+from pipeline.core.replacing import is_set_aside
 from pipeline.report.choice import choose
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
@@ -63,7 +65,9 @@ def collect(config: Config, path: Path, outcome: Outcome) -> dict[str, Any]:
         "export": _artifact(folder / "export"),
         "onnx": _artifact(folder / "onnx"),
         "forms": {
-            path.name: _artifact(path) for path in sorted((folder / "precision").glob("[!.]*"))
+            path.name: _artifact(path)
+            for path in sorted((folder / "precision").glob("[!.]*"))
+            if not is_set_aside(path.relative_to(folder))
         },
         "calibration": _artifact(folder / "calibration"),
         "pytorch": _artifact(folder / "validate" / "pytorch"),
@@ -79,6 +83,16 @@ def collect(config: Config, path: Path, outcome: Outcome) -> dict[str, Any]:
         },
         "published": [asdict(row) for row in PUBLISHED],
     }
+
+
+def is_results_file(path: Path) -> bool:
+    """Whether a file is one that `collect` filled."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    keys = {"format", "name", "steps", "artifacts", "machine"}
+    return isinstance(plain, dict) and keys <= set(plain)
 
 
 def _built(folder: Path, target: str, precision: str, failure: str | None) -> dict[str, Any]:

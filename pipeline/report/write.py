@@ -7,13 +7,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.core.files import write_atomically
+from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
-from pipeline.report.results import RESULTS_FILE, Results, collect
+from pipeline.report.results import RESULTS_FILE, Results, collect, is_results_file
 
 if TYPE_CHECKING:
     from pipeline.scheduler.execute import Outcome
+
+
+PAGES = {"report.md": markdown_page, "report.html": html_page}
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse files that somebody else put where a report shall lie.
+
+    Raises:
+        ArtifactError: There is one.
+    """
+    refuse_foreign_file(folder / RESULTS_FILE, is_results_file)
+    for name in PAGES:
+        refuse_foreign_file(folder / name, _is_page)
+
+
+def _is_page(path: Path) -> bool:
+    """Pages carry no mark of their own: they are ours where they lie beside our results.json."""
+    return is_results_file(path.with_name(RESULTS_FILE))
 
 
 def write(config: Config, path: Path, outcome: Outcome) -> Results:
@@ -26,9 +45,13 @@ def write(config: Config, path: Path, outcome: Outcome) -> Results:
 
     Returns:
         What results.json holds.
+
+    Raises:
+        ArtifactError: A file of somebody else is in the way, or the folder cannot be written.
     """
+    refuse_foreign(config.folder)
     results = collect(config, path, outcome)
     write_atomically(config.folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
-    write_atomically(config.folder / "report.md", markdown_page(results))
-    write_atomically(config.folder / "report.html", html_page(results))
+    for name, page in PAGES.items():
+        write_atomically(config.folder / name, page(results))
     return results

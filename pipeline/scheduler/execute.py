@@ -109,7 +109,8 @@ def _run_one(
     except MemoryError as error:
         failure = BuildError(f"{step.name}: out of memory: {error}")
         return StageResult(step.stage, step.name, State.FAILED, str(failure), 0, failure)
-    return StageResult(step.stage, step.name, State.DONE, why, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return StageResult(step.stage, step.name, State.DONE, "; ".join([why, *step.notes]), seconds)
 
 
 def _blocked(step: Step, ended: dict[str, StageResult]) -> str:

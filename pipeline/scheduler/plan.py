@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Config
@@ -16,7 +16,6 @@ from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.stages.validate import ReferenceStep, ValidateStep
 from pipeline.steps.folders import HASHES
-from pipeline.steps.log import Log
 from pipeline.steps.step import Context, Progress, Step
 from pipeline.targets.registry import TARGETS
 
@@ -96,7 +95,7 @@ def plan(context: Context) -> list[Step]:
     return [*steps, *forms.values(), *builds, samples, reference, *validations, *benches]
 
 
-def make_context(config: Config, log: Log, progress: Progress) -> Context:
+def make_context(config: Config, log: Callable[[str], None], progress: Progress) -> Context:
     """What the steps of a configuration work with."""
     source = Source(config, HashCache(config.folder / HASHES))
     return Context(config=config, source=source, log=log, progress=progress)

@@ -111,20 +111,17 @@ def write_samples(
         DataError: An image cannot be read, or its class is unknown to the network.
     """
     source = context.source
-    shape = source.network.input_shape
+    depth, height, width = source.network.input_shape
     classes = source.class_indices(dataset)
-    # Written through a memory map: a whole validation set need not fit into memory.
-    pixels = np.lib.format.open_memmap(
-        folder / PIXELS,
-        mode="w+",
-        dtype=np.uint8,
-        shape=(len(indices), shape[1], shape[2], shape[0]),
-    )
-    for i, image in enumerate(source.samples(dataset, indices)):
-        pixels[i] = image
-        if i % 50 == 0:
-            context.progress(i, len(indices), "decoding images")
-    pixels.flush()
+    # One after the other: a whole validation set need not fit into memory. A memory map would do
+    # that too, but on a full disk the system ends a program that writes through one (SIGBUS).
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(indices), height, width, depth)}
+    with (folder / PIXELS).open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for i, image in enumerate(source.samples(dataset, indices)):
+            file.write(np.ascontiguousarray(image, dtype=np.uint8).data)
+            if i % 50 == 0:
+                context.progress(i, len(indices), "decoding images")
     labels = [classes[dataset.label(int(i))] for i in indices]
     np.save(folder / LABELS, np.array(labels, dtype=np.int64))
     hashes = [[dataset.name(int(i)), dataset.hash(int(i))] for i in indices]

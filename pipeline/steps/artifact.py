@@ -2,7 +2,8 @@
 
 An artifact is a directory with an `artifact.json`. It is made in a temporary sibling directory and
 moved into place whole, so that a directory with an `artifact.json` was finished, whenever a run was
-killed. Content is never trusted: `Artifact.verify` hashes it again.
+killed. Content is never trusted: `Artifact.verify` hashes it again. The `artifact.json` is also the
+mark by which a folder is known as ours: what carries none is never replaced (`core.replacing`).
 
     {"format": 1, "kind": "build", "name": "trt/fp16", "key": "…",
      "files": {"model.engine": {"sha256": "…", "size": 1234}},
@@ -12,18 +13,26 @@ killed. Content is never trusted: `Artifact.verify` hashes it again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import TEMPORARY_PREFIX, cannot_write, digest_of, file_hash
+from pipeline.core.files import digest_of, file_hash
 from pipeline.core.network import Network
+from pipeline.core.replacing import (
+    Whose,
+    cannot_write,
+    disk_is_full,
+    foreign_paths,
+    put,
+    refuse_foreign,
+    workspace,
+)
 
 FORMAT = 1
 MANIFEST = "artifact.json"
@@ -157,6 +166,32 @@ def _inside(manifest: Path, name: str) -> str:
     return name
 
 
+def whose_folder(folder: Path) -> Whose:
+    """Whose a folder is, by its manifest; see `pipeline.core.replacing`."""
+    if not os.path.lexists(folder):
+        return Whose.FREE
+    if folder.is_symlink() or not folder.is_dir():
+        return Whose.FOREIGN
+    if not any(folder.iterdir()):
+        return Whose.FREE
+    if not os.path.lexists(folder / MANIFEST):
+        return Whose.FOREIGN
+    try:
+        files = Artifact.read(folder).files
+    except ArtifactError:
+        return Whose.MIXED
+    return Whose.MIXED if foreign_paths(folder, {**files, MANIFEST: None}) else Whose.OURS
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Refuse a folder that somebody else put where an artifact shall lie.
+
+    Raises:
+        ArtifactError: There is one.
+    """
+    refuse_foreign(folder, whose_folder(folder), f"holds no {MANIFEST}")
+
+
 def make(
     folder: Path,
     *,
@@ -166,41 +201,54 @@ def make(
     made_from: Mapping[str, str],
     tools: Mapping[str, str],
     build: Callable[[Path], Mapping[str, Any]],
+    say: Callable[[str], object] = lambda line: None,
 ) -> Artifact:
-    """Make an artifact in a temporary sibling of `folder` and move it there, whole.
+    """Make an artifact beside `folder` and move it there, whole.
 
     Args:
-        folder: Where it shall lie; what was there before is replaced.
+        folder: Where it shall lie. An artifact that is there is replaced, or set aside if other
+            files are in it.
         kind: The stage that makes it.
         name: Its name within the run.
         key: Content hash of everything that can change it.
         made_from: Digests of what it is made from, by name.
         tools: Versions of the tools that make it.
         build: Writes the files into the folder that it is given and returns the facts.
+        say: Is told if something was set aside.
 
     Raises:
-        ArtifactError: The folder cannot be written. Whatever `build` raises passes through. In both
-            cases what was there before stays.
+        ArtifactError: The folder is somebody else's or cannot be written. Whatever `build` raises
+            passes through. In each case what was there before stays.
     """
+    refuse_foreign_folder(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(dir=folder.parent, prefix=f"{TEMPORARY_PREFIX}{folder.name}-")
-        )
+        with workspace(folder) as new:
+            new.mkdir()
+            facts = _built(folder, new, build)
+            write_manifest(new, kind, name, key, made_from, tools, facts)
+            refuse_foreign_folder(folder)  # once more: building may take hours
+            aside = put(new, folder, whose_folder(folder))
     except OSError as error:
         raise ArtifactError(cannot_write(folder, error)) from error
-    try:
-        facts = dict(build(temporary))
-        _write_manifest(temporary, kind, name, key, made_from, tools, facts)
-        _move_into_place(temporary, folder)
-    except OSError as error:
-        raise ArtifactError(cannot_write(folder, error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    if aside is not None:
+        say(f"what was there was set aside as {aside.name}")
     return Artifact.read(folder)
 
 
-def _write_manifest(
+def _built(
+    folder: Path, new: Path, build: Callable[[Path], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """The facts; libraries report a full disk in many ways, and all of them become one."""
+    try:
+        return dict(build(new))
+    except Exception as error:
+        if disk_is_full(new):
+            reason = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise ArtifactError(cannot_write(folder, reason)) from error
+        raise
+
+
+def write_manifest(
     folder: Path,
     kind: str,
     name: str,
@@ -209,6 +257,7 @@ def _write_manifest(
     tools: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
+    """Write down what a folder holds, after all else is in it; see `make`."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as stream:
@@ -226,24 +275,3 @@ def _write_manifest(
         "facts": facts,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-def _move_into_place(temporary: Path, folder: Path) -> None:
-    """Replace `folder`. A kill between the two moves leaves none: the next run builds it again."""
-    temporary.chmod(0o755)
-    if folder.exists():
-        old = temporary.with_name(f"{temporary.name}-old")
-        folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(folder)
-
-
-def sweep(root: Path) -> None:
-    """Remove what killed runs left behind under `root`. Call it only under the folder's lock."""
-    for path in root.rglob(f"{TEMPORARY_PREFIX}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ from pipeline.core.errors import (
     InputError,
     LockedError,
 )
-from pipeline.steps import artifact
+from pipeline.core.files import refuse_foreign_file
+from pipeline.core.replacing import cannot_write, sweep
 from pipeline.steps.artifact import MANIFEST
 
 LOCK_FILE = ".lock"
@@ -33,22 +34,26 @@ def locked(folder: Path, wait_s: float = 0) -> Iterator[None]:
 
     Raises:
         LockedError: Another run holds it.
-        ArtifactError: The folder cannot be written.
+        ArtifactError: The folder cannot be written, or its lock is somebody else's file.
     """
+    refuse_foreign_lock(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / LOCK_FILE, timeout=wait_s)
         with lock:
-            artifact.sweep(folder)
+            sweep(folder)
             yield
     except filelock.Timeout as error:
         raise LockedError(
             f"another run works on {folder}: wait for it, or give --wait SECONDS"
         ) from error
-    except PermissionError as error:
-        raise ArtifactError(
-            f"cannot write {error.filename or folder}: make it writable, or choose another output"
-        ) from error
+    except OSError as error:
+        raise ArtifactError(cannot_write(error.filename or folder, error)) from error
+
+
+def refuse_foreign_lock(folder: Path) -> None:
+    """Refuse a lock file that somebody else wrote."""
+    refuse_foreign_file(folder / LOCK_FILE, lambda path: False)  # ours is always empty
 
 
 def results_folders(output: Path, name: str | None = None) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -12,28 +13,50 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.core.errors import ArtifactError
+from pipeline.core.replacing import cannot_write, refuse_foreign, whose_file
+
+HEADER = "log of CARE Deploy"
+_FIRST_LINE = re.compile(rf"{HEADER}$|\d\d:\d\d:\d\d ".encode())
+
 
 class Log:
     """A log file that people and runtimes write to.
 
+    A disk that is full ends no run for the log's sake: lines are then lost.
+
     Args:
         path: The file; lines are appended.
+
+    Raises:
+        ArtifactError: The file is somebody else's, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_foreign(path, whose_file(path, is_log), "is no log of ours")
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = path.open("a", encoding="utf-8", buffering=1)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise ArtifactError(cannot_write(path, error)) from error
         self.lock = threading.Lock()
+        if self.stream.tell() == 0:
+            self._write(f"{HEADER}\n")
 
     def __call__(self, line: str) -> None:
         """Write a line with the time of day."""
         with self.lock:
-            self.stream.write(f"{time.strftime('%H:%M:%S')} {line.rstrip()}\n")
+            self._write(f"{time.strftime('%H:%M:%S')} {line.rstrip()}\n")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
 
     def close(self) -> None:
         """Close the file."""
-        self.stream.close()
+        with contextlib.suppress(OSError):
+            self.stream.close()
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[TextIO]:
@@ -58,13 +81,20 @@ class Log:
                 warnings.simplefilter("default")
                 yield screen
         finally:
-            self.stream.flush()
+            with contextlib.suppress(OSError):
+                self.stream.flush()
             for fd, copy in saved:
                 os.dup2(copy, fd)
                 os.close(copy)
             screen.flush()
             if screen is not sys.stderr:
                 screen.close()
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is a log of ours."""
+    with path.open("rb") as stream:
+        return _FIRST_LINE.match(stream.readline(100).rstrip(b"\n")) is not None
 
 
 def _screen() -> TextIO:

@@ -92,6 +92,7 @@ class Step(ABC):
         name: Name and relative folder of the artifact.
         requires: Steps whose artifacts it is made from.
         target: The target that it belongs to, or None if it serves all.
+        notes: What the user should know of how it was made.
     """
 
     stage: ClassVar[str]
@@ -105,6 +106,7 @@ class Step(ABC):
         self.name = name
         self.requires = tuple(requires)
         self.target = target
+        self.notes: list[str] = []
 
     @property
     def folder(self) -> Path:
@@ -184,6 +186,11 @@ class Step(ABC):
 
     def make(self, build: Callable[[Path], Mapping[str, Any]]) -> Artifact:
         """Make the artifact by what `build` writes, such as something measured elsewhere."""
+
+        def say(line: str) -> None:
+            self.notes.append(line)
+            self.context.log(f"{self.name}: {line}")
+
         return artifact.make(
             self.folder,
             kind=self.stage,
@@ -192,4 +199,5 @@ class Step(ABC):
             made_from=self.made_from(),
             tools=self.tools(),
             build=build,
+            say=say,
         )

@@ -92,19 +92,40 @@ def test_a_cache_of_something_else_is_refused_and_replaced(
     ("content", "reason"),
     [
         ("", "damaged"),
-        ("[1]", "something other"),
-        ('{"kind": "TRT-8501-EntropyCalibration2"}', "something other"),
-        ("TRT-8501-EntropyCalibration2\nimage: 3c01\n", "damaged"),
         ('{"kind": "calibration ranges", "format": 99}', "format 99"),
         ('{"kind": "calibration ranges", "format": 1}', "damaged"),
     ],
 )
-def test_foreign_and_damaged_files(tmp_path: Path, content: str, reason: str, table: Table) -> None:
+def test_damaged_files_are_made_anew(
+    tmp_path: Path, content: str, reason: str, table: Table
+) -> None:
     path = tmp_path / "ranges.json"
     path.write_text(content)
     with pytest.raises(ArtifactError, match=reason):
         read(path, KEY)
     assert cached(path, KEY, lambda: table)[0] == table
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[1]", "something other"),
+        ('{"kind": "TRT-8501-EntropyCalibration2"}', "something other"),
+        ("TRT-8501-EntropyCalibration2\nimage: 3c01\n", "damaged"),
+    ],
+)
+def test_files_of_other_programs_stay(
+    tmp_path: Path, content: str, reason: str, table: Table
+) -> None:
+    path = tmp_path / "ranges.json"
+    path.write_text(content)
+    with pytest.raises(ArtifactError, match=reason):
+        read(path, KEY)
+    with pytest.raises(ArtifactError, match=r"ranges\.json is in the way"):
+        cached(path, KEY, lambda: table)
+    with pytest.raises(ArtifactError, match=r"ranges\.json is in the way"):
+        write(path, KEY, table)
+    assert path.read_text() == content
 
 
 def test_a_cache_with_nan_is_damaged(tmp_path: Path, table: Table) -> None:

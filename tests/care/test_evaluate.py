@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import http.server
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import pytest
@@ -17,6 +20,7 @@ from care import checkpoint, evaluate
 from care.distributed import World
 from care.evaluate import Score, score
 from care.factory import create_model
+from pipeline.core.errors import ModelError
 
 ROOT = Path(__file__).parents[2]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -155,3 +159,92 @@ def test_the_embedded_model_reaches_its_accuracy() -> None:
     assert summary["images"] == 10_000
     assert summary["top1"] >= 0.925
     assert summary["top5"] >= 0.995
+
+
+class Payload:
+    """Unpickled by an unrestricted reader, it leaves a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.canary),)
+
+
+def stating(path: Path, model: str, arguments: object) -> Path:
+    """A safetensors file that states arguments for its network."""
+    network = create_model(model, num_classes=2)
+    stated = {"model": model, "num_classes": 2, "model_kwargs": arguments}
+    checkpoint.save(path, network.state_dict(), stated)
+    return path
+
+
+def test_a_checkpoint_cannot_name_a_file_that_runs_code(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = tmp_path / "canary"
+    torch.save(Payload(canary), tmp_path / "evil.pth")
+    # The oldest timm that setup.cfg allows reads it like this; newer ones restrict it.
+    original = torch.load
+
+    def unrestricted(*arguments: Any, **more: Any) -> Any:
+        return original(*arguments, **{**more, "weights_only": False})
+
+    monkeypatch.setattr(torch, "load", unrestricted)
+    path = stating(
+        tmp_path / "a.safetensors", "care_tiny", {"checkpoint_path": str(tmp_path / "evil.pth")}
+    )
+    result = run(path, "--data", f"folder:{folder}")
+    assert not canary.exists()
+    assert_mistake(result, "a.safetensors was refused", "checkpoint_path", "weights come from")
+
+
+def test_a_checkpoint_cannot_make_us_fetch_an_address(tmp_path: Path, folder: Path) -> None:
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/weights.pth"
+        arguments = {"pretrained": True, "pretrained_cfg": {"url": url, "num_classes": 2}}
+        path = stating(tmp_path / "a.safetensors", "resnet10t", arguments)
+        result = run(path, "--data", f"folder:{folder}")
+        server.shutdown()
+    assert asked == []
+    assert_mistake(result, "a.safetensors was refused", "pretrained cannot be an argument")
+
+
+@pytest.mark.parametrize(
+    ("stated", "word"),
+    [
+        ({"model_kwargs": {"features_only": True}}, "features_only"),
+        ({"model_kwargs": {"init_value": "0.1"}}, "init_value must be a number"),
+        ({"model_kwargs": [1]}, "model_kwargs are no mapping"),
+        ({"model": ["care_tiny"]}, "model is ['care_tiny']"),
+        ({"num_classes": "2"}, "num_classes is '2'"),
+        ({"labels": {"a": 1}}, "labels is"),
+        ({"model": "hf-hub:timm/resnet18"}, "unknown model"),
+        ({"model": "local-dir:/tmp"}, "unknown model"),
+        ({"model_kwargs": {"depths": [0, 0]}}, "care_tiny"),
+    ],
+)
+def test_metadata_of_another_kind_is_one_line(
+    tmp_path: Path, folder: Path, stated: dict[str, object], word: str
+) -> None:
+    state = create_model("care_tiny", num_classes=2).state_dict()
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, state, {"model": "care_tiny", "num_classes": 2, **stated})
+    assert_mistake(run(path, "--data", f"folder:{folder}"), word)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_no_network_is_created_with_what_timm_takes_itself(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name} cannot be an argument of the network"):
+        create_model("care_tiny", **{name: None})

@@ -271,6 +271,45 @@ def test_a_folder_that_is_no_run_is_left_alone(run: Train, tmp_path: Path) -> No
     assert (tmp_path / "care_tiny/thesis.txt").read_text() == "precious"
 
 
+def test_settings_of_another_program_make_no_run(run: Train, tmp_path: Path) -> None:
+    (tmp_path / "care_tiny").mkdir()
+    (tmp_path / "care_tiny/settings.yaml").write_text("theme: dark\n")
+    (tmp_path / "care_tiny/last.pt").write_text("precious")
+    before = digest(tmp_path / "care_tiny")
+    assert_mistake(run(*PLAIN, "--epochs", "1", "--overwrite"), "is no run")
+    assert digest(tmp_path / "care_tiny") == before
+
+
+def test_overwriting_a_run_leaves_the_files_of_others(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "2").exit_code == 0
+    folder = tmp_path / "care_tiny"
+    (folder / "figures").mkdir()
+    for name in ("thesis.txt", "figures/best.safetensors"):
+        (folder / name).write_text("precious")
+    assert run(*PLAIN, "--epochs", "1", "--overwrite").exit_code == 0
+    for name in ("thesis.txt", "figures/best.safetensors"):
+        assert (folder / name).read_text() == "precious"
+    assert len((folder / "log.csv").read_text().splitlines()) == 2
+
+
+def test_weights_are_not_exported_over_a_file_of_another_kind(run: Train, tmp_path: Path) -> None:
+    target = tmp_path / "thesis.txt"
+    target.write_text("precious")
+    more = (*PLAIN, "--epochs", "1", "--export", str(target))
+    assert_mistake(run(*more), "thesis.txt exists and was not exported")
+    assert not (tmp_path / "care_tiny").exists()
+    assert target.read_text() == "precious"
+    target.unlink()
+    for _ in range(2):
+        assert run(*more, "--overwrite").exit_code == 0
+    assert "model" in checkpoint.read_metadata(target)
+
+
+@pytest.mark.parametrize("pair", ["pretrained=true", "checkpoint_path=x.pth", "foo=1"])
+def test_arguments_that_no_checkpoint_may_state_are_refused(run: Train, pair: str) -> None:
+    assert_mistake(run(*PLAIN, "--model-kwargs", pair), "--model-kwargs", pair.split("=")[0])
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -63,6 +63,21 @@ def test_a_target_may_have_gates_of_its_own(tmp_path: Path) -> None:
         ("name: trial", "name: trial\nexport: {opset: '20'}", r"export\.opset: .*not '20'"),
         ("name: trial", "name: trial\nexport: {batch: 0}", r"export\.batch: "),
         ("name: trial", "name: trial\nbench: {batches: 1}", r"bench\.batches: .*not 1"),
+        (
+            "checkpoint: embedded",
+            "checkpoint: random\n  kwargs: {checkpoint_path: evil.pth}",
+            r"p\.yaml:5: model\.kwargs: checkpoint_path cannot be an argument .*: weights come",
+        ),
+        (
+            "checkpoint: embedded",
+            "checkpoint: random\n  kwargs: {pretrained_cfg: {url: 'http://x'}}",
+            r"p\.yaml:5: model\.kwargs: pretrained_cfg cannot be an argument",
+        ),
+        (
+            "checkpoint: embedded",
+            "checkpoint: random\n  kwargs: {num_classes: 3}",
+            r"p\.yaml:5: model\.kwargs: num_classes cannot be an argument: it follows",
+        ),
         ("  ort:\n    precisions: [fp32]", "  {}", "targets is empty: name at least one of trt"),
         (
             "    precisions: [fp32]",

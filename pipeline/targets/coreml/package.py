@@ -181,14 +181,13 @@ def as_arrays(package: Path, twin: Path) -> None:
 
     Args:
         package: What `CoreMLTarget` built.
-        twin: Where the twin shall lie; what was there before is replaced.
+        twin: Where the twin shall lie; nothing may be there.
 
     Raises:
         ArtifactError: The package is no classifier of ours.
     """
     if not (package / SPECIFICATION).is_file():
         raise ArtifactError(f"{package} holds no {SPECIFICATION}: build it again")
-    shutil.rmtree(twin, ignore_errors=True)
     shutil.copytree(package, twin)
     edit(twin, lambda specification: _strip(specification, package))
 

@@ -14,6 +14,7 @@ from pipeline.exports import triton
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 
+WRITTEN = ["1", "artifact.json", "config.pbtxt", "labels.txt"]
 NETWORK = Network(
     "small", ("shirt", "café", 'a "b"'), (3, 8, 8), {"size": 8, "mean": (0.5,), "note": 'é "x"'}
 )
@@ -115,11 +116,93 @@ def test_exporting_again_replaces_the_model_and_leaves_others(
 ) -> None:
     repository = tmp_path / "repository"
     triton.export(ort, NETWORK, repository, name="other")
-    first = triton.export(ort, NETWORK, repository)
-    (first / "1" / "stale").touch()
-    triton.export(ort, NETWORK, repository)
+    folder = triton.export(ort, NETWORK, repository)
+    before = (repository / "other" / "config.pbtxt").stat().st_mtime_ns
+    other = built(tmp_path / "ort", "ort/fp32", {"model.onnx": graph(4)}, {})
+    said: list[str] = []
+    triton.export(other, NETWORK, repository, say=said.append)
+    assert said == []
     assert sorted(p.name for p in repository.iterdir()) == ["other", "small"]
-    assert sorted(p.name for p in (first / "1").iterdir()) == ["model.onnx"]
+    assert sorted(p.name for p in folder.iterdir()) == WRITTEN
+    assert (folder / "1" / "model.onnx").read_bytes() == graph(4)
+    assert parsed(folder).max_batch_size == 0
+    assert Artifact.read(folder).key == other.digest
+    assert (repository / "other" / "config.pbtxt").stat().st_mtime_ns == before
+
+
+def test_another_kind_of_model_takes_the_place_of_the_first(
+    ort: Artifact, plan: Artifact, tmp_path: Path
+) -> None:
+    folder = triton.export(ort, NETWORK, tmp_path / "repository")
+    triton.export(plan, NETWORK, tmp_path / "repository")
+    assert [p.name for p in (folder / "1").iterdir()] == ["model.plan"]
+
+
+def test_other_versions_and_notes_of_a_model_stay(ort: Artifact, tmp_path: Path) -> None:
+    folder = triton.export(ort, NETWORK, tmp_path / "repository")
+    (folder / "2").mkdir()
+    (folder / "2" / "model.onnx").write_bytes(b"mine")
+    (folder / "notes.txt").write_text("mine")
+    other = built(tmp_path / "ort", "ort/fp32", {"model.onnx": graph(4)}, {})
+    triton.export(other, NETWORK, tmp_path / "repository")
+    assert (folder / "1" / "model.onnx").read_bytes() == graph(4)
+    assert (folder / "2" / "model.onnx").read_bytes() == b"mine"
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ("1/stale", "1"),
+        ("1/model.onnx", "1"),
+        ("config.pbtxt", "config.pbtxt"),
+        ("labels.txt", "labels.txt"),
+    ],
+)
+def test_what_was_changed_is_set_aside_and_said(
+    ort: Artifact, tmp_path: Path, changed: str, part: str
+) -> None:
+    folder = triton.export(ort, NETWORK, tmp_path / "repository")
+    (folder / changed).write_text("mine")
+    said: list[str] = []
+    triton.export(ort, NETWORK, tmp_path / "repository", say=said.append)
+    aside = next(path for path in folder.iterdir() if path.name.startswith(f"{part}.before-"))
+    assert said == [f"{folder / part} was changed since: set aside as {aside.name}"]
+    kept = aside / "/".join(changed.split("/")[1:]) if aside.is_dir() else aside
+    assert kept.read_text() == "mine"
+    assert [path.name for path in (folder / "1").iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*WRITTEN, aside.name])
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", "1/model.onnx", "artifact.json"])
+def test_a_folder_that_we_did_not_write_is_refused(
+    ort: Artifact, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "repository" / "small" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(ArtifactError, match="small is in the way"):
+        triton.export(ort, NETWORK, tmp_path / "repository")
+    assert [p for p in (tmp_path / "repository").rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == "mine"
+
+
+def test_an_artifact_of_the_pipeline_is_no_model(ort: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="ort is in the way"):
+        triton.export(ort, NETWORK, tmp_path, name="ort")
+    ort.verify()
+
+
+def test_an_export_that_was_killed_is_finished_by_the_next(ort: Artifact, tmp_path: Path) -> None:
+    folder = triton.export(ort, NETWORK, tmp_path / "repository")
+    manifest = (folder / "artifact.json").read_bytes()
+    other = built(tmp_path / "ort", "ort/fp32", {"model.onnx": graph(4)}, {})
+    triton.export(other, NETWORK, tmp_path / "repository")
+    (folder / "artifact.json").write_bytes(manifest)  # all parts but the last were moved
+    said: list[str] = []
+    triton.export(other, NETWORK, tmp_path / "repository", say=said.append)
+    assert said == []
+    assert sorted(path.name for path in folder.iterdir()) == WRITTEN
 
 
 def test_what_triton_cannot_run(plan: Artifact, tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_said_whatever_a_library_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    with pytest.raises(RuntimeError, match="iostream"):
+        make(tmp_path / "a", fail)
+    monkeypatch.setattr(artifact, "disk_is_full", lambda folder: True)
+    with pytest.raises(ArtifactError, match=r"cannot write .*/a: No space left on device"):
+        make(tmp_path / "a", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match="cannot write"):
@@ -165,16 +179,6 @@ def test_files_are_written_whole_or_not_at_all(
         files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
-
-
-def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
-    made = make(tmp_path / "run" / "a")
-    (tmp_path / "run" / ".making-b-x").mkdir()
-    (tmp_path / "run" / ".making-b-x" / "half").write_text("x")
-    (tmp_path / "run" / ".making-y").write_text("x")
-    artifact.sweep(tmp_path)
-    made.verify()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["a"]
 
 
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:

@@ -1,0 +1,340 @@
+"""Real commands among other people's files: nothing of theirs changes or goes."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.steps.artifact import Artifact
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """\
+name: trial
+model: {name: care_tiny, checkpoint: embedded}
+data: {validation: fashion-mnist, calibration: fashion-mnist}
+calibration: {images: 16}
+targets:
+  ort: {precisions: [fp32]}
+validation: {images: 20}
+bench: {batches: [1], samples: 3, warmup: 1, max_seconds: 2}
+output: engines
+"""
+
+
+def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+
+
+def watched(folder: Path) -> dict[str, str]:
+    """What is at every path of a tree: a folder, a link, or a file's hash, date and mode."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            content = f"link to {path.readlink()}"
+        elif path.is_dir():
+            content = "folder"
+        else:
+            stat = path.stat()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            content = f"{digest} {stat.st_mtime_ns} {stat.st_mode:o}"
+        found[path.relative_to(folder).as_posix()] = content
+    return found
+
+
+def lost(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Paths that changed or are gone."""
+    return [name for name, content in before.items() if after.get(name) != content]
+
+
+CANARIES = (
+    "notes.txt",
+    "src/train.py",
+    "engines/README.md",
+    "engines/other/export/model.onnx",
+    "engines/other/.lock",
+    "engines/other/.making-export-abcd_123/draft",
+    "engines/trial/notes.txt",
+    "engines/trial/pipeline.yaml",
+    "engines/trial/.making-movies/film.mkv",
+    "engines/trial/.making-export-abcd_123/draft",
+    "engines/trial/ranges-of-mountains.json",
+    "engines/trial/mydata/calibration/0001.png",
+    "engines/trial/mydata/.making-of/photo.png",
+    "engines/trial/ort/notes.txt",
+    "engines/trial/ort/int8/mine.bin",
+    "engines/trial/bench/results.csv",
+    "engines/trial/validate/mine/artifact.json",
+    "models/trial-notes.txt",
+    "models/other/1/model.onnx",
+)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder full of canaries, after one run among them."""
+    folder = tmp_path_factory.mktemp("ground")
+    for name in CANARIES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"canary {name}")
+    (folder / "pipeline.yaml").write_text(CONFIG)
+    (folder / "engines/trial/link").symlink_to("../other")
+    before = watched(folder)
+    result = process(folder, "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert lost(before, watched(folder)) == []
+    return folder
+
+
+@pytest.fixture
+def copied(ground: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "ground"
+    shutil.copytree(ground, folder, symlinks=True)
+    return folder
+
+
+def test_a_run_among_foreign_files_ends_well_and_a_second_does_nothing(copied: Path) -> None:
+    before = watched(copied)
+    result = process(copied, "run", "--quiet")
+    assert result.returncode == 0, result.stderr
+    changed = lost(before, watched(copied))
+    written = {"engines/trial/results.json", "engines/trial/report.md", "engines/trial/report.html"}
+    assert set(changed) <= written | {"engines/trial/run.log", "engines/trial/.hashes.json"}
+
+
+def test_a_run_by_force_replaces_its_own_alone(copied: Path) -> None:
+    before = watched(copied)
+    result = process(copied, "run", "--only", "export", "--only", "build", "--force", "--quiet")
+    assert result.returncode == 0, result.stderr
+    changed = lost(before, watched(copied))
+    assert [name for name in changed if name in CANARIES or name.endswith("link")] == []
+    assert not [name for name in watched(copied) if ".before-" in name]
+
+
+IN_THE_WAY = (
+    "export/thesis.txt",
+    "onnx/model.onnx",
+    "calibration/0001.png",
+    "precision/int8-ort/graph.onnx",
+    "ort/fp32/model.onnx",
+    "ort/fp32",
+    "validate/samples/pixels.npy",
+    "validate/pytorch/logits.npy",
+    "bench/ort/times.csv",
+    "results.json",
+    "report.md",
+    "report.html",
+    "run.log",
+    ".lock",
+    ".hashes.json",
+)
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_what_is_in_the_way_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pipeline.yaml").write_text(CONFIG.replace("[fp32]", "[fp32, int8]"))
+    path = tmp_path / "engines/trial" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"precious": 1}')
+    before = watched(tmp_path)
+    result = process(tmp_path, "run", "--quiet")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith("error: engines/trial/")
+    assert result.stderr.count("\n") == 1
+    assert "move it away" in result.stderr
+    assert watched(tmp_path) == before
+    dry = process(tmp_path, "run", "--dry-run")
+    assert (dry.returncode, dry.stderr) == (2, result.stderr)
+    assert watched(tmp_path) == before
+
+
+def test_files_in_an_artifact_are_set_aside_with_it_and_this_is_said(copied: Path) -> None:
+    built = copied / "engines/trial/ort/fp32"
+    (built / "my-notes.txt").write_text("precious")
+    before = watched(built)
+    result = process(copied, "run", "--only", "build")
+    assert result.returncode == 0, result.stderr
+    aside = next(path for path in built.parent.glob("fp32.before-*"))
+    assert f"what was there was set aside as {aside.name}" in result.stderr
+    assert watched(aside) == before
+    Artifact.read(built).verify()
+    # What was set aside is no result any more.
+    assert process(copied, "check", "trial").returncode in (0, 1)
+    assert "before" not in process(copied, "check", "trial").stdout
+    assert "before" not in process(copied, "export", "triton", "trial", "--precision", "x").stderr
+
+
+def test_calibrate_refuses_a_foreign_file(copied: Path) -> None:
+    (copied / "engines/trial/ranges-min-max-int8.json").write_text('{"precious": 1}')
+    before = watched(copied)
+    result = process(copied, "calibrate", "--method", "min-max")
+    assert result.returncode == 2, result.stdout
+    assert "ranges-min-max-int8.json is in the way" in result.stderr
+    changed = set(lost(before, watched(copied)))
+    assert changed <= {"engines/trial/run.log"}
+
+
+def test_triton_does_not_take_the_results_for_a_model(ground: Path) -> None:
+    before = watched(ground)
+    result = process(ground, "export", "triton", "trial", "--repository", "engines")
+    assert result.returncode == 2
+    assert "engines/trial is in the way" in result.stderr
+    assert watched(ground) == before
+
+
+def test_triton_leaves_other_versions_and_notes(copied: Path) -> None:
+    arguments = ("export", "triton", "trial", "--repository", "models")
+    before = watched(copied)
+    assert process(copied, *arguments).returncode == 0
+    for name in ("2/model.onnx", "notes.txt", "1.old/model.onnx", ".making-of/film"):
+        path = copied / "models/trial" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("canary")
+    with_canaries = watched(copied)
+    result = process(copied, *arguments)
+    assert (result.returncode, result.stdout) == (0, "wrote models/trial\n")
+    assert watched(copied) == with_canaries
+    assert lost(before, watched(copied)) == []
+
+
+def test_the_coreml_bench_package_needs_a_new_folder(ground: Path) -> None:
+    before = watched(ground)
+    result = process(ground, "export", "coreml-bench", "trial", "--folder", "src")
+    assert result.returncode == 2
+    assert watched(ground) == before
+
+
+# Every place in the product that removes, replaces or moves onto a path, or opens one for writing,
+# and why nobody loses anything by it. A new place has to be looked at and named here.
+MADE = "in a folder that is being made, which `artifact.make` moves into place"
+PLACES = {
+    "care/assets/make.py:write": "remakes the package's own data",
+    "care/checkpoint.py:save": "into the file that _write_atomically opened",
+    "care/checkpoint.py:_write_atomically": "its own temporary file, then the path asked for",
+    "care/runs.py:RunFolder.prepare": "only a run's own files, in a folder that is a run",
+    "care/runs.py:RunFolder.export": "refuses what is no exported checkpoint",
+    "care/runs.py:Logbook.__init__": "TensorBoard's events, under a name that is new",
+    "care/runs.py:Logbook.epoch": "appends, in a run's folder",
+    "care/runs.py:Logbook._append": "appends, in a run's folder",
+    "care/runs.py:_write_text": "its own temporary file, then a file of the run's folder",
+    "calibration/cache.py:write": "refuses what holds no ranges",
+    "pipeline/commands/devices.py:_take_over.write": MADE,
+    "pipeline/core/files.py:write_atomically": "refuses what is not ours; in a workspace",
+    "pipeline/steps/artifact.py:write_manifest": MADE,
+    "pipeline/targets/forms.py:Float32.convert": MADE,
+    "pipeline/graphs/float16.py:write_graph": MADE,
+    "pipeline/targets/ort/quantize.py:Int8Ort.convert": MADE,
+    "pipeline/targets/ort/quantize.py:_Work._measure": "in a temporary folder",
+    "pipeline/targets/ort/quantize.py:_write_float32": "in a temporary folder",
+    "pipeline/steps/log.py:Log.__init__": "appends, and refuses what is no log of ours",
+    "pipeline/steps/log.py:_screen": "the error stream",
+    "pipeline/core/replacing.py:workspace": "a folder that is new",
+    "pipeline/core/replacing.py:put": "the one place where something of ours is replaced",
+    "pipeline/core/replacing.py:set_aside": "renames to a name that is free",
+    "pipeline/core/replacing.py:_clear": "a workspace of ours",
+    "pipeline/core/hashes.py:HashCache.save": "refuses what is no such cache",
+    "pipeline/stages/export.py:ExportStep.build": MADE,
+    "pipeline/stages/simplify.py:SimplifyStep.build": MADE,
+    "pipeline/stages/onnxsim_process.py:": MADE,
+    "pipeline/report/write.py:write": "refuses what is no report of ours",
+    "pipeline/stages/samples.py:write_samples": MADE,
+    "pipeline/stages/validate.py:ReferenceStep.build": MADE,
+    "pipeline/stages/validate.py:ValidateStep.build": MADE,
+    "pipeline/exports/coreml_bench.py:_write": "in a workspace; its place has to be empty",
+    "pipeline/targets/coreml/package.py:save": MADE,
+    "pipeline/targets/coreml/package.py:edit": MADE,
+    "pipeline/targets/coreml/package.py:_write_manifest": MADE,
+    "pipeline/targets/coreml/package.py:as_arrays": "refuses a folder that is there",
+    "pipeline/targets/coreml/results.py:Measurements.write": MADE,
+    "pipeline/targets/coreml/search.py:WeightFile.replaced": "in a temporary folder",
+    "pipeline/targets/ort/build.py:write_models": MADE,
+    "pipeline/targets/ort/build.py:_save": MADE,
+    "pipeline/targets/ort/build.py:_check_answers": MADE,
+    "pipeline/targets/ort/layout.py:write_probe": MADE,
+    "pipeline/targets/tensorrt/builder.py:build": MADE,
+    "pipeline/targets/tensorrt/session.py:Session.close": "a cache named by the engine's hash",
+    "pipeline/exports/triton.py:export": "in a workspace; refuses a folder that we did not write",
+    "pipeline/exports/triton.py:_update": "between workspaces; sets aside what was changed",
+}
+
+
+def writes(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Name of the enclosing function, and the call, of everything that touches a path."""
+
+    def walk(node: ast.AST, inside: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inside = (*inside, node.name)
+        if isinstance(node, ast.Call) and _touches(node):
+            yield ".".join(inside), ast.unparse(node.func)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    yield from walk(tree, ())
+
+
+_ALWAYS = re.compile(
+    r"(rmtree|unlink|rmdir|removedirs|rename|renames|move|write_text|write_bytes|copyfile|copytree"
+    r"|copy2|copymode|extractall|symlink_to|hardlink_to|truncate|open_memmap|mkdtemp|mkstemp"
+    r"|write_array_header_1_0|savez|savez_compressed|write_atomically|SummaryWriter)"
+)
+_SAVERS = ("onnx.save", "np.save", "ir.save", "torch.save", "model.save", "image.save")
+
+
+def _touches(call: ast.Call) -> bool:
+    function = ast.unparse(call.func)
+    name = function.rpartition(".")[2]
+    if _ALWAYS.fullmatch(name) or function in _SAVERS or function == "os.remove":
+        return True
+    if name == "replace" and isinstance(call.func, ast.Attribute):
+        return len(call.args) == 1 and not call.keywords  # Path's; text's takes two
+    if name in ("open", "memmap", "fdopen"):
+        modes = [a.value for a in call.args if isinstance(a, ast.Constant)]
+        return any(
+            isinstance(m, str) and re.fullmatch(r"[rwabx+t]*[wax+][rwabx+t]*", m) for m in modes
+        )
+    return False
+
+
+def found_places() -> set[str]:
+    found = set()
+    for package in ("care", "pipeline", "calibration"):
+        for path in (ROOT / package).rglob("*.py"):
+            for function, _ in writes(ast.parse(path.read_text())):
+                found.add(f"{path.relative_to(ROOT).as_posix()}:{function}")
+    return found
+
+
+def test_every_place_that_writes_or_removes_is_known() -> None:
+    assert found_places() == set(PLACES)
+
+
+@pytest.mark.parametrize(
+    ("code", "touches"),
+    [
+        ("shutil.rmtree(x)", True),
+        ("path.replace(other)", True),
+        ("text.replace('a', 'b')", False),
+        ("replace(value, size=1)", False),
+        ("path.open('rb')", False),
+        ("path.open('r+b')", True),
+        ("open(path, 'w')", True),
+        ("np.lib.format.open_memmap(path)", True),
+        ("target.open(artifact)", False),
+    ],
+)
+def test_such_places_are_recognized(code: str, touches: bool) -> None:
+    assert bool(list(writes(ast.parse(code)))) == touches
