@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-from pipeline.core import machine
 from pipeline.core.errors import ArtifactError, BuildError, InputError, UnavailableError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.steps import artifact
@@ -305,49 +303,3 @@ def test_requirements_name_what_is_there() -> None:
 
 
 # Threads.
-
-
-def cgroup(folder: Path, line: str, files: dict[str, str]) -> tuple[Path, Path]:
-    proc, root = folder / "proc", folder / "cgroup"
-    proc.mkdir()
-    (proc / "cgroup").write_text(f"{line}\n")
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return proc, root
-
-
-@pytest.mark.parametrize(
-    ("line", "files", "expected"),
-    [
-        ("0::/", {"cpu.max": "max 100000\n"}, 64),
-        ("0::/", {"cpu.max": "200000 100000\n"}, 2),
-        ("0::/pod/box", {"pod/cpu.max": "350000 100000\n", "pod/box/cpu.max": "max 100000\n"}, 3),
-        ("0::/pod/box", {"cpu.max": "50000 100000\n"}, 1),
-        ("0::/", {"unified/cpu.max": "100000 50000"}, 2),
-        ("4:cpu,cpuacct:/box", {"cpu/box/cpu.cfs_quota_us": "-1"}, 64),
-        (
-            "4:cpu,cpuacct:/box",
-            {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"},
-            4,
-        ),
-        ("0::/", {"cpu.max": "nonsense"}, 64),
-        ("0::/../..", {}, 64),
-    ],
-)
-def test_threads_follow_the_quota(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    line: str,
-    files: dict[str, str],
-    expected: int,
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
-    assert machine.granted(*cgroup(tmp_path, line, files)) == expected
-
-
-def test_threads_follow_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5})
-    assert machine.granted(*cgroup(tmp_path, "0::/", {"cpu.max": "800000 100000"})) == 2
-    assert machine.granted(tmp_path / "none", tmp_path / "none") == 2

@@ -1,0 +1,99 @@
+"""What the machine is, and how much of it this process may use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import machine
+from pipeline.core.errors import InputError
+
+
+def cgroup(folder: Path, line: str, files: dict[str, str]) -> tuple[Path, Path]:
+    proc, root = folder / "proc", folder / "cgroup"
+    proc.mkdir()
+    (proc / "cgroup").write_text(f"{line}\n")
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return proc, root
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "max 100000\n"}, 64),
+        ("0::/", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/pod/box", {"pod/cpu.max": "350000 100000\n", "pod/box/cpu.max": "max 100000\n"}, 3),
+        ("0::/pod/box", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/", {"unified/cpu.max": "100000 50000"}, 2),
+        ("4:cpu,cpuacct:/box", {"cpu/box/cpu.cfs_quota_us": "-1"}, 64),
+        (
+            "4:cpu,cpuacct:/box",
+            {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"},
+            4,
+        ),
+        ("0::/", {"cpu.max": "nonsense"}, 64),
+        ("0::/../..", {}, 64),
+    ],
+)
+def test_threads_follow_the_quota(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    files: dict[str, str],
+    expected: int,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    assert machine.granted(*cgroup(tmp_path, line, files)) == expected
+
+
+def test_threads_follow_the_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5})
+    assert machine.granted(*cgroup(tmp_path, "0::/", {"cpu.max": "800000 100000"})) == 2
+    assert machine.granted(tmp_path / "none", tmp_path / "none") == 2
+
+
+def test_asked_threads_are_those_granted_or_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "granted", lambda: 4)
+    assert machine.resolve_threads(None) == 4
+    assert machine.resolve_threads(3) == 3
+    for asked in (0, 5):
+        with pytest.raises(InputError, match="may use 1 to 4"):
+            machine.resolve_threads(asked)
+
+
+def test_the_machine_is_described_as_far_as_it_can_be_read() -> None:
+    facts = machine.describe()
+    assert facts["cpus_granted"] == machine.granted()
+    assert facts["memory_gib"] > 0
+    assert set(machine.identity()) == {"cpu", "cpus_granted", "memory_gib", "machine"}
+    assert machine.load(0.01) >= 0
+
+
+def test_the_cpus_name_is_read_or_what_the_platform_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor: 0\nmodel name\t: Intel(R) Core(TM) i9-12900K\n")
+    monkeypatch.setattr(machine, "_CPUINFO", info)
+    machine.cpu_name.cache_clear()
+    assert machine.cpu_name() == "Intel(R) Core(TM) i9-12900K"
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    machine.cpu_name.cache_clear()
+    assert machine.cpu_name()
+    monkeypatch.undo()
+    machine.cpu_name.cache_clear()
+
+
+def test_importing_it_does_not_read_proc() -> None:
+    """Reading /proc at import moves memory, and with it the order of what is built."""
+    program = "import sys; from pipeline.core import machine; print('psutil' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "False\n"

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.targets.base import Target
+from pipeline.targets.registry import TARGETS, able
+
+
+def test_names_are_known_without_loading_a_target() -> None:
+    program = (
+        "import sys; from pipeline.targets.registry import TARGETS; names = list(TARGETS)\n"
+        "print(names, [m for m in sys.modules if m.startswith('pipeline.targets.') "
+        "and m != 'pipeline.targets.registry'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "['trt', 'ort', 'coreml'] []\n"
+
+
+def test_targets_are_loaded_once() -> None:
+    assert TARGETS["ort"] is TARGETS["ort"]
+    assert [target.name for target in TARGETS.values()] == list(TARGETS)
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_every_precision_has_a_form_or_is_built_from_the_module(name: str) -> None:
+    target: Target = TARGETS[name]
+    for precision, form in target.precisions.items():
+        found = target.form(precision)
+        assert (found.name if found else "module") == form
+
+
+def test_who_offers_what_others_leave_out() -> None:
+    assert able("diff") == ["coreml"]
+    assert able("read_measurements") == ["coreml"]
+    assert able("profile") == ["ort"]
+
+
+def test_an_unknown_name_is_a_key_error() -> None:
+    assert "toy" not in TARGETS
+    with pytest.raises(KeyError):
+        TARGETS["toy"]
