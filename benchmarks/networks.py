@@ -83,14 +83,10 @@ def inference_form(name: str) -> nn.Module:
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """The exact inference form of a network, where there is one."""
-    from care import mlla
-    from care.fuse import fuse
-    from care.model import Care
+    """A network in the form that is deployed."""
+    from care.inference import inference_form
 
-    if isinstance(model, mlla.Mlla):
-        return mlla.inference_form(model)
-    return fuse(model) if isinstance(model, Care) else model
+    return inference_form(model, SHAPE).module
 
 
 def write_graph(module: nn.Module, path: Path, size: int = SHAPE[-1]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from care.data import Dataset
+    from care.inference import InferenceForm
     from pipeline.core.preprocess import Preprocess
 
 EMBEDDED = "embedded"
@@ -199,21 +200,16 @@ class Source:
                 checkpoint.load(path, module, ema=stated.ema)
         return module
 
+    def inference_form(self) -> InferenceForm:
+        """A fresh copy of the network in the form that is deployed, and what was done to it."""
+        from care.inference import inference_form
+
+        with about("model"):
+            return inference_form(self.module, self.network.input_shape)
+
     def fused(self) -> nn.Module:
-        """A fresh copy of the exact inference form; for networks not ours, of the network."""
-        import copy
-
-        from care.fuse import fuse
-        from care.mlla import Mlla, inference_form
-        from care.model import Care
-
-        module = self.module
-        if isinstance(module, Care):
-            with about("model"):
-                return fuse(module)
-        if isinstance(module, Mlla):
-            return inference_form(module)
-        return copy.deepcopy(module)
+        """A fresh copy of the network in the form that is deployed."""
+        return self.inference_form().module
 
     @cached_property
     def network(self) -> Network:

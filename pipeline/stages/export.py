@@ -58,7 +58,8 @@ class ExportStep(Step):
 
         source, settings = self.context.source, self.context.config.export
         self.context.progress(0, 3, "loading the network")
-        module, network = source.fused(), source.network
+        form, network = source.inference_form(), source.network
+        module = form.module
         dynamic = settings.batch == "dynamic"
         images = random_images(settings.tried_batch, network.input_shape)
         self.context.progress(1, 3, "tracing")
@@ -89,6 +90,7 @@ class ExportStep(Step):
                 f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
             )
         return {
+            "inference_form": form.how,
             "nodes": len(model.graph.node),
             "opset": settings.opset,
             "difference_to_pytorch": difference,
