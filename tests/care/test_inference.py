@@ -51,7 +51,8 @@ def test_a_form_that_computes_something_else_is_not_taken(monkeypatch: pytest.Mo
     module = timm.create_model("mobileone_s0", num_classes=10).eval()
 
     def wrong(model: nn.Module) -> nn.Module:
-        return timm.create_model("mobileone_s0", num_classes=10)
+        other: nn.Module = timm.create_model("mobileone_s0", num_classes=10)
+        return other
 
     monkeypatch.setattr("timm.utils.reparameterize_model", wrong)
     form = inference_form(module, SHAPE)
