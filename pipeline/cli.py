@@ -74,7 +74,8 @@ Exit codes:
   2    something that was given does not make sense
   3    a build failed
   4    this machine lacks the hardware or software
-  130  interrupted
+  70   an unforeseen fault of this program
+  130  interrupted; 143, 129: ended by SIGTERM, SIGHUP; 141: nobody reads the output
 """
 
 

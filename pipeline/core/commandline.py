@@ -8,18 +8,26 @@ A mistake that the user can mend is printed as one line, `error: …`, without a
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from pipeline.core.errors import PipelineError
+from pipeline.core import signals
+from pipeline.core.errors import PipelineError, UnforeseenError
+from pipeline.core.words import in_short
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
-INTERRUPT_ADVICE = "interrupted: what was finished stays; run again to continue"
+NOBODY_READS = 141
+"""Exit status where the output goes to a pipe that was closed: 128 + SIGPIPE."""
+
+ADVICE = "what was finished stays; run again to continue"
 
 
 class _Outermost(click.Command):
@@ -35,21 +43,36 @@ class _Outermost(click.Command):
     ) -> Any:
         """Run the command; see `click.Command.main`.
 
-        Exit status: that of the error, 2 after a wrong command line, 130 after an interrupt.
+        Exit status: that of the error, 2 after a wrong command line, 70 after a fault of this
+        program, 130 after an interrupt, 143 and 129 after SIGTERM and SIGHUP, 141 where nobody
+        reads the output.
         """
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         try:
-            status = super().main(args, prog_name, complete_var, False, **extra)
+            with signals.raised():
+                status = super().main(args, prog_name, complete_var, False, **extra)
         except PipelineError as error:
             fail(str(error), error.exit_code)
         except click.ClickException as error:
             fail(error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo(INTERRUPT_ADVICE, err=True)
-            sys.exit(INTERRUPTED)
+            _leave(f"interrupted: {ADVICE}", INTERRUPTED)
+        except signals.Ended as ended:
+            _leave(f"ended by {ended.name}: {ADVICE}", ended.exit_code)
+        except Exception as error:
+            fail(unforeseen(error), UnforeseenError.exit_code)
         # Without standalone mode click returns the status of an early exit such as --help.
         sys.exit(status if isinstance(status, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself would give a closed pipe the exit status 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read the output is gone; Python would complain once more when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(NOBODY_READS)
 
 
 class Command(_Outermost):
@@ -58,6 +81,23 @@ class Command(_Outermost):
 
 class Group(_Outermost, click.Group):
     """A click group that ends as this project's programs do."""
+
+
+def unforeseen(error: Exception) -> str:
+    """What to say of a fault of this program; the traceback goes to a file that is named."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="care-deploy-fault-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as stream:
+        stream.write("".join(traceback.format_exception(error)))
+    return (
+        f"an unforeseen fault: {in_short(error)}; please report it with {stream.name}, which says "
+        "where"
+    )
+
+
+def _leave(message: str, status: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(status)
 
 
 def fail(message: str, status: int) -> None:

@@ -12,7 +12,8 @@
     ├── GateFailedError               1  a limit of the configuration does not hold
     ├── BuildError                    3  a stage could not make what it should
     │   └── UnsupportedOperatorError  3  a graph holds an operator that is not known
-    └── UnavailableError              4  hardware or software that this machine does not have
+    ├── UnavailableError              4  hardware or software that this machine does not have
+    └── UnforeseenError              70  a fault of this program
 
 A message is one line: what is wrong, where, and how to mend it. The command line prints it without
 a traceback. The codes are documented in the README; 0 is success and 130 an interruption.
@@ -83,6 +84,12 @@ class UnavailableError(PipelineError):
     """This machine lacks hardware or software that the operation needs."""
 
     exit_code = 4
+
+
+class UnforeseenError(PipelineError):
+    """A fault of this program, or of a library that it uses: nothing that a user gave."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
 
 
 @contextmanager

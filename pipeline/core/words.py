@@ -16,3 +16,9 @@ def nearest_or_all(word: str, known: Iterable[str]) -> str:
     """The hint of `nearest`, or all known words where none is near."""
     words = list(known)
     return nearest(word, words) or f"; known are {', '.join(words)}"
+
+
+def in_short(error: BaseException) -> str:
+    """Kind and first line of an error, of bounded length."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300].rstrip(": ")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.core.errors import (
-    BuildError,
-    GateFailedError,
-    PipelineError,
-)
+from pipeline.core.errors import BuildError, GateFailedError, PipelineError, UnforeseenError
+from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
+from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import Context, StageResult, State, Step
 
 
@@ -46,7 +45,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 a gate failed, 2 bad input, 3 a build failed."""
+        """0 fine, 1 a gate failed, else the highest code of the errors; see `core.errors`."""
         errors = [result.error for result in self.results if result.error]
         if errors:
             return max(error.exit_code for error in errors)
@@ -106,11 +105,23 @@ def _run_one(
         context.log(f"{step.name} failed: {error}")
         seconds = time.monotonic() - start
         return StageResult(step.stage, step.name, State.FAILED, str(error), seconds, error)
-    except MemoryError as error:
-        failure = BuildError(f"{step.name}: out of memory: {error}")
-        return StageResult(step.stage, step.name, State.FAILED, str(failure), 0, failure)
+    except Exception as error:
+        # Whatever a library or this program did not foresee fails this step alone.
+        context.log(f"{step.name} failed:\n{''.join(traceback.format_exception(error))}")
+        failure = _unforeseen(step, error)
+        seconds = time.monotonic() - start
+        return StageResult(step.stage, step.name, State.FAILED, str(failure), seconds, failure)
     seconds = time.monotonic() - start
     return StageResult(step.stage, step.name, State.DONE, "; ".join([why, *step.notes]), seconds)
+
+
+def _unforeseen(step: Step, error: Exception) -> PipelineError:
+    if isinstance(error, MemoryError):
+        return BuildError(f"{step.name}: out of memory: {error}")
+    return UnforeseenError(
+        f"{step.name}: an unforeseen fault: {in_short(error)}; please report it with what "
+        f"{LOG_FILE} says"
+    )
 
 
 def _blocked(step: Step, ended: dict[str, StageResult]) -> str:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
+    from pipeline.core.signals import die_with_parent
+
+    die_with_parent()
+
     import onnx
     import onnxsim
 

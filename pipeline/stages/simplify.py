@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
+from pipeline.stages import onnxsim_process
 from pipeline.stages.export import GRAPH, ExportStep
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Context, Step
 
-if TYPE_CHECKING:
-    pass
+FAULT = "simplifier_failed"
+"""Fact of an artifact: the tool crashed or hung, so that the next run tries again."""
+
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a graph was not simplified.
+
+    Attributes:
+        why: The reason, for people.
+        fault: It was the tool that crashed or hung, whatever the graph is.
+    """
+
+    why: str
+    fault: bool = False
 
 
 class SimplifyStep(Step):
@@ -42,50 +60,70 @@ class SimplifyStep(Step):
         source = self.export.artifact()
         graph, result = source.path(GRAPH), folder / GRAPH
         shape = tuple(source.facts["network"]["input_shape"])
-        why_not = self._simplify(graph, result, (shape[0], shape[1], shape[2]))
-        if why_not:
+        refusal = self._simplify(graph, result, (shape[0], shape[1], shape[2]))
+        if refusal:
+            self.context.log(f"simplify: {refusal.why}")
             result.write_bytes(graph.read_bytes())
+        if refusal and refusal.fault:
+            self.notes.append(f"{refusal.why}; the graph goes on as it was exported")
         before, after = (len(onnx.load(path).graph.node) for path in (graph, result))
         return {
-            "simplified": not why_not,
-            "why_not": why_not,
+            "simplified": refusal is None,
+            "why_not": refusal.why if refusal else "",
+            FAULT: refusal is not None and refusal.fault,
             "nodes_before": before,
             "nodes": after,
             "network": source.facts["network"],
         }
 
-    def _simplify(self, graph: Path, result: Path, shape: tuple[int, int, int]) -> str:
+    def stale(self) -> str | None:
+        """See `Step.stale`; a crash of the tool is no property of the graph: it is tried again."""
+        why = super().stale()
+        if why is None and self.artifact().facts.get(FAULT):
+            return "onnxsim failed the last time"
+        return why
+
+    def _simplify(self, graph: Path, result: Path, shape: tuple[int, int, int]) -> Refusal | None:
         """Simplify `graph` into `result`; returns why that did not work, if so."""
         settings = self.context.config.export
         if not settings.simplify:
-            return "export.simplify is off"
+            return Refusal("export.simplify is off")
         self.context.progress(0, 2, "onnxsim")
-        why_not = simplify_apart(graph, result, settings.simplify_timeout_s)
-        if why_not:
-            self.context.log(f"simplify: {why_not}")
-            return why_not
+        refusal = simplify_apart(graph, result, settings.simplify_timeout_s)
+        if refusal:
+            return refusal
         self.context.progress(1, 2, "comparing")
         images = random_images(settings.tried_batch, shape)
         difference = relative_difference(run_graph(result, images), run_graph(graph, images))
         if not difference <= TOLERANCE:
-            return f"onnxsim changed the logits by {difference:.1e} of the largest"
-        return ""
+            return Refusal(f"onnxsim changed the logits by {difference:.1e} of the largest")
+        return None
 
 
-def simplify_apart(graph: Path, result: Path, timeout_s: float) -> str:
+def simplify_apart(graph: Path, result: Path, timeout_s: float) -> Refusal | None:
     """Run onnxsim in a process of its own, which may crash or hang without harm.
 
     Returns:
-        Why there is no result; "" if there is one.
+        Why there is no result; None if there is one.
     """
-    command = [sys.executable, "-m", "pipeline.stages.onnxsim_process", str(graph), str(result)]
+    # Without -P, files of the working directory, whatever they are, would be imported first.
+    command = [sys.executable, "-P", "-m", onnxsim_process.__name__, str(graph), str(result)]
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     try:
         run = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"onnxsim took more than {timeout_s:g} s"
+        return Refusal(f"onnxsim took more than {timeout_s:g} s", fault=True)
     if run.returncode or not result.is_file():
         lines = (run.stderr or run.stdout).strip().splitlines()
-        return f"onnxsim failed with code {run.returncode}: {lines[-1] if lines else 'no message'}"
-    return ""
+        said = lines[-1] if lines else "no message"
+        why = f"onnxsim failed with code {run.returncode}: {said}"
+        return Refusal(why, fault=run.returncode < 0)
+    return None

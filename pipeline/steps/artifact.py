@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.files import digest_of, file_hash
 from pipeline.core.network import Network
 from pipeline.core.replacing import (
@@ -33,9 +33,11 @@ from pipeline.core.replacing import (
     refuse_foreign,
     workspace,
 )
+from pipeline.core.words import in_short
 
 FORMAT = 1
 MANIFEST = "artifact.json"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -238,14 +240,23 @@ def make(
 def _built(
     folder: Path, new: Path, build: Callable[[Path], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """The facts; libraries report a full disk in many ways, and all of them become one."""
+    """The facts; libraries report a full disk in many ways, and all of them become one.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+        BuildError: The system refused something else, such as a connection.
+    """
     try:
         return dict(build(new))
     except Exception as error:
         if disk_is_full(new):
             reason = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise ArtifactError(cannot_write(folder, reason)) from error
-        raise
+        if not isinstance(error, OSError):
+            raise
+        if error.errno in _UNWRITABLE or str(error.filename or "").startswith(str(new)):
+            raise ArtifactError(cannot_write(folder, error)) from error
+        raise BuildError(f"{folder.name} cannot be made: {in_short(error)}") from error
 
 
 def write_manifest(

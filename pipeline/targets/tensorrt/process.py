@@ -44,6 +44,8 @@ import ctypes, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 ADDR_NO_RANDOMIZE = 0x0040000
 libc = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+hasattr(libc, "prctl") and libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 fixed = hasattr(libc, "personality") and libc.personality(ADDR_NO_RANDOMIZE) != -1
 print('{"fixed_addresses": %s}' % str(fixed).lower(), flush=True)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from pipeline.core.commandline import INTERRUPTED, Command, Group, fail
 from pipeline.core.errors import BuildError, InputError
+from pipeline.core.signals import Ended
+
+ROOT = Path(__file__).parents[3]
 
 
 def program(error: BaseException | None) -> click.Group:
@@ -33,6 +43,7 @@ def program(error: BaseException | None) -> click.Group:
         (BuildError("refused"), 3, "error: refused\n"),
         (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
         (click.Abort(), INTERRUPTED, "interrupted"),
+        (Ended(signal.SIGTERM), 143, "ended by SIGTERM"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error: BaseException, code: int, text: str) -> None:
@@ -74,3 +85,31 @@ def test_fail_says_and_leaves(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="7"):
         fail("over", 7)
     assert capsys.readouterr().err == "error: over\n"
+
+
+def test_a_fault_of_the_program_is_one_line_and_a_file() -> None:
+    result = CliRunner().invoke(program(KeyError("colour\nof the sky")), ["work"])
+    assert result.exit_code == 70
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: an unforeseen fault: KeyError: 'colour")
+    file = Path(re.search(r"with (\S+), which", line)[1])  # type: ignore[index]
+    assert "Traceback" in file.read_text()
+    file.unlink()
+
+
+def test_nobody_reads_the_output() -> None:
+    code = (
+        "import click\nfrom pipeline.core.commandline import Command\n"
+        "@click.command(cls=Command)\ndef main():\n"
+        "    for i in range(100000): print('line', i)\n"
+        "main()"
+    )
+    run = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" | head -1; echo ${PIPESTATUS[0]}', sys.executable, code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert run.stdout.splitlines() == ["line 0", "141"]
+    assert run.stderr == ""

@@ -45,7 +45,7 @@ def block_of_the_product(model: onnx.ModelProto | Path) -> str:
 def test_simplification_keeps_the_blocks(tmp_path: Path) -> None:
     source, result = tmp_path / "source.onnx", tmp_path / "result.onnx"
     onnx.save(attention(), source)
-    assert simplify_apart(source, result, 60) == ""
+    assert simplify_apart(source, result, 60) is None
     assert len(onnx.load(result).graph.node) == 3  # something was done
     assert block_of_the_product(result) == "stages.0.blocks.0"
 

@@ -178,10 +178,16 @@ def test_running_out_of_memory_is_a_failed_build(toy: Toy) -> None:
     assert "out of memory: 8 GiB" in outcome.results[1].why
 
 
-def test_errors_that_nobody_expected_are_not_hidden(toy: Toy) -> None:
-    toy.fail = ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
-        execute_toy(toy)
+def test_errors_that_nobody_expected_fail_their_step_alone(toy: Toy) -> None:
+    toy.fail = ZeroDivisionError("by nothing")
+    lines: list[str] = []
+    anything: Any = toy
+    spoken = Context(anything, anything, lines.append, QuietConsole(sys.stderr).progress)
+    outcome = execute.execute(spoken, Selection(), Recorder())
+    assert states(outcome) == ["done", "failed", "skipped", "done"]
+    assert outcome.exit_code == 70
+    assert "ort/fp32: an unforeseen fault: ZeroDivisionError: by nothing" in outcome.results[1].why
+    assert any("Traceback" in line for line in lines), "the log says where"
 
 
 def test_exit_codes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import ExportConfig
 from pipeline.stages import simplify
-from pipeline.stages.simplify import SimplifyStep
+from pipeline.stages.simplify import Refusal, SimplifyStep
+from pipeline.steps import artifact
 
 
 def write_graph(path: Path, factor: float = 2.0) -> Path:
@@ -50,7 +52,8 @@ def simplified(tmp_path: Path) -> str:
     )
     step = object.__new__(SimplifyStep)
     step.context = context
-    return step._simplify(write_graph(tmp_path / "in.onnx"), tmp_path / "out.onnx", (1, 2, 2))
+    refusal = step._simplify(write_graph(tmp_path / "in.onnx"), tmp_path / "out.onnx", (1, 2, 2))
+    return refusal.why if refusal else ""
 
 
 def test_a_graph_is_simplified(tmp_path: Path) -> None:
@@ -67,17 +70,75 @@ def test_a_crash_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_hang_is_ended(tmp_path: Path) -> None:
     source = write_graph(tmp_path / "in.onnx")
-    assert simplify.simplify_apart(source, tmp_path / "out.onnx", 0.01) == (
-        "onnxsim took more than 0.01 s"
-    )
+    refusal = simplify.simplify_apart(source, tmp_path / "out.onnx", 0.01)
+    assert refusal == Refusal("onnxsim took more than 0.01 s", fault=True)
 
 
 def test_a_wrong_result_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = write_graph(tmp_path / "wrong.onnx", factor=2.1)
 
-    def mistaken(source: Path, result: Path, timeout_s: float) -> str:
+    def mistaken(source: Path, result: Path, timeout_s: float) -> None:
         shutil.copyfile(wrong, result)
-        return ""
 
     monkeypatch.setattr(simplify, "simplify_apart", mistaken)
     assert simplified(tmp_path).startswith("onnxsim changed the logits by 5.0e-02")
+
+
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimplifyStep:
+    """The step after an export of a small graph."""
+    folder = tmp_path / "run"
+    facts = {"network": {"input_shape": [1, 2, 2]}}
+
+    def write(place: Path) -> dict[str, Any]:
+        write_graph(place / "model.onnx")
+        return facts
+
+    artifact.make(
+        folder / "export",
+        kind="export",
+        name="export",
+        key="k",
+        made_from={},
+        tools={},
+        build=write,
+    )
+    context: Any = SimpleNamespace(
+        config=SimpleNamespace(export=ExportConfig(simplify_timeout_s=60)),
+        folder=folder,
+        log=lambda line: None,
+        progress=lambda *arguments: None,
+    )
+    export: Any = SimpleNamespace(
+        name="export",
+        folder=folder / "export",
+        artifact=lambda: artifact.Artifact.read(folder / "export"),
+    )
+    return SimplifyStep(context, export)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crash_is_said_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    step = exported(tmp_path, monkeypatch)
+    crash = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"]
+    real = subprocess.run
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda command, **kwargs: real(crash, **kwargs))
+        made = step.run()
+    assert made.facts["simplified"] is False
+    assert step.notes == [
+        f"onnxsim failed with code {-number}: no message; the graph goes on as it was exported"
+    ]
+    assert step.stale() == "onnxsim failed the last time"
+    again = exported(tmp_path, monkeypatch)
+    assert again.run().facts["simplified"] is True
+    assert again.stale() is None
+
+
+def test_files_of_the_working_directory_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnx.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    assert simplified(tmp_path) == ""

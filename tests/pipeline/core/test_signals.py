@@ -1,0 +1,132 @@
+"""Signals end a program cleanly: temporaries go, children go, the exit code says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import signals
+from pipeline.core.signals import Ended
+
+ROOT = Path(__file__).parents[3]
+
+PROGRAM = """
+import subprocess, sys, time
+from pathlib import Path
+import click
+from pipeline.core.commandline import Command
+from pipeline.core.replacing import workspace
+
+@click.command(cls=Command)
+@click.argument("place", type=Path)
+def main(place):
+    with workspace(place) as new:
+        code = ("import os, sys, time; from pipeline.core.signals import die_with_parent; "
+                "die_with_parent(); print(os.getpid(), flush=True); time.sleep(600)")
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        print(child.stdout.readline().strip(), flush=True)
+        try:
+            child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+
+main()
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ended; waits for it as long as a busy machine may take."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def started(folder: Path, **how: object) -> tuple[subprocess.Popen[str], int]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder / "made")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert run.stdout is not None
+    return run, int(run.stdout.readline())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "ended by SIGTERM: what was finished stays"),
+        (signal.SIGHUP, 129, "ended by SIGHUP: what was finished stays"),
+        (signal.SIGINT, 130, "interrupted: what was finished stays"),
+    ],
+)
+def test_a_signal_ends_program_child_and_temporaries(
+    tmp_path: Path, number: signal.Signals, code: int, said: str
+) -> None:
+    run, child = started(tmp_path)
+    run.send_signal(number)
+    _, error = run.communicate()
+    assert run.returncode == code, error
+    assert said in error
+    assert "Traceback" not in error
+    assert gone(child)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_child_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    run, child = started(tmp_path)
+    run.kill()
+    run.communicate()
+    assert gone(child)
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.raised():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_as_before_at_the_end() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Ended) as caught, signals.raised():
+        signal.raise_signal(signal.SIGTERM)
+    assert (caught.value.name, caught.value.exit_code) == ("SIGTERM", 143)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_thread_without_handlers_runs_all_the_same() -> None:
+    found: list[bool] = []
+
+    def work() -> None:
+        with signals.raised():
+            found.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [True]
