@@ -7,8 +7,9 @@ from pipeline.commands.console import RichConsole
 from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.scheduler.plan import make_context
-from pipeline.stages.export import GRAPH, ExportStep
-from pipeline.stages.samples import CalibrationStep, read_calibration
+from pipeline.stages.export import ExportStep
+from pipeline.stages.ranges import RangesStep, read_ranges
+from pipeline.stages.samples import CalibrationStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.steps.folders import locked
 from pipeline.steps.step import Context
@@ -18,44 +19,32 @@ def calibrate(config: Config, *, method: str | None, stored: str, limit: int | N
     """Ranges of all tensors of the graph over the calibration set, as text.
 
     Args:
-        config: The configuration; its `run` must have made the graph and the calibration set.
+        config: The configuration; its `run` must have made the graph.
         method: How ranges are chosen; None for the configuration's.
         stored: "int8" (symmetric) or "uint8" (asymmetric).
         limit: Most tensors to show.
 
     Raises:
-        InputError: The graph or the calibration set is not there yet.
+        InputError: The graph is not there yet.
     """
-    from calibration.cache import CacheKey, cached
-    from calibration.observe import observe
-    from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method
     from calibration.show import text
-    from calibration.table import Table as Ranges
-    from calibration.table import make_table
 
-    chosen = Method(method or config.calibration.method)
-    scheme = ACTIVATIONS_INT8 if stored == "int8" else ACTIVATIONS_UINT8
-    with locked(config.folder), log_of(config) as log, log.captured() as screen:
-        with RichConsole(screen) as console:
-            context = make_context(config, log, console.progress)
-            simplify, step = _calibration_steps(context)
-            graph = simplify.artifact().path(GRAPH)
-            images = read_calibration(step.artifact(), context.source)
-        key = CacheKey.of(graph, images.hashes, context.source.preprocess.to_dict(), chosen, scheme)
-
-        def make() -> Ranges:
-            return make_table(
-                observe(graph, images.images), chosen, scheme, images=len(images.images)
-            )
-
-        path = config.folder / f"ranges-{chosen}-{stored}.json"
-        table, note = cached(path, key, make)
-        log(note)
-    return text(table, limit)
+    with (
+        locked(config.folder),
+        log_of(config) as log,
+        log.captured() as screen,
+        RichConsole(screen) as console,
+    ):
+        context = make_context(config, log, console.progress)
+        step = _ranges(context, method or config.calibration.method, stored)
+        why = step.stale()
+        log(f"{step.name}: {why or 'up to date'}")
+        artifact = step.run() if why else step.artifact()
+    return text(read_ranges(artifact), limit)
 
 
-def _calibration_steps(context: Context) -> tuple[SimplifyStep, CalibrationStep]:
-    """The graph and the calibration set, both up to date."""
+def _ranges(context: Context, method: str, stored: str) -> RangesStep:
+    """The step, with a graph and a calibration set that are up to date."""
     export = ExportStep(context)
     simplify, calibration = SimplifyStep(context, export), CalibrationStep(context)
     for step in (export, simplify):
@@ -63,4 +52,4 @@ def _calibration_steps(context: Context) -> tuple[SimplifyStep, CalibrationStep]
             raise InputError(f"{step.folder}: {why}: run python -m pipeline run first")
     if calibration.stale():
         calibration.run()
-    return simplify, calibration
+    return RangesStep(context, simplify, calibration, method=method, stored=stored)

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.steps.artifact import Artifact
+from pipeline.steps.artifact import MANIFEST, Artifact
 
 ROOT = Path(__file__).parents[2]
 
@@ -254,7 +254,16 @@ def test_calibrate_shows_ranges_and_keeps_them(copied: tuple[Path, Path]) -> Non
     result = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
     assert result.returncode == 0, result.stderr
     assert "more that are clipped less" in result.stdout
-    assert (folder / "ranges-min-max-int8.json").is_file()
+    made = folder / "ranges/min-max-int8"
+    before = (made / MANIFEST).stat().st_mtime_ns
+    assert process("check", "trial", "--output", str(folder.parent)).returncode == 0
+    again = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
+    assert again.stdout == result.stdout
+    assert (made / MANIFEST).stat().st_mtime_ns == before, "it was up to date"
+    ranges = made / "ranges.json"
+    ranges.write_text(ranges.read_text().replace("0", "1", 1))
+    mended = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
+    assert mended.stdout == result.stdout
     edit(path, "checkpoint: embedded", "checkpoint: random")
     result = process("calibrate", "--config", str(path))
     assert result.returncode == 2

@@ -71,7 +71,7 @@ CANARIES = (
     "engines/trial/pipeline.yaml",
     "engines/trial/.making-movies/film.mkv",
     "engines/trial/.making-export-abcd_123/draft",
-    "engines/trial/ranges-of-mountains.json",
+    "engines/trial/ranges/of-mountains.json",
     "engines/trial/mydata/calibration/0001.png",
     "engines/trial/mydata/.making-of/photo.png",
     "engines/trial/ort/notes.txt",
@@ -178,12 +178,14 @@ def test_files_in_an_artifact_are_set_aside_with_it_and_this_is_said(copied: Pat
     assert "before" not in process(copied, "export", "triton", "trial", "--precision", "x").stderr
 
 
-def test_calibrate_refuses_a_foreign_file(copied: Path) -> None:
-    (copied / "engines/trial/ranges-min-max-int8.json").write_text('{"precious": 1}')
+def test_calibrate_refuses_a_foreign_folder(copied: Path) -> None:
+    mine = copied / "engines/trial/ranges/min-max-int8/notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
     before = watched(copied)
     result = process(copied, "calibrate", "--method", "min-max")
     assert result.returncode == 2, result.stdout
-    assert "ranges-min-max-int8.json is in the way" in result.stderr
+    assert "ranges/min-max-int8 is in the way" in result.stderr
     changed = set(lost(before, watched(copied)))
     assert changed <= {"engines/trial/run.log"}
 
@@ -231,7 +233,6 @@ PLACES = {
     "care/runs.py:Logbook.epoch": "appends, in a run's folder",
     "care/runs.py:Logbook._append": "appends, in a run's folder",
     "care/runs.py:_write_text": "its own temporary file, then a file of the run's folder",
-    "calibration/cache.py:write": "refuses what holds no ranges",
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/core/files.py:write_atomically": "refuses what is not ours; in a workspace",
     "pipeline/steps/artifact.py:write_manifest": MADE,
@@ -251,6 +252,7 @@ PLACES = {
     "pipeline/stages/simplify.py:SimplifyStep.build": MADE,
     "pipeline/stages/onnxsim_process.py:": MADE,
     "pipeline/report/write.py:write": "refuses what is no report of ours",
+    "pipeline/stages/ranges.py:RangesStep.build": MADE,
     "pipeline/stages/samples.py:write_samples": MADE,
     "pipeline/stages/validate.py:ReferenceStep.build": MADE,
     "pipeline/stages/validate.py:ValidateStep.build": MADE,

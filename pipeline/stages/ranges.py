@@ -1,0 +1,84 @@
+"""The step that observes ranges and histograms of every tensor, for `calibrate` to show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import ArtifactError, DataError
+from pipeline.stages.export import GRAPH
+from pipeline.stages.samples import CalibrationStep, read_calibration
+from pipeline.stages.simplify import SimplifyStep
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.keys import versions
+from pipeline.steps.step import Context, Step
+
+if TYPE_CHECKING:
+    from calibration.table import Table
+
+RANGES = "ranges.json"
+STORED = ("int8", "uint8")
+"""Symmetric int8 (TensorRT, Core ML) and asymmetric uint8 (ONNX Runtime)."""
+
+
+class RangesStep(Step):
+    """Ranges of all tensors of the graph over the calibration set."""
+
+    stage = "calibrate"
+    code = ("calibration",)
+
+    def __init__(
+        self,
+        context: Context,
+        simplify: SimplifyStep,
+        calibration: CalibrationStep,
+        *,
+        method: str,
+        stored: str,
+    ) -> None:
+        super().__init__(context, f"ranges/{method}-{stored}", [simplify, calibration])
+        self.simplify, self.calibration = simplify, calibration
+        self.method, self.stored = method, stored
+
+    def inputs(self) -> Mapping[str, Any]:
+        """How ranges are chosen, and how images are preprocessed."""
+        return {
+            "method": self.method,
+            "stored": self.stored,
+            "network": self.context.source.network_inputs(),
+        }
+
+    def tools(self) -> dict[str, str]:
+        """What runs the graph."""
+        return versions("onnxruntime")
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Observe the tensors and choose their ranges."""
+        from calibration.observe import observe
+        from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method
+        from calibration.table import make_table
+
+        scheme = ACTIVATIONS_INT8 if self.stored == "int8" else ACTIVATIONS_UINT8
+        images = read_calibration(self.calibration.artifact(), self.context.source).images
+        self.context.progress(0, None, "observing every tensor")
+        statistics = observe(self.simplify.artifact().path(GRAPH), images)
+        table = make_table(statistics, Method(self.method), scheme, images=len(images))
+        (folder / RANGES).write_text(json.dumps(table.to_dict(), indent=1) + "\n")
+        return {"method": self.method, "stored": self.stored, "tensors": len(table.tensors)}
+
+
+def read_ranges(artifact: Artifact) -> Table:
+    """The table that a `RangesStep` wrote.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    from calibration.table import Table
+
+    path = artifact.path(RANGES)
+    try:
+        return Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+        raise ArtifactError(f"{path} is damaged: calibrate again") from error
