@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from pipeline.core.words import nearest
 from torch import nn
 
 import care  # noqa: F401  registers our networks with timm
 from pipeline.core.errors import ModelError
+from pipeline.core.words import nearest
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pipeline.core.words import nearest
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -21,6 +20,7 @@ from care.losses import DistillationLoss
 from care.runs import to_cpu
 from care.settings import TrainSettings
 from pipeline.core.errors import ConfigError
+from pipeline.core.words import nearest
 
 
 class Learner:
