@@ -7,8 +7,10 @@ from pipeline.commands.console import RichConsole
 from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.scheduler.plan import make_context
-from pipeline.stages.export import GRAPH, ExportStep
-from pipeline.stages.samples import CalibrationStep, read_calibration
+from pipeline.stages.calibration_set import read_calibration
+from pipeline.stages.export import ExportStep
+from pipeline.stages.names import GRAPH
+from pipeline.stages.samples import CalibrationStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.steps.folders import locked
 from pipeline.steps.step import Context
@@ -40,7 +42,7 @@ def calibrate(config: Config, *, method: str | None, stored: str, limit: int | N
             context = make_context(config, log, console.progress)
             simplify, step = _calibration_steps(context)
             graph = simplify.artifact().path(GRAPH)
-            images = read_calibration(step.artifact(), context.source)
+            images = read_calibration(step.artifact())
         key = CacheKey.of(graph, images.hashes, context.source.preprocess.to_dict(), chosen, scheme)
 
         def make() -> Ranges:

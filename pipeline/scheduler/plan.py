@@ -15,7 +15,8 @@ from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.stages.validate import ReferenceStep, ValidateStep
-from pipeline.steps.folders import HASHES
+from pipeline.steps.folders import HASHES, IMPORTS
+from pipeline.steps.keys import PROJECT, Code
 from pipeline.steps.log import Log
 from pipeline.steps.step import Context, Progress, Step
 from pipeline.targets.base import MODULE
@@ -98,5 +99,6 @@ def plan(context: Context) -> list[Step]:
 
 def make_context(config: Config, log: Log, progress: Progress) -> Context:
     """What the steps of a configuration work with."""
-    source = Source(config, HashCache(config.folder / HASHES))
-    return Context(config=config, source=source, log=log, progress=progress)
+    source = Source(config, HashCache(config.folder / HASHES), progress)
+    code = Code(PROJECT, config.folder / IMPORTS)
+    return Context(config=config, source=source, log=log, progress=progress, code=code)

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
-from pipeline.stages.export import GRAPH, ExportStep
+from pipeline.stages import onnxsim_process
+from pipeline.stages.names import GRAPH
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Context, Step
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.stages.export import ExportStep
 
 
 class SimplifyStep(Step):
     """The graph simplified by onnxsim, or as it was where that fails."""
 
     stage = "simplify"
-    code = ("pipeline.stages.onnxsim_process", "pipeline.graphs.metadata")
 
     def __init__(self, context: Context, export: ExportStep) -> None:
         super().__init__(context, "onnx", [export])
@@ -29,7 +29,8 @@ class SimplifyStep(Step):
 
     def inputs(self) -> Mapping[str, Any]:
         """Whether to simplify at all."""
-        return self.context.config.export.model_dump(include={"simplify"})
+        settings = self.context.config.export.model_dump(include={"simplify", "batch"})
+        return {"settings export": settings}
 
     def tools(self) -> dict[str, str]:
         """The simplifier."""
@@ -78,7 +79,7 @@ def simplify_apart(graph: Path, result: Path, timeout_s: float) -> str:
     Returns:
         Why there is no result; "" if there is one.
     """
-    command = [sys.executable, "-m", "pipeline.stages.onnxsim_process", str(graph), str(result)]
+    command = [sys.executable, "-m", onnxsim_process.__name__, str(graph), str(result)]
     try:
         run = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, check=False

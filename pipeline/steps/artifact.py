@@ -7,7 +7,8 @@ killed. Content is never trusted: `Artifact.verify` hashes it again.
     {"format": 1, "kind": "build", "name": "trt/fp16", "key": "…",
      "files": {"model.engine": {"sha256": "…", "size": 1234}},
      "made_from": {"precision/float16": "…digest of that artifact"},
-     "tools": {"tensorrt_rtx": "1.7.1.116"}, "facts": {…}}
+     "tools": {"tensorrt_rtx": "1.7.1.116"}, "facts": {…},
+     "inputs": {"settings options.batches": …}, "code": {"pipeline/stages/build.py": "…"}}
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class Artifact:
         made_from: Digest of every artifact or input that it was made from, by name.
         tools: Versions of the tools that made it.
         facts: What is known of it, for reports and for those who run it.
+        inputs: Settings and all else that its key holds, by name; None if an earlier version of
+            this program, which did not tell, made it.
+        code: Hash of every module that its key holds, by file name.
     """
 
     folder: Path
@@ -60,6 +64,8 @@ class Artifact:
     made_from: Mapping[str, str]
     tools: Mapping[str, str]
     facts: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -142,6 +148,8 @@ class Artifact:
                 made_from=dict(plain["made_from"]),
                 tools=dict(plain["tools"]),
                 facts=dict(plain["facts"]),
+                inputs=dict(plain["inputs"]) if "inputs" in plain else None,
+                code=dict(plain.get("code", {})),
             )
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
@@ -166,6 +174,8 @@ def make(
     made_from: Mapping[str, str],
     tools: Mapping[str, str],
     build: Callable[[Path], Mapping[str, Any]],
+    inputs: Mapping[str, Any] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Make an artifact in a temporary sibling of `folder` and move it there, whole.
 
@@ -177,6 +187,8 @@ def make(
         made_from: Digests of what it is made from, by name.
         tools: Versions of the tools that make it.
         build: Writes the files into the folder that it is given and returns the facts.
+        inputs: Settings and all else that the key holds, by name.
+        code: Hashes of the modules that the key holds, by file name.
 
     Raises:
         ArtifactError: The folder cannot be written. Whatever `build` raises passes through. In both
@@ -190,8 +202,19 @@ def make(
     except OSError as error:
         raise ArtifactError(cannot_write(folder, error)) from error
     try:
-        facts = dict(build(temporary))
-        _write_manifest(temporary, kind, name, key, made_from, tools, facts)
+        manifest = {
+            "format": FORMAT,
+            "kind": kind,
+            "name": name,
+            "key": key,
+            "files": {},
+            "made_from": dict(made_from),
+            "tools": dict(tools),
+            "facts": dict(build(temporary)),
+            "inputs": dict(inputs or {}),
+            "code": dict(code or {}),
+        }
+        _write_manifest(temporary, manifest)
         _move_into_place(temporary, folder)
     except OSError as error:
         raise ArtifactError(cannot_write(folder, error)) from error
@@ -200,31 +223,13 @@ def make(
     return Artifact.read(folder)
 
 
-def _write_manifest(
-    folder: Path,
-    kind: str,
-    name: str,
-    key: str,
-    made_from: Mapping[str, str],
-    tools: Mapping[str, str],
-    facts: Mapping[str, Any],
-) -> None:
-    files = {}
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, with the files that lie in the folder."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         record = {"sha256": file_hash(path), "size": path.stat().st_size}
-        files[path.relative_to(folder).as_posix()] = record
-    manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "name": name,
-        "key": key,
-        "files": files,
-        "made_from": dict(made_from),
-        "tools": dict(tools),
-        "facts": facts,
-    }
+        manifest["files"][path.relative_to(folder).as_posix()] = record
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 

@@ -17,7 +17,8 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import MANIFEST
 
 LOCK_FILE = ".lock"
-HASHES = ".hashes.json"
+HASHES = ".hashes.sqlite"
+IMPORTS = ".imports.json"
 LOG_FILE = "run.log"
 
 

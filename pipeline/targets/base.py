@@ -18,14 +18,20 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.core.network import Images, Network
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.forms import Form
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.targets.forms import Form
+
 
 MODULE = "module"
 """Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
+
+
+LOOKING = frozenset({"requirements", "inspect", "profile", "diff", "fitness"})
+"""Methods of a target that only look, at an artifact or at the machine. What the module of a target
+imports inside of them, and nowhere else, makes none of its artifacts out of date."""
 
 
 class TargetOptions(BaseModel):
@@ -94,7 +100,8 @@ class Target(ABC):
         options: Type of its options.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
-        code: Modules of this project, beside the target's own, that decide what is built.
+        timed: `build` chooses by measuring on the machine that builds: its result belongs to that
+            class of machines, see `pipeline.core.machine.cpu_class` and `hardware`.
     """
 
     name: ClassVar[str]
@@ -103,7 +110,15 @@ class Target(ABC):
     options: ClassVar[type[TargetOptions]]
     forms: ClassVar[tuple[Form, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
-    code: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def timed(self) -> bool:
+        """See the attributes."""
+        return False
+
+    def hardware(self) -> dict[str, str]:
+        """What beside the CPU decides what is measured on this machine, such as its GPU."""
+        return {}
 
     @abstractmethod
     def requirements(self) -> list[Requirement]:

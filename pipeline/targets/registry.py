@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.targets import forms
+from pipeline.targets import floats
 from pipeline.targets.base import Target
 from pipeline.targets.coreml.target import CoreMLTarget
 from pipeline.targets.forms import Form
@@ -21,4 +21,4 @@ def form_named(name: str) -> Form:
         KeyError: No target has such a form.
     """
     own = (form for target in TARGETS.values() for form in target.forms)
-    return {form.name: form for form in (*forms.SHARED, *own)}[name]
+    return {form.name: form for form in (*floats.SHARED, *own)}[name]

@@ -39,7 +39,7 @@ class OrtTarget(Target):
     precisions: ClassVar[Mapping[str, str]] = {"fp32": FLOAT32, "int8": "int8-ort"}
     options = OrtOptions
     forms: ClassVar[tuple[Form, ...]] = (Int8Ort(),)
-    code = ("pipeline.core.figures", "pipeline.graphs.passes", "pipeline.targets.ort")
+    timed = True
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""

@@ -123,7 +123,7 @@ def test_only_what_depends_on_a_change_runs(toy: Toy) -> None:
     execute_toy(toy)
     toy.settings["bench"] = 2
     _, recorder = execute_toy(toy)
-    assert recorder.reasons == {"bench/ort": "changed: settings or code"}
+    assert recorder.reasons == {"bench/ort": "changed: setting"}
 
 
 def test_an_input_that_comes_out_the_same_stops_the_change(toy: Toy) -> None:
@@ -236,10 +236,10 @@ def test_dry_run_tells_why_and_writes_nothing(toy: Toy) -> None:
     before = sorted(path for path in toy.folder.rglob("*"))
     plan = {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
     assert plan == {
-        "export": "changed: settings or code",
+        "export": "changed: setting",
         "ort/fp32": "made from export, which runs",
         "bench/ort": "made from ort/fp32, which runs",
-        "other": "changed: settings or code",
+        "other": "changed: setting",
     }
     assert sorted(path for path in toy.folder.rglob("*")) == before
 
