@@ -32,7 +32,7 @@ from calibration.sample import CalibrationSet
 from pipeline.core.errors import BuildError, PipelineError
 from pipeline.core.network import Network
 from pipeline.targets.forms import FormJob
-from pipeline.targets.registry import TARGETS
+from pipeline.targets.registry import TARGETS, form_of
 from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt.build import EngineJob
 from pipeline.targets.tensorrt.limits import FORMS as PRECISIONS
@@ -75,7 +75,7 @@ def convert(source: Path, precision: str, path: Path) -> None:
     network = Network(source.stem, (), SHAPE, {})
     options = {"method": "min-max", "max_top1_drop": 1.0}
     job = FormJob(source, network, options, calibration, lambda line: None)
-    form = TARGETS["trt"].form(precision)
+    form = form_of(TARGETS["trt"], precision)
     assert form is not None
     facts = form.convert(job, path)
     if excluded := facts.get("sensitivity", {}).get("excluded"):

@@ -83,6 +83,11 @@ class DataConfig(Section):
         "dataset names it, and after a tab as people do), or imagenet-1k; default: the classes of "
         "the validation set.",
     )
+    identity: Literal["content", "fingerprint"] = Field(
+        default="content",
+        description="How changed images are noticed: 'content' hashes every image once; "
+        "'fingerprint' trusts names and sizes and hashes a sample, for very large data.",
+    )
 
 
 class ExportConfig(Section):

@@ -7,21 +7,20 @@ hashes) is had without importing it; networks and images are loaded when a stage
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Config
 from pipeline.core.errors import DataError, ModelError, about
-from pipeline.core.files import digest_of
-from pipeline.core.hashes import HashCache
+from pipeline.core.hashes import HashCache, Identity, identify
+from pipeline.core.listing import Files, Folders, list_split
 from pipeline.core.network import Network
-from pipeline.steps.keys import code_hash, versions
+from pipeline.steps.keys import versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,12 +28,16 @@ if TYPE_CHECKING:
     from care.data import Dataset
     from care.inference import InferenceForm
     from pipeline.core.preprocess import Preprocess
+    from pipeline.steps.step import Progress
 
 EMBEDDED = "embedded"
 RANDOM = "random"
 IMAGENET = "imagenet-1k"
 TIMM_PREFIX = "timm/"
 RANDOM_SEED = 0
+
+Split = Literal["validation", "calibration"]
+"""The data that a configuration names."""
 
 
 class Source:
@@ -43,11 +46,14 @@ class Source:
     Args:
         config: The configuration.
         hashes: Remembers hashes of input files.
+        progress: Is told how far the hashing of a dataset is.
     """
 
-    def __init__(self, config: Config, hashes: HashCache) -> None:
+    def __init__(self, config: Config, hashes: HashCache, progress: Progress | None = None) -> None:
         self.config = config
         self.hashes = hashes
+        self.progress = progress
+        self._identities: dict[Split, Identity] = {}
 
     # What planning needs: no framework is imported for it.
 
@@ -68,7 +74,7 @@ class Source:
                     "name a checkpoint file"
                 )
             return path
-        path = Path(stated)
+        path = Path(stated).expanduser()
         if not path.is_file():
             raise ModelError(
                 f"model.checkpoint: {path} is no file: name a checkpoint, or '{EMBEDDED}'"
@@ -82,32 +88,87 @@ class Source:
         return RANDOM if path is None else self.hashes.hash(path)
 
     def network_inputs(self) -> dict[str, Any]:
-        """Everything but the checkpoint that decides what the network computes."""
+        """Everything but the checkpoint that decides what the network computes, for a key."""
         config = self.config
         return {
-            "model": config.model.model_dump(mode="json", exclude={"checkpoint"}),
-            "preprocess": config.preprocess and config.preprocess.model_dump(mode="json"),
-            "labels": self._labels_identity(),
-            "code": code_hash("care.model", "care.mlla", "care.fuse", "pipeline.core.preprocess"),
-            "tools": versions("torch", "timm"),
+            "settings name": config.name,
+            "settings model": config.model.model_dump(mode="json", exclude={"checkpoint"}),
+            "settings preprocess": config.preprocess and config.preprocess.model_dump(mode="json"),
+            "the labels": self._labels_identity,
         }
 
-    def data_inputs(self, uri: str) -> dict[str, Any]:
-        """Identity of a dataset by the content of its files."""
-        scheme, _, rest = uri.partition(":")
-        files = _dataset_files(scheme, rest)
-        listing = [(str(file), self.hashes.hash(file)) for file in files]
-        return {"uri": uri, "files": len(listing), "content": digest_of(listing)}
+    def tools(self) -> dict[str, str]:
+        """Versions of what makes the network."""
+        return versions("torch", "timm")
 
+    def data_inputs(self, split: Split) -> dict[str, Any]:
+        """What a split of the data is, wherever it lies, for a key."""
+        identity = self._identity(split)
+        return {
+            f"the images of data.{split}": identity.digest,
+            "settings data.identity": identity.kind,
+        }
+
+    def data_facts(self, split: Split) -> dict[str, Any]:
+        """What a split of the data is, and how that is known, for the artifact that it makes."""
+        identity = self._identity(split)
+        return {
+            "uri": self._uri(split),
+            "identity": identity.kind,
+            "digest": identity.digest,
+            "files": identity.files,
+        }
+
+    def _uri(self, split: Split) -> str:
+        data = self.config.data
+        return data.validation if split == "validation" else data.calibration
+
+    def _split_of_dataset(self, split: Split) -> str:
+        """What the dataset calls the split.
+
+        Only the embedded set has a split of its own for calibration; else it is the training's.
+        """
+        own = self._uri(split).partition(":")[0] == "fashion-mnist" or split == "validation"
+        return split if own else "train"
+
+    def _files(self, split: Split) -> Folders | Files:
+        with about(f"data.{split}"):
+            return list_split(
+                self._uri(split), self._split_of_dataset(split), _package_folder("care") / "assets"
+            )
+
+    def _identity(self, split: Split) -> Identity:
+        """Identity of a split, looked up once a run."""
+
+        def tell(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(done, total, f"hashing the images of data.{split}")
+
+        if split not in self._identities:
+            files = self._files(split)
+            with about(f"data.{split}"):
+                self._identities[split] = identify(
+                    files, self.hashes, self.config.data.identity, tell
+                )
+        return self._identities[split]
+
+    @cached_property
     def _labels_identity(self) -> Any:
+        """What decides names and order of the classes."""
         stated = self.config.data.labels
-        if stated is None:
-            return self.data_inputs(self.config.data.validation)["uri"]
-        return stated if stated == IMAGENET else self.hashes.hash(self._labels_file(stated))
+        if stated == IMAGENET:
+            return stated
+        if stated is not None:
+            return self.hashes.hash(self._labels_file(stated))
+        files = self._files("validation")
+        if isinstance(files, Folders):
+            return list(files.classes)
+        stating = Files(files.root, files.labels, files.labels)
+        return identify(stating, self.hashes, self.config.data.identity).digest
 
     @staticmethod
     def _labels_file(stated: str) -> Path:
-        path = Path(stated)
+        path = Path(stated).expanduser()
         if not path.is_file():
             raise DataError(
                 f"data.labels: {path} is no file: name a text file with a class a line, or "
@@ -131,20 +192,18 @@ class Source:
     @cached_property
     def validation(self) -> Dataset:
         """The validation split."""
-        return self._open("validation", self.config.data.validation)
+        return self._open("validation")
 
     @cached_property
     def calibration(self) -> Dataset:
         """The split of training images for calibration."""
-        return self._open("calibration", self.config.data.calibration)
+        return self._open("calibration")
 
-    def _open(self, split: str, uri: str) -> Dataset:
+    def _open(self, split: Split) -> Dataset:
         from care.data import open_dataset
 
-        # Only the embedded set has a split of its own for calibration; else it is the training's.
-        own = uri.partition(":")[0] == "fashion-mnist" or split == "validation"
         with about(f"data.{split}"):
-            return open_dataset(uri, split if own else "train")
+            return open_dataset(self._uri(split), self._split_of_dataset(split))
 
     @cached_property
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -245,21 +304,3 @@ def _package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the package {package} is not installed: install this project")
     return Path(spec.submodule_search_locations[0])
-
-
-def _dataset_files(scheme: str, rest: str) -> list[Path]:
-    """The files whose content decides what a dataset is; all there are, rather too many."""
-    if scheme == "fashion-mnist":
-        folders = [_package_folder("care") / "assets", *([Path(rest)] if rest else [])]
-        files = [file for folder in folders for file in sorted(folder.glob("*.gz"))]
-    elif scheme == "folder":
-        files = sorted(file for file in Path(rest).rglob("*") if file.is_file())
-    elif scheme == "tar":
-        files = [file for file in [Path(rest)] if file.is_file()]
-    else:
-        # Braces become a wildcard: shards beside those named count too, which costs only time.
-        pattern = Path(re.sub(r"\{[^}]*\}", "*", rest))
-        files = sorted(pattern.parent.glob(pattern.name))
-    if not files:
-        raise DataError(f"dataset {scheme}:{rest} has no files: check the path")
-    return files

@@ -13,23 +13,23 @@ are asked for, in any order and from any number of processes. `dataset.transform
 `create_loader` sets. Hidden files (`.DS_Store`, `._x.jpg`) are ignored; any other file among the
 images is an error, for numbers measured on unclear content mean nothing.
 
-A new kind of dataset is one module beside this one and one entry in `_OPENERS`.
+A new kind of dataset is one module beside this one, one entry in `_OPENERS`, and its files in
+`pipeline.core.listing`, which also says when a dataset has changed.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
 from care.data.base import Dataset, Subset
 from care.data.fashion_mnist import open_fashion_mnist
 from care.data.folders import open_folder
-from care.data.layout import SPLITS
 from care.data.tars import open_shards, open_tar
 from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.listing import SPLITS, parse
+from pipeline.core.words import nearest
 
 __all__ = ["SPLITS", "Dataset", "Subset", "check_classes", "hold_out", "open_dataset"]
 
@@ -54,15 +54,10 @@ def open_dataset(uri: str, split: str = "validation") -> Dataset:
     """
     if split not in SPLITS:
         raise DataError(
-            f"no split {split!r}: there are {', '.join(SPLITS)}{_nearest(split, SPLITS)}"
+            f"no split {split!r}: there are {', '.join(SPLITS)}{nearest(split, SPLITS)}"
         )
-    scheme, _, rest = uri.partition(":")
-    opener = _OPENERS.get(scheme)
-    if opener is None:
-        raise DataError(_unknown_scheme(uri, scheme))
-    if not rest and scheme != "fashion-mnist":
-        raise DataError(f"dataset {uri!r} lacks a path: write {scheme}:PATH")
-    return opener(rest, split)
+    kind, path = parse(uri)
+    return _OPENERS[kind](path, split)
 
 
 def check_classes(dataset: Dataset, num_classes: int) -> None:
@@ -111,19 +106,3 @@ def hold_out(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Subset, 
             )
         held_out[rng.permutation(members)[:count]] = True
     return Subset(dataset, np.flatnonzero(~held_out)), Subset(dataset, np.flatnonzero(held_out))
-
-
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def _unknown_scheme(uri: str, scheme: str) -> str:
-    path = Path(uri).expanduser()
-    if path.exists():
-        kind = "folder" if path.is_dir() else "tar"
-        return f"dataset {uri!r} lacks its kind: write {kind}:{uri}"
-    return (
-        f"unknown kind of dataset {scheme!r}: there are folder:PATH, tar:PATH, wds:PATTERN and "
-        f"fashion-mnist{_nearest(scheme, tuple(_OPENERS))}"
-    )

@@ -21,12 +21,11 @@ from PIL import Image
 
 from care.data.base import Dataset, Labels
 from pipeline.core.errors import DataError
+from pipeline.core.listing import EMBEDDED, embedded_files
 from pipeline.core.preprocess import to_rgb
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
-# Split -> (prefix of the embedded idx files, what the images are called).
-_EMBEDDED = {"validation": "t10k", "calibration": "calibration"}
 _VARIABLE = "CARE_FASHION_MNIST"
 _DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 _REMEDY = (
@@ -79,10 +78,9 @@ def open_fashion_mnist(folder: str, split: str) -> Dataset:
         DataError: The files are missing, damaged or of another dataset.
     """
     classes = tuple(_verified("labels.txt").read_text().split("\n")[:-1])
-    if split in _EMBEDDED:
-        kind = _EMBEDDED[split]
-        images = read_idx(_verified(f"{kind}-images-idx3-ubyte.gz"))
-        labels = read_idx(_verified(f"{kind}-labels-idx1-ubyte.gz"))
+    if split in EMBEDDED:
+        _, image_file, label_file = embedded_files(split)
+        images, labels = read_idx(_verified(image_file)), read_idx(_verified(label_file))
         return _dataset(images, labels, classes, split, str(ASSETS))
     root = _training_folder(folder)
     images = read_idx(_either(root / "train-images-idx3-ubyte"))

@@ -7,7 +7,6 @@ so any image can be read without unpacking the rest.
 from __future__ import annotations
 
 import itertools
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from care.data.base import Dataset, EncodedDataset, Labels
-from care.data.layout import (
+from pipeline.core.errors import DataError
+from pipeline.core.listing import (
+    CLASS_NAMES,
     IMAGE_EXTENSIONS,
     SPLIT_FOLDERS,
     choose_split,
+    expand_shards,
     is_hidden,
     require_image,
+    require_tar,
 )
-from pipeline.core.errors import DataError
-
-_CLASS_NAMES = "classes.txt"
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class _Member(NamedTuple):
@@ -131,7 +130,7 @@ def open_shards(pattern: str, split: str) -> Dataset:
         DataError: A shard is missing, compressed or damaged, or a sample lacks image or label.
     """
     del split
-    shards = _expand(pattern)
+    shards = expand_shards(pattern)
     places: list[tuple[int, int, int]] = []
     names: list[str] = []
     labels: list[int] = []
@@ -142,7 +141,7 @@ def open_shards(pattern: str, split: str) -> Dataset:
             labels.append(label)
     if not places:
         raise DataError(f"{shards[0]} and the other shards hold no samples (KEY.jpg and KEY.cls)")
-    listed = shards[0].with_name(_CLASS_NAMES)
+    listed = shards[0].with_name(CLASS_NAMES)
     known = listed.is_file()
     count = max(labels) + 1
     classes = listed.read_text("utf-8").splitlines() if known else [str(n) for n in range(count)]
@@ -153,52 +152,9 @@ def open_shards(pattern: str, split: str) -> Dataset:
     return TarDataset(shards, places, names, classes, np.array(labels, dtype=np.int64), known)
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """Expand `{a,b}` and `{000..146}` (leading zeros are kept) as a shell does.
-
-    Raises:
-        DataError: A brace is not closed, or nested.
-    """
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    if any(brace in part for part in parts for brace in "{}"):
-        raise DataError(f"braces in {pattern!r} are not in pairs: write {{000..146}} or {{a,b}}")
-    choices = [
-        _alternatives(part) if is_brace else [part]
-        for part, is_brace in zip(parts, itertools.cycle((False, True)), strict=False)
-    ]
-    return ["".join(chosen) for chosen in itertools.product(*choices)]
-
-
-def _alternatives(content: str) -> list[str]:
-    span = _RANGE.fullmatch(content)
-    if span is None:
-        return content.split(",")
-    first, last = int(span[1]), int(span[2])
-    width = len(span[1]) if span[1].startswith("0") else 0
-    return [f"{number:0{width}d}" for number in range(first, last + 1)]
-
-
-def _expand(pattern: str) -> list[Path]:
-    shards: list[Path] = []
-    for name in expand_braces(str(Path(pattern).expanduser())):
-        path = Path(name)
-        magic = any(sign in name for sign in "*?[")
-        shards += sorted(path.parent.glob(path.name)) if magic else [path]
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}: check "
-            "the path"
-        )
-    if not shards:
-        raise DataError(f"no shard matches {pattern}: check the path")
-    return shards
-
-
 def _members(file: Path) -> Iterator[_Member]:
     """All files and folders of an uncompressed tar file, checked to be whole."""
-    if not file.is_file():
-        raise DataError(f"no tar file at {file}: check the path")
+    require_tar(file)
     end = 0
     try:
         with tarfile.open(file, "r:") as tar:

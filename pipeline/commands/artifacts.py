@@ -11,10 +11,10 @@ from pipeline.core.errors import InputError
 from pipeline.core.network import Images
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.build import BuildStep, in_precisions
+from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.log import Log
-from pipeline.steps.step import Context
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def log_of(config: Config) -> Iterator[Log]:
         log.close()
 
 
-def builds_of(context: Context, target: str, precisions: Sequence[str]) -> list[BuildStep]:
+def builds_of(context: RunContext, target: str, precisions: Sequence[str]) -> list[BuildStep]:
     """The target's built artifacts, verified; only those of the named precisions, if any."""
     path = "python -m pipeline run"
     steps = [s for s in plan(context) if isinstance(s, BuildStep) and s.target == target]
@@ -44,7 +44,7 @@ def builds_of(context: Context, target: str, precisions: Sequence[str]) -> list[
 @contextlib.contextmanager
 def one_artifact(
     config: Config, target: str, precision: str | None, images: int
-) -> Iterator[tuple[Context, Artifact, Images]]:
+) -> Iterator[tuple[RunContext, Artifact, Images]]:
     """One built artifact of a target, the first if none is named, and some validation images."""
     with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console.progress)

@@ -7,12 +7,12 @@ from pipeline.commands.console import RichConsole
 from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.scheduler.plan import make_context
+from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
 from pipeline.stages.ranges import RangesStep, read_ranges
 from pipeline.stages.samples import CalibrationStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.steps.folders import locked
-from pipeline.steps.step import Context
 
 
 def calibrate(config: Config, *, method: str | None, stored: str, limit: int | None) -> str:
@@ -43,7 +43,7 @@ def calibrate(config: Config, *, method: str | None, stored: str, limit: int | N
     return text(read_ranges(artifact), limit)
 
 
-def _ranges(context: Context, method: str, stored: str) -> RangesStep:
+def _ranges(context: RunContext, method: str, stored: str) -> RangesStep:
     """The step, with a graph and a calibration set that are up to date."""
     export = ExportStep(context)
     simplify, calibration = SimplifyStep(context, export), CalibrationStep(context)

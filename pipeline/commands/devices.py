@@ -19,9 +19,9 @@ from pipeline.core.figures import Number
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.bench import BenchStep
 from pipeline.stages.build import in_precisions
+from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import locked
-from pipeline.steps.step import Context
 from pipeline.targets.base import DeviceJob
 from pipeline.targets.registry import TARGETS, able
 
@@ -35,7 +35,7 @@ COMPARED = 256
 Measured = dict[str, "DeviceMeasurement"]
 """By precision."""
 
-Find = Callable[[Context, Mapping[str, Artifact]], Measured]
+Find = Callable[[RunContext, Mapping[str, Artifact]], Measured]
 
 
 def import_measurements(
@@ -65,7 +65,7 @@ def import_measurements(
         raise InputError(f"{target} imports no measurements; those that do are {known}")
     _refuse_unknown(target, device)
 
-    def find(context: Context, artifacts: Mapping[str, Artifact]) -> Measured:
+    def find(context: RunContext, artifacts: Mapping[str, Artifact]) -> Measured:
         return TARGETS[target].read_measurements(file, artifacts, device)
 
     return _take_over(config, target, precisions, find, f"from {file}")
@@ -98,7 +98,7 @@ def measure_on(
     if options is None:
         raise InputError(f"the configuration has no target {target}: add it under targets")
 
-    def find(context: Context, artifacts: Mapping[str, Artifact]) -> Measured:
+    def find(context: RunContext, artifacts: Mapping[str, Artifact]) -> Measured:
         @cache
         def images() -> Images:
             return context.source.first_images(COMPARED)
@@ -114,7 +114,7 @@ def measure_on(
     return _take_over(config, target, precisions, find, f"measured on the {device}")
 
 
-def _reference(context: Context, images: Images) -> Logits:
+def _reference(context: RunContext, images: Images) -> Logits:
     import torch
 
     with torch.inference_mode():
@@ -151,7 +151,7 @@ def _take_over(
     return "\n".join([*lines, f"{origin}; python -m pipeline run shows it in the report"])
 
 
-def _bench_step(context: Context, target: str) -> BenchStep:
+def _bench_step(context: RunContext, target: str) -> BenchStep:
     for step in plan(context):
         if isinstance(step, BenchStep) and step.runtime.name == target:
             return step

@@ -21,6 +21,15 @@ from pipeline.core.errors import InputError
 UNIFIED = "0"
 """Hierarchy number of cgroup v2 in /proc/self/cgroup."""
 
+INSTRUCTIONS = frozenset(
+    (
+        *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl"),
+        *("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
+        *("asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+    )
+)
+"""Extensions of x86 and Arm, as Linux names them, that the kernels of the runtimes choose by."""
+
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -34,6 +43,26 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+@functools.cache
+def instructions() -> tuple[str, ...]:
+    """Extensions of the CPU's instruction set that matter, sorted; none where it does not tell."""
+    try:
+        lines = _CPUINFO.read_text().splitlines()
+    except OSError:
+        return ()
+    stated = (line for line in lines if line.startswith(("flags", "Features")))
+    return tuple(sorted(INSTRUCTIONS & set(next(stated, "").split())))
+
+
+def cpu_class() -> dict[str, Any]:
+    """What machines have in common of which one's measurement holds for the other."""
+    return {
+        "cpu": cpu_name(),
+        "instructions": " ".join(instructions()),
+        "cpus_granted": granted(),
+    }
 
 
 def describe() -> dict[str, Any]:
@@ -55,12 +84,6 @@ def describe() -> dict[str, Any]:
     if frequency and frequency.current:
         facts["cpu_mhz"] = round(frequency.current)
     return facts
-
-
-def identity() -> dict[str, Any]:
-    """What of the machine decides a latency: measured again where this differs."""
-    facts = describe()
-    return {name: facts[name] for name in ("cpu", "cpus_granted", "memory_gib", "machine")}
 
 
 def load(seconds: float = 0.5) -> float:

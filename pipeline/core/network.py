@@ -51,6 +51,7 @@ class Network:
                 labels=tuple(plain["labels"]),
                 input_shape=(channels, height, width),
                 preprocess=plain["preprocess"],
+                description=plain.get("description", {}),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError("the network is not stated in full: build it again") from error
@@ -62,6 +63,7 @@ class Network:
             "labels": list(self.labels),
             "input_shape": list(self.input_shape),
             "preprocess": dict(self.preprocess),
+            "description": dict(self.description),
         }
 
 

@@ -121,7 +121,8 @@ def export(
             (new / _LABELS).write_text("\n".join(network.labels) + "\n")
             (new / _CONFIG).write_text(config)
             made_from = {artifact.name: artifact.digest}
-            write_manifest(new, _KIND, f"{_KIND}/{chosen}", artifact.digest, made_from, {}, {})
+            origin = {"kind": _KIND, "name": f"{_KIND}/{chosen}", "key": artifact.digest}
+            write_manifest(new, {**origin, "made_from": made_from, "tools": {}, "facts": {}})
             if there is None:
                 put(new, folder, Whose.FREE)
             else:

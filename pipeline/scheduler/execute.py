@@ -11,8 +11,9 @@ from typing import Protocol
 from pipeline.core.errors import BuildError, GateFailedError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
+from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
-from pipeline.steps.step import Context, StageResult, State, Step
+from pipeline.steps.step import StageResult, State, Step
 
 
 class Observer(Protocol):
@@ -52,7 +53,7 @@ class Outcome:
         return GateFailedError.exit_code if self.gates else 0
 
 
-def dry_run(context: Context, selection: Selection) -> list[tuple[Step, str | None]]:
+def dry_run(context: RunContext, selection: Selection) -> list[tuple[Step, str | None]]:
     """Every selected step and why it would run; None where it is up to date."""
     reasons: dict[Step, str | None] = {}
     for step in selection.select(plan(context)):
@@ -69,7 +70,7 @@ def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -
     return step.stale()
 
 
-def execute(context: Context, selection: Selection, observer: Observer) -> Outcome:
+def execute(context: RunContext, selection: Selection, observer: Observer) -> Outcome:
     """Run what is selected and out of date; a step that fails stops only what needs it."""
     outcome = Outcome()
     steps = selection.select(plan(context))
@@ -88,7 +89,7 @@ def _run_one(
     step: Step,
     selection: Selection,
     ended: dict[str, StageResult],
-    context: Context,
+    context: RunContext,
     observer: Observer,
 ) -> StageResult:
     start = time.monotonic()

@@ -10,14 +10,16 @@ from pipeline.core.hashes import HashCache
 from pipeline.source import Source
 from pipeline.stages.bench import BenchStep
 from pipeline.stages.build import BuildStep
+from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
 from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.stages.validate import ReferenceStep, ValidateStep
-from pipeline.steps.folders import HASHES
-from pipeline.steps.step import Context, Progress, Step
-from pipeline.targets.registry import TARGETS
+from pipeline.steps.folders import HASHES, IMPORTS
+from pipeline.steps.keys import PROJECT, Code
+from pipeline.steps.step import Progress, Step
+from pipeline.targets.registry import TARGETS, form_of
 
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 """The stages, in their order."""
@@ -66,7 +68,7 @@ def _with_requirements(steps: Iterable[Step]) -> set[Step]:
     return found
 
 
-def plan(context: Context) -> list[Step]:
+def plan(context: RunContext) -> list[Step]:
     """All steps of a configuration, each after those that it requires."""
     config = context.config
     export = ExportStep(context)
@@ -76,9 +78,9 @@ def plan(context: Context) -> list[Step]:
     reference = ReferenceStep(context, samples)
     forms: dict[str, PrecisionStep] = {}
     builds: list[BuildStep] = []
-    for name, target in TARGETS.items():
+    for name in TARGETS:
         for precision in config.precisions(name):
-            form = target.form(precision)
+            form = form_of(TARGETS[name], precision)
             if form and form.name not in forms:
                 forms[form.name] = PrecisionStep(context, form, simplify, calibration)
             graph = forms[form.name] if form else None
@@ -95,7 +97,8 @@ def plan(context: Context) -> list[Step]:
     return [*steps, *forms.values(), *builds, samples, reference, *validations, *benches]
 
 
-def make_context(config: Config, log: Callable[[str], None], progress: Progress) -> Context:
+def make_context(config: Config, log: Callable[[str], None], progress: Progress) -> RunContext:
     """What the steps of a configuration work with."""
-    source = Source(config, HashCache(config.folder / HASHES))
-    return Context(config=config, source=source, log=log, progress=progress)
+    source = Source(config, HashCache(config.folder / HASHES), progress)
+    code = Code(PROJECT, config.folder / IMPORTS)
+    return RunContext(config=config, source=source, log=log, progress=progress, code=code)

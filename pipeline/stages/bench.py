@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,50 +18,59 @@ from pipeline.core.errors import InputError
 from pipeline.core.figures import Number, State
 from pipeline.core.network import Images
 from pipeline.core.runner import Runner
-from pipeline.stages.build import BuildStep
-from pipeline.stages.samples import SampleStep, batches
-from pipeline.steps.keys import versions
-from pipeline.steps.step import Context, Step
+from pipeline.stages.context import RunContext
+from pipeline.stages.images import batches
+from pipeline.stages.target_step import TargetStep
 from pipeline.targets.base import Target
 from pipeline.targets.pytorch import TorchRunner
 from pipeline.targets.registry import TARGETS
 
+if TYPE_CHECKING:
+    from pipeline.stages.build import BuildStep
+    from pipeline.stages.samples import SampleStep
+
 PYTORCH = "pytorch"
 
 
-class BenchStep(Step):
+class BenchStep(TargetStep):
     """Latency of one target, in all its precisions, beside PyTorch."""
 
     stage = "bench"
-    code = ("pipeline.core.timing", "pipeline.core.figures")
+    from_source = True
 
     def __init__(
-        self, context: Context, target: str, builds: Sequence[BuildStep], samples: SampleStep
+        self, context: RunContext, target: str, builds: Sequence[BuildStep], samples: SampleStep
     ) -> None:
         super().__init__(context, f"bench/{target}", [*builds, samples], target)
         self.builds, self.samples, self.runtime = builds, samples, TARGETS[target]
 
     def inputs(self) -> Mapping[str, Any]:
-        """The protocol and the machine."""
+        """The protocol, the machine, and the network, which is measured as PyTorch has it."""
+        lacking = {step.name: self.runtime.missing(step.artifact()) for step in self.builds}
         return {
-            "bench": self.context.config.bench.model_dump(mode="json"),
-            "machine": machine.identity(),
-            "network": self.context.source.network_inputs(),
-            "missing": {step.name: self.runtime.missing(step.artifact()) for step in self.builds},
+            **self.source.network_inputs(),
+            "settings bench": self.context.config.bench.model_dump(mode="json"),
+            "machine": self.machine(),
+            "what this machine lacks for": lacking,
         }
 
+    def made_from(self) -> dict[str, str]:
+        """The artifacts, the samples, and the checkpoint of the baseline."""
+        return {**super().made_from(), "checkpoint": self.source.checkpoint_hash}
+
     def tools(self) -> dict[str, str]:
-        """PyTorch, the baseline."""
-        return versions("torch")
+        """PyTorch, the baseline, and what runs the artifacts."""
+        return {**self.source.tools(), **self.runtime.versions()}
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Measure what runs here; say of the rest why it does not."""
-        one = next(batches(self.samples.artifact(), self.context.source, 1))
-        return measure_target(self.context, self.runtime, self.builds, one)
+        one = next(batches(self.samples.artifact(), 1))
+        facts = measure_target(self.context, self.runtime, self.builds, one)
+        return {**facts, "measured_on": self.machine()}
 
 
 def measure_target(
-    context: Context, runtime: Target, builds: Sequence[BuildStep], one: Images
+    context: RunContext, runtime: Target, builds: Sequence[BuildStep], one: Images
 ) -> dict[str, Any]:
     """Measure artifacts of one target, as far as this machine runs them.
 
@@ -96,7 +105,7 @@ def measure_target(
 
 
 def measure(
-    context: Context, openers: Mapping[str, Callable[[], Runner]], title: str, one: Images
+    context: RunContext, openers: Mapping[str, Callable[[], Runner]], title: str, one: Images
 ) -> dict[str, Any]:
     """Measure runners and PyTorch, interleaved.
 
@@ -162,7 +171,7 @@ def _check_batches(batches: Sequence[int], runner: Runner, what: str) -> None:
 
 
 def _measure_batch(
-    context: Context,
+    context: RunContext,
     runners: Mapping[str, Runner],
     images: Images,
     protocol: timing.Protocol,
@@ -182,7 +191,7 @@ def _measure_batch(
     }
 
 
-def _preparation(context: Context, batch: int) -> Callable[[], Images]:
+def _preparation(context: RunContext, batch: int) -> Callable[[], Images]:
     """Decodes and preprocesses so many images after the others, the first few in turn."""
     source = context.source
     dataset = source.validation

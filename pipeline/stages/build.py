@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import InputError
-from pipeline.core.network import Images
-from pipeline.stages.export import GRAPH
-from pipeline.stages.precision import PrecisionStep
-from pipeline.stages.samples import CalibrationStep, read_calibration
-from pipeline.steps.step import Context, Step
+from pipeline.core.errors import BuildError, InputError
+from pipeline.core.network import Images, Network
+from pipeline.stages.calibration_set import read_calibration
+from pipeline.stages.context import RunContext
+from pipeline.stages.names import GRAPH
+from pipeline.stages.target_step import TargetStep
 from pipeline.targets.base import MODULE, BuildJob
 from pipeline.targets.registry import TARGETS
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class BuildStep(Step):
+    from pipeline.stages.precision import PrecisionStep
+    from pipeline.stages.samples import CalibrationStep
+
+
+class BuildStep(TargetStep):
     """One target in one precision, from a graph or from the fused module."""
 
     stage = "build"
 
     def __init__(
         self,
-        context: Context,
+        context: RunContext,
         target: str,
         precision: str,
         graph: PrecisionStep | None,
@@ -34,37 +40,38 @@ class BuildStep(Step):
         needs_images = precision in self.runtime.calibrated
         requires = ([graph] if graph else []) + ([calibration] if needs_images else [])
         super().__init__(context, f"{target}/{precision}", requires, target)
-        module = type(self.runtime).__module__
-        self.code = (module, *self.runtime.code)
-
-    @property
-    def from_module(self) -> bool:
-        """Whether the target builds from the fused module rather than from a graph."""
-        return self.runtime.precisions[self.precision] == MODULE
+        # From the fused module rather than from a graph.
+        self.from_source = self.runtime.precisions[self.precision] == MODULE
 
     def inputs(self) -> Mapping[str, Any]:
-        """The target's options; for targets that build from the module, the network."""
-        context = self.context
-        options = context.config.target(self.runtime.name)
+        """The target's options, the network, and the machine where something is timed."""
+        options = self.context.config.target(self.runtime.name)
         assert options is not None
-        return {
-            "options": options.model_dump(
+        found: dict[str, Any] = {
+            f"settings targets.{self.runtime.name}": options.model_dump(
                 mode="json", exclude={"precisions", "gates", *options.measuring}
             ),
-            "batch": context.config.export.batch,
-            "network": context.source.network_inputs(),
+            "settings export.batch": self.context.config.export.batch,
         }
+        if self.graph is None:
+            found |= self.source.network_inputs()
+        else:
+            found["network"] = self.graph.artifact().network().to_facts()
+        if self.runtime.timed:
+            found["machine"] = self.machine()
+        return found
 
     def made_from(self) -> dict[str, str]:
         """The graph, or the checkpoint."""
         digests = super().made_from()
-        if self.from_module:
-            digests["checkpoint"] = self.context.source.checkpoint_hash
+        if self.from_source:
+            digests["checkpoint"] = self.source.checkpoint_hash
         return digests
 
     def tools(self) -> dict[str, str]:
-        """What the target says."""
-        return self.runtime.versions()
+        """What the target says; for one that builds from the module, PyTorch too."""
+        own = self.runtime.versions()
+        return {**self.source.tools(), **own} if self.from_source else own
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Let the target build."""
@@ -75,22 +82,36 @@ class BuildStep(Step):
         batch = context.config.export.batch
 
         def calibration(count: int) -> Images:
-            return read_calibration(self.calibration.artifact(), context.source).images[:count]
+            return read_calibration(self.calibration.artifact()).images[:count]
 
         facts = self.runtime.build(
             BuildJob(
-                network=context.source.network,
+                network=self._network(),
                 precision=self.precision,
                 options=options,
                 graph=self.graph.artifact().path(GRAPH) if self.graph else None,
-                module=context.source.fused,
+                module=self._module,
                 calibration=calibration,
                 batch=None if batch == "dynamic" else batch,
                 log=context.log,
             ),
             folder,
         )
+        if self.runtime.timed:
+            facts["measured_on"] = self.machine()
         return {"target": self.runtime.name, "precision": self.precision, **facts}
+
+    def _network(self) -> Network:
+        """As the graph states it: a target that builds from it needs nothing else."""
+        return self.source.network if self.graph is None else self.graph.artifact().network()
+
+    def _module(self) -> nn.Module:
+        if not self.from_source:
+            raise BuildError(
+                f"{self.name} is built from a graph, and asks for the module, which is no part of "
+                f"its key: let {self.runtime.title} build {self.precision} from {MODULE!r}"
+            )
+        return self.source.fused()
 
 
 def in_precisions(builds: Sequence[BuildStep], precisions: Sequence[str]) -> list[BuildStep]:

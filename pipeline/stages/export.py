@@ -1,4 +1,4 @@
-"""Stages that make ONNX graphs: export, simplify, precision."""
+"""The stage that exports the network as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
+from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.names import GRAPH
 from pipeline.steps.keys import versions
-from pipeline.steps.step import Context, Step
 
 if TYPE_CHECKING:
     import onnx
@@ -18,45 +19,39 @@ if TYPE_CHECKING:
 
     from pipeline.core.network import Images
 
-GRAPH = "model.onnx"
-
-
 KEPT_METADATA = "pkg.torch.onnx.name_scopes"
 """Names of the modules around a node: what reports need. The exporter's other notes hold file paths
 of the machine and would make the graph depend on where it was exported."""
 
 
-class ExportStep(Step):
+class ExportStep(StageStep):
     """The fused module as an ONNX graph, with labels and preprocessing in its metadata."""
 
     stage = "export"
+    from_source = True
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: RunContext) -> None:
         super().__init__(context, "export")
 
     def inputs(self) -> Mapping[str, Any]:
         """Network, and how it is exported."""
-        export = self.context.config.export
-        return {
-            "network": self.context.source.network_inputs(),
-            "opset": export.opset,
-            "batch": export.batch,
-        }
+        settings = self.context.config.export.model_dump(include={"opset", "batch"})
+        return {**self.source.network_inputs(), "settings export": settings}
 
     def made_from(self) -> dict[str, str]:
         """The checkpoint."""
-        return {"checkpoint": self.context.source.checkpoint_hash}
+        return {"checkpoint": self.source.checkpoint_hash}
 
     def tools(self) -> dict[str, str]:
         """The exporter's packages."""
-        return versions("torch", "timm", "onnx", "onnxscript")
+        return {**self.source.tools(), **versions("onnx", "onnxscript")}
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Export, strip, describe and check the graph."""
         import onnx
         import torch
 
-        source, settings = self.context.source, self.context.config.export
+        source, settings = self.source, self.context.config.export
         self.context.progress(0, 3, "loading the network")
         form, network = source.inference_form(), source.network
         module = form.module

@@ -6,35 +6,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.sample import CalibrationSet
-from pipeline.stages.export import GRAPH
-from pipeline.stages.samples import CalibrationStep, read_calibration
-from pipeline.stages.simplify import SimplifyStep
-from pipeline.steps.step import Context, Step
+from pipeline.core import machine
+from pipeline.stages.calibration_set import read_calibration
+from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.names import GRAPH
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
-    pass
+    from calibration.sample import CalibrationSet
+    from pipeline.stages.samples import CalibrationStep
+    from pipeline.stages.simplify import SimplifyStep
 
 
-class PrecisionStep(Step):
+class PrecisionStep(StageStep):
     """The graph in the form that a precision needs."""
 
     stage = "precision"
 
     def __init__(
-        self, context: Context, form: Form, simplify: SimplifyStep, calibration: CalibrationStep
+        self, context: RunContext, form: Form, simplify: SimplifyStep, calibration: CalibrationStep
     ) -> None:
         self.form = form
         needed = [simplify, calibration] if self.form.calibrated else [simplify]
         super().__init__(context, f"precision/{form.name}", needed)
         self.simplify, self.calibration = simplify, calibration
-        own = (type(self.form).__module__, *self.form.code)
-        self.code = (*own, "calibration") if self.form.calibrated else own
+
+    def modules(self) -> list[str]:
+        """The step's own, and the form's."""
+        return [*super().modules(), type(self.form).__module__]
 
     def inputs(self) -> Mapping[str, Any]:
-        """Settings of the calibration, for forms that need it."""
-        return {"options": self._options()}
+        """Settings, preprocessing of calibration images, and the machine where it is timed."""
+        found: dict[str, Any] = {"network": self.simplify.artifact().network().to_facts()}
+        if self.form.calibrated:
+            found["settings calibration"] = self._options()
+        if self.form.timed:
+            found["machine"] = machine.cpu_class()
+        return found
 
     def _options(self) -> dict[str, Any]:
         if not self.form.calibrated:
@@ -49,15 +57,17 @@ class PrecisionStep(Step):
         """Convert the graph."""
         self.context.progress(0, None, f"making the {self.form.name} graph")
         source, step = self.simplify.artifact(), self.calibration
+        network = source.network()
 
         def calibration() -> CalibrationSet:
-            return read_calibration(step.artifact(), self.context.source)
+            return read_calibration(step.artifact())
 
         job = FormJob(
             source=source.path(GRAPH),
-            network=self.context.source.network,
+            network=network,
             options=self._options(),
             calibration=calibration,
             log=self.context.log,
         )
-        return {**self.form.convert(job, folder / GRAPH), "network": source.facts["network"]}
+        facts = {**self.form.convert(job, folder / GRAPH), "network": network.to_facts()}
+        return {**facts, "measured_on": machine.cpu_class()} if self.form.timed else facts

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError, DataError
-from pipeline.stages.export import GRAPH
-from pipeline.stages.samples import CalibrationStep, read_calibration
+from pipeline.stages.calibration_set import read_calibration
+from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.names import GRAPH
+from pipeline.stages.samples import CalibrationStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
-from pipeline.steps.step import Context, Step
 
 if TYPE_CHECKING:
     from calibration.table import Table
@@ -23,15 +24,14 @@ STORED = ("int8", "uint8")
 """Symmetric int8 (TensorRT, Core ML) and asymmetric uint8 (ONNX Runtime)."""
 
 
-class RangesStep(Step):
+class RangesStep(StageStep):
     """Ranges of all tensors of the graph over the calibration set."""
 
     stage = "calibrate"
-    code = ("calibration",)
 
     def __init__(
         self,
-        context: Context,
+        context: RunContext,
         simplify: SimplifyStep,
         calibration: CalibrationStep,
         *,
@@ -43,12 +43,8 @@ class RangesStep(Step):
         self.method, self.stored = method, stored
 
     def inputs(self) -> Mapping[str, Any]:
-        """How ranges are chosen, and how images are preprocessed."""
-        return {
-            "method": self.method,
-            "stored": self.stored,
-            "network": self.context.source.network_inputs(),
-        }
+        """How ranges are chosen."""
+        return {"settings of the ranges": {"method": self.method, "stored": self.stored}}
 
     def tools(self) -> dict[str, str]:
         """What runs the graph."""
@@ -61,7 +57,7 @@ class RangesStep(Step):
         from calibration.table import make_table
 
         scheme = ACTIVATIONS_INT8 if self.stored == "int8" else ACTIVATIONS_UINT8
-        images = read_calibration(self.calibration.artifact(), self.context.source).images
+        images = read_calibration(self.calibration.artifact()).images
         self.context.progress(0, None, "observing every tensor")
         statistics = observe(self.simplify.artifact().path(GRAPH), images)
         table = make_table(statistics, Method(self.method), scheme, images=len(images))

@@ -3,92 +3,89 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calibration.sample import CalibrationSet
 from pipeline.core.errors import about
-from pipeline.core.network import Images
-from pipeline.source import Source
-from pipeline.steps.artifact import Artifact
+from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.names import LABELS, PIXELS, SOURCES
 from pipeline.steps.keys import versions
-from pipeline.steps.step import Context, Step
 
 if TYPE_CHECKING:
     from care.data import Dataset
-
-PIXELS = "pixels.npy"
-LABELS = "labels.npy"
-SOURCES = "sources.json"
-
-Pixels = npt.NDArray[np.uint8]
+    from pipeline.source import Source
 
 
-class SampleStep(Step):
+class SampleStep(StageStep):
     """The validation images, resized and cropped, as uint8: one set for all targets."""
 
     stage = "validate"
+    from_source = True
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: RunContext) -> None:
         super().__init__(context, "validate/samples")
 
     def inputs(self) -> Mapping[str, Any]:
         """The dataset, which images of it, and how they are preprocessed."""
-        config, source = self.context.config, self.context.source
+        settings = self.context.config.validation.model_dump(include={"images"})
         return {
-            "data": source.data_inputs(config.data.validation),
-            "images": config.validation.images,
-            "network": source.network_inputs(),
+            **self.source.network_inputs(),
+            **self.source.data_inputs("validation"),
+            "settings validation": settings,
         }
 
     def tools(self) -> dict[str, str]:
         """The decoder."""
-        return versions("pillow")
+        return {**self.source.tools(), **versions("pillow", "numpy")}
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Decode and preprocess the images."""
-        source = self.context.source
-        dataset = source.validation
+        dataset = self.source.validation
         wanted = self.context.config.validation.images or len(dataset)
         # Evenly over the set, which is sorted by class.
         count = min(wanted, len(dataset))
         indices = np.linspace(0, len(dataset), count, endpoint=False).astype(np.int64)
         write_samples(folder, self.context, dataset, indices)
-        return {"images": count, "of": len(dataset)}
+        return {
+            "images": count,
+            "of": len(dataset),
+            "data": self.source.data_facts("validation"),
+            "network": self.source.network.to_facts(),
+        }
 
 
-class CalibrationStep(Step):
+class CalibrationStep(StageStep):
     """The calibration images: a class-balanced sample of the training split."""
 
     stage = "calibrate"
-    code = ("calibration.sample",)
+    from_source = True
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: RunContext) -> None:
         super().__init__(context, "calibration")
 
     def inputs(self) -> Mapping[str, Any]:
         """The datasets, the sample, and how its images are preprocessed."""
-        config, source = self.context.config, self.context.source
+        settings = self.context.config.calibration.model_dump(include={"images", "seed"})
         return {
-            "data": source.data_inputs(config.data.calibration),
-            "validation": source.data_inputs(config.data.validation),
-            "sample": config.calibration.model_dump(include={"images", "seed"}),
-            "network": source.network_inputs(),
+            **self.source.network_inputs(),
+            **self.source.data_inputs("calibration"),
+            **self.source.data_inputs("validation"),
+            "settings calibration": settings,
         }
 
     def tools(self) -> dict[str, str]:
         """The decoder."""
-        return versions("pillow")
+        return {**self.source.tools(), **versions("pillow", "numpy")}
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Choose, decode and preprocess the images."""
         from calibration import sample
 
-        source, settings = self.context.source, self.context.config.calibration
+        source, settings = self.source, self.context.config.calibration
         dataset = source.calibration
         self.context.progress(0, None, "looking for validation images among them")
         with about("data"):
@@ -99,18 +96,20 @@ class CalibrationStep(Step):
             "images": len(chosen.indices),
             "digest": chosen.digest,
             "warnings": list(chosen.warnings),
+            "data": source.data_facts("calibration"),
+            "network": source.network.to_facts(),
         }
 
 
 def write_samples(
-    folder: Path, context: Context, dataset: Dataset, indices: npt.NDArray[np.int64]
+    folder: Path, context: RunContext, dataset: Dataset, indices: npt.NDArray[np.int64]
 ) -> None:
     """Write pixels, labels and sources of some images of a dataset.
 
     Raises:
         DataError: An image cannot be read, or its class is unknown to the network.
     """
-    source = context.source
+    source: Source = context.source
     depth, height, width = source.network.input_shape
     classes = source.class_indices(dataset)
     # One after the other: a whole validation set need not fit into memory. A memory map would do
@@ -126,27 +125,3 @@ def write_samples(
     np.save(folder / LABELS, np.array(labels, dtype=np.int64))
     hashes = [[dataset.name(int(i)), dataset.hash(int(i))] for i in indices]
     (folder / SOURCES).write_text(json.dumps(hashes))
-
-
-def read_labels(artifact: Artifact) -> npt.NDArray[np.int64]:
-    """Classes of the samples, (images,)."""
-    labels: npt.NDArray[np.int64] = np.load(artifact.path(LABELS))
-    return labels
-
-
-def batches(artifact: Artifact, source: Source, size: int) -> Iterator[Images]:
-    """The samples as the network's input, in batches of at most `size`."""
-    pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
-    for start in range(0, len(pixels), size):
-        yield source.preprocess.normalize(np.asarray(pixels[start : start + size]))
-
-
-def read_calibration(artifact: Artifact, source: Source) -> CalibrationSet:
-    """The calibration set, in memory."""
-    pixels: Pixels = np.load(artifact.path(PIXELS))
-    sources = json.loads(artifact.path(SOURCES).read_text())
-    return CalibrationSet(
-        images=source.preprocess.normalize(pixels),
-        labels=read_labels(artifact),
-        hashes=tuple(digest for _, digest in sources),
-    )

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
 from pipeline.stages import onnxsim_process
-from pipeline.stages.export import GRAPH, ExportStep
+from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.names import GRAPH
 from pipeline.steps.keys import versions
-from pipeline.steps.step import Context, Step
+
+if TYPE_CHECKING:
+    from pipeline.stages.export import ExportStep
 
 FAULT = "simplifier_failed"
 """Fact of an artifact: the tool crashed or hung, so that the next run tries again."""
@@ -35,19 +38,19 @@ class Refusal:
     fault: bool = False
 
 
-class SimplifyStep(Step):
+class SimplifyStep(StageStep):
     """The graph simplified by onnxsim, or as it was where that fails."""
 
     stage = "simplify"
-    code = ("pipeline.stages.onnxsim_process", "pipeline.graphs.metadata")
 
-    def __init__(self, context: Context, export: ExportStep) -> None:
+    def __init__(self, context: RunContext, export: ExportStep) -> None:
         super().__init__(context, "onnx", [export])
         self.export = export
 
     def inputs(self) -> Mapping[str, Any]:
         """Whether to simplify at all."""
-        return self.context.config.export.model_dump(include={"simplify"})
+        settings = self.context.config.export.model_dump(include={"simplify", "batch"})
+        return {"settings export": settings}
 
     def tools(self) -> dict[str, str]:
         """The simplifier."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,34 +14,39 @@ from pipeline.core import figures
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Runner
-from pipeline.stages.build import BuildStep
-from pipeline.stages.samples import SampleStep, batches, read_labels
+from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.images import batches, read_labels
+from pipeline.stages.names import GRAPH, LOGITS
+from pipeline.stages.target_step import TargetStep
 from pipeline.steps.keys import versions
-from pipeline.steps.step import Context, Step
+from pipeline.steps.step import Step
 
-LOGITS = "logits.npy"
+if TYPE_CHECKING:
+    from pipeline.stages.build import BuildStep
+    from pipeline.stages.samples import SampleStep
 
 
-class ReferenceStep(Step):
+class ReferenceStep(StageStep):
     """The logits of PyTorch, in float32 and unfused: what every artifact is held against."""
 
     stage = "validate"
+    from_source = True
 
-    def __init__(self, context: Context, samples: SampleStep) -> None:
+    def __init__(self, context: RunContext, samples: SampleStep) -> None:
         super().__init__(context, "validate/pytorch", [samples])
         self.samples = samples
 
     def inputs(self) -> Mapping[str, Any]:
         """The network."""
-        return {"network": self.context.source.network_inputs()}
+        return self.source.network_inputs()
 
     def made_from(self) -> dict[str, str]:
         """The samples and the checkpoint."""
-        return {**super().made_from(), "checkpoint": self.context.source.checkpoint_hash}
+        return {**super().made_from(), "checkpoint": self.source.checkpoint_hash}
 
     def tools(self) -> dict[str, str]:
         """PyTorch."""
-        return versions("torch", "timm")
+        return self.source.tools()
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run the network over the samples."""
@@ -51,20 +56,20 @@ class ReferenceStep(Step):
 
         samples = self.samples.artifact()
         labels = read_labels(samples)
-        with TorchRunner(self.context.source.module) as runner:
+        with TorchRunner(self.source.module) as runner:
             logits = run_over(self, runner, len(labels), "PyTorch float32")
         np.save(folder / LOGITS, logits)
         by = f"PyTorch {torch.__version__}, float32, CPU"
         return {"numbers": _plain(accuracy(logits, labels, figures.State.MEASURED, by, ""))}
 
 
-class ValidateStep(Step):
+class ValidateStep(TargetStep):
     """One artifact: measured where it runs here, emulated where that can be done faithfully."""
 
     stage = "validate"
 
     def __init__(
-        self, context: Context, build: BuildStep, samples: SampleStep, reference: ReferenceStep
+        self, context: RunContext, build: BuildStep, samples: SampleStep, reference: ReferenceStep
     ) -> None:
         requires: list[Step] = [build, samples, reference]
         if build.graph:
@@ -72,17 +77,24 @@ class ValidateStep(Step):
         name = f"validate/{build.name.replace('/', '-')}"
         super().__init__(context, name, requires, build.target)
         self.built, self.samples, self.reference = build, samples, reference
-        self.code = ("pipeline.core.figures", "pipeline.emulate", *build.code)
+        self.runtime = build.runtime
 
     def inputs(self) -> Mapping[str, Any]:
-        """How this machine can run the artifact."""
-        return {"missing": self.built.runtime.missing(self.built.artifact())}
+        """How this machine can run the artifact, and how images become its input."""
+        return {
+            "what this machine lacks": self.runtime.missing(self.built.artifact()),
+            "network": self.samples.artifact().network().to_facts(),
+        }
+
+    def tools(self) -> dict[str, str]:
+        """What runs the artifact, or emulates it."""
+        return {**versions("numpy", "torch"), **self.runtime.versions()}
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run or emulate the artifact over the samples and compare."""
-        target, built = self.built.runtime, self.built.artifact()
+        target, built = self.runtime, self.built.artifact()
         missing = target.missing(built)
-        graph = self.built.graph.artifact().path("model.onnx") if self.built.graph else None
+        graph = self.built.graph.artifact().path(GRAPH) if self.built.graph else None
         runner = target.open(built) if missing is None else target.emulate(built, graph)
         facts = {"target": target.name, "precision": self.built.precision}
         if runner is None:
@@ -111,7 +123,7 @@ def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, wha
     done = 0
     batch = context.config.validation.batch
     size = max(runner.smallest, min(batch, runner.largest or batch))
-    for images in batches(step.samples.artifact(), context.source, size):
+    for images in batches(step.samples.artifact(), size):
         context.progress(done, total, what)
         results.append(in_batches(runner, images, size, runner.smallest))
         done += len(images)

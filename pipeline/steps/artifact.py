@@ -8,7 +8,8 @@ mark by which a folder is known as ours: what carries none is never replaced (`c
     {"format": 1, "kind": "build", "name": "trt/fp16", "key": "…",
      "files": {"model.engine": {"sha256": "…", "size": 1234}},
      "made_from": {"precision/float16": "…digest of that artifact"},
-     "tools": {"tensorrt_rtx": "1.7.1.116"}, "facts": {…}}
+     "tools": {"tensorrt_rtx": "1.7.1.116"}, "facts": {…},
+     "inputs": {"settings options.batches": …}, "code": {"pipeline/stages/build.py": "…"}}
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ class Artifact:
         made_from: Digest of every artifact or input that it was made from, by name.
         tools: Versions of the tools that made it.
         facts: What is known of it, for reports and for those who run it.
+        inputs: Settings and all else that its key holds, by name; None if an earlier version of
+            this program, which did not tell, made it.
+        code: Hash of every module that its key holds, by file name.
     """
 
     folder: Path
@@ -71,6 +75,8 @@ class Artifact:
     made_from: Mapping[str, str]
     tools: Mapping[str, str]
     facts: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -153,6 +159,8 @@ class Artifact:
                 made_from=dict(plain["made_from"]),
                 tools=dict(plain["tools"]),
                 facts=dict(plain["facts"]),
+                inputs=dict(plain["inputs"]) if "inputs" in plain else None,
+                code=dict(plain.get("code", {})),
             )
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
@@ -204,6 +212,8 @@ def make(
     tools: Mapping[str, str],
     build: Callable[[Path], Mapping[str, Any]],
     say: Callable[[str], object] = lambda line: None,
+    inputs: Mapping[str, Any] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Make an artifact beside `folder` and move it there, whole.
 
@@ -217,6 +227,8 @@ def make(
         tools: Versions of the tools that make it.
         build: Writes the files into the folder that it is given and returns the facts.
         say: Is told if something was set aside.
+        inputs: Settings and all else that the key holds, by name.
+        code: Hashes of the modules that the key holds, by file name.
 
     Raises:
         ArtifactError: The folder is somebody else's or cannot be written. Whatever `build` raises
@@ -227,7 +239,9 @@ def make(
         with workspace(folder) as new:
             new.mkdir()
             facts = _built(folder, new, build)
-            write_manifest(new, kind, name, key, made_from, tools, facts)
+            origin = {"kind": kind, "name": name, "key": key, "made_from": dict(made_from)}
+            parts = {"inputs": dict(inputs or {}), "code": dict(code or {})}
+            write_manifest(new, {**origin, "tools": dict(tools), "facts": facts, **parts})
             refuse_foreign_folder(folder)  # once more: building may take hours
             aside = put(new, folder, whose_folder(folder))
     except OSError as error:
@@ -259,30 +273,18 @@ def _built(
         raise BuildError(f"{folder.name} cannot be made: {in_short(error)}") from error
 
 
-def write_manifest(
-    folder: Path,
-    kind: str,
-    name: str,
-    key: str,
-    made_from: Mapping[str, str],
-    tools: Mapping[str, str],
-    facts: Mapping[str, Any],
-) -> None:
-    """Write down what a folder holds, after all else is in it; see `make`."""
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write down what a folder holds, after all else is in it; see `make`.
+
+    Args:
+        folder: The folder.
+        manifest: All that `artifact.json` says, but for its format and the files.
+    """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         record = {"sha256": file_hash(path), "size": path.stat().st_size}
         files[path.relative_to(folder).as_posix()] = record
-    manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "name": name,
-        "key": key,
-        "files": files,
-        "made_from": dict(made_from),
-        "tools": dict(tools),
-        "facts": facts,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    whole = {"format": FORMAT, **manifest, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n")

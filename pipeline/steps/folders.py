@@ -18,7 +18,8 @@ from pipeline.core.replacing import cannot_write, sweep
 from pipeline.steps.artifact import MANIFEST
 
 LOCK_FILE = ".lock"
-HASHES = ".hashes.json"
+HASHES = ".hashes.sqlite"
+IMPORTS = ".imports.json"
 LOG_FILE = "run.log"
 
 

@@ -1,42 +1,270 @@
-"""What decides a result beside its inputs: versions of tools, and this project's own code."""
+"""What decides a result beside its inputs: versions of tools, and this project's own code.
+
+The code is computed: all modules that a step's own modules import, directly or not, inside of
+functions too. Nobody has to list them, so no list can be wrong.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
 import importlib.metadata
-import importlib.util
+import json
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import digest_of, file_hash
+from pipeline.core.files import write_atomically
 
-if TYPE_CHECKING:
-    pass
+PROJECT = Path(__file__).parents[2]
+"""Where the packages of this project lie."""
+
+OWN = ("pipeline", "care", "calibration")
+"""The packages of this project."""
+
+CUT = (
+    "pipeline.__main__",
+    "pipeline.cli",
+    "pipeline.commands",
+    "pipeline.config",
+    "pipeline.exports",
+    "pipeline.report",
+    "pipeline.scheduler",
+    "pipeline.store",
+    "pipeline.targets.registry",
+)
+"""What changes no result, although others import it. The values of the configuration are inputs of
+the steps; through the registry every step would depend on every target."""
+
+MOST_REMEMBERED = 2000
+"""Sources whose imports are remembered: those of some earlier versions too."""
+
+Import = tuple[int, str, tuple[str, ...], str]
+"""Level (0: absolute), module and names of `from ..module import names`, and the outermost function
+or method that it stands in; "" if it stands in none."""
+
+_PARSED: dict[str, list[Import]] = {}
+"""What a source imports, by its hash."""
 
 
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions of packages, without importing them; "missing" where there is none."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+    return {package: _version(package) for package in packages}
 
 
-def code_hash(*modules: str) -> str:
-    """Hash of the sources of modules of this project, found without importing them.
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
-    A package counts with all modules in it.
+
+@dataclass(frozen=True)
+class Module:
+    """One of our modules.
+
+    Attributes:
+        title: Its file, below the folder of the packages.
+        digest: SHA-256 of its source.
+        imports: Full name of every one of our modules that it imports, but for what is cut out,
+            and the function or method that does it; "" outside of these.
     """
-    hashes: dict[str, str] = {}
-    for module in modules:
-        package, _, rest = module.partition(".")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ArtifactError(f"the package {package} is not installed completely")
-        path = Path(spec.submodule_search_locations[0], *rest.split("."))
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-        hashes |= {f"{module}/{file.name}": file_hash(file) for file in files}
-    return digest_of(hashes)
+
+    title: str
+    digest: str
+    imports: frozenset[tuple[str, str]]
+
+
+class Code:
+    """The modules of this project: what they import, and hashes of their content.
+
+    A module is read once; what its source imports is known by its content, in this process and, by
+    the file `cache`, between runs.
+
+    Args:
+        root: Where the packages lie.
+        cache: Remembers the imports of sources between runs; None to remember nothing. No folder is
+            made for it.
+    """
+
+    def __init__(self, root: Path, cache: Path | None = None) -> None:
+        self.folders = dict.fromkeys(OWN, root)
+        self.cache = cache
+        self._files: dict[str, Path | None] = {}
+        self._modules: dict[str, Module] = {}
+        remembered = {} if cache is None else _read_cache(cache)
+        _PARSED.update(remembered)
+        self._remembered = set(remembered)
+
+    def hashes(
+        self,
+        roots: Sequence[str],
+        *,
+        registered: Collection[str] = frozenset(),
+        aside: Collection[str] = frozenset(),
+    ) -> dict[str, str]:
+        """Hash of the roots and of every module that they import, directly or not.
+
+        Packages count with their `__init__`, and with what that imports. Imports for type checkers
+        do not count.
+
+        Args:
+            roots: Full names of modules.
+            registered: Modules that the roots import only to make them known: an import by a root
+                does not count.
+            aside: Functions and methods of the roots whose imports do not count.
+
+        Returns:
+            SHA-256 by the file's name, such as "pipeline/core/network.py".
+
+        Raises:
+            ArtifactError: A root is no module.
+        """
+        for root in roots:
+            self._admit(root)
+        found: dict[str, str] = {}
+        seen: set[str] = set()
+        packages = [name for root in roots for name in _with_packages(root)]
+        waiting = [name for name in packages if self._file(name)]
+        while waiting:
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            module = self._module(name)
+            found[module.title] = module.digest
+            waiting += [
+                other
+                for other, function in module.imports
+                if name not in roots or not (other in registered or function in aside)
+            ]
+        self._remember()
+        return dict(sorted(found.items()))
+
+    def _admit(self, root: str) -> None:
+        """Find a root; one of another package, such as somebody's own target, brings that in."""
+        module = sys.modules.get(root)
+        file = getattr(module, "__file__", None)
+        if root.partition(".")[0] not in self.folders and file:
+            self.folders[root.partition(".")[0]] = Path(file).parents[root.count(".")]
+            self._files[root] = Path(file)
+        if self._file(root) is None:
+            raise ArtifactError(f"the module {root} is not installed completely")
+
+    def _file(self, name: str) -> Path | None:
+        """File of a module; None for libraries, and for what is something in a module."""
+        if name not in self._files:
+            self._files[name] = self._find(name)
+        return self._files[name]
+
+    def _find(self, name: str) -> Path | None:
+        package, *rest = name.split(".")
+        if package not in self.folders:
+            return None
+        path = self.folders[package].joinpath(package, *rest)
+        for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+        return None
+
+    def _module(self, name: str) -> Module:
+        if name not in self._modules:
+            self._modules[name] = self._read(name)
+        return self._modules[name]
+
+    def _read(self, name: str) -> Module:
+        file = self._file(name)
+        assert file is not None, name
+        source = file.read_bytes()
+        digest = hashlib.sha256(source).hexdigest()
+        if digest not in _PARSED:
+            _PARSED[digest] = list(_imports(ast.parse(source, file)))
+        imported = _imported(name, file.stem == "__init__", _PARSED[digest])
+        ours = frozenset(
+            (other, function)
+            for other, function in imported
+            if self._file(other) and not _is_cut(other)
+        )
+        folder = self.folders[name.partition(".")[0]]
+        return Module(file.relative_to(folder).as_posix(), digest, ours)
+
+    def _remember(self) -> None:
+        """Write down the imports of the sources: of those in use alone, once they are many."""
+        used = {module.digest for module in self._modules.values()}
+        if self.cache is None or used <= self._remembered or not self.cache.parent.is_dir():
+            return
+        kept = used | self._remembered
+        if len(kept) > MOST_REMEMBERED:
+            kept = used
+        try:
+            write_atomically(self.cache, json.dumps({digest: _PARSED[digest] for digest in kept}))
+        except ArtifactError:
+            self.cache = None  # read-only: each run parses them again
+        self._remembered = kept
+
+
+@functools.cache
+def project() -> Code:
+    """The code that runs, as it was when this process first asked."""
+    return Code(PROJECT)
+
+
+def _read_cache(path: Path) -> dict[str, list[Import]]:
+    try:
+        plain = json.loads(path.read_text())
+        return {
+            digest: [
+                (int(level), str(module), tuple(names), str(function))
+                for level, module, names, function in imports
+            ]
+            for digest, imports in plain.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # none yet, or damaged
+
+
+def _is_cut(name: str) -> bool:
+    return any(name == cut or name.startswith(f"{cut}.") for cut in CUT)
+
+
+def _with_packages(name: str) -> list[str]:
+    """A module, and the packages around it: importing it runs them all."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _imported(name: str, is_package: bool, imports: Sequence[Import]) -> Iterator[tuple[str, str]]:
+    """Full names of what a module imports, and where; some name something in a module."""
+    package = name.split(".") if is_package else name.split(".")[:-1]
+    for level, module, names, function in imports:
+        base = package[: len(package) - level + 1] if level else []
+        full = ".".join([*base, *([module] if module else [])])
+        within = (f"{full}.{imported}" for imported in names)
+        yield from ((each, function) for each in (*_with_packages(full), *within))
+
+
+def _imports(node: ast.AST, function: str = "") -> Iterator[Import]:
+    """All imports of a source but those for type checkers."""
+    if isinstance(node, ast.Import):
+        yield from ((0, alias.name, (), function) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        names = tuple(alias.name for alias in node.names)
+        yield node.level, node.module or "", names, function
+    elif isinstance(node, ast.If) and _for_type_checkers(node.test):
+        for other in node.orelse:
+            yield from _imports(other, function)
+    else:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = function or node.name
+        for inner in ast.iter_child_nodes(node):
+            yield from _imports(inner, function)
+
+
+def _for_type_checkers(test: ast.expr) -> bool:
+    if isinstance(test, ast.Attribute):
+        return test.attr == "TYPE_CHECKING"
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"

@@ -1,28 +1,26 @@
 """What a stage is: one step that makes one artifact from others, and knows when it has to.
 
-A step's key is the content hash of everything that can change its result. What it is made from
-counts by content, not by date: a step whose inputs come out the same need not run again.
+A step's key is the content hash of everything that can change its result: its settings, what it is
+made from, versions of tools, and this project's code. What it is made from counts by content, not
+by date or place: a step whose inputs come out the same need not run again. The parts of a key are
+kept with the artifact, so that a step that has to run again says what changed.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.files import digest_of
-from pipeline.steps import artifact
+from pipeline.steps import artifact, keys
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.keys import code_hash
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
-    from pipeline.source import Source
 
 
 class State(StrEnum):
@@ -62,21 +60,29 @@ class Progress(Protocol):
         """Say that `done` of `total` (None: unknown) is done, and what is being done."""
 
 
+class Configured(Protocol):
+    """All that a step has to know of a configuration."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the configuration's results lie."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """What every step works with.
+    """What every step works with; the stages' own one knows more, see `pipeline.stages.context`.
 
     Attributes:
         config: The configuration.
-        source: The network and the images that the configuration names.
         log: Takes a line for the log file.
         progress: Where the running step tells how far it is.
+        code: This project's own code, for the keys of the steps.
     """
 
-    config: Config
-    source: Source
+    config: Configured
     log: Callable[[str], None]
     progress: Progress
+    code: keys.Code = field(default_factory=keys.project)
 
     @property
     def folder(self) -> Path:
@@ -96,8 +102,6 @@ class Step(ABC):
     """
 
     stage: ClassVar[str]
-    code: tuple[str, ...] = ()
-    """Modules of this project that decide the result, beside the step's own."""
 
     def __init__(
         self, context: Context, name: str, requires: Sequence[Step] = (), target: str | None = None
@@ -115,7 +119,11 @@ class Step(ABC):
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Any]:
-        """Everything beside the required artifacts that can change the result, as plain values."""
+        """Everything beside the required artifacts that can change the result, as plain values.
+
+        Names are for people, who read "changed: settings export.opset" of
+        {"settings export": {"opset": 20}}. Nothing in it says where a file lies.
+        """
 
     def made_from(self) -> dict[str, str]:
         """Digests of what the artifact is made from, by name."""
@@ -125,22 +133,33 @@ class Step(ABC):
         """Versions of the packages that decide the result."""
         return {}
 
+    def modules(self) -> list[str]:
+        """Modules of which the key holds all that they import: those that do the work."""
+        return [type(self).__module__]
+
+    def code(self) -> dict[str, str]:
+        """Hash of every module of this project that can change the result, by file name."""
+        return self.context.code.hashes(self.modules())
+
     @abstractmethod
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Write the artifact's files into `folder` and return the facts about it."""
 
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """Everything that can change the result, by kind and name."""
+        return {
+            "made_from": self.made_from(),
+            "inputs": flat(self.inputs()),
+            "tools": self.tools(),
+            "code": self.code(),
+        }
+
     def key(self) -> str:
         """Content hash of everything that can change the result."""
-        return digest_of(
-            {
-                "stage": self.stage,
-                "name": self.name,
-                "inputs": self.inputs(),
-                "made_from": self.made_from(),
-                "tools": self.tools(),
-                "code": code_hash(type(self).__module__, *self.code),
-            }
-        )
+        return self._key_of(self.parts())
+
+    def _key_of(self, parts: Mapping[str, Any]) -> str:
+        return digest_of({"stage": self.stage, "name": self.name, **parts})
 
     def artifact(self) -> Artifact:
         """The finished artifact.
@@ -159,20 +178,10 @@ class Step(ABC):
             existing.verify()
         except ArtifactError as error:
             return f"damaged: {error}"
-        if existing.key != self.key():
-            return self._what_changed(existing)
-        return None
-
-    def _what_changed(self, existing: Artifact) -> str:
-        """Name what the old artifact was made with that differs now."""
-        made_from, tools = self.made_from(), self.tools()
-        changed = [name for name in made_from if existing.made_from.get(name) != made_from[name]]
-        changed += [
-            f"{tool} {version}"
-            for tool, version in tools.items()
-            if existing.tools.get(tool) != version
-        ]
-        return f"changed: {', '.join(changed) or 'settings or code'}"
+        if existing.inputs is None:
+            return "built by an earlier version"
+        parts = self.parts()
+        return what_changed(existing, parts) if existing.key != self._key_of(parts) else None
 
     def run(self) -> Artifact:
         """Make the artifact."""
@@ -191,13 +200,61 @@ class Step(ABC):
             self.notes.append(line)
             self.context.log(f"{self.name}: {line}")
 
+        parts = self.parts()
         return artifact.make(
             self.folder,
             kind=self.stage,
             name=self.name,
-            key=self.key(),
-            made_from=self.made_from(),
-            tools=self.tools(),
+            key=self._key_of(parts),
             build=build,
             say=say,
+            **parts,
         )
+
+
+MOST_NAMED = 4
+"""Changes that are named; of more the number is told."""
+
+LONGEST_VALUE = 80
+"""Characters of a value that is kept as it is; of a longer one its hash is."""
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by one name each, such as "settings export.opset"; long ones by their hash.
+
+    Lists and empty mappings are values.
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{name}.{inner}": each for inner, each in flat(value).items()}
+        else:
+            long = len(json.dumps(value, default=str)) > LONGEST_VALUE
+            found[name] = f"sha256:{digest_of(value)}" if long else value
+    return found
+
+
+def what_changed(existing: Artifact, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Name what an artifact was made with that differs now.
+
+    Args:
+        existing: The artifact.
+        parts: What it would be made with now, see `Step.parts`.
+    """
+    before = {
+        "made_from": existing.made_from,
+        "inputs": existing.inputs or {},
+        "tools": existing.tools,
+        "code": existing.code,
+    }
+    changed = []
+    for kind, now in parts.items():
+        # As JSON, in which what there was is kept: a tuple is a list there.
+        old, new = before[kind], json.loads(json.dumps(now, default=str))
+        for name in dict.fromkeys([*new, *old]):
+            if old.get(name) != new.get(name):
+                versions = f" {old.get(name, 'none')} -> {new.get(name, 'none')}"
+                changed.append(f"{name}{versions}" if kind == "tools" else name)
+    named = ", ".join(changed[:MOST_NAMED])
+    more = len(changed) - MOST_NAMED
+    return f"changed: {named or 'its name'}{f' and {more} more' if more > 0 else ''}"

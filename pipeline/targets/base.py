@@ -20,14 +20,21 @@ from pipeline.core.figures import Number
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.forms import SHARED, Form
+from pipeline.targets.forms import Form
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.targets.forms import Form
+
 
 MODULE = "module"
 """Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
+
+
+LOOKING = frozenset({"requirements", "inspect", "profile", "diff", "fitness"})
+"""Methods of a target that only look, at an artifact or at the machine. What the module of a target
+imports inside of them, and nowhere else, makes none of its artifacts out of date."""
 
 
 class TargetOptions(BaseModel):
@@ -133,7 +140,8 @@ class Target(ABC):
         devices: Kinds of connected device that `measure_on` takes.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
-        code: Modules of this project, beside the target's own, that decide what is built.
+        timed: `build` chooses by measuring on the machine that builds: its result belongs to that
+            class of machines, see `pipeline.core.machine.cpu_class` and `hardware`.
     """
 
     name: ClassVar[str]
@@ -144,14 +152,15 @@ class Target(ABC):
     published_on: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
-    code: ClassVar[tuple[str, ...]] = ()
 
-    def form(self, precision: str) -> Form | None:
-        """The form of the graph that a precision builds from; None for `MODULE`."""
-        name = self.precisions[precision]
-        if name == MODULE:
-            return None
-        return next(form for form in (*self.forms, *SHARED) if form.name == name)
+    @property
+    def timed(self) -> bool:
+        """See the attributes."""
+        return False
+
+    def hardware(self) -> dict[str, str]:
+        """What beside the CPU decides what is measured on this machine, such as its GPU."""
+        return {}
 
     @abstractmethod
     def requirements(self) -> list[Requirement]:

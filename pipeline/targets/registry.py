@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Target
+    from pipeline.targets.forms import Form
 
 _PLACES = {
     "trt": "pipeline.targets.tensorrt.target:TrtTarget",
@@ -73,3 +74,14 @@ def able(method: str) -> list[str]:
 
     default = getattr(Target, method)
     return [name for name in TARGETS if getattr(type(TARGETS[name]), method) is not default]
+
+
+def form_of(target: Target, precision: str) -> Form | None:
+    """The form of the graph that a precision of a target builds from; None for `MODULE`."""
+    from pipeline.targets.base import MODULE
+    from pipeline.targets.floats import SHARED
+
+    name = target.precisions[precision]
+    if name == MODULE:
+        return None
+    return next(form for form in (*target.forms, *SHARED) if form.name == name)

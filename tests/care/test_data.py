@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from care.data import Dataset, check_classes, fashion_mnist, hold_out, open_dataset
-from care.data.tars import expand_braces
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.preprocess import decode
 
@@ -334,12 +333,6 @@ def test_incomplete_samples_are_named(files: Files, message: str, tmp_path: Path
     path = write_tar(tmp_path / "x.tar", files)
     with pytest.raises(DataError, match=message):
         open_dataset(f"wds:{path}")
-
-
-def test_braces() -> None:
-    assert expand_braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert expand_braces("{a,b}{1..2}") == ["a1", "a2", "b1", "b2"]
-    assert expand_braces("plain.tar") == ["plain.tar"]
 
 
 # Fashion-MNIST.

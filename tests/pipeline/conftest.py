@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.sample import CalibrationSet
 from pipeline.core.network import Network
-from pipeline.targets.forms import SHARED, Form, FormJob
+from pipeline.targets.floats import SHARED
+from pipeline.targets.forms import Form, FormJob
 from pipeline.targets.registry import TARGETS
 
 

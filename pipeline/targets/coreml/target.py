@@ -57,20 +57,6 @@ class CoreMLTarget(Target):
     published_on = published.IPHONE
     devices = ("mac", "iphone", "ipad")
     calibrated = frozenset(name for name, recipe in RECIPES.items() if recipe.calibrated)
-    code = (
-        "pipeline.targets.coreml.network",
-        "pipeline.targets.coreml.convert",
-        "pipeline.targets.coreml.siblings",
-        "pipeline.targets.coreml.package",
-        "pipeline.targets.coreml.compress",
-        "pipeline.targets.coreml.build",
-        "pipeline.targets.coreml.quantize",
-        "pipeline.targets.coreml.search",
-        "pipeline.targets.coreml.fitness",
-        "calibration.observe",
-        "calibration.ranges",
-        "pipeline.targets.coreml.verify",
-    )
 
     def requirements(self) -> list[Requirement]:
         """What building and running need."""

@@ -64,14 +64,7 @@ class Int8Ort(Form):
 
     name = "int8-ort"
     calibrated = True
-    code = (
-        "calibration",
-        "pipeline.core.figures",
-        "pipeline.graphs.passes",
-        "calibration.judge",
-        "pipeline.graphs.qdq_ort",
-        "pipeline.targets.ort",
-    )
+    timed = True
 
     def versions(self) -> dict[str, str]:
         """See `Form.versions`."""

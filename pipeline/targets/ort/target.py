@@ -40,7 +40,7 @@ class OrtTarget(Target):
     options = OrtOptions
     published_on = published.INTEL
     forms: ClassVar[tuple[Form, ...]] = (Int8Ort(),)
-    code = ("pipeline.core.figures", "pipeline.graphs.passes", "pipeline.targets.ort")
+    timed = True
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""

@@ -50,13 +50,6 @@ class _Quantized(Form):
     """
 
     calibrated = True
-    code = (
-        "pipeline.graphs.metadata",
-        "pipeline.graphs.float16",
-        "pipeline.graphs.qdq",
-        "calibration.judge",
-        "pipeline.emulate",
-    )
     stored: ClassVar[str]
 
     def takes(self, layer: Layer) -> bool:

@@ -38,7 +38,19 @@ class TrtTarget(Target):
     options: ClassVar[type[TargetOptions]] = TrtOptions
     published_on: ClassVar[str] = published.RTX
     forms: ClassVar[tuple[Form, ...]] = (Int8Trt(), Fp8Trt())
-    code: ClassVar[tuple[str, ...]] = ("pipeline.targets.tensorrt",)
+
+    @property
+    def timed(self) -> bool:
+        """With a GPU: full TensorRT chooses kernels by timing them on it; see `Target`."""
+        return isinstance(find_gpu(), Gpu)
+
+    def hardware(self) -> dict[str, str]:
+        """The GPU, and the CUDA version that its driver serves; see `Target`."""
+        gpu = find_gpu()
+        if not isinstance(gpu, Gpu):
+            return {}
+        cuda_version = ".".join(str(part) for part in gpu.driver_cuda)
+        return {"gpu": gpu.name, "compute_capability": gpu.capability, "driver_cuda": cuda_version}
 
     def requirements(self) -> list[Requirement]:
         """What is needed and found; see `Target`."""

@@ -13,7 +13,8 @@ from pipeline.core.errors import BuildError
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.ranges import first_failure
 from pipeline.graphs import float16
-from pipeline.targets.forms import Float16, Float32, Form, FormJob
+from pipeline.targets.floats import Float16, Float32
+from pipeline.targets.forms import Form, FormJob
 from pipeline.targets.tensorrt.quantize import Int8Trt
 
 Convert = Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]

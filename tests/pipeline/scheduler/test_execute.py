@@ -16,9 +16,10 @@ from pipeline.core.errors import ArtifactError, BuildError, GateFailedError, Inp
 from pipeline.scheduler import execute
 from pipeline.scheduler.execute import Outcome
 from pipeline.scheduler.plan import Selection
+from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import locked
-from pipeline.steps.step import Context, StageResult, State, Step
+from pipeline.steps.step import StageResult, State, Step
 
 Settings = dict[str, Any]
 
@@ -72,7 +73,7 @@ class Bench(ToyStep):
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     toy = Toy(tmp_path)
 
-    def plan(context: Context) -> list[Step]:
+    def plan(context: RunContext) -> list[Step]:
         export = Export(context, "export")
         build = Build(context, "ort/fp32", [export], "ort")
         bench = Bench(context, "bench/ort", [build], "ort")
@@ -98,9 +99,10 @@ def execute_toy(toy: Toy, selection: Selection | None = None) -> tuple[Outcome, 
     return execute.execute(context(toy), selection or Selection(), recorder), recorder
 
 
-def context(toy: Toy) -> Context:
+def context(toy: Toy) -> RunContext:
     anything: Any = toy
-    return Context(anything, anything, lambda line: None, QuietConsole(sys.stderr).progress)
+    quiet = QuietConsole(sys.stderr).progress
+    return RunContext(config=anything, source=anything, log=lambda line: None, progress=quiet)
 
 
 def states(outcome: Outcome) -> list[str]:
@@ -123,7 +125,7 @@ def test_only_what_depends_on_a_change_runs(toy: Toy) -> None:
     execute_toy(toy)
     toy.settings["bench"] = 2
     _, recorder = execute_toy(toy)
-    assert recorder.reasons == {"bench/ort": "changed: settings or code"}
+    assert recorder.reasons == {"bench/ort": "changed: setting"}
 
 
 def test_an_input_that_comes_out_the_same_stops_the_change(toy: Toy) -> None:
@@ -182,7 +184,8 @@ def test_errors_that_nobody_expected_fail_their_step_alone(toy: Toy) -> None:
     toy.fail = ZeroDivisionError("by nothing")
     lines: list[str] = []
     anything: Any = toy
-    spoken = Context(anything, anything, lines.append, QuietConsole(sys.stderr).progress)
+    quiet = QuietConsole(sys.stderr).progress
+    spoken = RunContext(config=anything, source=anything, log=lines.append, progress=quiet)
     outcome = execute.execute(spoken, Selection(), Recorder())
     assert states(outcome) == ["done", "failed", "skipped", "done"]
     assert outcome.exit_code == 70
@@ -242,10 +245,10 @@ def test_dry_run_tells_why_and_writes_nothing(toy: Toy) -> None:
     before = sorted(path for path in toy.folder.rglob("*"))
     plan = {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
     assert plan == {
-        "export": "changed: settings or code",
+        "export": "changed: setting",
         "ort/fp32": "made from export, which runs",
         "bench/ort": "made from ort/fp32, which runs",
-        "other": "changed: settings or code",
+        "other": "changed: setting",
     }
     assert sorted(path for path in toy.folder.rglob("*")) == before
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pipeline.targets.base import Target
-from pipeline.targets.registry import TARGETS, able
+from pipeline.targets.registry import TARGETS, able, form_of
 
 
 def test_names_are_known_without_loading_a_target() -> None:
@@ -30,7 +30,7 @@ def test_targets_are_loaded_once() -> None:
 def test_every_precision_has_a_form_or_is_built_from_the_module(name: str) -> None:
     target: Target = TARGETS[name]
     for precision, form in target.precisions.items():
-        found = target.form(precision)
+        found = form_of(target, precision)
         assert (found.name if found else "module") == form
 
 

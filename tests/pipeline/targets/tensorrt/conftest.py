@@ -23,6 +23,7 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
 from pipeline.targets.forms import FormJob
+from pipeline.targets.registry import form_of
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import NO_DRIVER, Gpu
 from pipeline.targets.tensorrt.options import TrtOptions
@@ -103,7 +104,7 @@ def build(tmp_path: Path) -> Callable[..., Artifact]:
         def never(*_: Any) -> Any:
             raise AssertionError("neither module nor calibration images are needed")
 
-        form = target.form(precision)
+        form = form_of(target, precision)
         assert form is not None
         form.convert(FormJob(source, NETWORK, {}, never, log), graph)
         job = BuildJob(NETWORK, precision, TrtOptions(**options), graph, never, never, batch, log)

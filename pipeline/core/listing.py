@@ -1,0 +1,331 @@
+"""Which files a split of a dataset consists of: one listing for who reads and who hashes them.
+
+It knows how images are arranged in folders, on a disk or in a tar file, and reads no image.
+Planning asks it too, so that it loads neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import DataError
+from pipeline.core.words import nearest
+
+SPLITS = ("train", "validation", "calibration")
+
+KINDS = ("folder", "tar", "wds", "fashion-mnist")
+"""Kinds of datasets: what stands before the colon of a dataset's name."""
+
+CLASS_NAMES = "classes.txt"
+"""Lies beside WebDataset shards and names their classes, one a line."""
+
+EMBEDDED = {"validation": "t10k", "calibration": "calibration"}
+"""Splits of Fashion-MNIST that the package carries, and how their files begin."""
+
+# Folder names that stand for a split, in order of preference. Calibration images are training
+# images unless set apart: validation images must not shape the ranges that they later judge.
+_SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "test"),
+    "calibration": ("calibration", "calib", "train", "training"),
+}
+SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
+
+IMAGE_EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+)
+
+_ENDINGS = tuple(IMAGE_EXTENSIONS)
+
+_CLUTTER = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an operating system put this file or folder beside the user's."""
+    return name.startswith(".") or name in _CLUTTER
+
+
+def is_image(name: str) -> bool:
+    """Whether a file calls itself an image."""
+    return name.lower().endswith(_ENDINGS)
+
+
+def require_image(name: str, where: str) -> None:
+    """Raise DataError for a file among the images that does not call itself one."""
+    if not is_image(name):
+        known = ", ".join(sorted(IMAGE_EXTENSIONS))
+        raise DataError(f"{where} is not an image ({known}): move it out of the class folders")
+
+
+def choose_split(present: Collection[str], split: str, where: str) -> str:
+    """The sub-folder of `where` that stands for a split.
+
+    Raises:
+        DataError: `where` has sub-folders for other splits only.
+    """
+    for name in _SPLIT_FOLDERS[split]:
+        if name in present:
+            return name
+    raise DataError(
+        f"{where} has {', '.join(f'{name}/' for name in sorted(present))} but no "
+        f"{'/ or '.join(_SPLIT_FOLDERS[split])}/ for the {split} split: add it, or name a folder "
+        "of classes directly"
+    )
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A split that lies in a folder for each class.
+
+    Attributes:
+        root: Where the folders lie.
+        classes: Names of the folders, in alphabetical order: that of the labels.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+
+    def images(self) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+        """Every folder with images, by its path below the root, and its files by name.
+
+        Images may lie at any depth below their class folder. Links are followed.
+
+        Raises:
+            DataError: A class has no images, a folder holds other files, or cannot be read.
+        """
+        for name in self.classes:
+            empty = True
+            for folder, files in _folders_below(self.root, name):
+                empty = empty and not files
+                if files:
+                    yield folder, files
+            if empty:
+                raise DataError(f"class folder {self.root / name} has no images: fill or remove it")
+
+
+@dataclass(frozen=True)
+class Files:
+    """A split that lies in a few files.
+
+    Attributes:
+        root: What the names are relative to.
+        names: The files, in order.
+        labels: Those that state the classes.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def list_split(uri: str, split: str, embedded: Path) -> Folders | Files:
+    """Which files a split consists of.
+
+    Args:
+        uri: Name of the dataset, see `care.data`.
+        split: One of `SPLITS`.
+        embedded: Folder of the data that the package carries.
+
+    Raises:
+        DataError: The dataset is not there, or not what it should be; says what to do.
+    """
+    kind, path = parse(uri)
+    if kind == "folder":
+        return list_folder(path, split)
+    if kind == "tar":
+        # The file is its own root: what it is called changes none of its images.
+        return Files(require_tar(Path(path).expanduser()), (".",), (".",))
+    if kind == "wds":
+        return list_shards(path)
+    return Files(embedded, embedded_files(split), ("labels.txt",))
+
+
+def parse(uri: str) -> tuple[str, str]:
+    """Kind and path of a dataset's name; the path may be missing where there is a default.
+
+    Raises:
+        DataError: The kind is unknown, or the path is missing.
+    """
+    kind, _, path = uri.partition(":")
+    if kind not in KINDS:
+        raise DataError(_unknown_kind(uri, kind))
+    if not path and kind != "fashion-mnist":
+        raise DataError(f"dataset {uri!r} lacks a path: write {kind}:PATH")
+    return kind, path
+
+
+def _unknown_kind(uri: str, kind: str) -> str:
+    path = Path(uri).expanduser()
+    if path.exists():
+        likely = "folder" if path.is_dir() else "tar"
+        return f"dataset {uri!r} lacks its kind: write {likely}:{uri}"
+    return (
+        f"unknown kind of dataset {kind!r}: there are folder:PATH, tar:PATH, wds:PATTERN and "
+        f"fashion-mnist{nearest(kind, KINDS)}"
+    )
+
+
+def list_folder(path: str, split: str) -> Folders:
+    """The class folders of a split, in `path` or in the split's folder there.
+
+    Raises:
+        DataError: The folder is missing or arranged otherwise.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise DataError(f"no folder at {root}: check the path")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file, not a folder (a tar file opens with tar:{path})")
+    root = _split_folder(root, split)
+    classes, files = _visible(root)
+    stray = [file.name for file in files if is_image(file.name)]
+    if not classes:
+        content = f"{len(stray)} images but no" if stray else "no"
+        raise DataError(
+            f"{root} holds {content} class folders: put the images of each class into a folder "
+            "of its own"
+        )
+    if stray:
+        raise DataError(f"{root / stray[0]} lies outside the class folders: move it into one")
+    return Folders(root, tuple(classes))
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """The folder of a split, where `root` has such.
+
+    A class may be called "train", too: a split's folder holds folders, a class's folder images.
+    """
+    present = []
+    for name in _visible(root)[0]:
+        if name in SPLIT_FOLDERS:
+            folders, files = _visible(root / name)
+            if folders and not any(is_image(file.name) for file in files):
+                present.append(name)
+    return root / choose_split(present, split, str(root)) if present else root
+
+
+def _folders_below(root: Path, folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """`folder` and those in it, by their paths below `root`, with the files of each."""
+    folders, files = _visible(root / folder)
+    for file in files:
+        if not is_image(file.name):
+            require_image(file.name, str(root / folder / file.name))
+    yield folder, files
+    for inner in folders:
+        yield from _folders_below(root, f"{folder}/{inner}")
+
+
+def _visible(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
+    """Names of the sub-folders, and the files, that are not hidden, sorted by name."""
+    folders: list[str] = []
+    files: list[os.DirEntry[str]] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                else:
+                    files.append(entry)
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
+    return sorted(folders), sorted(files, key=_name)
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def require_tar(file: Path) -> Path:
+    """The tar file, which has to be there.
+
+    Raises:
+        DataError: It is not.
+    """
+    if not file.is_file():
+        raise DataError(f"no tar file at {file}: check the path")
+    return file
+
+
+def list_shards(pattern: str) -> Files:
+    """WebDataset shards, and the names of their classes where they lie beside the first.
+
+    Args:
+        pattern: Paths with braces (`{000..146}`, `{a,b}`) and, in the files' name, wildcards.
+
+    Raises:
+        DataError: A shard is missing.
+    """
+    shards = expand_shards(pattern)
+    root = Path(os.path.commonpath([shard.parent for shard in shards]))
+    names = tuple(shard.relative_to(root).as_posix() for shard in shards)
+    listed = shards[0].with_name(CLASS_NAMES)
+    if not listed.is_file():
+        return Files(root, names, names)
+    stated = listed.relative_to(root).as_posix()
+    return Files(root, (*names, stated), (stated,))
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """The shards that a pattern names, see `list_shards`.
+
+    Raises:
+        DataError: One is missing, or there is none.
+    """
+    shards: list[Path] = []
+    for name in expand_braces(str(Path(pattern).expanduser())):
+        path = Path(name)
+        magic = any(sign in name for sign in "*?[")
+        shards += sorted(path.parent.glob(path.name)) if magic else [path]
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}: check "
+            "the path"
+        )
+    if not shards:
+        raise DataError(f"no shard matches {pattern}: check the path")
+    return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{a,b}` and `{000..146}` (leading zeros are kept) as a shell does.
+
+    Raises:
+        DataError: A brace is not closed, or nested.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if any(brace in part for part in parts for brace in "{}"):
+        raise DataError(f"braces in {pattern!r} are not in pairs: write {{000..146}} or {{a,b}}")
+    choices = [
+        _alternatives(part) if is_brace else [part]
+        for part, is_brace in zip(parts, itertools.cycle((False, True)), strict=False)
+    ]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _alternatives(content: str) -> list[str]:
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", content)
+    if span is None:
+        return content.split(",")
+    first, last = int(span[1]), int(span[2])
+    width = len(span[1]) if span[1].startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+
+
+def embedded_files(split: str) -> tuple[str, str, str]:
+    """Files of an embedded split of Fashion-MNIST: names of the classes, images, labels.
+
+    Raises:
+        DataError: The package does not carry this split.
+    """
+    if split not in EMBEDDED:
+        raise DataError(f"the package carries no {split} split of fashion-mnist")
+    prefix = EMBEDDED[split]
+    return "labels.txt", f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"

@@ -1,0 +1,14 @@
+"""Names of the files that one stage writes and others read.
+
+They lie apart so that reading a file does not make a step depend on the code that wrote it.
+"""
+
+from __future__ import annotations
+
+GRAPH = "model.onnx"
+
+PIXELS = "pixels.npy"
+LABELS = "labels.npy"
+SOURCES = "sources.json"
+
+LOGITS = "logits.npy"

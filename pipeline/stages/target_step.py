@@ -1,0 +1,39 @@
+"""What the steps of one target share: the target's code in their key, and the machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core import machine
+from pipeline.stages.context import StageStep
+from pipeline.targets.base import LOOKING
+
+if TYPE_CHECKING:
+    from pipeline.targets.base import Target
+
+
+class TargetStep(StageStep):
+    """A step that builds, opens or runs artifacts of a target.
+
+    Attributes:
+        runtime: The target.
+    """
+
+    runtime: Target
+
+    def modules(self) -> list[str]:
+        """The step's own, and the target's, which imports what builds, opens and runs."""
+        return [*super().modules(), type(self.runtime).__module__]
+
+    def code(self) -> dict[str, str]:
+        """See `Step.code`.
+
+        The target's module also imports its forms, to make them known: the graph that a form made
+        is an input of the step. And it imports what only looks at artifacts.
+        """
+        forms = {type(form).__module__ for form in self.runtime.forms}
+        return self.context.code.hashes(self.modules(), registered=forms, aside=LOOKING)
+
+    def machine(self) -> dict[str, Any]:
+        """What machines have in common of which one's measurement holds for the other."""
+        return {**machine.cpu_class(), **self.runtime.hardware()}

@@ -1,0 +1,193 @@
+"""The code of a step is what its modules import, directly or not; nobody lists it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipeline.core.errors import ArtifactError
+from pipeline.steps import keys
+from pipeline.steps.keys import CUT, OWN, PROJECT, Code
+
+
+def write(root: Path, **modules: str) -> Path:
+    """Write modules of the package `pipeline`: a__b="…" is pipeline/a/b.py."""
+    for name, source in {"__init__": "", **modules}.items():
+        file = root / "pipeline" / f"{name.replace('___', '/__').replace('__d', '/d')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    return root
+
+
+def modules_of(root: Path, *roots: str, **options: set[str]) -> set[str]:
+    """Files without their package and ending."""
+    found = Code(root).hashes([f"pipeline.{name}" for name in roots], **options)
+    return {name.removeprefix("pipeline/").removesuffix(".py") for name in found}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pipeline.b",
+        "import pipeline.b as c",
+        "from pipeline import b",
+        "from pipeline.b import something",
+        "from . import b",
+        "from .b import something",
+        "def f():\n    from pipeline.b import something",
+        "class C:\n    async def f(self):\n        if True:\n            import pipeline.b",
+        "try:\n    import pipeline.b\nexcept ImportError:\n    pass",
+        "match 1:\n    case 1:\n        import pipeline.b",
+        "if TYPE_CHECKING:\n    import x\nelse:\n    import pipeline.b",
+    ],
+)
+def test_every_way_to_import_counts(source: str, tmp_path: Path) -> None:
+    write(tmp_path, a=source, b="", c="")
+    assert modules_of(tmp_path, "a") == {"__init__", "a", "b"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pipeline import b",
+        "import typing\nif typing.TYPE_CHECKING:\n    from pipeline import b",
+        "import numpy, os.path\nfrom json import b",
+        "'from pipeline import b'",
+    ],
+)
+def test_what_is_not_imported_does_not_count(source: str, tmp_path: Path) -> None:
+    write(tmp_path, a=source, b="")
+    assert modules_of(tmp_path, "a") == {"__init__", "a"}
+
+
+def test_imports_of_imports_count_and_circles_end(tmp_path: Path) -> None:
+    write(tmp_path, a="from pipeline import b", b="import pipeline.c", c="from pipeline import a")
+    assert modules_of(tmp_path, "b") == {"__init__", "a", "b", "c"}
+
+
+def test_packages_count_with_what_they_import(tmp_path: Path) -> None:
+    write(tmp_path, a="from pipeline.deep.d import x", b="", deep__d="", deep___init__="import x")
+    (tmp_path / "pipeline/deep/__init__.py").write_text("from ..b import y\nfrom . import e")
+    (tmp_path / "pipeline/deep/e.py").write_text("from ... import nothing")
+    assert modules_of(tmp_path, "a") == {
+        *("__init__", "a", "b", "deep/__init__", "deep/d", "deep/e"),
+    }
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, a="from pipeline.deep import d", deep__d="")
+    (tmp_path / "pipeline/deep/__init__.py").write_text("one")
+    first = Code(tmp_path).hashes(["pipeline.a"])
+    (tmp_path / "pipeline/__init__.py").write_text("two")
+    second = Code(tmp_path).hashes(["pipeline.a"])
+    assert {name for name in first if first[name] != second[name]} == {"pipeline/__init__.py"}
+
+
+def test_what_is_cut_out_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path, a="from pipeline import config, configured", config="import pipeline.b", b="")
+    (tmp_path / "pipeline/configured.py").write_text("")
+    assert modules_of(tmp_path, "a") == {"__init__", "a", "configured"}
+
+
+def test_what_a_root_only_makes_known_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path, a="from pipeline import b, c", b="", c="")
+    assert modules_of(tmp_path, "a", registered={"pipeline.b"}) == {"__init__", "a", "c"}
+    # Where it does more than that, others import it.
+    (tmp_path / "pipeline/c.py").write_text("import pipeline.b")
+    assert modules_of(tmp_path, "a", registered={"pipeline.b"}) == {"__init__", "a", "b", "c"}
+
+
+def test_what_a_root_imports_aside_does_not_count(tmp_path: Path) -> None:
+    source = "class T:\n    def look(self):\n        def inner():\n            import pipeline.b\n"
+    write(tmp_path, a=source, b="", c="import pipeline.a")
+    assert modules_of(tmp_path, "a", aside={"look"}) == {"__init__", "a"}
+    assert modules_of(tmp_path, "a", aside={"inner"}) == {"__init__", "a", "b"}
+    assert modules_of(tmp_path, "c", aside={"look"}) == {"__init__", "a", "b", "c"}
+    (tmp_path / "pipeline/a.py").write_text(f"{source}    def build(self): import pipeline.b")
+    assert modules_of(tmp_path, "a", aside={"look"}) == {"__init__", "a", "b"}
+
+
+def test_a_root_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(ArtifactError, match=r"pipeline\.gone is not installed completely"):
+        Code(tmp_path).hashes(["pipeline.gone"])
+
+
+def test_a_target_of_another_package_counts_with_its_own_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "here", core="")
+    for name, source in {"target": "from . import work\nimport pipeline.core", "work": ""}.items():
+        (tmp_path / "there/acme").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there/acme" / f"{name}.py").write_text(source)
+    module = ModuleType("acme.target")
+    module.__file__ = str(tmp_path / "there/acme/target.py")
+    monkeypatch.setitem(sys.modules, "acme.target", module)
+    found = Code(tmp_path / "here").hashes(["acme.target"])
+    assert list(found) == [
+        "acme/target.py",
+        "acme/work.py",
+        "pipeline/__init__.py",
+        "pipeline/core.py",
+    ]
+
+
+def test_imports_are_remembered_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, a="from pipeline import b", b="")
+    cache = tmp_path / "imports.json"
+    first = Code(tmp_path, cache).hashes(["pipeline.a"])
+    monkeypatch.setattr(keys, "_PARSED", {})
+    with monkeypatch.context() as patch:
+        patch.setattr("ast.parse", None)  # nothing is parsed
+        assert Code(tmp_path, cache).hashes(["pipeline.a"]) == first
+    (tmp_path / "pipeline/a.py").write_text("from pipeline import c")
+    write(tmp_path, c="")
+    assert set(Code(tmp_path, cache).hashes(["pipeline.a"])) == {
+        *("pipeline/__init__.py", "pipeline/a.py", "pipeline/c.py"),
+    }
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x": 1}', '{"x": [[1]]}', "{"])
+def test_a_damaged_memory_of_imports_only_costs_time(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_PARSED", {})
+    write(tmp_path, a="")
+    cache = tmp_path / "imports.json"
+    cache.write_text(content)
+    assert set(Code(tmp_path, cache).hashes(["pipeline.a"])) == {
+        *("pipeline/__init__.py", "pipeline/a.py"),
+    }
+    assert len(json.loads(cache.read_text())) == 1  # both sources are empty
+
+
+def test_no_folder_is_made_to_remember_imports(tmp_path: Path) -> None:
+    write(tmp_path, a="import pipeline.new_module_of_this_test")
+    Code(tmp_path, tmp_path / "none" / "imports.json").hashes(["pipeline.a"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_cut_out_exists() -> None:
+    later = {"pipeline.store"}
+    for name in set(CUT) - later:
+        path = PROJECT.joinpath(*name.split("."))
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name
+
+
+def test_nothing_of_ours_is_imported_by_a_name_in_a_text() -> None:
+    """A module that is imported so would be in no key."""
+    for package in OWN:
+        for file in (PROJECT / package).rglob("*.py"):
+            text = file.read_text()
+            for own in OWN:
+                assert f'import_module("{own}' not in text, file
+                assert f'import_module(f"{own}' not in text, file
+                assert f'"-m", "{own}' not in text, file
+
+
+def test_versions_of_what_is_not_installed() -> None:
+    assert keys.versions("numpy", "no-such-package-at-all")["no-such-package-at-all"] == "missing"
