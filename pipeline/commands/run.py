@@ -9,7 +9,6 @@ from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config
 from pipeline.report import write
-from pipeline.report.gates import failures
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
@@ -29,11 +28,10 @@ def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: 
     ):
         context = make_context(config, log, console.progress)
         outcome = execute(context, selection, console)
-        outcome.gates = failures(config)
-        results = write.write(config, path, outcome)
+        came_to = write.write(config, path, outcome)
     if look != "json":
-        print(summary(results, str(config.folder)))
-    return outcome.exit_code
+        print(summary(came_to))
+    return came_to.exit_code
 
 
 def dry_run(config: Config, selection: Selection) -> str:

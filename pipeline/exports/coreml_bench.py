@@ -53,7 +53,7 @@ def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700)
         resources = folder / _RESOURCES
         shutil.copytree(artifact.folder / MODEL, resources / "model.mlpackage")
         facts = {
-            "name": f"{artifact.facts['network']['name']} {artifact.name}",
+            "name": f"{artifact.network().name} {artifact.name}",
             "digest": saved.digest(artifact.folder / MODEL),
             "samples": samples,
         }

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.core.files import write_atomically
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
-from pipeline.report.results import RESULTS_FILE, Results, collect
+from pipeline.report.model import RESULTS_FILE, Run
+from pipeline.report.results import collect
+from pipeline.scheduler.execute import Outcome
 
-if TYPE_CHECKING:
-    from pipeline.scheduler.execute import Outcome
 
-
-def write(config: Config, path: Path, outcome: Outcome) -> Results:
+def write(config: Config, path: Path, outcome: Outcome) -> Run:
     """Write results.json, report.md and report.html, each whole or not at all.
 
     Args:
@@ -27,8 +25,8 @@ def write(config: Config, path: Path, outcome: Outcome) -> Results:
     Returns:
         What results.json holds.
     """
-    results = collect(config, path, outcome)
-    write_atomically(config.folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
-    write_atomically(config.folder / "report.md", markdown_page(results))
-    write_atomically(config.folder / "report.html", html_page(results))
-    return results
+    run = collect(config, path, outcome)
+    write_atomically(config.folder / RESULTS_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
+    write_atomically(config.folder / "report.md", markdown_page(run))
+    write_atomically(config.folder / "report.html", html_page(run))
+    return run

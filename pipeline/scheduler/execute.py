@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.core.errors import (
-    BuildError,
-    GateFailedError,
-    PipelineError,
-)
+from pipeline.core.errors import BuildError, PipelineError
 from pipeline.scheduler.plan import Selection, plan
 from pipeline.steps.step import Context, StageResult, State, Step
 
@@ -37,20 +33,17 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-        results: How every step ended, in order.
-        gates: Limits of the configuration that do not hold.
+        results: How every selected step ended, in order.
+        not_selected: Names of the configuration's other steps, in order.
     """
 
     results: list[StageResult] = field(default_factory=list)
-    gates: list[GateFailedError] = field(default_factory=list)
+    not_selected: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 a gate failed, 2 bad input, 3 a build failed."""
-        errors = [result.error for result in self.results if result.error]
-        if errors:
-            return max(error.exit_code for error in errors)
-        return GateFailedError.exit_code if self.gates else 0
+        """0 fine, 2 bad input, 3 a build failed; gates are judged afterwards, by the report."""
+        return max((end.error.exit_code for end in self.results if end.error), default=0)
 
 
 def dry_run(context: Context, selection: Selection) -> list[tuple[Step, str | None]]:
@@ -72,8 +65,9 @@ def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -
 
 def execute(context: Context, selection: Selection, observer: Observer) -> Outcome:
     """Run what is selected and out of date; a step that fails stops only what needs it."""
-    outcome = Outcome()
-    steps = selection.select(plan(context))
+    planned = plan(context)
+    steps = selection.select(planned)
+    outcome = Outcome(not_selected=[step.name for step in planned if step not in steps])
     observer.planned(steps)
     ended: dict[str, StageResult] = {}
     for step in steps:

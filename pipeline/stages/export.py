@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
+from pipeline.steps.facts.graphs import ExportFacts
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Context, Step
 
@@ -88,13 +89,13 @@ class ExportStep(Step):
                 f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
                 f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
             )
-        return {
-            "nodes": len(model.graph.node),
-            "opset": settings.opset,
-            "difference_to_pytorch": difference,
-            "checkpoint": str(source.checkpoint()),
-            "network": network.to_facts(),
-        }
+        return ExportFacts(
+            nodes=len(model.graph.node),
+            opset=settings.opset,
+            difference_to_pytorch=difference,
+            checkpoint=str(source.checkpoint()),
+            network=network,
+        ).to_facts()
 
 
 def trace(

@@ -15,6 +15,7 @@ from pipeline.core.errors import about
 from pipeline.core.network import Images
 from pipeline.source import Source
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.graphs import CalibrationFacts
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Context, Step
 
@@ -95,11 +96,8 @@ class CalibrationStep(Step):
             judging = sample.hashes_of(source.validation)
             chosen = sample.draw(dataset, settings.images, validation=judging, seed=settings.seed)
         write_samples(folder, self.context, dataset, np.array(chosen.indices, dtype=np.int64))
-        return {
-            "images": len(chosen.indices),
-            "digest": chosen.digest,
-            "warnings": list(chosen.warnings),
-        }
+        facts = CalibrationFacts(len(chosen.indices), chosen.digest, tuple(chosen.warnings))
+        return facts.to_facts()
 
 
 def write_samples(

@@ -6,15 +6,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
 from pipeline.stages.export import GRAPH, ExportStep
+from pipeline.steps.facts.graphs import SimplifyFacts
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Context, Step
-
-if TYPE_CHECKING:
-    pass
 
 
 class SimplifyStep(Step):
@@ -41,18 +39,18 @@ class SimplifyStep(Step):
 
         source = self.export.artifact()
         graph, result = source.path(GRAPH), folder / GRAPH
-        shape = tuple(source.facts["network"]["input_shape"])
-        why_not = self._simplify(graph, result, (shape[0], shape[1], shape[2]))
+        network = source.network()
+        why_not = self._simplify(graph, result, network.input_shape)
         if why_not:
             result.write_bytes(graph.read_bytes())
         before, after = (len(onnx.load(path).graph.node) for path in (graph, result))
-        return {
-            "simplified": not why_not,
-            "why_not": why_not,
-            "nodes_before": before,
-            "nodes": after,
-            "network": source.facts["network"],
-        }
+        return SimplifyFacts(
+            simplified=not why_not,
+            why_not=why_not,
+            nodes_before=before,
+            nodes=after,
+            network=network,
+        ).to_facts()
 
     def _simplify(self, graph: Path, result: Path, shape: tuple[int, int, int]) -> str:
         """Simplify `graph` into `result`; returns why that did not work, if so."""
