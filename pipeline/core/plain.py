@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pipeline.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 MORE = "more"
 """Field of `Facts` for whatever else was written down."""
@@ -39,11 +42,12 @@ class Plain:
         Raises:
             ArtifactError: A key is missing or unknown, or a value is of another type.
         """
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         try:
             # As JSON, lists become tuples and text becomes enumerations, while all else is strict.
-            return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+            read: Self = _reader(cls).validate_json(json.dumps(values), strict=True)
+            return read
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -79,6 +83,18 @@ class Facts(Plain):
         if MORE in names:
             own[MORE] = {key: value for key, value in facts.items() if key not in names}
         return cls.from_dict(own, where)
+
+
+_READERS: dict[type[Plain], TypeAdapter[Any]] = {}
+
+
+def _reader(cls: type[Plain]) -> TypeAdapter[Any]:
+    """What reads a class; made once, since making one takes some milliseconds."""
+    from pydantic import TypeAdapter
+
+    if cls not in _READERS:
+        _READERS[cls] = TypeAdapter(cls)
+    return _READERS[cls]
 
 
 def plain(value: Any) -> Any:

@@ -94,7 +94,7 @@ def test_distributions_name_median_and_calls(run: Run) -> None:
 
 def test_medians_of_an_even_and_an_odd_number_of_calls(run: Run) -> None:
     latency = measured_of(run, "ort").batches[1]
-    samples = {"even": (4.0, 1.0, 2.0, 3.0), "odd": (9.0, 1.0, 2.0), "none": ()}
+    samples = {"none": (), "even": (4.0, 1.0, 2.0, 3.0), "odd": (9.0, 1.0, 2.0)}
     run = with_measured(run, "ort", batches={1: replace(latency, samples_ms=samples)})
     told = description(plot(run, DISTRIBUTIONS[0]))
     assert told == "even: median 2.500 ms, 4 calls; odd: median 2.000 ms, 3 calls"

@@ -259,6 +259,29 @@ def test_ranges_are_shown_with_histograms(run: Run) -> None:
     assert "range -1 to 2" in page
 
 
+def test_forms_are_told_with_what_speaks_against_them(run: Run) -> None:
+    row = RangeRow("head", (-1.0, 1.0), (-1.0, 1.0), 0.0, False, (1, 2))
+    form = run.forms["float16"]
+    assert "Form float16 casts 2" in Page(html.page(run)).text
+    facts = replace(form.facts, why_not="it is slower", ranges=(row,))
+    text = Page(html.page(replace(run, forms={"float16": replace(form, facts=facts)}))).text
+    assert "Form float16 casts 2 why not it is slower" in text
+    assert "Ranges of 1 tensors: form float16" in text
+
+
+def test_the_graph_is_told(run: Run) -> None:
+    text = Page(html.page(run)).text
+    assert "opset 20 nodes as exported 240" in text
+    assert "input shape 1 x 28 x 28" in text
+    assert "nodes after simplification 198" in text
+    assert "why not simplified" not in text
+    assert run.simplified is not None
+    facts = replace(run.simplified.facts, simplified=False, why_not="it crashed")
+    run = replace(run, simplified=replace(run.simplified, facts=facts))
+    assert "simplified no" in Page(html.page(run)).text
+    assert "why not simplified it crashed" in Page(html.page(run)).text
+
+
 def test_search_over_compressions_is_plotted(run: Run) -> None:
     curve = (
         TriedCompression(1_700_000, 0.0, {}),
@@ -371,7 +394,7 @@ def test_measurements_on_other_devices_are_tables_of_their_own(run: Run) -> None
     coreml = replace(part, facts=replace(part.facts, more=more))
     text = Page(html.page(replace(run, bench={**run.bench, "coreml": coreml}))).text
     assert "Measured on devices; medians precision load device fp16 12 ms iPhone14,5" in text
-    assert "Operations outside the Neural Engine" not in text
+    assert "outside the neural engine" not in text.lower()
 
 
 def test_preprocessing_is_in_pixels(run: Run) -> None:

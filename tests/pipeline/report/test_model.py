@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import State
-from pipeline.report.model import GateFailure, Run
+from pipeline.report.model import EARLIER, NOT_SELECTED, GateFailure, Run
+from tests.pipeline.report.changed import artifact_of
 
 
 @pytest.fixture
@@ -89,6 +91,15 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"cannot read .*: No such file or directory"):
         Run.read(tmp_path / "results.json")
+
+
+def test_where_an_artifact_stands(run: Run) -> None:
+    mixed = artifact_of(run, "coreml/mixed")
+    assert (mixed.standing, replace(mixed, selected=False).standing) == ("", NOT_SELECTED)
+    fp16 = artifact_of(run, "coreml/fp16")
+    assert fp16.built is not None
+    assert (fp16.standing, replace(fp16, selected=False).standing) == ("", "")
+    assert replace(fp16, built=replace(fp16.built, earlier=True)).standing == EARLIER
 
 
 def test_a_gate_that_does_not_hold_in_words() -> None:

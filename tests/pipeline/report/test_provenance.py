@@ -41,6 +41,14 @@ def test_an_input_that_is_gone_ends_the_chain(run: Run) -> None:
     assert names(replace(run, simplified=None), "ort/fp32") == ["onnx", "ort/fp32"]
 
 
+def test_what_two_are_made_from_comes_once(run: Run) -> None:
+    form = run.forms["float16"]
+    assert run.export is not None
+    made_from = {**form.made_from, "export": run.export.digest}
+    run = replace(run, forms={"float16": replace(form, made_from=made_from)})
+    assert names(run, "trt/fp16").count("export") == 1
+
+
 def test_what_was_not_built_has_no_chain(run: Run) -> None:
     assert names(run, "coreml/mixed") == []
 

@@ -50,10 +50,10 @@ def engine_of(graph: Path) -> Any:
 
 def test_values_and_tensors_that_overflow_are_told_apart(graph: Path) -> None:
     runner = EmulatedRunner(engine_of(graph), graph)
-    runner(np.array([[[[40_000.0, 20_000.0]]], [[[1.0, 40_000.0]]]], np.float32))
+    runner(np.array([[[[40_000.0, 20_000.0]]], [[[40_000.0, 40_000.0]]]], np.float32))
     numerics = runner.numerics()
     # Of 40,000 already the first product is infinite; of 20,000 the second.
-    assert numerics.overflowed_values == 3
+    assert numerics.overflowed_values == 4
     assert [text.split()[-1] for text in numerics.overflowed_tensors][:2] == ["first", "second"]
 
 
