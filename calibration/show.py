@@ -1,12 +1,12 @@
-"""Ranges for people: a text table with histograms, and plain rows for the report."""
+"""Ranges for people: a text table with histograms, and rows for the report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from calibration.table import Table
+from pipeline.core.figures import RangeRow
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NAME = 44
@@ -28,21 +28,17 @@ def sparkline(counts: Sequence[int]) -> str:
     )
 
 
-def rows(table: Table) -> list[dict[str, Any]]:
-    """One plain row for every tensor, in the order of the graph.
-
-    Keys: tensor, seen (low and high), chosen (low and high), clipped (share of the seen range that
-    is cut off), constant, histogram (counts over the seen range).
-    """
+def rows(table: Table) -> list[RangeRow]:
+    """One row for every tensor, in the order of the graph."""
     return [
-        {
-            "tensor": name,
-            "seen": [tensor.seen.low, tensor.seen.high],
-            "chosen": [tensor.chosen.low, tensor.chosen.high],
-            "clipped": tensor.clipped,
-            "constant": tensor.seen.constant,
-            "histogram": list(tensor.histogram),
-        }
+        RangeRow(
+            tensor=name,
+            seen=(tensor.seen.low, tensor.seen.high),
+            chosen=(tensor.chosen.low, tensor.chosen.high),
+            clipped=tensor.clipped,
+            constant=tensor.seen.constant,
+            histogram=tensor.histogram,
+        )
         for name, tensor in table.tensors.items()
     ]
 

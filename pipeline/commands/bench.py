@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,11 @@ from pipeline.core.errors import UnavailableError
 from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context
 from pipeline.stages import bench as stages_bench
+from pipeline.steps.facts.bench import BenchFacts, Measured
 from pipeline.targets.registry import TARGETS
+
+Profile = list[dict[str, Any]] | None
+"""Time by operator of one artifact; None where the runtime cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +63,37 @@ def bench(
     }
     settings = {name: value for name, value in chosen.items() if value is not None}
     config = config.model_copy(update={"bench": config.bench.model_copy(update=settings)})
+    profiles: dict[str, Profile] = {}
     with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console.progress)
         one = context.source.preprocess(context.source.validation.image(0))[None]
         if target == "torch":
-            facts = stages_bench.measure(context, {}, "PyTorch", one)
+            facts = BenchFacts(target, {}, stages_bench.measure(context, {}, "PyTorch", one))
         else:
             builds = builds_of(context, target, precision)
             facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
             if profile:
                 images = np.repeat(one, config.bench.batches[0], 0)
-                facts["profile"] = {
+                profiles = {
                     step.precision: TARGETS[target].profile(
                         step.artifact(), images, threads=config.bench.threads
                     )
                     for step in builds
-                    if facts["latency"][step.precision]["value"] is not None
+                    if facts.latency[step.precision].value is not None
                 }
-    reasons = {n["why"] for n in facts.get("latency", {}).values() if n["value"] is None}
-    if "batches" not in facts:
+    if facts.measured is None:
+        reasons = {number.why for number in facts.latency.values() if number.value is None}
         raise UnavailableError(f"not measured: {'; '.join(sorted(reasons))}")
-    return BenchReport(render(*_bench_tables(facts), *_profile_tables(facts)), facts)
+    text = render(
+        _latencies(facts.measured), *_lines(facts, facts.measured), *_profile_tables(profiles)
+    )
+    plain = facts.to_facts()
+    return BenchReport(text, {**plain, "profile": profiles} if profiles else plain)
 
 
-def _profile_tables(facts: dict[str, Any]) -> Iterator[Any]:
+def _profile_tables(profiles: Mapping[str, Profile]) -> Iterator[Any]:
     """Time by operator, a table for every precision that has one."""
-    for precision, rows in facts.get("profile", {}).items():
+    for precision, rows in profiles.items():
         if not rows:
             yield f"{precision}: this runtime does not tell the time by operator"
             continue
@@ -95,49 +104,54 @@ def _profile_tables(facts: dict[str, Any]) -> Iterator[Any]:
         yield table
 
 
-def _bench_tables(facts: dict[str, Any]) -> list[Any]:
-    """Latency by batch size, phase and runner, and what it was measured on."""
+def _latencies(measured: Measured) -> Table:
+    """Latency by batch size, runner and phase."""
     table = Table(
         "batch", "what", "phase", "p50 ms", "95 % interval", "p90", "p99", "n", "images/s"
     )
-    for batch, measured in facts["batches"].items():
-        for name, phases in measured["phases"].items():
-            for phase, latency in phases.items():
-                low, high = latency["p50_interval"]
+    for batch, latency in measured.batches.items():
+        for name, phases in latency.phases.items():
+            for phase, calls in phases.items():
+                low, high = calls.p50_interval
                 table.add_row(
-                    batch,
+                    str(batch),
                     name,
                     phase,
-                    f"{latency['p50']:.3f}",
+                    f"{calls.p50:.3f}",
                     f"{low:.3f} to {high:.3f}",
-                    *(f"{latency[p]:.3f}" if latency[p] else "-" for p in ("p90", "p99")),
-                    str(latency["samples"]),
-                    f"{int(batch) / latency['p50'] * 1e3:.0f}",
+                    _or_dash(calls.p90),
+                    _or_dash(calls.p99),
+                    str(calls.samples),
+                    f"{batch / calls.p50 * 1e3:.0f}",
                 )
-    return [table, *_bench_lines(facts)]
+    return table
 
 
-def _bench_lines(facts: dict[str, Any]) -> Iterator[str]:
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _lines(facts: BenchFacts, measured: Measured) -> Iterator[str]:
     """What was measured beside latency, and on what."""
-    yield from (f"{name}: {device}" for name, device in facts["devices"].items())
-    for batch, measured in facts["batches"].items():
-        for name, ratio in measured["ratio_to_pytorch"].items():
-            low, high = ratio["interval"]
+    yield from (f"{name}: {device}" for name, device in measured.devices.items())
+    for batch, latency in measured.batches.items():
+        for name, ratio in latency.ratio_to_pytorch.items():
+            low, high = ratio.interval
             yield (
-                f"batch {batch}: {name} takes {ratio['value']:.3f} ({low:.3f} to {high:.3f}) of "
+                f"batch {batch}: {name} takes {ratio.value:.3f} ({low:.3f} to {high:.3f}) of "
                 "PyTorch's time"
             )
-    for name, number in facts.get("latency", {}).items():
-        if number["value"] is None:
-            yield f"{name}: not measured: {number['why']}"
-    for name, rows in facts["throughput"].items():
+    for name, number in facts.latency.items():
+        if number.value is None:
+            yield f"{name}: not measured: {number.why}"
+    for name, rows in measured.throughput.items():
         for row in rows:
             yield (
-                f"{name}: batch {row['batch']}: {row['images_per_s']:.0f} images/s, call after call"
-                f" ({row['p50_ms']:.3f} ms each)"
+                f"{name}: batch {row.batch}: {row.images_per_s:.0f} images/s, call after call"
+                f" ({row.p50_ms:.3f} ms each)"
             )
-    for name, noted in facts["notes"].items():
-        if reasons := noted.get("throttled"):
-            yield f"{name}: the device was throttled: {', '.join(reasons)}"
-    for name, cold in facts["cold_start_ms"].items():
+    for name, state in measured.device_state.items():
+        if state.throttled:
+            yield f"{name}: the device was throttled: {', '.join(state.throttled)}"
+    for name, cold in measured.cold_start_ms.items():
         yield f"{name}: {cold:.0f} ms from opening to the first logits"

@@ -11,13 +11,13 @@ from pipeline.config import Config
 from pipeline.core.files import refuse_foreign_file
 from pipeline.core.hashes import HashCache
 from pipeline.report import write
-from pipeline.report.gates import failures
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import Selection, make_context, plan
+from pipeline.steps import keys
 from pipeline.steps.artifact import refuse_foreign_folder
-from pipeline.steps.folders import HASHES, LOG_FILE, locked, refuse_foreign_lock
+from pipeline.steps.folders import HASHES, IMPORTS, LOG_FILE, locked, refuse_foreign_lock
 from pipeline.steps.log import is_log
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
@@ -34,11 +34,10 @@ def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: 
     ):
         context = make_context(config, log, console.progress)
         outcome = execute(context, selection, console)
-        outcome.gates = failures(config)
-        results = write.write(config, path, outcome)
+        came_to = write.write(config, path, outcome)
     if look != "json":
-        print(summary(results, str(config.folder)))
-    return outcome.exit_code
+        print(summary(came_to))
+    return came_to.exit_code
 
 
 def dry_run(config: Config, selection: Selection) -> str:
@@ -68,4 +67,5 @@ def refuse_foreign(config: Config, selection: Selection) -> None:
     refuse_foreign_lock(folder)
     refuse_foreign_file(folder / LOG_FILE, is_log)
     refuse_foreign_file(folder / HASHES, HashCache.is_cache)
+    refuse_foreign_file(folder / IMPORTS, keys.is_cache)
     write.refuse_foreign(folder)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.core.plain import Plain
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -35,7 +37,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(Plain):
     """A figure with its origin.
 
     Attributes:
@@ -71,20 +73,8 @@ class Number:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without what is empty."""
-        plain = {**asdict(self), "state": str(self.state)}
-        return {k: v for k, v in plain.items() if v not in (None, "") or k == "value"}
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        interval = plain.get("interval")
-        return cls(
-            **{
-                **plain,
-                "state": State(plain["state"]),
-                "interval": None if interval is None else (interval[0], interval[1]),
-            }
-        )
+        values = super().to_dict()
+        return {k: v for k, v in values.items() if v not in (None, "") or k == "value"}
 
 
 def top_k(logits: Floats, labels: npt.NDArray[np.integer[Any]], k: int = 1) -> int:
@@ -198,6 +188,46 @@ def paired_drop(logits: Floats, reference: Floats, labels: npt.NDArray[np.intege
 
 
 @dataclass(frozen=True)
+class LatencySummary(Plain):
+    """What many timed calls come to, in milliseconds.
+
+    Attributes:
+        samples: Number of calls.
+        p50: Median.
+        p50_interval: 95 % bootstrap interval of the median.
+        p90: 90th percentile; None with fewer than `SAMPLES_FOR_P90` calls.
+        p99: 99th percentile; None with fewer than `SAMPLES_FOR_P99` calls.
+        mean: Mean.
+        min: Shortest call.
+        max: Longest call.
+    """
+
+    samples: int
+    p50: float
+    p50_interval: tuple[float, float]
+    p90: float | None
+    p99: float | None
+    mean: float
+    min: float
+    max: float
+
+    def median(self, by: str) -> Number:
+        """The median as a figure.
+
+        Args:
+            by: The runtime and device that ran.
+        """
+        return Number(
+            self.p50,
+            State.MEASURED,
+            unit="ms",
+            by=by,
+            samples=self.samples,
+            interval=self.p50_interval,
+        )
+
+
+@dataclass(frozen=True)
 class Latency:
     """Timed calls of one thing.
 
@@ -238,18 +268,22 @@ class Latency:
     def _percentile(self, q: float, needed: int) -> float | None:
         return float(np.percentile(self.samples, q)) if len(self.samples) >= needed else None
 
+    def summary(self) -> LatencySummary:
+        """What the calls come to."""
+        return LatencySummary(
+            samples=len(self.samples),
+            p50=self.p50,
+            p50_interval=self.interval(),
+            p90=self.p90,
+            p99=self.p99,
+            mean=self.mean,
+            min=min(self.samples),
+            max=max(self.samples),
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Summary for JSON, in milliseconds."""
-        return {
-            "samples": len(self.samples),
-            "p50": self.p50,
-            "p50_interval": list(self.interval()),
-            "p90": self.p90,
-            "p99": self.p99,
-            "mean": self.mean,
-            "min": min(self.samples),
-            "max": max(self.samples),
-        }
+        """The summary for JSON, in milliseconds."""
+        return self.summary().to_dict()
 
 
 def _resampled_medians(values: Floats, rounds: int, rng: np.random.Generator) -> Floats:
@@ -266,7 +300,45 @@ def bootstrap(values: Floats, rounds: int = 1000, seed: int = 0) -> tuple[float,
 
 
 @dataclass(frozen=True)
-class Ratio:
+class RangeRow(Plain):
+    """Range of one quantized tensor, for people.
+
+    Attributes:
+        tensor: Its name.
+        seen: Lowest and highest value that was seen.
+        chosen: Lowest and highest value that the quantized tensor can hold.
+        clipped: Share of the seen range that is cut off.
+        constant: All values that were seen are the same.
+        histogram: Counts in equal parts of the seen range.
+    """
+
+    tensor: str
+    seen: tuple[float, float]
+    chosen: tuple[float, float]
+    clipped: float
+    constant: bool
+    histogram: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Throughput(Plain):
+    """Calls that follow each other in a queue, at one batch size.
+
+    Attributes:
+        batch: Images in a call.
+        p50_ms: Median time of a call.
+        p99_ms: 99th percentile; None with too few calls.
+        images_per_s: Images by the time of all calls, with the gaps between them.
+    """
+
+    batch: int
+    p50_ms: float
+    p99_ms: float | None
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Ratio(Plain):
     """How long one thing takes relative to another, both timed in one interleaved run.
 
     Attributes:

@@ -13,10 +13,13 @@ import functools
 import math
 import os
 import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InputError
+from pipeline.core.plain import Facts
 
 UNIFIED = "0"
 """Hierarchy number of cgroup v2 in /proc/self/cgroup."""
@@ -32,6 +35,28 @@ INSTRUCTIONS = frozenset(
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass(frozen=True)
+class Machine(Facts):
+    """A machine, as reports speak of it.
+
+    Attributes:
+        cpu: Model of the CPU.
+        cpus_granted: Threads that this process may run at once.
+        os: System and version.
+        more: Whatever else `describe` could read.
+    """
+
+    cpu: str
+    cpus_granted: int
+    os: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine."""
+        return cls.from_facts(describe(), "this machine")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.errors import ArtifactError
+from pipeline.core.plain import Plain
 
 Images = npt.NDArray[np.float32]
 """Preprocessed images, (batch, channels, height, width)."""
@@ -19,7 +20,7 @@ Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Plain):
     """What every artifact carries of the network that it was made from.
 
     Attributes:
@@ -39,7 +40,7 @@ class Network:
 
     @classmethod
     def from_facts(cls, plain: Mapping[str, Any]) -> Network:
-        """The inverse of `to_facts`.
+        """The inverse of `to_dict`.
 
         Raises:
             ArtifactError: A value is missing or of another type.
@@ -56,7 +57,7 @@ class Network:
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError("the network is not stated in full: build it again") from error
 
-    def to_facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for an artifact's facts, which `from_facts` reads."""
         return {
             "name": self.name,

@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Self
 
+from pipeline.core.figures import Throughput
 from pipeline.core.network import Images, Logits
+from pipeline.core.plain import Facts
+
+
+@dataclass(frozen=True)
+class Numerics(Facts):
+    """What values a network had while an executor ran it, rounded to its types.
+
+    Attributes:
+        overflowed_values: Values that left the range of their type.
+        overflowed_tensors: Some of the tensors that hold values which are not finite, for people.
+        more: Whatever else the executor tells.
+    """
+
+    overflowed_values: int = 0
+    overflowed_tensors: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DeviceState(Facts):
+    """What a device said of itself while it ran.
+
+    Attributes:
+        throttled: Reasons for which it ran slower than it could.
+        more: Whatever else it tells.
+    """
+
+    throttled: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Runner(AbstractContextManager[Any]):
@@ -41,21 +73,24 @@ class Runner(AbstractContextManager[Any]):
         self(images)
         return {"engine": 1e3 * (time.perf_counter() - start)}
 
-    def throughput(self, calls: int) -> list[dict[str, Any]]:
+    def throughput(self, calls: int) -> list[Throughput]:
         """Time calls that follow each other in a queue, at batch sizes of the runner's own choice.
 
         Args:
             calls: How many of each batch size.
 
         Returns:
-            A row for a batch size: batch, p50_ms, p99_ms, images_per_s; none where the runtime has
-            no queue.
+            One for each batch size; none where the runtime has no queue.
         """
         return []
 
-    def notes(self) -> dict[str, Any]:
-        """What was noticed while it ran, for the report, such as an emulation's overflows."""
-        return {}
+    def numerics(self) -> Numerics | None:
+        """What values the network had so far; None where nothing looks at them."""
+        return None
+
+    def device_state(self) -> DeviceState | None:
+        """What the device says of itself since the start; None where it cannot tell."""
+        return None
 
     def close(self) -> None:
         """Free what is held. Can be called again."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from pipeline.core.figures import Latency, Ratio, ratio
 from pipeline.core.network import Images
@@ -131,8 +130,3 @@ def ratios(timed: Mapping[str, Mapping[str, Latency]], baseline: str) -> dict[st
         for name, phases in timed.items()
         if name != baseline
     }
-
-
-def plain(timed: Mapping[str, Latency]) -> dict[str, Any]:
-    """Phases for JSON."""
-    return {phase: latency.to_dict() for phase, latency in timed.items()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pipeline.core.errors import InputError
+from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.replacing import is_set_aside
-from pipeline.report.results import RESULTS_FILE
+from pipeline.report.model import RESULTS_FILE, Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import results_folders
 
@@ -24,7 +23,7 @@ def built(output: Path, name: str, target: str, precision: str | None) -> Artifa
 
     Raises:
         InputError: There is none.
-        ArtifactError: It is damaged.
+        ArtifactError: It is damaged, or what the last run said cannot be read.
     """
     folder = results_folders(output, name)[0]
     found = [path.parent for path in (folder / target).glob(f"*/{MANIFEST}")]
@@ -41,10 +40,12 @@ def built(output: Path, name: str, target: str, precision: str | None) -> Artifa
 
 
 def _to_use(folder: Path, target: str) -> str | None:
-    """The precision that the last run said to use, see `pipeline.report.choice`."""
-    try:
-        choice = json.loads((folder / RESULTS_FILE).read_text())["choice"][target]
-    except (OSError, ValueError, KeyError):
+    """The precision that the last run said to use; None if there was no run, or it said nothing."""
+    path = folder / RESULTS_FILE
+    if not path.exists():
         return None
-    precision: str | None = choice["precision"]
-    return precision
+    try:
+        choice = Run.read(path).choice.get(target)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}, or name the precision with --precision") from error
+    return choice.precision if choice else None

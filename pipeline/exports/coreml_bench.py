@@ -64,7 +64,7 @@ def _write(artifact: Artifact, folder: Path, samples: int) -> None:
     resources = folder / _RESOURCES
     shutil.copytree(artifact.folder / MODEL, resources / "model.mlpackage")
     facts = {
-        "name": f"{artifact.facts['network']['name']} {artifact.name}",
+        "name": f"{artifact.network().name} {artifact.name}",
         "digest": saved.digest(artifact.folder / MODEL),
         "samples": samples,
     }

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.core import plots
 from pipeline.core.figures import State
 from pipeline.core.plots import Curve, Point, Words
 from pipeline.core.published import PUBLISHED
-from pipeline.report import text
-from pipeline.report.results import Results
+from pipeline.report.model import Run
 from pipeline.report.view import (
     IMAGENET_CLASSES,
-    PYTORCH,
     anchor,
     baseline,
-    bench_facts,
     class_count,
     first_batch,
-    full_name,
-    reference,
+    measurements,
     shown,
 )
+from pipeline.steps.facts.bench import PYTORCH
+from pipeline.steps.facts.graphs import TriedCompression
 from pipeline.targets.registry import TARGETS
 
 _TOP1 = "top-1 (%)"
@@ -45,33 +42,32 @@ class Plot:
     caption: str
 
 
-def all_plots(results: Results) -> list[Plot]:
+def all_plots(run: Run) -> list[Plot]:
     """All plots for which there are figures."""
     return [
-        *_accuracy_latency(results),
-        *_beside_published(results),
-        *_accuracy_size(results),
-        *_size_curves(results),
-        *_distributions(results),
+        *_accuracy_latency(run),
+        *_beside_published(run),
+        *_accuracy_size(run),
+        *_size_curves(run),
+        *_distributions(run),
     ]
 
 
-def _ours(results: Results, target: str | None = None) -> list[Point]:
+def _ours(run: Run, target: str | None = None) -> list[Point]:
     """A point for every artifact whose accuracy is known; x is its latency, if measured."""
-    targets = list(dict.fromkeys(artifact["target"] for artifact in results["artifacts"]))
+    targets = list(run.bench)
     points = []
-    for artifact in results["artifacts"]:
-        top1 = text.number(artifact["numbers"].get("top1"))
-        if top1.value is None or target not in (None, artifact["target"]):
+    for artifact in run.artifacts:
+        top1, latency = artifact.accuracy.top1, artifact.latency
+        if top1.value is None or target not in (None, artifact.target):
             continue
-        latency = text.number(artifact["latency"])
         points.append(
             Point(
-                full_name(artifact),
+                artifact.name,
                 latency.value,
                 100 * top1.value,
                 plots.EMULATED if top1.state is State.EMULATED else plots.MEASURED,
-                targets.index(artifact["target"]) % _PYTORCH_SERIES,
+                targets.index(artifact.target) % _PYTORCH_SERIES,
                 latency.interval,
                 _percent(top1.interval),
             )
@@ -83,9 +79,9 @@ def _percent(interval: tuple[float, float] | None) -> tuple[float, float] | None
     return None if interval is None else (100 * interval[0], 100 * interval[1])
 
 
-def _pytorch(results: Results) -> list[Point]:
+def _pytorch(run: Run) -> list[Point]:
     """The baseline, if its accuracy and its latency are known."""
-    top1, latency = text.number(reference(results).get("top1")), baseline(results)
+    top1, latency = run.pytorch.top1, baseline(run)
     if top1.value is None or latency.value is None:
         return []
     return [
@@ -101,29 +97,29 @@ def _pytorch(results: Results) -> list[Point]:
     ]
 
 
-def _accuracy_latency(results: Results) -> Iterator[Plot]:
-    points = [*_ours(results), *_pytorch(results)]
+def _accuracy_latency(run: Run) -> Iterator[Plot]:
+    points = [*_ours(run), *_pytorch(run)]
     if not points:
         return
     timed = any(point.x is not None for point in points)
     title = "Accuracy against latency" if timed else "Accuracy; no latency was measured"
-    batch = first_batch(results)
+    batch = first_batch(run)
     axis = f"median latency (ms), batch {batch}" if batch else "median latency (ms)"
     words = Words(title, _told(points, "ms"), axis, _TOP1)
     caption = "Bars are 95 % intervals. Filled: accuracy measured; hollow: emulated."
     if timed:
         caption += " Artifacts whose latency was not measured stand aside."
-    if devices := list(dict.fromkeys(_devices(results))):
+    if devices := list(dict.fromkeys(_devices(run))):
         caption += f" Measured on: {'; '.join(devices)}."
-    if sum("batches" in bench_facts(results, target) for target in results["bench"]) > 1:
+    if len(list(measurements(run))) > 1:
         caption += " Latencies of different devices do not compare with each other."
     plot = plots.scatter("accuracy-latency", points, words, log=_wide(points))
     yield Plot(title, plot, caption)
 
 
-def _devices(results: Results) -> Iterator[str]:
-    for name in results["bench"]:
-        for runner, device in bench_facts(results, name).get("devices", {}).items():
+def _devices(run: Run) -> Iterator[str]:
+    for measured in measurements(run):
+        for runner, device in measured.devices.items():
             if runner != PYTORCH:
                 yield device
 
@@ -143,12 +139,12 @@ def _told(points: Sequence[Point], unit: str) -> str:
     )
 
 
-def _beside_published(results: Results) -> Iterator[Plot]:
+def _beside_published(run: Run) -> Iterator[Plot]:
     """Published rows as context; only where the network answers the same question as theirs."""
-    if class_count(results) != IMAGENET_CLASSES:
+    if class_count(run) != IMAGENET_CLASSES:
         return
-    for target in results["bench"]:
-        ours = _ours(results, target)
+    for target in run.bench:
+        ours = _ours(run, target)
         if not ours:
             continue
         device = TARGETS[target].published_on
@@ -169,11 +165,11 @@ def _beside_published(results: Results) -> Iterator[Plot]:
         )
 
 
-def _accuracy_size(results: Results) -> Iterator[Plot]:
-    sizes = {full_name(a): a.get("size", 0) / 1e6 for a in results["artifacts"]}
+def _accuracy_size(run: Run) -> Iterator[Plot]:
+    sizes = {artifact.name: artifact.size / 1e6 for artifact in run.artifacts}
     points = [
         Point(p.text, sizes[p.text], p.y, p.kind, p.series, None, p.y_interval)
-        for p in _ours(results)
+        for p in _ours(run)
         if sizes[p.text]
     ]
     if not points:
@@ -188,39 +184,45 @@ def _accuracy_size(results: Results) -> Iterator[Plot]:
     )
 
 
-def _size_curves(results: Results) -> Iterator[Plot]:
-    """What a search over compressions tried: `curve` and `chosen` in the facts of an artifact."""
-    for artifact in results["artifacts"]:
-        facts, name = artifact.get("facts", {}), full_name(artifact)
-        curve, chosen = facts.get("curve", []), facts.get("chosen", {})
-        if not curve:
-            continue
-        points = [
+def _size_curves(run: Run) -> Iterator[Plot]:
+    """What a search over compressions tried."""
+    for artifact in run.artifacts:
+        facts = artifact.built.facts if artifact.built else None
+        if facts and facts.curve:
+            yield _size_curve(artifact.name, facts.curve, facts.chosen)
+
+
+def _size_curve(
+    name: str, curve: Sequence[TriedCompression], chosen: TriedCompression | None
+) -> Plot:
+    points = []
+    for mix in curve:
+        built = mix == chosen
+        points.append(
             Point(
-                "chosen" if mix == chosen else "",
-                mix["size"] / 1e6,
-                100 * mix["changed"],
-                plots.MEASURED if mix == chosen else plots.EMULATED,
-                2 if mix == chosen else 0,
+                "chosen" if built else "",
+                mix.size / 1e6,
+                100 * mix.changed,
+                plots.MEASURED if built else plots.EMULATED,
+                2 if built else 0,
             )
-            for mix in curve
-        ]
-        title = f"What {name} could have been"
-        desc = "; ".join(f"{p.y:.2f} % changed at {p.x:.3g} MB {p.text}".rstrip() for p in points)
-        words = Words(title, desc, "size (MB)", "calibration images whose class changes (%)")
-        yield Plot(
-            title,
-            plots.scatter(f"curve-{anchor(name)}", points, words),
-            "Every compression that was tried on the calibration images, by the executor; the "
-            "filled one was built.",
         )
+    title = f"What {name} could have been"
+    desc = "; ".join(f"{p.y:.2f} % changed at {p.x:.3g} MB {p.text}".rstrip() for p in points)
+    words = Words(title, desc, "size (MB)", "calibration images whose class changes (%)")
+    return Plot(
+        title,
+        plots.scatter(f"curve-{anchor(name)}", points, words),
+        "Every compression that was tried on the calibration images, by the executor; the "
+        "filled one was built.",
+    )
 
 
-def _distributions(results: Results) -> Iterator[Plot]:
-    for target in results["bench"]:
-        measured = bench_facts(results, target)
-        for batch, facts in measured.get("batches", {}).items():
-            curves = _curves(facts.get("samples_ms", {}))
+def _distributions(run: Run) -> Iterator[Plot]:
+    for target in run.bench:
+        measured = run.measured(target)
+        for batch, latency in (measured.batches if measured else {}).items():
+            curves = _curves(latency.samples_ms)
             if not curves:
                 continue
             title = f"Latency distribution, {target}, batch {batch}"
@@ -236,7 +238,7 @@ def _distributions(results: Results) -> Iterator[Plot]:
             )
 
 
-def _curves(samples: Mapping[str, Any]) -> list[Curve]:
+def _curves(samples: Mapping[str, Sequence[float]]) -> list[Curve]:
     curves = []
     for i, (runner, values) in enumerate(samples.items()):
         if not values:

@@ -8,78 +8,69 @@ interleaved run. Where nothing was measured, the first stays, and the choice say
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.core.figures import ratio
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which precision of one target to use.
-
-    Attributes:
-        precision: The one; None if none was built and passed the gates.
-        why: By precision, what speaks for or against each of the others.
-    """
-
-    precision: str | None
-    why: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"precision": self.precision, "why": dict(self.why)}
+from pipeline.report.model import NOT_SELECTED, BuiltArtifact, Choice, GateFailure
+from pipeline.steps.facts.bench import Measured
 
 
 def choose(
-    artifacts: Sequence[Mapping[str, Any]], bench: Mapping[str, Any], gates: Sequence[str]
+    artifacts: Sequence[BuiltArtifact], measured: Measured | None, failures: Sequence[GateFailure]
 ) -> Choice:
     """Choose among the artifacts of one target.
 
     Args:
-        artifacts: Of this target, in the order of the configuration, as in results.json; `why_not`
-            is what the maker of the graph found against it.
-        bench: Facts of the target's measurement; empty if there was none.
-        gates: Gates that do not hold, each beginning with "target/precision: ".
+        artifacts: Of this target, in the order of the configuration.
+        measured: The target's measurement; None if there was none.
+        failures: Gates that do not hold, of whatever artifacts.
     """
     why: dict[str, str] = {}
-    able: list[str] = []
-    doubts: dict[str, str] = {}
+    able: list[BuiltArtifact] = []
     for artifact in artifacts:
-        precision = artifact["precision"]
-        doubts[precision] = artifact.get("why_not", "")
-        prefix = f"{artifact['target']}/{precision}: "
-        broken = next((gate.removeprefix(prefix) for gate in gates if gate.startswith(prefix)), "")
-        if artifact["failure"] or not artifact.get("files"):
-            why[precision] = artifact["failure"] or "was not built"
-        elif broken:
-            why[precision] = f"a gate does not hold: {broken}"
+        obstacle = _obstacle(artifact, failures)
+        if obstacle:
+            why[artifact.precision] = obstacle
         else:
-            able.append(precision)
+            able.append(artifact)
     if not able:
         return Choice(None, why)
-    samples = _samples(bench)
-    best = able[0]
-    for other in able[1:]:
+    samples = _samples(able, measured)
+    best = able[0].precision
+    for artifact in able[1:]:
+        other, doubt = artifact.precision, artifact.why_not
         if other not in samples or best not in samples:
             unknown = f"comes after {best} in the configuration, and latency was not measured"
-            why[other] = doubts[other] or unknown
+            why[other] = doubt or unknown
             continue
         compared = ratio(samples[other], samples[best])
         low, high = compared.interval
         times = f"takes {compared.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of"
-        if compared.faster and not doubts[other]:
+        if compared.faster and not doubt:
             why[best] = f"{other} {times} {best}"
             best = other
         else:
-            doubt = f", and when its graph was made: {doubts[other]}" if doubts[other] else ""
-            why[other] = f"{times} {best}{doubt}"
+            made = f", and when its graph was made: {doubt}" if doubt else ""
+            why[other] = f"{times} {best}{made}"
     return Choice(best, why)
 
 
-def _samples(bench: Mapping[str, Any]) -> Mapping[str, Sequence[float]]:
-    """Timed calls of every runner at the first batch size; empty if nothing was measured."""
-    for batch in bench.get("batches", {}).values():
-        found: Mapping[str, Sequence[float]] = batch["samples_ms"]
-        return found
-    return {}
+def _obstacle(artifact: BuiltArtifact, failures: Sequence[GateFailure]) -> str:
+    """Why an artifact cannot be used at all; "" if it can."""
+    if artifact.failure:
+        return artifact.failure
+    if artifact.built is None or not artifact.built.files:
+        return "was not built" if artifact.selected else NOT_SELECTED
+    for failure in failures:
+        if (failure.target, failure.precision) == (artifact.target, artifact.precision):
+            return f"a gate does not hold: {failure.words}"
+    return ""
+
+
+def _samples(
+    artifacts: Sequence[BuiltArtifact], measured: Measured | None
+) -> Mapping[str, Sequence[float]]:
+    """Timed calls at the first batch size, by precision; only of what lies there now."""
+    if measured is None:
+        return {}
+    known = {artifact.precision for artifact in artifacts if artifact.latency.value is not None}
+    return {name: calls for name, calls in measured.samples_ms.items() if name in known and calls}

@@ -195,16 +195,3 @@ def _number_text(value: float, key: str) -> str:
     if key == "largest_value" and value:
         return f"{number} ({FLOAT16_LIMIT / abs(value):.3g} times below the limit of float16)"
     return number
-
-
-def overflow(notes: Mapping[str, Any]) -> int:
-    """How many values a run saw that left the range of their type, at any depth of its notes."""
-    found = 0
-    for key, value in notes.items():
-        if isinstance(value, Mapping):
-            found += overflow(value)
-        elif _has_parts(value):
-            found += sum(overflow(item) for item in value)
-        elif key in ("overflows", "overflowed") and isinstance(value, int):
-            found += value
-    return found

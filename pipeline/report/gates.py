@@ -2,64 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline.config import Config, Gates
-from pipeline.core.errors import ArtifactError, GateFailedError
 from pipeline.core.figures import Number
-from pipeline.steps.artifact import Artifact
-from pipeline.targets.registry import TARGETS
+from pipeline.report.model import BuiltArtifact, GateFailure, GateReport
 
 
-def failures(config: Config) -> list[GateFailedError]:
-    """Every limit that does not hold, in the order of targets and precisions.
+def judge_all(config: Config, artifacts: Sequence[BuiltArtifact]) -> GateReport:
+    """Judge every limit of every artifact.
 
     A figure that was not measured fails no gate; the report says that it is missing.
+
+    Args:
+        config: The configuration.
+        artifacts: What it asks for; failures come in this order.
     """
-    failed = []
-    for name in TARGETS:
-        gates = config.gates(name)
-        for precision in config.precisions(name):
-            numbers = _numbers(config.folder, name, precision)
-            what = f"{name}/{precision}"
-            failed += [GateFailedError(f"{what}: {text}") for text in _judge(gates, numbers)]
-    return failed
-
-
-def _judge(gates: Gates, numbers: dict[str, Number]) -> list[str]:
     limits = [
-        ("top1_drop", gates.max_top1_drop, True, "top-1 drop", "max_top1_drop"),
-        ("agreement", gates.min_agreement, False, "agreement", "min_agreement"),
-        ("latency", gates.max_latency_ms, True, "latency in ms", "max_latency_ms"),
+        (artifact, limit)
+        for artifact in artifacts
+        for limit in limits_of(config.gates(artifact.target), artifact)
     ]
-    failed = []
-    for name, limit, is_upper, title, gate in limits:
-        number = numbers.get(name)
-        if limit is None or number is None or number.value is None:
-            continue
-        # Written so that a NaN fails.
-        holds = number.value <= limit if is_upper else number.value >= limit
-        if not holds:
-            failed.append(
-                f"{title} is {number.value:.4g}, {gate} allows {limit:g} ({number.state})"
-            )
-    return failed
+    judged = [(artifact, limit) for artifact, limit in limits if limit.number.value is not None]
+    failures = tuple(limit.failure(artifact) for artifact, limit in judged if not limit.holds)
+    return GateReport(len(limits), len(judged), failures)
 
 
-def _numbers(folder: Path, target: str, precision: str) -> dict[str, Number]:
-    """Figures of one artifact, by name; without those that there are not."""
-    validated = _facts(folder / "validate" / f"{target}-{precision}").get("numbers", {})
-    numbers = {name: Number.from_dict(plain) for name, plain in validated.items()}
-    latency = _facts(folder / "bench" / target).get("latency", {})
-    if precision in latency:
-        numbers["latency"] = Number.from_dict(latency[precision])
-    return numbers
+@dataclass(frozen=True)
+class Limit:
+    """One limit and the figure that it is for.
+
+    Attributes:
+        figure: What is limited, for people.
+        gate: The configuration's key.
+        allowed: What it allows.
+        is_upper: The figure may be at most so large, rather than at least.
+        number: The figure.
+    """
+
+    figure: str
+    gate: str
+    allowed: float
+    is_upper: bool
+    number: Number
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within the limit; NaN is not, and what was not measured is."""
+        value = self.number.value
+        if value is None:
+            return True
+        return value <= self.allowed if self.is_upper else value >= self.allowed
+
+    def failure(self, artifact: BuiltArtifact) -> GateFailure:
+        """The limit as one that does not hold."""
+        value, state = self.number.value, self.number.state
+        assert value is not None
+        return GateFailure(
+            artifact.target, artifact.precision, self.figure, self.gate, self.allowed, value, state
+        )
 
 
-def _facts(folder: Path) -> Mapping[str, Any]:
-    try:
-        return Artifact.read(folder).facts
-    except ArtifactError:
-        return {}
+def limits_of(gates: Gates, artifact: BuiltArtifact) -> Iterator[Limit]:
+    """The limits that are set for an artifact."""
+    accuracy = artifact.accuracy
+    rows = (
+        ("top-1 drop", "max_top1_drop", gates.max_top1_drop, True, accuracy.top1_drop),
+        ("agreement", "min_agreement", gates.min_agreement, False, accuracy.agreement),
+        ("latency in ms", "max_latency_ms", gates.max_latency_ms, True, artifact.latency),
+    )
+    for figure, gate, allowed, is_upper, number in rows:
+        if allowed is not None and number is not None:
+            yield Limit(figure, gate, allowed, is_upper, number)

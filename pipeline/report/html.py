@@ -7,28 +7,24 @@ templates/report.html.j2. The same results give the same bytes.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import plots
-from pipeline.core.figures import State
+from pipeline.core.figures import RangeRow, State
+from pipeline.core.plain import plain
 from pipeline.core.published import DEVICES
 from pipeline.report import charts, facts, overview, provenance, view
-from pipeline.report.results import Results
+from pipeline.report.model import Part, Run
+from pipeline.steps.facts.bench import Measured
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-_ON_DEVICES = ("on_devices", "agreement_by_compute_units", "outside_the_neural_engine")
-"""Facts of measurements on other machines than this: tables of their own."""
 
-
-def page(results: Results) -> str:
-    """The whole report.
-
-    Args:
-        results: What results.json holds; parts that a failed run lacks are left out.
-    """
+def page(run: Run) -> str:
+    """The whole report; parts that a failed run lacks are left out."""
     import jinja2  # here, so that the command line answers without it
 
     environment = jinja2.Environment(
@@ -39,157 +35,207 @@ def page(results: Results) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(_content(results))
+    return environment.get_template("report.html.j2").render(_content(run))
 
 
-def _content(results: Results) -> dict[str, Any]:
+def _content(run: Run) -> dict[str, Any]:
     """What the template lays out."""
-    cards = [view.card(results, artifact) for artifact in results["artifacts"]]
+    cards = [view.card(run, artifact) for artifact in run.artifacts]
     return {
-        "name": results["name"],
-        "date": results["date"],
-        "config": results["config"],
-        "machine": results["machine"],
-        "verdict": overview.verdict(results),
-        "alerts": list(overview.alerts(results, cards)),
+        "name": run.name,
+        "date": run.date,
+        "config": run.config,
+        "machine": run.machine,
+        "verdict": overview.verdict(run),
+        "alerts": list(overview.alerts(run, cards)),
         "cards": cards,
-        "batch": view.first_batch(results),
+        "batch": view.first_batch(run),
         "pytorch": {
-            "top1": view.figure(view.reference(results).get("top1"), "top1"),
-            "latency": view.figure(view.baseline(results).to_dict(), "latency"),
+            "top1": view.figure(view.TOP1, run.pytorch.top1),
+            "latency": view.figure(view.LATENCY, view.baseline(run)),
         },
-        "choices": list(overview.choices(results)),
-        "not_measured": overview.missing(results, State.NOT_MEASURED),
-        "emulated": overview.missing(results, State.EMULATED),
-        "plots": charts.all_plots(results),
-        "benches": list(_benches(results)),
-        "graph": _graph(results),
-        "calibration": _calibration(results),
-        "ranges": list(_ranges(results)),
-        "published": results["published"],
+        "choices": list(overview.choices(run)),
+        "not_measured": overview.missing(run, State.NOT_MEASURED),
+        "emulated": overview.missing(run, State.EMULATED),
+        "plots": charts.all_plots(run),
+        "benches": list(_benches(run)),
+        "graph": _graph(run),
+        "calibration": _calibration(run),
+        "ranges": list(_ranges(run)),
+        "published": run.published,
         "published_devices": DEVICES,
-        "classes": view.class_count(results),
-        "imagenet": view.class_count(results) == view.IMAGENET_CLASSES,
-        "parts": list(provenance.parts(results)),
-        "environment": facts.blocks("This machine", results["machine"]),
-        "versions": results["versions"],
-        "steps": results["steps"],
-        "commands": list(_commands(results)),
+        "classes": view.class_count(run),
+        "imagenet": view.class_count(run) == view.IMAGENET_CLASSES,
+        "parts": list(provenance.parts(run)),
+        "environment": facts.blocks("This machine", run.machine.to_facts()),
+        "versions": run.versions,
+        "steps": run.steps,
+        "commands": list(_commands(run)),
     }
 
 
-def _benches(results: Results) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Bench:
+    """What was measured of a target.
+
+    Attributes:
+        target: The target.
+        devices: What ran each runner.
+        timings: Of all runners.
+        comparisons: Of each runner with others.
+        elsewhere: What was told beside this machine's measurement, such as of other devices.
+        facts: The circumstances.
+    """
+
+    target: str
+    devices: Mapping[str, str]
+    timings: Sequence[view.Timing]
+    comparisons: Sequence[tuple[str, view.Comparison]]
+    elsewhere: Sequence[facts.Block]
+    facts: Sequence[facts.Block]
+
+
+def _benches(run: Run) -> Iterator[Bench]:
     """What was measured, by target: the baseline's timings, and the circumstances."""
-    for target in results["bench"]:
-        measured = view.bench_facts(results, target)
-        on_devices = {key: measured[key] for key in _ON_DEVICES if measured.get(key)}
-        if "batches" not in measured and not on_devices:
-            continue
-        devices = measured.get("devices", {})
-        shown = {"batches", "end_to_end", "cold_start_ms", "latency", "devices", "target"}
-        shown |= set(_ON_DEVICES)
-        rest = {key: value for key, value in measured.items() if key not in shown}
-        yield {
-            "target": target,
-            "devices": {view.shown(name): device for name, device in devices.items()},
-            "timings": [t for runner in devices for t in view.timings(measured, runner)],
-            "comparisons": [
-                (view.shown(runner), c)
-                for runner in devices
-                for c in view.comparisons(measured, runner)
-            ],
-            "on_devices": facts.blocks("", on_devices),
-            "facts": facts.blocks("", rest),
-        }
+    for target, bench in run.bench.items():
+        told = {key: value for key, value in bench.facts.more.items() if value} if bench else {}
+        elsewhere = facts.blocks("", told)
+        measured = run.measured(target)
+        if measured:
+            yield _bench(target, measured, elsewhere)
+        elif elsewhere:
+            yield Bench(target, {}, (), (), elsewhere, ())
 
 
-def _graph(results: Results) -> list[facts.Block]:
+def _bench(target: str, measured: Measured, elsewhere: Sequence[facts.Block]) -> Bench:
+    circumstances = {
+        "protocol": plain(measured.protocol),
+        "machine": measured.machine.to_facts(),
+        "load_before": measured.load_before,
+        "date": measured.date,
+    }
+    if measured.throughput:
+        circumstances["throughput"] = plain(measured.throughput)
+    for runner, state in measured.device_state.items():
+        circumstances[f"device of {runner}"] = state.to_facts()
+    return Bench(
+        target,
+        {view.shown(name): device for name, device in measured.devices.items()},
+        [timing for runner in measured.devices for timing in view.timings(measured, runner)],
+        [
+            (view.shown(runner), comparison)
+            for runner in measured.devices
+            for comparison in view.comparisons(measured, runner)
+        ],
+        elsewhere,
+        facts.blocks("", circumstances),
+    )
+
+
+def _graph(run: Run) -> list[facts.Block]:
     """Export and simplification: nodes before and after, and how close to PyTorch."""
-    export = (results.get("export") or {}).get("facts", {})
-    simplified = (results.get("onnx") or {}).get("facts", {})
     rows: dict[str, Any] = {}
-    if export:
-        network = export.get("network", {})
+    if run.export:
+        export = run.export.facts
         rows |= {
-            "opset": export.get("opset"),
-            "nodes as exported": export.get("nodes"),
-            "largest difference to PyTorch, of the largest logit": export.get(
-                "difference_to_pytorch"
-            ),
-            "input shape": " x ".join(map(str, network.get("input_shape", ()))),
-            "classes": network.get("labels", ()),
+            "opset": export.opset,
+            "nodes as exported": export.nodes,
+            "largest difference to PyTorch, of the largest logit": export.difference_to_pytorch,
+            "input shape": " x ".join(map(str, export.network.input_shape)),
+            "classes": export.network.labels,
         }
-    if simplified:
+    if run.simplified:
+        simplified = run.simplified.facts
         rows |= {
-            "simplified": simplified.get("simplified"),
-            "nodes before simplification": simplified.get("nodes_before"),
-            "nodes after simplification": simplified.get("nodes"),
+            "simplified": simplified.simplified,
+            "nodes before simplification": simplified.nodes_before,
+            "nodes after simplification": simplified.nodes,
         }
-        if simplified.get("why_not"):
-            rows["why not simplified"] = simplified["why_not"]
+        if simplified.why_not:
+            rows["why not simplified"] = simplified.why_not
     found = facts.blocks("", rows) if rows else []
-    if preprocess := export.get("network", {}).get("preprocess"):
+    if run.network and run.network.preprocess:
         # Elsewhere a size is in bytes.
-        named = {"side in pixels" if k == "size" else k: v for k, v in preprocess.items()}
+        named = {
+            "side in pixels" if key == "size" else key: value
+            for key, value in run.network.preprocess.items()
+        }
         found += facts.blocks("Preprocessing", named)
-    for name, form in results.get("forms", {}).items():
-        hidden = {"network", "ranges"}
-        own = {k: v for k, v in form.get("facts", {}).items() if k not in hidden}
-        found += facts.blocks(f"Form {name}", own)
+    for name, form in run.forms.items():
+        told = {**form.facts.more}
+        if form.facts.why_not:
+            told["why_not"] = form.facts.why_not
+        found += facts.blocks(f"Form {name}", told | _seconds(form))
     return found
 
 
-def _calibration(results: Results) -> list[facts.Block]:
-    own = (results.get("calibration") or {}).get("facts", {})
-    return facts.blocks("", own) if own else []
+def _seconds(part: Part[Any]) -> dict[str, float]:
+    return {} if part.build_seconds is None else {"build_seconds": part.build_seconds}
 
 
-def _ranges(results: Results) -> Iterator[dict[str, Any]]:
+def _calibration(run: Run) -> list[facts.Block]:
+    if run.calibration is None:
+        return []
+    return facts.blocks("", run.calibration.facts.to_facts() | _seconds(run.calibration))
+
+
+@dataclass(frozen=True)
+class RangeView:
+    """A quantized tensor's range in words, with its histogram as an `<svg>`."""
+
+    tensor: str
+    seen: str
+    chosen: str
+    clipped: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of one graph or artifact."""
+
+    name: str
+    rows: Sequence[RangeView]
+
+
+def _ranges(run: Run) -> Iterator[Ranges]:
     """Ranges of quantized tensors with their histograms, wherever an artifact tells them."""
-    forms = [(f"form {name}", form) for name, form in results.get("forms", {}).items()]
-    built = [(view.full_name(artifact), artifact) for artifact in results["artifacts"]]
-    for name, part in (*forms, *built):
-        rows = part.get("facts", {}).get("ranges")
-        if rows:
-            yield {
-                "name": name,
-                "rows": [
-                    {
-                        "tensor": row["tensor"],
-                        "seen": _pair(row["seen"]),
-                        "chosen": _pair(row["chosen"]),
-                        "clipped": f"{100 * row['clipped']:.0f} %",
-                        "svg": plots.histogram(
-                            f"{view.anchor(name)}-range-{i}",
-                            row["histogram"],
-                            (row["seen"][0], row["seen"][1]),
-                            (row["chosen"][0], row["chosen"][1]),
-                        ),
-                    }
-                    for i, row in enumerate(rows)
-                ],
-            }
+    for name, form in run.forms.items():
+        if form.facts.ranges:
+            yield _ranges_of(f"form {name}", form.facts.ranges)
+    for artifact in run.artifacts:
+        if artifact.built and artifact.built.facts.ranges:
+            yield _ranges_of(artifact.name, artifact.built.facts.ranges)
 
 
-def _pair(ends: Any) -> str:
+def _ranges_of(name: str, rows: Sequence[RangeRow]) -> Ranges:
+    shown = []
+    for i, row in enumerate(rows):
+        identity = f"{view.anchor(name)}-range-{i}"
+        svg = plots.histogram(identity, row.histogram, row.seen, row.chosen)
+        clipped = f"{100 * row.clipped:.0f} %"
+        shown.append(RangeView(row.tensor, _pair(row.seen), _pair(row.chosen), clipped, svg))
+    return Ranges(name, shown)
+
+
+def _pair(ends: tuple[float, float]) -> str:
     return f"{ends[0]:.4g} to {ends[1]:.4g}"
 
 
-def _commands(results: Results) -> Iterator[tuple[str, str]]:
+def _commands(run: Run) -> Iterator[tuple[str, str]]:
     """How to get the same again, and what is still missing."""
-    config = shlex.quote(results["config"])
+    config = shlex.quote(run.config)
     yield (
         "Build, validate and measure again; what is up to date does not run",
         (f"python -m pipeline run {config}"),
     )
-    folder = str(results.get("folder", ""))
-    place = f" --output {shlex.quote(str(Path(folder).parent))}" if folder else ""
+    place = shlex.quote(str(Path(run.folder).parent))
     yield (
         "Hash every file again and open every model",
-        (f"python -m pipeline check {shlex.quote(results['name'])}{place}"),
+        (f"python -m pipeline check {shlex.quote(run.name)} --output {place}"),
     )
-    for target in results["bench"]:
-        there = "batches" in view.bench_facts(results, target)
+    for target in run.bench:
+        there = run.measured(target) is not None
         yield (
             f"Measure {target} again" if there else f"Measure {target}, on a machine that runs it",
             f"python -m pipeline bench --config {config} --target {target}",

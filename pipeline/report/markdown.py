@@ -7,71 +7,74 @@ from collections.abc import Iterable, Iterator, Sequence
 from pipeline.core.figures import State
 from pipeline.core.published import DEVICES
 from pipeline.report import overview, provenance, view
-from pipeline.report.results import Results
+from pipeline.report.model import Run
 from pipeline.report.view import Card, Figure
 
 
-def page(results: Results) -> str:
+def page(run: Run) -> str:
     """The whole page."""
-    machine = results["machine"]
-    cards = [view.card(results, artifact) for artifact in results["artifacts"]]
-    ended = overview.verdict(results)
+    machine = run.machine
+    cards = [view.card(run, artifact) for artifact in run.artifacts]
+    ended = overview.verdict(run)
     lines = [
-        f"# {results['name']}",
+        f"# {run.name}",
         "",
-        f"{results['date']}, {machine['cpu']}, {machine['cpus_granted']} CPUs, {machine['os']}",
+        f"{run.date}, {machine.cpu}, {machine.cpus_granted} CPUs, {machine.os}",
         "",
         f"**{_text(ended.line)}**",
         "",
         *_list(ended.lines),
-        *_list(overview.alerts(results, cards)),
-        *_artifacts(results, cards),
+        *_list(overview.alerts(run, cards)),
+        *_artifacts(run, cards),
         "",
-        *_list(overview.choices(results)),
-        *_list(_reasons(results)),
+        *_list(overview.choices(run)),
+        *_list(_reasons(run)),
         "## Published",
         "",
-        _other_data(results),
+        _other_data(run),
         "",
-        *_table(
-            (
-                "Model",
-                "GMACs",
-                "Params (M)",
-                *(f"{device} (ms)" for device in DEVICES),
-                "top-1 (%)",
-            ),
-            (
-                (
-                    row["title"],
-                    row["gmacs"],
-                    row["parameters"],
-                    *(row["latency_ms"][device] for device in DEVICES),
-                    row["top1"],
-                )
-                for row in results["published"]
-            ),
-        ),
+        *_published(run),
         "",
         "## Made from",
         "",
         *_list(
-            f"`{part['name']}` {part['digest'][:16]}, made from "
-            + ", ".join(f"{name} {digest[:16]}" for name, digest in part["made_from"].items())
-            for part in provenance.parts(results)
-            if part["made_from"]
+            f"`{part.name}` {part.digest[:16]}, made from "
+            + ", ".join(f"{name} {digest[:16]}" for name, digest in part.made_from.items())
+            for part in provenance.parts(run)
+            if part.made_from
         ),
         "## Versions",
         "",
-        ", ".join(f"{package} {version}" for package, version in results["versions"].items()),
+        ", ".join(f"{package} {version}" for package, version in run.versions.items()),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _artifacts(results: Results, cards: Sequence[Card]) -> Iterator[str]:
-    batch = view.first_batch(results)
-    top1 = view.figure(view.reference(results).get("top1"), "top1")
-    latency = view.figure(view.baseline(results).to_dict(), "latency")
+def _published(run: Run) -> Iterator[str]:
+    head = (
+        "Model",
+        "GMACs",
+        "Params (M)",
+        *(f"{device} (ms)" for device in DEVICES),
+        "top-1 (%)",
+    )
+    rows = (
+        (
+            row.title,
+            row.gmacs,
+            row.parameters,
+            *(row.latency_ms[device] for device in DEVICES),
+            row.top1,
+        )
+        for row in run.published
+    )
+    return _table(head, rows)
+
+
+def _artifacts(run: Run, cards: Sequence[Card]) -> Iterator[str]:
+    batch = view.first_batch(run)
+    top1 = view.figure(view.TOP1, run.pytorch.top1)
+    latency = view.figure(view.LATENCY, view.baseline(run))
     head = (
         "Artifact",
         "top-1",
@@ -84,7 +87,7 @@ def _artifacts(results: Results, cards: Sequence[Card]) -> Iterator[str]:
     rows = [("PyTorch float32", _figure(top1), "", "", _figure(latency), "", "")]
     rows += [
         (
-            f"{card.name} **failed**" if card.failure else card.name,
+            _name(card),
             _figure(card.accuracy),
             _value(card.drop),
             _value(card.agreement),
@@ -97,6 +100,13 @@ def _artifacts(results: Results, cards: Sequence[Card]) -> Iterator[str]:
     yield from _table(head, rows)
 
 
+def _name(card: Card) -> str:
+    """The artifact's name, and what to know before its figures."""
+    if card.failure:
+        return f"{card.name} **failed**"
+    return f"{card.name} ({card.standing})" if card.standing else card.name
+
+
 def _value(figure: Figure) -> str:
     """Value and interval; nothing where there is none."""
     return f"{figure.value} ({figure.interval})" if figure.interval else figure.value
@@ -107,14 +117,14 @@ def _figure(figure: Figure) -> str:
     return f"{_value(figure)}, {figure.state}" if figure.value else figure.state
 
 
-def _reasons(results: Results) -> Iterator[str]:
+def _reasons(run: Run) -> Iterator[str]:
     for state in (State.NOT_MEASURED, State.EMULATED):
-        for item in overview.missing(results, state):
+        for item in overview.missing(run, state):
             yield f"{state}: {'; '.join(item.what)}: {item.why}"
 
 
-def _other_data(results: Results) -> str:
-    if view.class_count(results) == view.IMAGENET_CLASSES:
+def _other_data(run: Run) -> str:
+    if view.class_count(run) == view.IMAGENET_CLASSES:
         return (
             "ImageNet-1K, on the devices that the columns name; ours above are from this machine."
         )

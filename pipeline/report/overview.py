@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.core.figures import State
-from pipeline.report import facts, text, view
-from pipeline.report.results import Results
+from pipeline.core.runner import Numerics
+from pipeline.report import view
+from pipeline.report.model import NOT_SELECTED, GateReport, Run
+from pipeline.steps.step import State as StepState
 
 EXIT_CODES = {
     0: "fine",
@@ -46,81 +48,114 @@ class Missing:
     why: str
 
 
-def verdict(results: Results) -> Verdict:
+def verdict(run: Run) -> Verdict:
     """How the run ended; failures come before gates."""
-    lines: dict[str, None] = {}
-    for step in results["steps"]:
-        if step["state"] == "failed":
-            lines[f"{step['name']} failed: {step['why']}"] = None
-        elif step["state"] == "skipped":
-            lines[f"{step['name']} was skipped: {step['why']}"] = None
-    known = {step["name"] for step in results["steps"] if step["state"] == "failed"}
-    for artifact in results["artifacts"]:
-        name = view.full_name(artifact)
-        if artifact["failure"] and name not in known:
-            lines[f"{name} failed: {artifact['failure']}"] = None
-    failures = sum(" failed: " in line for line in lines)
-    for gate in results["gates"]:
+    failures = list(_failures(run))
+    lines = dict.fromkeys(failures)
+    for step in run.steps:
+        if step.state is StepState.SKIPPED:
+            lines[f"{step.name} was skipped: {step.why}"] = None
+    for gate in run.gates.failures:
         lines[f"gate does not hold: {gate}"] = None
-    code = results["exit_code"]
-    counts = [(failures, "failure"), (len(results["gates"]), "gate that does not hold")]
-    told = " and ".join(
-        f"{count} {what if count == 1 else _plural(what)}" for count, what in counts if count
-    )
-    meaning = EXIT_CODES.get(code, "see the log")
-    line = told or ("Everything was built, and no gate failed" if code == 0 else meaning)
-    return Verdict(code == 0 and not told, f"{line} (exit code {code}: {meaning})", tuple(lines))
+    told = " and ".join(_counts(len(failures), len(run.gates.failures)))
+    meaning = EXIT_CODES.get(run.exit_code, "see the log")
+    line = told or (_success(run) if run.exit_code == 0 else meaning)
+    good = run.exit_code == 0 and not told
+    return Verdict(good, f"{line} (exit code {run.exit_code}: {meaning})", tuple(lines))
 
 
-def _plural(what: str) -> str:
-    return {"failure": "failures", "gate that does not hold": "gates that do not hold"}[what]
+def _failures(run: Run) -> Iterator[str]:
+    """Steps of this run that failed, in their order."""
+    for step in run.steps:
+        if step.state is StepState.FAILED:
+            yield f"{step.name} failed: {step.why}"
 
 
-def alerts(results: Results, cards: Sequence[view.Card]) -> Iterator[str]:
+def _counts(failures: int, gates: int) -> Iterator[str]:
+    if failures:
+        yield "1 failure" if failures == 1 else f"{failures} failures"
+    if gates:
+        yield "1 gate that does not hold" if gates == 1 else f"{gates} gates that do not hold"
+
+
+def _success(run: Run) -> str:
+    """What is done, of what was asked for, and what that says of gates."""
+    if not run.steps:
+        done = "No step was selected: this is what lies there"
+    elif run.not_selected:
+        total = len(run.steps) + len(run.not_selected)
+        done = f"All that was selected is done, {len(run.steps)} of {total} steps"
+    else:
+        done = "Everything was built"
+    return f"{done}{_gates_in_words(run.gates)}"
+
+
+def _gates_in_words(gates: GateReport) -> str:
+    """What can be said of gates where none failed."""
+    if not gates.limits:
+        return "; no gate is set"
+    if not gates.judged:
+        return "; no gate was judged, for want of figures"
+    unjudged = gates.limits - gates.judged
+    left = f"; {unjudged} of {gates.limits} had no figure to judge" if unjudged else ""
+    return f", and no gate failed{left}"
+
+
+def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     """What a reader should know before any figure, though nothing failed."""
-    for one in cards:
-        notes = next(a for a in results["artifacts"] if view.full_name(a) == one.name).get("notes")
-        if count := facts.overflow(notes or {}):
-            yield f"{one.name}: {count:,} values left the range of their type while it ran"
+    yield from run.problems
+    for artifact, one in zip(run.artifacts, cards, strict=True):
+        yield from _overflow(one.name, artifact.numerics)
         for link in one.chain:
             if link.problem:
                 yield f"{one.name} is outdated: {link.name} was {link.problem}; run again"
-    calibration = (results.get("calibration") or {}).get("facts", {})
-    yield from (f"calibration: {warning}" for warning in calibration.get("warnings", []))
-    onnx = (results.get("onnx") or {}).get("facts", {})
-    if onnx.get("why_not"):
-        yield f"the graph was not simplified: {onnx['why_not']}"
-    for target in results["bench"]:
-        measured = view.bench_facts(results, target)
-        load = measured.get("load_before", 0)
-        granted = measured.get("machine", {}).get("cpus_granted", 1)
-        if load > 0.5 * granted:
+    if run.calibration:
+        yield from (f"calibration: {warning}" for warning in run.calibration.facts.warnings)
+    if run.simplified and run.simplified.facts.why_not:
+        yield f"the graph was not simplified: {run.simplified.facts.why_not}"
+    for target in run.bench:
+        measured = run.measured(target)
+        if measured and measured.load_before > 0.5 * measured.machine.cpus_granted:
             yield (
-                f"{target}: other processes kept {load:.1f} of {granted} CPUs busy before latency "
-                "was measured; medians may be too high and intervals too wide"
+                f"{target}: other processes kept {measured.load_before:.1f} of "
+                f"{measured.machine.cpus_granted} CPUs busy before latency was measured; medians "
+                "may be too high and intervals too wide"
             )
 
 
-def choices(results: Results) -> Iterator[str]:
+def _overflow(name: str, numerics: Numerics | None) -> Iterator[str]:
+    if numerics is None:
+        return
+    if numerics.overflowed_values:
+        count = f"{numerics.overflowed_values:,}"
+        yield f"{name}: {count} values left the range of their type while it ran"
+    elif numerics.overflowed_tensors:
+        tensors = ", ".join(numerics.overflowed_tensors)
+        yield f"{name}: values that are not finite were carried on in {tensors}"
+
+
+def choices(run: Run) -> Iterator[str]:
     """Which artifact of each target with several to use, and why not the others."""
-    for target, choice in results.get("choice", {}).items():
-        if not choice["why"]:
+    for target, choice in run.choice.items():
+        if not choice.why:
             continue
-        use = f"{target}: use {choice['precision']}" if choice["precision"] else f"{target}: none"
-        yield f"{use}; {'; '.join(f'{name}: {why}' for name, why in choice['why'].items())}"
+        if set(choice.why.values()) == {NOT_SELECTED} and choice.precision is None:
+            yield f"{target}: nothing to choose from: {NOT_SELECTED}"
+            continue
+        use = f"{target}: use {choice.precision}" if choice.precision else f"{target}: none"
+        yield f"{use}; {'; '.join(f'{name}: {why}' for name, why in choice.why.items())}"
 
 
-def missing(results: Results, state: State) -> list[Missing]:
+def missing(run: Run, state: State) -> list[Missing]:
     """Accuracies and latencies in a state, by reason or executor."""
     found: dict[str, dict[str, list[str]]] = {}
-    for artifact in results["artifacts"]:
-        if artifact["failure"]:
+    for artifact in run.artifacts:
+        if artifact.failure:
             continue
-        top1 = text.number(artifact["numbers"].get("top1"))
-        for what, number in (("accuracy", top1), ("latency", text.number(artifact["latency"]))):
+        for what, number in (("accuracy", artifact.accuracy.top1), ("latency", artifact.latency)):
             if number.state is state:
                 names = found.setdefault(view.origin(number), {}).setdefault(what, [])
-                names.append(view.full_name(artifact))
+                names.append(artifact.name)
     return [
         Missing(tuple(f"{what} of {', '.join(names)}" for what, names in kinds.items()), why)
         for why, kinds in found.items()

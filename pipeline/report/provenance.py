@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.results import Results
+from pipeline.report.model import BuiltArtifact, Part, Run
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Link:
     problem: str = ""
 
 
-def chain(results: Results, artifact: Mapping[str, Any]) -> Iterator[Link]:
+def chain(run: Run, artifact: BuiltArtifact) -> Iterator[Link]:
     """The way from the checkpoint to an artifact: each one after what it was made from."""
-    known = {a["name"]: a for a in parts(results)}
+    known = {part.name: part for part in parts(run)}
     seen: set[str] = set()
 
     def walk(name: str, digest: str) -> Iterator[Link]:
@@ -34,20 +34,23 @@ def chain(results: Results, artifact: Mapping[str, Any]) -> Iterator[Link]:
             return
         seen.add(name)
         part = known.get(name)
-        for source, source_digest in (part or {}).get("made_from", {}).items():
+        if part is None:  # the checkpoint, or what was deleted since
+            yield Link(name, digest)
+            return
+        for source, source_digest in part.made_from.items():
             yield from walk(source, source_digest)
-        now = (part or {}).get("digest", digest)
-        problem = "" if now == digest else f"made from {digest[:12]}, now there is {now[:12]}"
-        yield Link(name, digest, problem)
+        fits = part.digest == digest
+        problem = f"made from {digest[:12]}, now there is {part.digest[:12]}"
+        yield Link(name, digest, "" if fits else problem)
 
-    if artifact.get("digest"):
-        yield from walk(artifact["name"], artifact["digest"])
+    if artifact.built:
+        yield from walk(artifact.built.name, artifact.built.digest)
 
 
-def parts(results: Results) -> Iterator[Mapping[str, Any]]:
-    """All artifacts that results tell of, each after what it is made from."""
-    single = (results.get(key) for key in ("export", "onnx", "calibration"))
-    forms = results.get("forms", {}).values()
-    for part in (*single, *forms, *results["artifacts"], results.get("pytorch")):
-        if part and part.get("digest"):
+def parts(run: Run) -> Iterator[Part[Any]]:
+    """All artifacts that a run tells of, each after what it is made from."""
+    built = (artifact.built for artifact in run.artifacts)
+    first = (run.export, run.simplified, run.calibration)
+    for part in (*first, *run.forms.values(), *built, run.reference):
+        if part:
             yield part

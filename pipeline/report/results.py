@@ -1,137 +1,209 @@
-"""All that a run knows, gathered from its artifacts into one plain value: results.json."""
+"""All that a run knows, gathered from what its artifacts say of themselves."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 from pipeline.config import Config
-from pipeline.core import machine
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, GateFailedError
 from pipeline.core.figures import Number
+from pipeline.core.machine import Machine
+from pipeline.core.plain import Facts
 from pipeline.core.published import PUBLISHED
 from pipeline.core.replacing import is_set_aside
 from pipeline.report.choice import choose
+from pipeline.report.gates import judge_all
+from pipeline.report.model import FORMAT, NOT_SELECTED, BuiltArtifact, Part, Run, StepEnd
+from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts, ValidationFacts
+from pipeline.steps.facts.bench import BenchFacts
+from pipeline.steps.facts.graphs import (
+    BuildFacts,
+    CalibrationFacts,
+    ExportFacts,
+    FormFacts,
+    SimplifyFacts,
+)
 from pipeline.steps.keys import versions
+from pipeline.steps.step import State
 from pipeline.targets.registry import TARGETS
 
-if TYPE_CHECKING:
-    from pipeline.scheduler.execute import Outcome
+PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "coremltools", "tensorrt-rtx-cu13", "tensorrt")
 
-FORMAT = 1
-RESULTS_FILE = "results.json"
-
-Results = Mapping[str, Any]
+FactsT = TypeVar("FactsT", bound=Facts)
 
 
-def collect(config: Config, path: Path, outcome: Outcome) -> dict[str, Any]:
-    """Gather what lies in the results' folder, and how the run ended.
+def collect(config: Config, path: Path, outcome: Outcome) -> Run:
+    """Gather what lies in the results' folder, judge the gates, and say how the run ended.
 
     Args:
         config: The configuration.
         path: Its file.
         outcome: How the run ended.
     """
-    folder = config.folder
-    failed = {r.name: r.why for r in outcome.results if r.error is not None}
-    gates = [str(error) for error in outcome.gates]
-    artifacts = [
-        _built(folder, name, precision, failed.get(f"{name}/{precision}"))
-        for name in TARGETS
-        for precision in config.precisions(name)
-    ]
-    bench = {name: _artifact(folder / "bench" / name) for name in TARGETS if config.target(name)}
-    return {
-        "format": FORMAT,
-        "name": config.name,
-        "config": str(path),
-        "folder": str(folder),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "exit_code": outcome.exit_code,
-        "gates": gates,
-        "steps": [
-            {k: v for k, v in asdict(r).items() if k != "error"} | {"state": str(r.state)}
-            for r in outcome.results
-        ],
-        "machine": machine.describe(),
-        "versions": versions(
-            "torch", "timm", "onnx", "onnxruntime", "coremltools", "tensorrt-rtx-cu13", "tensorrt"
+    shelf = _Shelf(config.folder, outcome)
+    forms = {
+        folder.name: form
+        for folder in sorted((config.folder / "precision").glob("[!.]*"))
+        if not is_set_aside(folder.relative_to(config.folder))
+        and (form := shelf.part(f"precision/{folder.name}", FormFacts))
+    }
+    bench = {
+        name: shelf.part(f"bench/{name}", BenchFacts) for name in TARGETS if config.target(name)
+    }
+    artifacts = tuple(
+        _built(shelf, target, precision, forms.get(TARGETS[target].precisions[precision]), measured)
+        for target, measured in bench.items()
+        for precision in config.precisions(target)
+    )
+    gates = judge_all(config, artifacts)
+    choice = {}
+    for target, measured in bench.items():
+        of_target = [artifact for artifact in artifacts if artifact.target == target]
+        here = measured.facts.measured if measured else None
+        choice[target] = choose(of_target, here, gates.failures)
+    return Run(
+        format=FORMAT,
+        name=config.name,
+        config=str(path),
+        folder=str(config.folder),
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        exit_code=outcome.exit_code or (GateFailedError.exit_code if gates.failures else 0),
+        steps=tuple(
+            StepEnd(end.stage, end.name, end.state, end.why, end.seconds) for end in outcome.results
         ),
-        "export": _artifact(folder / "export"),
-        "onnx": _artifact(folder / "onnx"),
-        "forms": {
-            path.name: _artifact(path)
-            for path in sorted((folder / "precision").glob("[!.]*"))
-            if not is_set_aside(path.relative_to(folder))
-        },
-        "calibration": _artifact(folder / "calibration"),
-        "pytorch": _artifact(folder / "validate" / "pytorch"),
-        "artifacts": artifacts,
-        "bench": bench,
-        "choice": {
-            name: choose(
-                [artifact for artifact in artifacts if artifact["target"] == name],
-                measured.get("facts", {}),
-                gates,
-            ).to_dict()
-            for name, measured in bench.items()
-        },
-        "published": [asdict(row) for row in PUBLISHED],
-    }
+        not_selected=tuple(outcome.not_selected),
+        gates=gates,
+        machine=Machine.here(),
+        versions=versions(*PACKAGES),
+        export=shelf.part("export", ExportFacts),
+        simplified=shelf.part("onnx", SimplifyFacts),
+        forms=forms,
+        calibration=shelf.part("calibration", CalibrationFacts),
+        reference=shelf.part("validate/pytorch", ReferenceFacts),
+        artifacts=artifacts,
+        bench=bench,
+        choice=choice,
+        published=PUBLISHED,
+        problems=tuple(shelf.problems.values()),
+    )
 
 
-def is_results_file(path: Path) -> bool:
-    """Whether a file is one that `collect` filled."""
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    keys = {"format", "name", "steps", "artifacts", "machine"}
-    return isinstance(plain, dict) and keys <= set(plain)
+class _Shelf:
+    """What lies in the results' folder after a run.
+
+    Attributes:
+        problems: By artifact, why it cannot be read.
+    """
+
+    def __init__(self, folder: Path, outcome: Outcome) -> None:
+        self._folder = folder
+        self._ended = {end.name: end for end in outcome.results}
+        self.problems: dict[str, str] = {}
+
+    def part(self, name: str, facts: type[FactsT]) -> Part[FactsT] | None:
+        """One artifact; None where there is none, or none that can be read."""
+        folder = self._folder / name
+        if not folder.exists():
+            return None
+        try:
+            artifact = Artifact.read(folder)
+            told = dict(artifact.facts)
+            seconds = told.pop("build_seconds", None)
+            return Part(
+                name=artifact.name,
+                earlier=not self.is_current(name),
+                size=artifact.size,
+                digest=artifact.digest,
+                key=artifact.key,
+                files=artifact.files,
+                made_from=artifact.made_from,
+                tools=artifact.tools,
+                build_seconds=seconds,
+                facts=facts.from_facts(told, name),
+            )
+        except ArtifactError as error:
+            self.problems[name] = f"{name} cannot be read: {error}: run it again"
+            return None
+
+    def is_selected(self, name: str) -> bool:
+        """Whether this run looked at the step."""
+        return name in self._ended
+
+    def is_current(self, name: str) -> bool:
+        """Whether this run made the step's artifact, or found it up to date."""
+        end = self._ended.get(name)
+        return end is not None and end.state in (State.DONE, State.UP_TO_DATE)
+
+    def failure(self, name: str) -> str:
+        """Why a step failed in this run; "" if it did not."""
+        end = self._ended.get(name)
+        return end.why if end is not None and end.error is not None else ""
+
+    def why_missing(self, name: str, otherwise: str) -> str:
+        """Why there is no artifact of a step."""
+        if name in self.problems:
+            return self.problems[name]
+        end = self._ended.get(name)
+        if end is None:
+            return NOT_SELECTED
+        return end.why or otherwise
 
 
-def _built(folder: Path, target: str, precision: str, failure: str | None) -> dict[str, Any]:
+def _built(
+    shelf: _Shelf,
+    target: str,
+    precision: str,
+    form: Part[FormFacts] | None,
+    measured: Part[BenchFacts] | None,
+) -> BuiltArtifact:
     """One artifact with its figures; where there are none, why."""
-    built = _artifact(folder / target / precision)
-    validated = _artifact(folder / "validate" / f"{target}-{precision}")
-    measured = _artifact(folder / "bench" / target)
-    why = failure or ("not validated yet" if built else "not built")
-    latency = measured.get("facts", {}).get("latency", {}).get(precision)
-    form = _artifact(folder / "precision" / TARGETS[target].precisions[precision])
-    numbers = validated.get("facts", {}).get("numbers") or {
-        "top1": Number.not_measured(why).to_dict()
-    }
-    return {
-        "target": target,
-        "title": TARGETS[target].title,
-        "precision": precision,
-        "failure": failure,
-        "why_not": form.get("facts", {}).get("why_not", ""),
-        **built,
-        "numbers": numbers,
-        "notes": validated.get("facts", {}).get("notes", {}),
-        "latency": latency or Number.not_measured(why, unit="ms").to_dict(),
-    }
+    name, validation = f"{target}/{precision}", f"validate/{target}-{precision}"
+    built = shelf.part(name, BuildFacts)
+    validated = shelf.part(validation, ValidationFacts)
+    why_no_accuracy = _why_not(shelf, name, built, validation, validated)
+    if validated is None or why_no_accuracy:
+        accuracy, numerics = Accuracy.not_measured(why_no_accuracy), None
+    else:
+        accuracy, numerics = validated.facts.numbers, validated.facts.numerics
+    why_no_latency = _why_not(shelf, name, built, f"bench/{target}", measured)
+    if measured is None or why_no_latency:
+        latency = Number.not_measured(why_no_latency, unit="ms")
+    else:
+        unknown = Number.not_measured("not measured yet", unit="ms")
+        latency = measured.facts.latency.get(precision, unknown)
+    return BuiltArtifact(
+        target=target,
+        title=TARGETS[target].title,
+        precision=precision,
+        selected=shelf.is_selected(name),
+        failure=shelf.failure(name),
+        why_not=form.facts.why_not if form else "",
+        built=built,
+        accuracy=accuracy,
+        accuracy_earlier=not why_no_accuracy and not shelf.is_current(validation),
+        numerics=numerics,
+        latency=latency,
+        latency_earlier=not why_no_latency and not shelf.is_current(f"bench/{target}"),
+    )
 
 
-def _artifact(folder: Path) -> dict[str, Any]:
-    """What one artifact says of itself; empty where there is none."""
-    try:
-        artifact = Artifact.read(folder)
-    except ArtifactError:
-        return {}
-    return {
-        "name": artifact.name,
-        "size": artifact.size,
-        "digest": artifact.digest,
-        "key": artifact.key,
-        "files": {name: asdict(record) for name, record in artifact.files.items()},
-        "made_from": dict(artifact.made_from),
-        "tools": dict(artifact.tools),
-        "facts": dict(artifact.facts),
-    }
+def _why_not(
+    shelf: _Shelf,
+    name: str,
+    built: Part[BuildFacts] | None,
+    step: str,
+    judged: Part[ValidationFacts] | Part[BenchFacts] | None,
+) -> str:
+    """Why the figures of a step are none of the artifact; "" if they are its own."""
+    if built is None:
+        return shelf.failure(name) or shelf.why_missing(name, "not built")
+    if judged is None:
+        return shelf.failure(name) or shelf.why_missing(step, "not run yet")
+    # A step that was not selected may have judged what was built before.
+    if judged.made_from.get(name, built.digest) != built.digest:
+        return f"{step} is of an earlier build of {name}: run it again"
+    return ""

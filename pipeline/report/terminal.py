@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.report import overview, text
-from pipeline.report.results import Results
+from pipeline.report import overview, text, view
+from pipeline.report.model import NOT_SELECTED, BuiltArtifact, Run
 
 
 def render(*parts: Any, width: int | None = None) -> str:
@@ -30,51 +30,52 @@ def render(*parts: Any, width: int | None = None) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def summary(results: Results, folder: str) -> str:
-    """What came out, with a word on every figure that was not measured.
-
-    Args:
-        results: What results.json holds.
-        folder: Where it lies.
-    """
+def summary(run: Run) -> str:
+    """What came out, with a word on every figure that was not measured."""
     table = Table("artifact", "top-1", "agreement", "latency", "size", "state", box=None)
-    reference = text.number(results["pytorch"].get("facts", {}).get("numbers", {}).get("top1"))
-    table.add_row("pytorch", text.percent(reference), "", _pytorch_latency(results), "", "")
-    for artifact in results["artifacts"]:
-        top1 = text.number(artifact["numbers"].get("top1"))
-        agreement = text.number(artifact["numbers"].get("agreement"))
+    baseline = view.baseline(run)
+    pytorch = text.milliseconds(baseline) if baseline.value is not None else ""
+    table.add_row("pytorch", text.percent(run.pytorch.top1), "", pytorch, "", "")
+    for artifact in run.artifacts:
+        agreement = artifact.accuracy.agreement
+        known = agreement is not None and agreement.value is not None
         table.add_row(
-            f"{artifact['target']}/{artifact['precision']}",
-            text.percent(top1),
-            text.percent(agreement) if agreement.value is not None else "",
-            text.milliseconds(text.number(artifact["latency"])),
-            text.size(artifact.get("size", 0)),
-            "[red]failed[/]" if artifact["failure"] else str(top1.state),
+            escape(artifact.name),
+            text.percent(artifact.accuracy.top1),
+            text.percent(agreement) if agreement and known else "",
+            text.milliseconds(artifact.latency),
+            text.size(artifact.size),
+            _state(artifact),
         )
-    return render(table, *_notes(results), f"report: {escape(folder)}/report.html")
+    lines = dict.fromkeys(_lines(run))
+    return render(
+        table,
+        *map(escape, lines),
+        escape(overview.verdict(run).line),
+        f"report: {escape(run.folder)}/report.html",
+    )
 
 
-def _pytorch_latency(results: Results) -> str:
-    """Latency of the baseline in the first measurement that has one."""
-    for bench in results["bench"].values():
-        for measured in bench.get("facts", {}).get("batches", {}).values():
-            return f"{measured['phases']['pytorch']['engine']['p50']:.2f} ms"
-    return ""
+def _state(artifact: BuiltArtifact) -> str:
+    """How an artifact and its accuracy came about, in a few words."""
+    if artifact.failure:
+        return "[red]failed[/]"
+    if artifact.standing == NOT_SELECTED:
+        return NOT_SELECTED
+    state = str(artifact.accuracy.top1.state)
+    return f"{state}, {artifact.standing}" if artifact.standing else state
 
 
-def _notes(results: Results) -> Iterator[str]:
-    """Which artifact to use, why figures are missing, and what failed; each line once."""
-    lines: dict[str, None] = dict.fromkeys(overview.choices(results))
-    for artifact in results["artifacts"]:
-        name = f"{artifact['target']}/{artifact['precision']}"
-        if artifact["failure"]:
-            lines[f"{name} failed: {artifact['failure']}"] = None
+def _lines(run: Run) -> Iterator[str]:
+    """Which artifact to use, why figures are missing, and what failed."""
+    yield from overview.choices(run)
+    for artifact in run.artifacts:
+        if artifact.failure:
+            yield f"{artifact.name} failed: {artifact.failure}"
             continue
-        for what in ("top1", "latency"):
-            plain = artifact["latency"] if what == "latency" else artifact["numbers"].get(what)
-            figure = text.number(plain)
-            if figure.value is None:
-                lines[f"{artifact['target']} {what} not measured: {figure.why}"] = None
-    for gate in results["gates"]:
-        lines[f"gate failed: {gate}"] = None
-    yield from (escape(line) for line in lines)
+        for what, figure in (("top1", artifact.accuracy.top1), ("latency", artifact.latency)):
+            if figure.value is None and figure.why != NOT_SELECTED:
+                yield f"{artifact.target} {what} not measured: {figure.why}"
+    yield from run.problems
+    for gate in run.gates.failures:
+        yield f"gate failed: {gate}"

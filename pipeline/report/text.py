@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from pipeline.core.figures import Number, State
+from pipeline.core.figures import Number
 
 MINUS = "\N{MINUS SIGN}"
-
-
-def number(plain: Mapping[str, Any] | None) -> Number:
-    """A figure from results.json; one that is not there was not measured."""
-    return Number.from_dict(dict(plain)) if plain else Number.not_measured("not validated")
 
 
 def percent(value: Number, digits: int = 2) -> str:
@@ -61,11 +53,3 @@ def milliseconds_interval(value: Number) -> str:
 def size(bytes_: int) -> str:
     """A size in megabytes."""
     return f"{bytes_ / 1e6:.2f} MB" if bytes_ else "-"
-
-
-def origin(value: Number) -> str:
-    """How a figure came about, in one phrase."""
-    if value.state is State.NOT_MEASURED:
-        return f"not measured: {value.why}"
-    because = f" ({value.why})" if value.state is State.EMULATED and value.why else ""
-    return f"{value.state}: {value.by}{because}"

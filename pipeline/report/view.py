@@ -1,22 +1,25 @@
-"""What the HTML report says, as plain values that its template only has to lay out.
+"""What the report says, as words that HTML and Markdown only have to lay out.
 
-Nothing here looks at a target's name: whatever `results.json` holds is shown.
+Nothing here looks at a target's name: whatever the run holds is shown.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.core.figures import Number, Ratio, State
+from pipeline.core.figures import LatencySummary, Number, Ratio, State
+from pipeline.core.plain import plain
+from pipeline.core.timing import END_TO_END
 from pipeline.report import facts, provenance, text
 from pipeline.report.facts import Block
-from pipeline.report.results import Results
+from pipeline.report.model import EARLIER, BuiltArtifact, Part, Run
+from pipeline.steps.facts.accuracy import Accuracy
+from pipeline.steps.facts.bench import PYTORCH, Measured
+from pipeline.steps.facts.graphs import BuildFacts
 
-PYTORCH = "pytorch"
-ENGINE = "engine"
 IMAGENET_CLASSES = 1000
 TOO_FEW = "too few samples"
 
@@ -68,11 +71,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything about one artifact."""
+    """Everything about one artifact.
+
+    Attributes:
+        standing: Whether it is from an earlier run, or was not selected in this one; "" if this run
+            made it.
+        numerics: What an executor saw while it ran over the images.
+    """
 
     name: str
     title: str
     anchor: str
+    standing: str
     failure: str
     size: str
     accuracy: Figure
@@ -84,8 +94,7 @@ class Card:
     timings: tuple[Timing, ...]
     comparisons: tuple[Comparison, ...]
     cold_start: str
-    verdict: str
-    notes: tuple[Block, ...]
+    numerics: tuple[Block, ...]
     warnings: tuple[str, ...]
     facts: tuple[Block, ...]
     files: tuple[tuple[str, str, str], ...]
@@ -112,41 +121,47 @@ def _no_interval(value: Number) -> str:
     return ""
 
 
-_SHOWN: dict[str, tuple[str, Words, Words]] = {
-    "top1": ("top-1", text.percent, text.percent_interval),
-    "top1_drop": ("top-1 drop", text.points, text.points_interval),
-    "top5": ("top-5", text.percent, text.percent_interval),
-    "agreement": ("same top-1 class as PyTorch", text.percent, text.percent_interval),
-    "flips": ("images with another top-1 class", flips, _no_interval),
-    "cosine": ("cosine of the logits", _plain(".6f"), _no_interval),
-    "max_difference": ("largest difference of logits", _plain(".3g"), _no_interval),
-}
-"""Figures of validation: title, and how value and interval are written."""
+@dataclass(frozen=True)
+class Kind:
+    """How a figure is written.
 
-_LATENCY: tuple[str, Words, Words] = (
-    "latency, median",
-    text.milliseconds,
-    text.milliseconds_interval,
-)
+    Attributes:
+        title: What it is.
+        value: The value in words.
+        interval: The interval in words.
+    """
+
+    title: str
+    value: Words
+    interval: Words = _no_interval
 
 
-def figure(plain: Mapping[str, Any] | None, key: str, why: str = "not validated") -> Figure:
-    """A figure of validation, or why there is none.
+TOP1 = Kind("top-1", text.percent, text.percent_interval)
+TOP1_DROP = Kind("top-1 drop", text.points, text.points_interval)
+TOP5 = Kind("top-5", text.percent, text.percent_interval)
+AGREEMENT = Kind("same top-1 class as PyTorch", text.percent, text.percent_interval)
+FLIPS = Kind("images with another top-1 class", flips)
+COSINE = Kind("cosine of the logits", _plain(".6f"))
+MAX_DIFFERENCE = Kind("largest difference of logits", _plain(".3g"))
+LATENCY = Kind("latency, median", text.milliseconds, text.milliseconds_interval)
+
+
+def figure(kind: Kind, number: Number | None, earlier: bool = False) -> Figure:
+    """A figure, or why there is none.
 
     Args:
-        plain: From results.json.
-        key: Which figure: one of those that validation knows, or "latency".
-        why: Why it is not there, if it is not.
+        kind: How it is written.
+        number: The figure; None where nobody asked for it.
+        earlier: It is from an earlier run.
     """
-    number = text.number(plain) if plain else Number.not_measured(why)
-    title, value, interval = _LATENCY if key == "latency" else _SHOWN[key]
+    number = number or Number.not_measured("not validated")
     known = number.value is not None
     return Figure(
-        title,
-        value(number) if known else "",
-        interval(number),
+        kind.title,
+        kind.value(number) if known else "",
+        kind.interval(number),
         str(number.state),
-        origin(number),
+        f"{origin(number)}, {EARLIER}" if earlier and known else origin(number),
     )
 
 
@@ -158,97 +173,95 @@ def origin(number: Number) -> str:
     return number.by or number.why
 
 
-def bench_facts(results: Results, target: str) -> Mapping[str, Any]:
-    """What was measured of a target; empty if nothing was."""
-    found: Mapping[str, Any] = (results["bench"].get(target) or {}).get("facts", {})
-    return found
-
-
-def first_batch(results: Results) -> str:
+def first_batch(run: Run) -> str:
     """Batch size of the latencies that stand for an artifact; "" if none was measured."""
-    for target in results["bench"]:
-        for batch in bench_facts(results, target).get("batches", {}):
-            return str(batch)
+    for measured in measurements(run):
+        return str(measured.first_batch)
     return ""
 
 
-def baseline(results: Results) -> Number:
+def baseline(run: Run) -> Number:
     """Latency of PyTorch in the first measurement that has one."""
-    for target in results["bench"]:
-        measured = bench_facts(results, target)
-        for batch in measured.get("batches", {}).values():
-            phase = batch["phases"].get(PYTORCH, {}).get(ENGINE)
-            if phase:
-                low, high = phase["p50_interval"]
-                return Number(
-                    phase["p50"],
-                    State.MEASURED,
-                    unit="ms",
-                    by=measured["devices"][PYTORCH],
-                    samples=phase["samples"],
-                    interval=(low, high),
-                )
+    for measured in measurements(run):
+        return measured.headline(PYTORCH)
     return Number.not_measured("no target was measured here", unit="ms")
 
 
-def reference(results: Results) -> Mapping[str, Any]:
-    """Accuracy of PyTorch: what validation wrote down; empty if it did not run."""
-    facts_of_it: Mapping[str, Any] = (results.get("pytorch") or {}).get("facts", {})
-    numbers: Mapping[str, Any] = facts_of_it.get("numbers", {})
-    return numbers
+def measurements(run: Run) -> Iterator[Measured]:
+    """What was measured on this machine, in the order of targets."""
+    for target in run.bench:
+        if measured := run.measured(target):
+            yield measured
 
 
-def full_name(artifact: Mapping[str, Any]) -> str:
-    """Name of a built artifact, such as "ort/fp32"."""
-    return f"{artifact['target']}/{artifact['precision']}"
-
-
-def card(results: Results, artifact: Mapping[str, Any]) -> Card:
-    """Everything about one artifact of `results`."""
-    name, precision = full_name(artifact), artifact["precision"]
-    measured = bench_facts(results, artifact["target"])
-    numbers = artifact["numbers"]
-    why = text.number(numbers.get("top1")).why or "not validated"
-    compared = tuple(comparisons(measured, precision))
-    own = dict(artifact.get("facts", {}))
-    warnings = repeated(own.pop("warnings", []))
-    for hidden in ("target", "precision", "ranges", "log"):
-        own.pop(hidden, None)
-    cold = measured.get("cold_start_ms", {}).get(precision)
+def card(run: Run, artifact: BuiltArtifact) -> Card:
+    """Everything about one artifact of a run."""
+    accuracy, built = artifact.accuracy, artifact.built
+    # Without a latency of its own, what was measured is of an earlier build.
+    measured = run.measured(artifact.target) if artifact.latency.value is not None else None
+    compared = tuple(comparisons(measured, artifact.precision)) if measured else ()
+    cold = measured.cold_start_ms.get(artifact.precision) if measured else None
+    earlier = artifact.accuracy_earlier
+    numerics = artifact.numerics.to_facts() if artifact.numerics else {}
     return Card(
-        name=name,
-        title=artifact["title"],
-        anchor=anchor(name),
-        failure=artifact["failure"] or "",
-        size=text.size(artifact["size"]) if artifact.get("size") else "",
-        accuracy=figure(numbers.get("top1"), "top1", why),
-        drop=figure(numbers.get("top1_drop"), "top1_drop", why),
-        agreement=figure(numbers.get("agreement"), "agreement", why),
-        latency=figure(artifact["latency"], "latency"),
+        name=artifact.name,
+        title=artifact.title,
+        anchor=anchor(artifact.name),
+        standing=artifact.standing,
+        failure=artifact.failure,
+        size=text.size(artifact.size) if artifact.size else "",
+        accuracy=figure(TOP1, accuracy.top1, earlier),
+        drop=figure(TOP1_DROP, accuracy.top1_drop, earlier),
+        agreement=figure(AGREEMENT, accuracy.agreement, earlier),
+        latency=figure(LATENCY, artifact.latency, artifact.latency_earlier),
         ratio=next((c for c in compared if c.against == shown(PYTORCH)), None),
-        figures=tuple(figure(numbers.get(key), key, why) for key in _SHOWN),
-        timings=tuple(timings(measured, precision)),
+        figures=tuple(figure(kind, number, earlier) for kind, number in _figures(accuracy)),
+        timings=tuple(timings(measured, artifact.precision)) if measured else (),
         comparisons=compared,
         cold_start=f"{cold:.1f} ms" if cold is not None else "",
-        verdict=facts.value_text(own.pop("verdict", "")),
-        notes=tuple(facts.blocks("", artifact.get("notes") or {})),
-        warnings=warnings,
-        facts=tuple(facts.blocks("Build", _without_labels(own))),
-        files=tuple(
-            (file, facts.value_text(record["size"], "size"), record["sha256"])
-            for file, record in sorted(artifact.get("files", {}).items())
-        ),
-        tools=tuple(sorted(artifact.get("tools", {}).items())),
-        chain=tuple(provenance.chain(results, artifact)),
+        numerics=tuple(facts.blocks("", numerics)),
+        warnings=repeated(built.facts.warnings) if built else (),
+        facts=tuple(facts.blocks("Build", build_facts(built))) if built else (),
+        files=tuple(_files(built)) if built else (),
+        tools=tuple(sorted(built.tools.items())) if built else (),
+        chain=tuple(provenance.chain(run, artifact)),
     )
 
 
-def repeated(warnings: Sequence[Any]) -> tuple[str, ...]:
+def _figures(accuracy: Accuracy) -> Iterator[tuple[Kind, Number | None]]:
+    yield TOP1, accuracy.top1
+    yield TOP1_DROP, accuracy.top1_drop
+    yield TOP5, accuracy.top5
+    yield AGREEMENT, accuracy.agreement
+    yield FLIPS, accuracy.flips
+    yield COSINE, accuracy.cosine
+    yield MAX_DIFFERENCE, accuracy.max_difference
+
+
+def _files(built: Part[BuildFacts]) -> Iterator[tuple[str, str, str]]:
+    for file, record in sorted(built.files.items()):
+        yield file, facts.value_text(record.size, "size"), record.sha256
+
+
+def build_facts(built: Part[BuildFacts]) -> dict[str, Any]:
+    """What a target told of a build, without what has a place of its own in the report."""
+    told = dict(built.facts.more)
+    if "labels" in told.get("network", ()):
+        # The network, class names and all: the graph's section gives it once.
+        del told["network"]
+    if built.facts.curve:
+        told |= {"chosen": plain(built.facts.chosen), "curve": plain(built.facts.curve)}
+    if built.build_seconds is not None:
+        told["build_seconds"] = built.build_seconds
+    return told
+
+
+def repeated(warnings: Sequence[str]) -> tuple[str, ...]:
     """Each warning once, with how often it came: builders repeat theirs for every layer."""
-    counted = Counter(facts.value_text(warning) for warning in warnings)
-    return tuple(
-        f"{warning} ({count} times)" if count > 1 else warning for warning, count in counted.items()
-    )
+    told = []
+    for warning, count in Counter(warnings).items():
+        told.append(f"{warning} ({count} times)" if count > 1 else warning)
+    return tuple(told)
 
 
 def shown(runner: str) -> str:
@@ -261,65 +274,54 @@ def anchor(name: str) -> str:
     return "a-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
-def _without_labels(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts without the class names, which the graph's section gives once."""
-    network = own.get("network")
-    if isinstance(network, Mapping) and "labels" in network:
-        return {key: value for key, value in own.items() if key != "network"}
-    return dict(own)
-
-
-def timings(measured: Mapping[str, Any], runner: str) -> Iterator[Timing]:
+def timings(measured: Measured, runner: str) -> Iterator[Timing]:
     """Every phase at every batch size of one runner, then the whole way end to end."""
-    for batch, facts_of_batch in measured.get("batches", {}).items():
-        for phase, latency in facts_of_batch["phases"].get(runner, {}).items():
-            yield _timing(runner, batch, phase, latency)
-    whole = measured.get("end_to_end", {}).get(runner)
+    for batch, latency in measured.batches.items():
+        for phase, calls in latency.phases.get(runner, {}).items():
+            yield _timing(runner, batch, phase, calls)
+    whole = measured.end_to_end.latency.get(runner)
     if whole:
-        yield _timing(runner, "1", "end to end", whole)
+        yield _timing(runner, measured.end_to_end.batch, END_TO_END, whole)
 
 
-def _timing(runner: str, batch: str, phase: str, latency: Mapping[str, Any]) -> Timing:
-    def written(key: str) -> str:
-        value = latency.get(key)
-        return TOO_FEW if value is None else f"{value:.3f}"
-
-    interval = latency.get("p50_interval")
+def _timing(runner: str, batch: int, phase: str, calls: LatencySummary) -> Timing:
+    low, high = calls.p50_interval
     return Timing(
         shown(runner),
-        batch,
+        str(batch),
         phase,
-        written("p50"),
-        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
-        written("p90"),
-        written("p99"),
-        written("mean"),
-        latency["samples"],
+        _milliseconds(calls.p50),
+        f"{low:.3f} to {high:.3f}",
+        _milliseconds(calls.p90),
+        _milliseconds(calls.p99),
+        _milliseconds(calls.mean),
+        calls.samples,
     )
 
 
-def comparisons(measured: Mapping[str, Any], runner: str) -> Iterator[Comparison]:
+def _milliseconds(value: float | None) -> str:
+    return TOO_FEW if value is None else f"{value:.3f}"
+
+
+def comparisons(measured: Measured, runner: str) -> Iterator[Comparison]:
     """Ratios of one runner to PyTorch and to the first precision, at every batch size."""
-    for batch, facts_of_batch in measured.get("batches", {}).items():
-        for against, key in (
-            (PYTORCH, "ratio_to_pytorch"),
-            (facts_of_batch.get("baseline", ""), "ratio_to_baseline"),
-        ):
-            plain = facts_of_batch.get(key, {}).get(runner)
-            if plain and against != runner:
-                yield _comparison(batch, against, plain)
+    for batch, latency in measured.batches.items():
+        against_pytorch = latency.ratio_to_pytorch.get(runner)
+        if against_pytorch:
+            yield _comparison(batch, PYTORCH, against_pytorch)
+        against_first = latency.ratio_to_baseline.get(runner)
+        if against_first:
+            yield _comparison(batch, latency.baseline, against_first)
 
 
-def _comparison(batch: str, against: str, plain: Mapping[str, Any]) -> Comparison:
-    low, high = plain["interval"]
-    ratio = Ratio(plain["value"], (low, high))
+def _comparison(batch: int, against: str, ratio: Ratio) -> Comparison:
+    low, high = ratio.interval
     verdict = "faster" if ratio.faster else "slower" if ratio.slower else "no difference shown"
     digits = 2 if low >= 0.1 else 3
     interval = f"{low:.{digits}f} to {high:.{digits}f}"
-    return Comparison(batch, shown(against), f"{ratio.value:.{digits}f}", interval, verdict)
+    return Comparison(str(batch), shown(against), f"{ratio.value:.{digits}f}", interval, verdict)
 
 
-def class_count(results: Results) -> int:
+def class_count(run: Run) -> int:
     """Number of classes of the network; 0 if the export failed."""
-    network = (results.get("export") or {}).get("facts", {}).get("network", {})
-    return len(network.get("labels", ()))
+    return len(run.network.labels) if run.network else 0

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
-from pipeline.report.results import RESULTS_FILE, Results, collect, is_results_file
-
-if TYPE_CHECKING:
-    from pipeline.scheduler.execute import Outcome
-
+from pipeline.report.model import RESULTS_FILE, Run
+from pipeline.report.results import collect
+from pipeline.scheduler.execute import Outcome
 
 PAGES = {"report.md": markdown_page, "report.html": html_page}
+
+
+def is_results_file(path: Path) -> bool:
+    """Whether a file is one that `write` wrote."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    keys = {"format", "name", "steps", "artifacts", "machine"}
+    return isinstance(plain, dict) and keys <= set(plain)
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -35,7 +42,7 @@ def _is_page(path: Path) -> bool:
     return is_results_file(path.with_name(RESULTS_FILE))
 
 
-def write(config: Config, path: Path, outcome: Outcome) -> Results:
+def write(config: Config, path: Path, outcome: Outcome) -> Run:
     """Write results.json, report.md and report.html, each whole or not at all.
 
     Args:
@@ -50,8 +57,8 @@ def write(config: Config, path: Path, outcome: Outcome) -> Results:
         ArtifactError: A file of somebody else is in the way, or the folder cannot be written.
     """
     refuse_foreign(config.folder)
-    results = collect(config, path, outcome)
-    write_atomically(config.folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
+    run = collect(config, path, outcome)
+    write_atomically(config.folder / RESULTS_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
     for name, page in PAGES.items():
-        write_atomically(config.folder / name, page(results))
-    return results
+        write_atomically(config.folder / name, page(run))
+    return run

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.core.errors import BuildError, GateFailedError, PipelineError, UnforeseenError
+from pipeline.core.errors import BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
 from pipeline.stages.context import RunContext
@@ -37,20 +37,17 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-        results: How every step ended, in order.
-        gates: Limits of the configuration that do not hold.
+        results: How every selected step ended, in order.
+        not_selected: Names of the configuration's other steps, in order.
     """
 
     results: list[StageResult] = field(default_factory=list)
-    gates: list[GateFailedError] = field(default_factory=list)
+    not_selected: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 a gate failed, else the highest code of the errors; see `core.errors`."""
-        errors = [result.error for result in self.results if result.error]
-        if errors:
-            return max(error.exit_code for error in errors)
-        return GateFailedError.exit_code if self.gates else 0
+        """0 fine, else the highest code of the errors; gates are judged by the report."""
+        return max((end.error.exit_code for end in self.results if end.error), default=0)
 
 
 def dry_run(context: RunContext, selection: Selection) -> list[tuple[Step, str | None]]:
@@ -72,8 +69,9 @@ def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -
 
 def execute(context: RunContext, selection: Selection, observer: Observer) -> Outcome:
     """Run what is selected and out of date; a step that fails stops only what needs it."""
-    outcome = Outcome()
-    steps = selection.select(plan(context))
+    planned = plan(context)
+    steps = selection.select(planned)
+    outcome = Outcome(not_selected=[step.name for step in planned if step not in steps])
     observer.planned(steps)
     ended: dict[str, StageResult] = {}
     for step in steps:

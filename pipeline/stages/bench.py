@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,13 @@ import numpy as np
 
 from pipeline.core import machine, timing
 from pipeline.core.errors import InputError
-from pipeline.core.figures import Number, State
+from pipeline.core.figures import Latency, Number
 from pipeline.core.network import Images
 from pipeline.core.runner import Runner
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import batches
 from pipeline.stages.target_step import TargetStep
+from pipeline.steps.facts.bench import PYTORCH, BatchLatency, BenchFacts, EndToEnd, Measured
 from pipeline.targets.base import Target
 from pipeline.targets.pytorch import TorchRunner
 from pipeline.targets.registry import TARGETS
@@ -28,8 +28,6 @@ from pipeline.targets.registry import TARGETS
 if TYPE_CHECKING:
     from pipeline.stages.build import BuildStep
     from pipeline.stages.samples import SampleStep
-
-PYTORCH = "pytorch"
 
 
 class BenchStep(TargetStep):
@@ -65,13 +63,13 @@ class BenchStep(TargetStep):
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Measure what runs here; say of the rest why it does not."""
         one = next(batches(self.samples.artifact(), 1))
-        facts = measure_target(self.context, self.runtime, self.builds, one)
+        facts = measure_target(self.context, self.runtime, self.builds, one).to_facts()
         return {**facts, "measured_on": self.machine()}
 
 
 def measure_target(
     context: RunContext, runtime: Target, builds: Sequence[BuildStep], one: Images
-) -> dict[str, Any]:
+) -> BenchFacts:
     """Measure artifacts of one target, as far as this machine runs them.
 
     Args:
@@ -79,9 +77,6 @@ def measure_target(
         runtime: The target.
         builds: Which artifacts.
         one: One preprocessed image, (1, channels, height, width).
-
-    Returns:
-        Facts for the report: `latency` holds a `Number` for every precision.
     """
     threads = context.config.bench.threads
     missing = {step.precision: runtime.missing(step.artifact()) for step in builds}
@@ -90,23 +85,20 @@ def measure_target(
         for step in builds
         if missing[step.precision] is None
     }
-    measured = measure(context, openers, runtime.title, one) if openers else {}
-    latency = {
-        precision: headline(measured, precision)
-        if why is None
-        else Number.not_measured(why, unit="ms")
-        for precision, why in missing.items()
-    }
-    return {
-        "target": runtime.name,
-        "latency": {precision: number.to_dict() for precision, number in latency.items()},
-        **measured,
-    }
+    measured = measure(context, openers, runtime.title, one) if openers else None
+    latency = {}
+    for precision, why in missing.items():
+        if why is not None:
+            latency[precision] = Number.not_measured(why, unit="ms")
+        else:
+            assert measured is not None
+            latency[precision] = measured.headline(precision)
+    return BenchFacts(runtime.name, latency, measured)
 
 
 def measure(
     context: RunContext, openers: Mapping[str, Callable[[], Runner]], title: str, one: Images
-) -> dict[str, Any]:
+) -> Measured:
     """Measure runners and PyTorch, interleaved.
 
     Args:
@@ -117,12 +109,7 @@ def measure(
     """
     settings = context.config.bench
     protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
-    facts: dict[str, Any] = {
-        "protocol": asdict(protocol),
-        "machine": machine.describe(),
-        "load_before": machine.load(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    load_before = machine.load()
     smallest = min(settings.batches)
     first = np.repeat(one, smallest, 0)
     runners: dict[str, Runner] = {}
@@ -138,26 +125,29 @@ def measure(
         by_batch = {}
         for batch in settings.batches:
             images = np.repeat(one, batch, 0)
-            by_batch[str(batch)] = _measure_batch(context, runners, images, protocol, title)
+            by_batch[batch] = _measure_batch(context, runners, images, protocol, title)
         context.progress(0, None, f"{title}, end to end")
         prepare = _preparation(context, smallest)
         whole = {
-            name: timing.end_to_end(runner, prepare, protocol).to_dict()
+            name: timing.end_to_end(runner, prepare, protocol).summary()
             for name, runner in runners.items()
         }
         context.progress(0, None, f"{title}, throughput")
         queued = {name: runner.throughput(protocol.samples) for name, runner in runners.items()}
-        notes = {name: runner.notes() for name, runner in runners.items()}
+        states = {name: runner.device_state() for name, runner in runners.items()}
         devices = {name: runner.device for name, runner in runners.items()}
-    return {
-        **facts,
-        "batches": by_batch,
-        "end_to_end": whole,
-        "cold_start_ms": cold,
-        "throughput": {name: rows for name, rows in queued.items() if rows},
-        "notes": {name: noted for name, noted in notes.items() if noted},
-        "devices": devices,
-    }
+    return Measured(
+        protocol=protocol,
+        machine=machine.Machine.here(),
+        load_before=load_before,
+        date=time.strftime("%Y-%m-%d"),
+        batches=by_batch,
+        end_to_end=EndToEnd(smallest, whole),
+        cold_start_ms=cold,
+        throughput={name: tuple(rows) for name, rows in queued.items() if rows},
+        device_state={name: state for name, state in states.items() if state},
+        devices=devices,
+    )
 
 
 def _check_batches(batches: Sequence[int], runner: Runner, what: str) -> None:
@@ -176,19 +166,31 @@ def _measure_batch(
     images: Images,
     protocol: timing.Protocol,
     title: str,
-) -> dict[str, Any]:
+) -> BatchLatency:
     def tick(done: int) -> None:
         context.progress(done, protocol.samples, f"{title}, batch {len(images)}")
 
     timed = timing.interleaved(runners, images, protocol, tick)
-    first = next(iter(runners))
-    return {
-        "phases": {name: timing.plain(phases) for name, phases in timed.items()},
-        "baseline": first,
-        "ratio_to_baseline": _plain(timing.ratios(timed, first)),
-        "ratio_to_pytorch": _plain(timing.ratios(timed, PYTORCH)),
-        "samples_ms": {name: phases[timing.ENGINE].samples for name, phases in timed.items()},
-    }
+    return batch_latency(timed, next(iter(runners)))
+
+
+def batch_latency(timed: Mapping[str, Mapping[str, Latency]], baseline: str) -> BatchLatency:
+    """What calls of several runners come to.
+
+    Args:
+        timed: By runner and phase, the calls of one interleaved run, PyTorch's among them.
+        baseline: The runner that the others are held against, beside PyTorch.
+    """
+    return BatchLatency(
+        phases={
+            name: {phase: latency.summary() for phase, latency in phases.items()}
+            for name, phases in timed.items()
+        },
+        baseline=baseline,
+        ratio_to_baseline=timing.ratios(timed, baseline),
+        ratio_to_pytorch=timing.ratios(timed, PYTORCH),
+        samples_ms={name: phases[timing.ENGINE].samples for name, phases in timed.items()},
+    )
 
 
 def _preparation(context: RunContext, batch: int) -> Callable[[], Images]:
@@ -201,22 +203,3 @@ def _preparation(context: RunContext, batch: int) -> Callable[[], Images]:
         return np.stack([source.preprocess(dataset.image(next(order))) for _ in range(batch)])
 
     return prepare
-
-
-def headline(measured: Mapping[str, Any], name: str) -> Number:
-    """Median engine time of one runner at the first batch size."""
-    first = next(iter(measured["batches"].values()))
-    phase = first["phases"][name][timing.ENGINE]
-    low, high = phase["p50_interval"]
-    return Number(
-        phase["p50"],
-        State.MEASURED,
-        unit="ms",
-        by=measured["devices"][name],
-        samples=phase["samples"],
-        interval=(low, high),
-    )
-
-
-def _plain(ratios: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: asdict(value) for name, value in ratios.items()}

@@ -56,7 +56,7 @@ class BuildStep(TargetStep):
         if self.graph is None:
             found |= self.source.network_inputs()
         else:
-            found["network"] = self.graph.artifact().network().to_facts()
+            found["network"] = self.graph.artifact().network().to_dict()
         if self.runtime.timed:
             found["machine"] = self.machine()
         return found

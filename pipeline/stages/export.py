@@ -11,6 +11,7 @@ from pipeline.core.errors import BuildError
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
+from pipeline.steps.facts.graphs import ExportFacts
 from pipeline.steps.keys import versions
 
 if TYPE_CHECKING:
@@ -84,14 +85,14 @@ class ExportStep(StageStep):
                 f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
                 f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
             )
-        return {
-            "inference_form": form.how,
-            "nodes": len(model.graph.node),
-            "opset": settings.opset,
-            "difference_to_pytorch": difference,
-            "checkpoint": str(source.checkpoint()),
-            "network": network.to_facts(),
-        }
+        return ExportFacts(
+            inference_form=form.how,
+            nodes=len(model.graph.node),
+            opset=settings.opset,
+            difference_to_pytorch=difference,
+            checkpoint=str(source.checkpoint()),
+            network=network,
+        ).to_facts()
 
 
 def trace(

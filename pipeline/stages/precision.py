@@ -37,7 +37,7 @@ class PrecisionStep(StageStep):
 
     def inputs(self) -> Mapping[str, Any]:
         """Settings, preprocessing of calibration images, and the machine where it is timed."""
-        found: dict[str, Any] = {"network": self.simplify.artifact().network().to_facts()}
+        found: dict[str, Any] = {"network": self.simplify.artifact().network().to_dict()}
         if self.form.calibrated:
             found["settings calibration"] = self._options()
         if self.form.timed:
@@ -69,5 +69,5 @@ class PrecisionStep(StageStep):
             calibration=calibration,
             log=self.context.log,
         )
-        facts = {**self.form.convert(job, folder / GRAPH), "network": network.to_facts()}
+        facts = {**self.form.convert(job, folder / GRAPH), "network": network.to_dict()}
         return {**facts, "measured_on": machine.cpu_class()} if self.form.timed else facts

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.core.errors import about
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import LABELS, PIXELS, SOURCES
+from pipeline.steps.facts.graphs import CalibrationFacts
 from pipeline.steps.keys import versions
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class SampleStep(StageStep):
             "images": count,
             "of": len(dataset),
             "data": self.source.data_facts("validation"),
-            "network": self.source.network.to_facts(),
+            "network": self.source.network.to_dict(),
         }
 
 
@@ -92,13 +93,15 @@ class CalibrationStep(StageStep):
             judging = sample.hashes_of(source.validation)
             chosen = sample.draw(dataset, settings.images, validation=judging, seed=settings.seed)
         write_samples(folder, self.context, dataset, np.array(chosen.indices, dtype=np.int64))
-        return {
-            "images": len(chosen.indices),
-            "digest": chosen.digest,
-            "warnings": list(chosen.warnings),
-            "data": source.data_facts("calibration"),
-            "network": source.network.to_facts(),
-        }
+        return CalibrationFacts(
+            images=len(chosen.indices),
+            digest=chosen.digest,
+            warnings=tuple(chosen.warnings),
+            more={
+                "data": source.data_facts("calibration"),
+                "network": source.network.to_dict(),
+            },
+        ).to_facts()
 
 
 def write_samples(

@@ -14,13 +14,11 @@ from pipeline.graphs.compare import TOLERANCE, random_images, relative_differenc
 from pipeline.stages import onnxsim_process
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
+from pipeline.steps.facts.graphs import SimplifyFacts
 from pipeline.steps.keys import versions
 
 if TYPE_CHECKING:
     from pipeline.stages.export import ExportStep
-
-FAULT = "simplifier_failed"
-"""Fact of an artifact: the tool crashed or hung, so that the next run tries again."""
 
 _ROOT = Path(__file__).parents[2]
 
@@ -62,27 +60,27 @@ class SimplifyStep(StageStep):
 
         source = self.export.artifact()
         graph, result = source.path(GRAPH), folder / GRAPH
-        shape = tuple(source.facts["network"]["input_shape"])
-        refusal = self._simplify(graph, result, (shape[0], shape[1], shape[2]))
+        network = source.network()
+        refusal = self._simplify(graph, result, network.input_shape)
         if refusal:
             self.context.log(f"simplify: {refusal.why}")
             result.write_bytes(graph.read_bytes())
         if refusal and refusal.fault:
             self.notes.append(f"{refusal.why}; the graph goes on as it was exported")
         before, after = (len(onnx.load(path).graph.node) for path in (graph, result))
-        return {
-            "simplified": refusal is None,
-            "why_not": refusal.why if refusal else "",
-            FAULT: refusal is not None and refusal.fault,
-            "nodes_before": before,
-            "nodes": after,
-            "network": source.facts["network"],
-        }
+        return SimplifyFacts(
+            simplified=refusal is None,
+            why_not=refusal.why if refusal else "",
+            nodes_before=before,
+            nodes=after,
+            network=network,
+            fault=refusal is not None and refusal.fault,
+        ).to_facts()
 
     def stale(self) -> str | None:
         """See `Step.stale`; a crash of the tool is no property of the graph: it is tried again."""
         why = super().stale()
-        if why is None and self.artifact().facts.get(FAULT):
+        if why is None and self.artifact().facts.get("fault"):
             return "onnxsim failed the last time"
         return why
 

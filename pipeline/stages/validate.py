@@ -13,11 +13,12 @@ import numpy.typing as npt
 from pipeline.core import figures
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, in_batches
-from pipeline.core.runner import Runner
+from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.images import batches, read_labels
 from pipeline.stages.names import GRAPH, LOGITS
 from pipeline.stages.target_step import TargetStep
+from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts, ValidationFacts
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
@@ -60,7 +61,8 @@ class ReferenceStep(StageStep):
             logits = run_over(self, runner, len(labels), "PyTorch float32")
         np.save(folder / LOGITS, logits)
         by = f"PyTorch {torch.__version__}, float32, CPU"
-        return {"numbers": _plain(accuracy(logits, labels, figures.State.MEASURED, by, ""))}
+        top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
+        return ReferenceFacts(Accuracy(top1, top5)).to_facts()
 
 
 class ValidateStep(TargetStep):
@@ -83,7 +85,7 @@ class ValidateStep(TargetStep):
         """How this machine can run the artifact, and how images become its input."""
         return {
             "what this machine lacks": self.runtime.missing(self.built.artifact()),
-            "network": self.samples.artifact().network().to_facts(),
+            "network": self.samples.artifact().network().to_dict(),
         }
 
     def tools(self) -> dict[str, str]:
@@ -96,24 +98,21 @@ class ValidateStep(TargetStep):
         missing = target.missing(built)
         graph = self.built.graph.artifact().path(GRAPH) if self.built.graph else None
         runner = target.open(built) if missing is None else target.emulate(built, graph)
-        facts = {"target": target.name, "precision": self.built.precision}
         if runner is None:
             why = missing or "there is no executor for it"
-            return {**facts, "numbers": _plain({k: Number.not_measured(why) for k in NAMES})}
+            return self._facts(Accuracy.not_measured(why)).to_facts()
         labels = read_labels(self.samples.artifact())
         reference = np.load(self.reference.artifact().path(LOGITS))
         with runner:
             logits = run_over(self, runner, len(labels), f"{target.title} {self.built.precision}")
-            notes = runner.notes()
+            numerics = runner.numerics()
         np.save(folder / LOGITS, logits)
         state = figures.State.MEASURED if missing is None else figures.State.EMULATED
-        numbers = accuracy(logits, labels, state, runner.device, missing or "")
-        numbers |= closeness(logits, reference, labels, numbers["top1"])
-        return {**facts, "numbers": _plain(numbers), "notes": notes}
+        numbers = judge(logits, reference, labels, state, runner.device, missing or "")
+        return self._facts(numbers, numerics).to_facts()
 
-
-NAMES = ("top1", "top5", "agreement", "flips", "cosine", "max_difference", "top1_drop")
-"""What validation says of an artifact."""
+    def _facts(self, numbers: Accuracy, numerics: Numerics | None = None) -> ValidationFacts:
+        return ValidationFacts(self.built.runtime.name, self.built.precision, numbers, numerics)
 
 
 def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, what: str) -> Logits:
@@ -132,12 +131,12 @@ def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, wha
 
 def accuracy(
     logits: Logits, labels: npt.NDArray[np.int64], state: figures.State, by: str, why: str
-) -> dict[str, Number]:
+) -> tuple[Number, Number]:
     """Top-1 and top-5 with Wilson intervals, as shares."""
-    numbers = {}
-    for k in (1, 5):
+
+    def share(k: int) -> Number:
         correct = figures.top_k(logits, labels, k)
-        numbers[f"top{k}"] = Number(
+        return Number(
             correct / len(labels),
             state,
             by=by,
@@ -145,28 +144,41 @@ def accuracy(
             samples=len(labels),
             interval=figures.wilson(correct, len(labels)),
         )
-    return numbers
+
+    return share(1), share(5)
 
 
-def closeness(
-    logits: Logits, reference: Logits, labels: npt.NDArray[np.int64], like: Number
-) -> dict[str, Number]:
-    """How close logits are to PyTorch's on the same images; origin as that of `like`."""
+def judge(
+    logits: Logits,
+    reference: Logits,
+    labels: npt.NDArray[np.int64],
+    state: figures.State,
+    by: str,
+    why: str,
+) -> Accuracy:
+    """All figures of an artifact.
+
+    Args:
+        logits: Its logits, (images, classes).
+        reference: PyTorch's on the same images, (images, classes).
+        labels: The right classes, (images,).
+        state: How the logits came about.
+        by: What gave them.
+        why: What an emulation stands for.
+    """
+    top1, top5 = accuracy(logits, labels, state, by, why)
     comparison = figures.compare(logits, reference)
     drop = figures.paired_drop(logits, reference, labels)
-    values = {
-        "agreement": comparison.agreement,
-        "flips": float(comparison.flips),
-        "cosine": comparison.cosine,
-        "max_difference": comparison.max_difference,
-    }
-    numbers = {
-        name: dataclasses.replace(like, value=value, interval=None)
-        for name, value in values.items()
-    }
-    numbers["top1_drop"] = dataclasses.replace(like, value=drop.value, interval=drop.interval)
-    return numbers
 
+    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
+        return dataclasses.replace(top1, value=value, interval=interval)
 
-def _plain(numbers: Mapping[str, Number]) -> dict[str, Any]:
-    return {name: number.to_dict() for name, number in numbers.items()}
+    return Accuracy(
+        top1,
+        top5,
+        agreement=figure(comparison.agreement),
+        flips=figure(float(comparison.flips)),
+        cosine=figure(comparison.cosine),
+        max_difference=figure(comparison.max_difference),
+        top1_drop=figure(drop.value, drop.interval),
+    )

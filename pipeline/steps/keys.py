@@ -46,6 +46,9 @@ Import = tuple[int, str, tuple[str, ...], str]
 """Level (0: absolute), module and names of `from ..module import names`, and the outermost function
 or method that it stands in; "" if it stands in none."""
 
+_DIGEST = 64
+"""Digits of a SHA-256."""
+
 _PARSED: dict[str, list[Import]] = {}
 """What a source imports, by its hash."""
 
@@ -201,7 +204,8 @@ class Code:
         if len(kept) > MOST_REMEMBERED:
             kept = used
         try:
-            write_atomically(self.cache, json.dumps({digest: _PARSED[digest] for digest in kept}))
+            content = json.dumps({digest: _PARSED[digest] for digest in kept})
+            write_atomically(self.cache, content, is_cache)
         except ArtifactError:
             self.cache = None  # read-only: each run parses them again
         self._remembered = kept
@@ -211,6 +215,17 @@ class Code:
 def project() -> Code:
     """The code that runs, as it was when this process first asked."""
     return Code(PROJECT)
+
+
+def is_cache(path: Path) -> bool:
+    """Whether a file is one in which imports are remembered: by digests of sources, lists."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(plain, dict) and all(
+        len(digest) == _DIGEST and isinstance(found, list) for digest, found in plain.items()
+    )
 
 
 def _read_cache(path: Path) -> dict[str, list[Import]]:

@@ -5,6 +5,7 @@ import json
 from calibration.ranges import ACTIVATIONS_INT8, Method, Range
 from calibration.show import rows, sparkline, text
 from calibration.table import Table, TensorRange
+from pipeline.core.figures import RangeRow
 
 
 def table(count: int = 2) -> Table:
@@ -49,14 +50,9 @@ def test_long_names_keep_their_end() -> None:
     assert len(line.split()[0]) == 44
 
 
-def test_rows_are_plain() -> None:
-    plain = json.loads(json.dumps(rows(table())))
-    assert plain[0] == {
-        "tensor": "conv",
-        "seen": [-4, 4],
-        "chosen": [-2, 2],
-        "clipped": 0.5,
-        "constant": False,
-        "histogram": [1, 0, 100, 1],
-    }
-    assert plain[1]["constant"] is True
+def test_a_row_for_every_tensor() -> None:
+    first, second = rows(table())
+    assert first == RangeRow("conv", (-4, 4), (-2, 2), 0.5, False, (1, 0, 100, 1))
+    assert second.constant
+    plain = json.loads(json.dumps(first.to_dict()))
+    assert RangeRow.from_dict(plain, "row") == first

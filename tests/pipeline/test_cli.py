@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 
 ROOT = Path(__file__).parents[2]
@@ -99,18 +100,16 @@ def artifacts(folder: Path) -> dict[str, Artifact]:
 def test_a_run_leaves_artifacts_results_and_reports(finished: Path) -> None:
     for name in ("export", "onnx", *BUILT, "validate/pytorch"):
         Artifact.read(finished / name).verify()
-    results = json.loads((finished / "results.json").read_text())
-    numbers = {
-        f"{a['target']}/{a['precision']}": a["numbers"]["top1"] for a in results["artifacts"]
-    }
-    assert numbers["ort/fp32"]["state"] == "measured"
-    assert numbers["trt/fp16"]["state"] == "emulated"
-    assert numbers["coreml/fp16"]["state"] in ("emulated", "measured")
-    assert all(number["value"] > 0.8 for number in numbers.values())
-    latency = {a["target"]: a["latency"] for a in results["artifacts"]}
-    assert latency["trt"]["state"] == "not measured"
-    assert latency["trt"]["why"]
-    assert latency["ort"]["value"] > 0
+    run = Run.read(finished / "results.json")
+    top1 = {artifact.name: artifact.accuracy.top1 for artifact in run.artifacts}
+    assert top1["ort/fp32"].state == "measured"
+    assert top1["trt/fp16"].state == "emulated"
+    assert top1["coreml/fp16"].state in ("emulated", "measured")
+    assert all((number.value or 0) > 0.8 for number in top1.values())
+    latency = {artifact.name: artifact.latency for artifact in run.artifacts}
+    assert latency["trt/fp16"].state == "not measured"
+    assert latency["trt/fp16"].why
+    assert (latency["ort/fp32"].value or 0) > 0
     assert "<html" in (finished / "report.html").read_text()
     markdown = (finished / "report.md").read_text()
     assert "CARE-S0" in markdown
@@ -224,6 +223,21 @@ def test_a_gate_that_does_not_hold_is_exit_code_1(copied: tuple[Path, Path]) -> 
     assert "trt/fp16: latency" not in result.stdout
 
 
+def test_a_run_of_one_stage_claims_no_more(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    path, folder = copied
+    result = process("run", str(path), "--only", "export", "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert "All that was selected is done, 1 of " in result.stdout
+    assert "from an earlier run" in result.stdout
+    shutil.rmtree(folder)
+    result = process("run", str(path), "--only", "export", "--quiet")
+    assert result.returncode == 0, result.stderr
+    text = f"{result.stdout}{(folder / 'report.md').read_text()}"
+    assert "not selected in this run" in text
+    assert "was not built" not in text
+    assert "Everything was built" not in text
+
+
 def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:
     result = process("bench", "--target", "ort", "--config", str(config), "--batch", "2")
     assert result.returncode == 0, result.stderr
@@ -318,9 +332,9 @@ def test_a_measurement_from_a_device_reaches_the_report(copied: tuple[Path, Path
     assert "1.250 ms on iPhone14,5" in result.output
     assert planned(path) == set()
     assert process("run", str(path), "--quiet").returncode == 0
-    results = json.loads((folder / "results.json").read_text())
-    latency = {a["target"]: a["latency"] for a in results["artifacts"]}["coreml"]
-    assert (latency["value"], latency["state"]) == (1.25, "measured")
+    run = Run.read(folder / "results.json")
+    latency = {artifact.target: artifact.latency for artifact in run.artifacts}["coreml"]
+    assert (latency.value, latency.state) == (1.25, "measured")
     page = (folder / "report.html").read_text()
     assert "Measured on devices" in page
     assert "Fitness for the Neural Engine" in page

@@ -112,8 +112,8 @@ def test_a_run_among_foreign_files_ends_well_and_a_second_does_nothing(copied: P
     result = process(copied, "run", "--quiet")
     assert result.returncode == 0, result.stderr
     changed = lost(before, watched(copied))
-    written = {"engines/trial/results.json", "engines/trial/report.md", "engines/trial/report.html"}
-    assert set(changed) <= written | {"engines/trial/run.log", "engines/trial/.hashes.json"}
+    written = ("results.json", "report.md", "report.html", "run.log", ".hashes.sqlite")
+    assert set(changed) <= {f"engines/trial/{name}" for name in (*written, ".imports.json")}
 
 
 def test_a_run_by_force_replaces_its_own_alone(copied: Path) -> None:
@@ -140,7 +140,8 @@ IN_THE_WAY = (
     "report.html",
     "run.log",
     ".lock",
-    ".hashes.json",
+    ".hashes.sqlite",
+    ".imports.json",
 )
 
 
@@ -236,7 +237,7 @@ PLACES = {
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/core/files.py:write_atomically": "refuses what is not ours; in a workspace",
     "pipeline/steps/artifact.py:write_manifest": MADE,
-    "pipeline/targets/forms.py:Float32.convert": MADE,
+    "pipeline/targets/floats.py:Float32.convert": MADE,
     "pipeline/graphs/float16.py:write_graph": MADE,
     "pipeline/targets/ort/quantize.py:Int8Ort.convert": MADE,
     "pipeline/targets/ort/quantize.py:_Work._measure": "in a temporary folder",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline.report.model import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +42,10 @@ def test_a_network_of_timm_builds_for_every_target(network: str, tmp_path: Path)
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    results = json.loads((tmp_path / "engines/trial/results.json").read_text())
-    agreement = {a["target"]: a["numbers"]["agreement"]["value"] for a in results["artifacts"]}
+    agreement = {}
+    for artifact in Run.read(tmp_path / "engines/trial/results.json").artifacts:
+        assert artifact.accuracy.agreement is not None
+        agreement[artifact.target] = artifact.accuracy.agreement.value or 0
     assert agreement["ort"] == 1
     assert agreement["coreml"] >= 0.95
     assert agreement["trt"] >= 0.8

@@ -83,7 +83,7 @@ def _searched(model: Any, job: BuildJob) -> tuple[Any, Facts]:
 
     from pipeline.targets.coreml.convert import finish
     from pipeline.targets.coreml.runner import pixels_of
-    from pipeline.targets.coreml.search import Search, plain
+    from pipeline.targets.coreml.search import Search, tried
 
     options, network = _options(job), job.network
     images = job.calibration(options.calibration_images)
@@ -98,8 +98,8 @@ def _searched(model: Any, job: BuildJob) -> tuple[Any, Facts]:
         best, mixes = search.run(options.max_top1_drop, limit)
     return apply_mixed(model, best.schemes), {
         "calibration_images": len(images),
-        "chosen": plain(best),
-        "curve": [plain(mix) for mix in mixes],
+        "chosen": tried(best).to_dict(),
+        "curve": [tried(mix).to_dict() for mix in mixes],
         "weights": search.weights(best),
     }
 

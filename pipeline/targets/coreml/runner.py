@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipeline.core import figures
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.network import Images, Logits, Network
-from pipeline.core.runner import Runner
+from pipeline.core.runner import Numerics, Runner
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.network import Normalization
@@ -28,7 +28,7 @@ _WHOLE = 1e-3
 _PROBABILITY_ERROR = 5e-3
 """float16 keeps 11 bits of a probability, and Core ML's exponential is an approximation."""
 
-_NOTED_IMAGES = 32
+_COMPARED_IMAGES = 32
 
 
 def pixels_of(images: Images, normalization: Normalization) -> Pixels:
@@ -93,7 +93,7 @@ class EmulatedRunner(Runner):
         self._executor: MilExecutor | None = MilExecutor(package)
         # What the program means without rounding, and where float16 is short of range.
         self._exact = MilExecutor(package, precision="float32", record=True)
-        self._noted: list[tuple[Logits, Logits]] = []
+        self._compared: list[tuple[Logits, Logits]] = []
         self.device = "ML Program executor on the CPU, results rounded to float16 where typed so"
 
     def __call__(self, images: Images) -> Logits:
@@ -102,30 +102,34 @@ class EmulatedRunner(Runner):
             raise InputError("the runner is closed: open the artifact again")
         pixels = pixels_of(images, self._normalization)
         logits = answer(self._executor, pixels, self._package)
-        count = _NOTED_IMAGES - sum(len(exact) for exact, _ in self._noted)
+        count = _COMPARED_IMAGES - sum(len(exact) for exact, _ in self._compared)
         if count > 0:
             exact = answer(self._exact, pixels[:count], self._package)
-            self._noted.append((exact, logits[:count]))
+            self._compared.append((exact, logits[:count]))
         return logits
 
-    def notes(self) -> dict[str, Any]:
+    def numerics(self) -> Numerics | None:
         """How far rounding moved the logits, and the range of the network's values."""
-        if not self._noted:
-            return {}
-        exact, rounded = (np.concatenate(part) for part in zip(*self._noted, strict=True))
+        if not self._compared:
+            return None
+        exact, rounded = (np.concatenate(part) for part in zip(*self._compared, strict=True))
         difference = figures.compare(rounded, exact)
         ranges = [entry for entry in self._exact.ranges() if entry.largest > 0]
         widest = max(ranges, key=lambda entry: entry.largest)
-        return {
-            "images": len(exact),
-            "float16_relative_error": difference.relative_error,
-            "float16_flips": difference.flips,
-            "overflows": sum(entry.overflows for entry in ranges),
-            "subnormals": sum(entry.subnormals for entry in ranges),
-            "vanished": sum(entry.vanished for entry in ranges),
-            "largest_value": widest.largest,
-            "largest_value_at": f"{widest.name} ({widest.operation})",
-        }
+        overflowed = [entry for entry in ranges if entry.overflows]
+        return Numerics(
+            overflowed_values=sum(entry.overflows for entry in overflowed),
+            overflowed_tensors=tuple(f"{e.name} ({e.operation})" for e in overflowed[:10]),
+            more={
+                "images": len(exact),
+                "float16_relative_error": difference.relative_error,
+                "float16_flips": difference.flips,
+                "subnormals": sum(entry.subnormals for entry in ranges),
+                "vanished": sum(entry.vanished for entry in ranges),
+                "largest_value": widest.largest,
+                "largest_value_at": f"{widest.name} ({widest.operation})",
+            },
+        )
 
     def close(self) -> None:
         """Let go of the package."""

@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
 from pipeline.core.network import Logits
+from pipeline.steps.facts.graphs import TriedCompression
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, Weight, simulate
 from pipeline.targets.coreml.runner import Pixels, answer
@@ -251,11 +252,8 @@ class Search:
         return answer(MilExecutor(trial), pixels, trial)
 
 
-def plain(mix: Mix) -> dict[str, Any]:
-    """A mix for JSON: how many tensors are stored in which way."""
+def tried(mix: Mix) -> TriedCompression:
+    """A mix for the report: how many tensors are stored in which way."""
     kinds = [scheme.name for scheme in mix.schemes.values()]
-    return {
-        "size": mix.size,
-        "changed": mix.changed,
-        "tensors": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-    }
+    tensors = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    return TriedCompression(mix.size, mix.changed, tensors)

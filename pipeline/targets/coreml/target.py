@@ -205,7 +205,7 @@ def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
         "size": saved.size(package),
         "operations": {kind: operations.count(kind) for kind in sorted(set(operations))},
         "fitness": [finding.to_dict() for finding in fitness(package)],
-        "network": network.to_facts(),
+        "network": network.to_dict(),
         "verified": verify(package, job.module(), network, recipe.limits),
         **prepared,
         **found,

@@ -110,7 +110,7 @@ class Int8Ort(Form):
             "sensitivity": found.to_dict(),
             "ratio_to_float32": {"value": ratio.value, "interval": list(ratio.interval)},
             "warnings": list(chosen.table.warnings),
-            "ranges": rows(chosen.table),
+            "ranges": [row.to_dict() for row in rows(chosen.table)],
             **_verdict(found, ratio, kept),
         }
 

@@ -8,12 +8,12 @@ a fused layer rounds less often.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import file_hash
 from pipeline.core.network import Images, Logits
-from pipeline.core.runner import Runner
+from pipeline.core.runner import Numerics, Runner
 from pipeline.steps.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -46,27 +46,29 @@ class EmulatedRunner(Runner):
         """Logits of preprocessed images, (batch, channels, height, width); any batch size."""
         return self._executor.run_all(images)
 
-    def notes(self) -> dict[str, Any]:
-        """Headroom by block; `overflows` names what passed the largest number of its type."""
+    def numerics(self) -> Numerics:
+        """Overflows, and the headroom by block; see `Runner`."""
         from pipeline.emulate.ranges import tightest
 
         report = self.overflow_report()
-        overflows = [entry for entry in report if not entry.finite]
+        overflowed = [entry for entry in report if not entry.finite]
         blocks = tightest(report)
-        return {
-            "headroom": min((entry.headroom for entry in blocks.values()), default=0.0),
-            "overflowed": len(overflows),
-            "overflows": [f"{e.block}: {e.op_type} {e.tensor}" for e in overflows[:10]],
-            "blocks": [
-                {
-                    "block": block,
-                    "tensor": entry.tensor,
-                    "largest": entry.largest,
-                    "headroom": entry.headroom,
-                }
-                for block, entry in blocks.items()
-            ],
-        }
+        return Numerics(
+            overflowed_values=sum(entry.overflowed for entry in report),
+            overflowed_tensors=tuple(f"{e.block}: {e.op_type} {e.tensor}" for e in overflowed[:10]),
+            more={
+                "headroom": min((entry.headroom for entry in blocks.values()), default=0.0),
+                "blocks": [
+                    {
+                        "block": block,
+                        "tensor": entry.tensor,
+                        "largest": entry.largest,
+                        "headroom": entry.headroom,
+                    }
+                    for block, entry in blocks.items()
+                ],
+            },
+        )
 
     def overflow_report(self) -> list[TensorRange]:
         """Ranges of all tensors over the images so far, in execution order."""

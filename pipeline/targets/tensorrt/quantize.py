@@ -93,7 +93,7 @@ class _Quantized(Form):
             "method": str(method),
             "calibration_images": len(images.images),
             "warnings": list(table.warnings),
-            "ranges": rows(table),
+            "ranges": [row.to_dict() for row in rows(table)],
             "sensitivity": search,
         }
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import InputError, PipelineError
-from pipeline.core.figures import Latency
+from pipeline.core.figures import Latency, Throughput
 from pipeline.core.network import Images, Logits
-from pipeline.core.runner import Runner
+from pipeline.core.runner import DeviceState, Runner
 from pipeline.targets.tensorrt import nvml
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.cuda import Cuda
@@ -127,7 +127,7 @@ class GpuRunner(Runner):
         """
         return self._loop(batch, calls)[0]
 
-    def throughput(self, calls: int) -> list[dict[str, Any]]:
+    def throughput(self, calls: int) -> list[Throughput]:
         """Engine alone, call after call, for the smallest, usual and largest batch; see `Runner`.
 
         The first calls of each are not counted: clocks rise and kernels are loaded then.
@@ -137,20 +137,13 @@ class GpuRunner(Runner):
             self._loop(batch, _QUEUED)
             times, total = self._loop(batch, calls)
             latency = Latency(tuple(times))
-            rows.append(
-                {
-                    "batch": batch,
-                    "p50_ms": latency.p50,
-                    "p99_ms": latency.p99,
-                    "images_per_s": 1e3 * batch * calls / total,
-                }
-            )
+            rows.append(Throughput(batch, latency.p50, latency.p99, 1e3 * batch * calls / total))
         return rows
 
-    def notes(self) -> dict[str, Any]:
+    def device_state(self) -> DeviceState:
         """Memory, compilation at the first call, and the state of the GPU; see `Runner`."""
         major, minor = self._gpu.driver_cuda
-        noted: dict[str, Any] = {
+        told: dict[str, Any] = {
             "gpu_memory_bytes": self.memory,
             "load_ms": self.load_ms,
             "first_call_ms": {f"batch {batch}": ms for batch, ms in self.first_calls.items()},
@@ -158,15 +151,13 @@ class GpuRunner(Runner):
         }
         before, after = self._before, nvml.read(self.bus_id)
         if before is None or after is None:
-            return {**noted, "sensors": f"not read: {nvml.INSTALL}"}
-        return {
-            **noted,
-            "sensors": [
-                {"when": "before", **before.to_dict()},
-                {"when": "after", **after.to_dict()},
-            ],
-            "throttled": sorted({*before.throttled, *after.throttled}),
-        }
+            return DeviceState(more={**told, "sensors": f"not read: {nvml.INSTALL}"})
+        sensors = [
+            {"when": "before", **before.to_dict()},
+            {"when": "after", **after.to_dict()},
+        ]
+        throttled = sorted({*before.throttled, *after.throttled})
+        return DeviceState(tuple(throttled), {**told, "sensors": sensors})
 
     def close(self) -> None:
         """Free the GPU, after keeping what was compiled. Can be called again."""

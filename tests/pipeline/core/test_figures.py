@@ -16,7 +16,7 @@ def test_numbers_survive_json() -> None:
         Number(1.0, State.EMULATED, unit="ms", by="executor", why="no GPU"),
         Number.not_measured("no Mac", unit="ms"),
     ):
-        assert Number.from_dict(json.loads(json.dumps(number.to_dict()))) == number
+        assert Number.from_dict(json.loads(json.dumps(number.to_dict())), "x") == number
 
 
 def test_numbers_without_origin_are_refused() -> None:

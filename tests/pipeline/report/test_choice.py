@@ -2,71 +2,103 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pipeline.core.figures import Latency, Number, State
 from pipeline.report.choice import choose
+from pipeline.report.model import BuiltArtifact, GateFailure, Run
+from pipeline.stages.bench import batch_latency
+from pipeline.steps.facts.bench import Measured
+from tests.pipeline.report.changed import artifact_of, measured_of
+
+LIMIT = ("top-1 drop", "max_top1_drop", 0.005, 0.2, State.MEASURED)
 
 
-def artifact(precision: str, **other: Any) -> dict[str, Any]:
-    return {
-        "target": "ort",
-        "precision": precision,
-        "failure": None,
-        "why_not": "",
-        "files": {"model.onnx": {}},
-        **other,
-    }
+@pytest.fixture
+def both(run: Run) -> list[BuiltArtifact]:
+    return [artifact_of(run, "ort/fp32"), artifact_of(run, "ort/int8")]
 
 
-def bench(**medians: float) -> dict[str, Any]:
-    samples = {
-        name: [median * (1 + 0.01 * (i % 5)) for i in range(50)] for name, median in medians.items()
-    }
-    return {"batches": {"1": {"samples_ms": samples}, "8": {"samples_ms": {}}}}
+def timed(run: Run, **medians: float) -> Measured:
+    """Measurements with these medians at the first batch size, and others that do not count."""
+
+    def calls(median: float) -> dict[str, Latency]:
+        return {"engine": Latency(tuple(median * (1 + 0.01 * (i % 5)) for i in range(50)))}
+
+    first = {name: calls(median) for name, median in medians.items()}
+    second = {name: calls(1 / median) for name, median in medians.items()}
+    for phases in (first, second):
+        phases["pytorch"] = calls(3.0)
+    batches = {4: batch_latency(first, "fp32"), 8: batch_latency(second, "fp32")}
+    return replace(measured_of(run, "ort"), batches=batches)
 
 
-BOTH = [artifact("fp32"), artifact("int8")]
-
-
-def test_the_faster_one_is_chosen_and_says_by_how_much() -> None:
-    found = choose(BOTH, bench(fp32=1.0, int8=0.7), [])
+def test_the_faster_one_is_chosen_and_says_by_how_much(run: Run, both: list[BuiltArtifact]) -> None:
+    found = choose(both, timed(run, fp32=1.0, int8=0.7), [])
     assert found.precision == "int8"
     assert found.why["fp32"].startswith("int8 takes 0.70 (95 %: ")
 
 
-def test_the_first_stays_where_another_is_slower_or_as_fast() -> None:
-    slower = choose(BOTH, bench(fp32=1.0, int8=1.2), [])
+def test_the_first_stays_where_another_is_slower_or_as_fast(
+    run: Run, both: list[BuiltArtifact]
+) -> None:
+    slower = choose(both, timed(run, fp32=1.0, int8=1.2), [])
     assert (slower.precision, "takes 1.20" in slower.why["int8"]) == ("fp32", True)
-    assert choose(BOTH, bench(fp32=1.0, int8=1.0), []).precision == "fp32"
+    assert choose(both, timed(run, fp32=1.0, int8=1.0), []).precision == "fp32"
 
 
-def test_nothing_measured_leaves_the_first_and_says_so() -> None:
-    found = choose(BOTH, {}, [])
+def test_nothing_measured_leaves_the_first_and_says_so(both: list[BuiltArtifact]) -> None:
+    found = choose(both, None, [])
+    assert found.precision == "fp32"
+    assert (
+        found.why["int8"] == "comes after fp32 in the configuration, and latency was not measured"
+    )
+
+
+def test_calls_of_an_earlier_build_count_for_nothing(run: Run, both: list[BuiltArtifact]) -> None:
+    latency = Number.not_measured("bench/ort is of an earlier build of ort/int8", unit="ms")
+    both[1] = replace(both[1], latency=latency)
+    found = choose(both, timed(run, fp32=1.0, int8=0.5), [])
     assert found.precision == "fp32"
     assert "latency was not measured" in found.why["int8"]
 
 
 @pytest.mark.parametrize(
-    "spoiled",
+    ("spoiled", "why"),
     [
-        artifact("int8", failure="no memory"),
-        artifact("int8", files={}),
-        artifact("int8", why_not="it loses 2.00 points of top-1 on the calibration images"),
+        ({"failure": "no memory"}, "no memory"),
+        ({"built": None}, "was not built"),
+        ({"built": None, "selected": False}, "not selected in this run"),
+        ({"why_not": "it loses 2 points"}, "and when its graph was made: it loses 2 points"),
     ],
 )
-def test_one_that_is_not_good_is_not_chosen_however_fast(spoiled: dict[str, Any]) -> None:
-    found = choose([artifact("fp32"), spoiled], bench(fp32=1.0, int8=0.5), [])
+def test_one_that_is_not_good_is_not_chosen_however_fast(
+    run: Run, both: list[BuiltArtifact], spoiled: dict[str, Any], why: str
+) -> None:
+    both[1] = replace(both[1], **spoiled)
+    found = choose(both, timed(run, fp32=1.0, int8=0.5), [])
     assert found.precision == "fp32"
-    assert found.why["int8"]
+    assert found.why["int8"].endswith(why)
 
 
-def test_a_gate_that_does_not_hold_rules_out() -> None:
-    gates = ["ort/fp32: top-1 drop is 0.2, max_top1_drop allows 0.005 (measured)"]
-    found = choose(BOTH, bench(fp32=1.0, int8=1.2), gates)
+def test_doubt_is_the_reason_where_nothing_was_measured(both: list[BuiltArtifact]) -> None:
+    both[1] = replace(both[1], why_not="it loses 2 points")
+    assert choose(both, None, []).why == {"int8": "it loses 2 points"}
+
+
+def test_a_gate_that_does_not_hold_rules_out(run: Run, both: list[BuiltArtifact]) -> None:
+    failure = GateFailure("ort", "fp32", *LIMIT)
+    found = choose(both, timed(run, fp32=1.0, int8=1.2), [failure])
     assert found.precision == "int8"
     assert found.why == {
         "fp32": "a gate does not hold: top-1 drop is 0.2, max_top1_drop allows 0.005 (measured)"
     }
-    assert choose([artifact("fp32")], {}, gates).precision is None
+    assert choose(both[:1], None, [failure]).precision is None
+
+
+def test_gates_of_others_rule_out_nothing(run: Run, both: list[BuiltArtifact]) -> None:
+    others = [GateFailure("ort", "fp32-more", *LIMIT), GateFailure("trt", "fp32", *LIMIT)]
+    assert choose(both, timed(run, fp32=1.0, int8=1.2), others).precision == "fp32"

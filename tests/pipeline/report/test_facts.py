@@ -82,9 +82,3 @@ def test_long_tables_say_what_they_leave_out() -> None:
 )
 def test_values_in_words(value: Any, key: str, text: str) -> None:
     assert facts.value_text(value, key) == text
-
-
-def test_overflow_is_found_at_any_depth() -> None:
-    notes = {"overflows": 2, "deep": {"overflowed": 3}, "rows": [{"overflowed": 4}, {"other": 9}]}
-    assert facts.overflow(notes) == 9
-    assert facts.overflow({}) == 0

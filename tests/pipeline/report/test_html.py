@@ -7,14 +7,27 @@ import re
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.core.figures import Number
+from pipeline.core.figures import Number, RangeRow, State, Throughput
+from pipeline.core.runner import DeviceState, Numerics
 from pipeline.report import html
+from pipeline.report.model import GateReport, Run
+from pipeline.report.results import collect
+from pipeline.steps.facts.graphs import TriedCompression
+from tests.pipeline.report.changed import (
+    artifact_of,
+    measured_of,
+    with_artifact,
+    with_build,
+    with_measured,
+)
+from tests.pipeline.report.making import STEPS, Partial, configured, ended, fill
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = "<script>alert('x')</script>\"&|"
@@ -74,43 +87,43 @@ class Page(HTMLParser):
         return [value for _, attrs in self.elements if (value := attrs.get(name)) is not None]
 
 
-def test_page_is_well_formed(results: dict[str, Any]) -> None:
-    page = Page(html.page(results))
+def test_page_is_well_formed(run: Run) -> None:
+    page = Page(html.page(run))
     assert ("html", {"lang": "en"}) in page.elements
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
 
 
-def test_links_within_the_page_lead_somewhere(results: dict[str, Any]) -> None:
-    page = Page(html.page(results))
+def test_links_within_the_page_lead_somewhere(run: Run) -> None:
+    page = Page(html.page(run))
     links = [href for href in page.attributes("href") if href.startswith("#")]
     assert links
     assert {href[1:] for href in links} <= set(page.attributes("id"))
 
 
-def test_headings_skip_no_level(results: dict[str, Any]) -> None:
-    levels = Page(html.page(results)).headings
+def test_headings_skip_no_level(run: Run) -> None:
+    levels = Page(html.page(run)).headings
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_tables_have_captions_and_scopes(results: dict[str, Any]) -> None:
-    page = Page(html.page(results))
+def test_tables_have_captions_and_scopes(run: Run) -> None:
+    page = Page(html.page(run))
     tags = [tag for tag, _ in page.elements]
     assert tags.count("table") == tags.count("caption") > 5
     assert all("scope" in attrs for tag, attrs in page.elements if tag == "th")
 
 
-def test_plots_have_a_title_and_a_description(results: dict[str, Any]) -> None:
-    text = html.page(results)
+def test_plots_have_a_title_and_a_description(run: Run) -> None:
+    text = html.page(run)
     svgs = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(svgs) == 4  # accuracy by latency and by size, two batches
     assert all("<title" in svg and "<desc" in svg and 'role="img"' in svg for svg in svgs)
 
 
-def test_page_loads_nothing(results: dict[str, Any]) -> None:
-    text = html.page(results)
+def test_page_loads_nothing(run: Run) -> None:
+    text = html.page(run)
     assert "://" not in text
     assert "<script" not in text
     assert "@import" not in text
@@ -119,37 +132,65 @@ def test_page_loads_nothing(results: dict[str, Any]) -> None:
     assert all(value.startswith(("#", "data:,")) for value in loaded)
 
 
-def test_same_results_give_the_same_bytes(results: dict[str, Any]) -> None:
-    plain = json.loads(json.dumps(results))
-    assert html.page(results) == html.page(plain)
+def test_same_results_give_the_same_bytes(run: Run) -> None:
+    assert html.page(run) == html.page(Run.from_dict(run.to_dict(), "results.json"))
 
 
-def test_states_are_words_with_reasons(results: dict[str, Any]) -> None:
-    text = Page(html.page(results)).text
+def test_states_are_words_with_reasons(run: Run) -> None:
+    text = Page(html.page(run)).text
     assert "Accuracy emulated by strict ONNX executor, since no NVIDIA GPU was found" in text
     assert "Latency not measured no NVIDIA GPU was found" in text
     assert "Accuracy measured ONNX Runtime 1, 2 threads" in text
     assert "not measured accuracy of coreml/fp16" in text
 
 
-def test_failures_and_gates_come_first(results: dict[str, Any]) -> None:
-    text = Page(html.page(results)).text
+def test_failures_and_gates_come_first(run: Run) -> None:
+    text = Page(html.page(run)).text
     failure = text.index("coreml/mixed failed: coremltools refuses the operation 'erf'")
-    gate = text.index("gate does not hold: ort/int8: agreement is 0.95")
+    gate = text.index("gate does not hold: ort/int8: agreement is 0.945")
     assert failure < gate < text.index("Every artifact.")
-    assert "1 failure and 1 gate that does not hold (exit code 3: a build failed)" in text
+    assert "1 failure and 2 gates that do not hold (exit code 3: a build failed)" in text
 
 
-def test_a_good_run_says_so(results: dict[str, Any]) -> None:
-    results |= {"exit_code": 0, "gates": [], "steps": []}
-    results["artifacts"] = [a for a in results["artifacts"] if not a["failure"]]
-    text = html.page(results)
+def good(run: Run) -> Run:
+    """The same, as if nothing had failed."""
+    artifacts = tuple(artifact for artifact in run.artifacts if not artifact.failure)
+    steps = tuple(step for step in run.steps if "mixed" not in step.name)
+    return replace(run, exit_code=0, gates=GateReport(7, 7), artifacts=artifacts, steps=steps)
+
+
+def test_a_good_run_says_so(run: Run) -> None:
+    text = html.page(good(run))
     assert 'class="verdict good"' in text
-    assert "Everything was built, and no gate failed" in text
+    assert "Everything was built, and no gate failed (exit code 0" in text
 
 
-def test_every_figure_of_an_artifact_is_there(results: dict[str, Any]) -> None:
-    text = Page(html.page(results)).text
+def test_a_run_without_gates_does_not_praise_them(run: Run) -> None:
+    text = html.page(replace(good(run), gates=GateReport()))
+    assert "Everything was built; no gate is set (exit code 0" in text
+    assert "no gate failed" not in text
+
+
+def test_a_run_of_one_stage_speaks_of_what_was_selected(partial: Partial) -> None:
+    page = Page(html.page(partial("export", there=False)))
+    assert "All that was selected is done, 1 of 20 steps" in page.text
+    assert "Everything was built" not in page.text
+    assert "was not built" not in page.text
+    assert "ort: nothing to choose from: not selected in this run" in page.text
+    assert "ort/fp32 not selected in this run" in page.text
+
+
+def test_what_lies_there_from_earlier_says_so(partial: Partial) -> None:
+    page = Page(html.page(partial("export", there=True)))
+    assert "ort/fp32 from an earlier run 90.33 %" in page.text
+    assert "Accuracy measured ONNX Runtime 1, 2 threads, from an earlier run" in page.text
+    assert page.text.count("From an earlier run.") == 5  # all but coreml/mixed, which never was
+    whole = Page(html.page(partial(*STEPS, there=True))).text
+    assert "earlier run" not in whole
+
+
+def test_every_figure_of_an_artifact_is_there(run: Run) -> None:
+    text = Page(html.page(run)).text
     card = text[text.index("ort/int8 ONNX Runtime") : text.index("coreml/fp16 Core ML")]
     for words in (
         "top-1 drop",
@@ -171,143 +212,206 @@ def test_every_figure_of_an_artifact_is_there(results: dict[str, Any]) -> None:
         assert words in card, words
 
 
-def test_emulation_notes_and_overflows_are_told(results: dict[str, Any]) -> None:
-    text = Page(html.page(results)).text
+def test_what_an_executor_saw_is_told(run: Run) -> None:
+    text = Page(html.page(run)).text
     assert "trt/fp16: 3 values left the range of their type" in text
     assert "headroom 31" in text
 
 
-def test_warnings_are_told(results: dict[str, Any]) -> None:
-    text = Page(html.page(results)).text
+def test_warnings_are_told(run: Run) -> None:
+    text = Page(html.page(run)).text
     assert "Warning: an int64 was clamped" in text
     assert "calibration: the class 'bag' has 3 images less" in text
 
 
-def test_repeated_warnings_are_told_once(results: dict[str, Any]) -> None:
-    results["artifacts"][0]["facts"]["warnings"] = ["scales become float32"] * 90 + ["other"]
-    text = Page(html.page(results)).text
+def test_repeated_warnings_are_told_once(run: Run) -> None:
+    run = with_build(run, "trt/fp16", warnings=("scales become float32",) * 90 + ("other",))
+    text = Page(html.page(run)).text
     assert text.count("scales become float32") == 1
     assert "scales become float32 (90 times)" in text
 
 
-def test_busy_machine_is_told(results: dict[str, Any]) -> None:
-    results["bench"]["ort"]["facts"]["load_before"] = 3.5
-    assert "ort: other processes kept 3.5 of 2 CPUs busy" in Page(html.page(results)).text
+def test_busy_machine_is_told(run: Run) -> None:
+    run = with_measured(run, "ort", load_before=3.5)
+    assert "ort: other processes kept 3.5 of 2 CPUs busy" in Page(html.page(run)).text
 
 
-def test_chain_goes_through_the_form_to_the_checkpoint(results: dict[str, Any]) -> None:
-    onnx = results["onnx"]
-    form = {
-        "name": "precision/float16",
-        "digest": results["artifacts"][0]["made_from"]["precision/float16"],
-        "made_from": {"onnx": onnx["digest"]},
-        "facts": {"casts": 2},
-    }
-    results["forms"] = {"float16": form}
-    text = Page(html.page(results)).text
+def test_chain_goes_through_the_form_to_the_checkpoint(run: Run) -> None:
+    text = Page(html.page(run)).text
     names = ("checkpoint", "export", "onnx", "precision/float16", "trt/fp16")
     assert re.search("Made from " + " → ".join(rf"{name} \w{{12}}" for name in names), text)
 
 
-def test_broken_chain_is_told(results: dict[str, Any]) -> None:
-    results["onnx"]["digest"] = "f" * 64
-    text = Page(html.page(results)).text
+def test_broken_chain_is_told(run: Run) -> None:
+    assert run.simplified is not None
+    run = replace(run, simplified=replace(run.simplified, digest="f" * 64))
+    text = Page(html.page(run)).text
     assert re.search("ort/fp32 is outdated: onnx was made from .{12}, now there is ffff", text)
 
 
-def test_ranges_are_shown_with_histograms(results: dict[str, Any]) -> None:
-    row = {
-        "tensor": "stem/conv",
-        "seen": [-1.0, 3.0],
-        "chosen": [-1.0, 2.0],
-        "clipped": 0.25,
-        "constant": False,
-        "histogram": [0, 5, 900, 20],
-    }
-    results["artifacts"][1]["facts"]["ranges"] = [row]
-    page = html.page(results)
-    assert "Ranges of 1 tensors: trt/int8" in Page(page).text
+def test_ranges_are_shown_with_histograms(run: Run) -> None:
+    row = RangeRow("stem/conv", (-1.0, 3.0), (-1.0, 2.0), 0.25, False, (0, 5, 900, 20))
+    run = with_build(run, "trt/int8", ranges=(row,))
+    page = html.page(run)
+    text = Page(page).text
+    assert "Ranges of 1 tensors: trt/int8" in text
+    assert "stem/conv -1 to 3 -1 to 2 25 %" in text
     assert "range -1 to 2" in page
 
 
-def test_search_over_compressions_is_plotted(results: dict[str, Any]) -> None:
-    curve = [
-        {"size": 1_700_000, "changed": 0.0, "tensors": {}},
-        {"size": 900_000, "changed": 0.002, "tensors": {"int8": 40}},
-        {"size": 500_000, "changed": 0.03, "tensors": {"palette4": 40}},
-    ]
-    results["artifacts"][4]["facts"] |= {"curve": curve, "chosen": curve[1]}
-    text = html.page(results)
+def test_forms_are_told_with_what_speaks_against_them(run: Run) -> None:
+    row = RangeRow("head", (-1.0, 1.0), (-1.0, 1.0), 0.0, False, (1, 2))
+    form = run.forms["float16"]
+    assert "Form float16 casts 2" in Page(html.page(run)).text
+    facts = replace(form.facts, why_not="it is slower", ranges=(row,))
+    text = Page(html.page(replace(run, forms={"float16": replace(form, facts=facts)}))).text
+    assert "Form float16 casts 2 why not it is slower" in text
+    assert "Ranges of 1 tensors: form float16" in text
+
+
+def test_the_graph_is_told(run: Run) -> None:
+    text = Page(html.page(run)).text
+    assert "opset 20 nodes as exported 240" in text
+    assert "input shape 1 x 28 x 28" in text
+    assert "nodes after simplification 198" in text
+    assert "why not simplified" not in text
+    assert run.simplified is not None
+    facts = replace(run.simplified.facts, simplified=False, why_not="it crashed")
+    run = replace(run, simplified=replace(run.simplified, facts=facts))
+    assert "simplified no" in Page(html.page(run)).text
+    assert "why not simplified it crashed" in Page(html.page(run)).text
+
+
+def test_search_over_compressions_is_plotted(run: Run) -> None:
+    curve = (
+        TriedCompression(1_700_000, 0.0, {}),
+        TriedCompression(900_000, 0.002, {"int8": 40}),
+        TriedCompression(500_000, 0.03, {"palette4": 40}),
+    )
+    run = with_build(run, "coreml/fp16", curve=curve, chosen=curve[1])
+    text = html.page(run)
     assert "What coreml/fp16 could have been" in text
     assert "0.20 % changed at 0.9 MB chosen; 3.00 % changed at 0.5 MB" in text
 
 
-def test_hostile_text_stays_text(results: dict[str, Any]) -> None:
-    artifact = results["artifacts"][0]
-    results["name"] = results["config"] = HOSTILE
-    results["gates"] = [HOSTILE]
-    results["machine"]["cpu"] = HOSTILE
-    artifact["facts"][HOSTILE] = {HOSTILE: [{HOSTILE: HOSTILE}]}
-    artifact["notes"] = {HOSTILE: HOSTILE}
-    artifact["precision"] = HOSTILE
-    results["export"]["facts"]["network"]["labels"] = [HOSTILE] * 10
-    results["bench"]["ort"]["facts"]["devices"]["fp32"] = HOSTILE
-    samples = results["bench"]["ort"]["facts"]["batches"]["1"]["samples_ms"]
-    samples[HOSTILE] = samples.pop("fp32")
-    text = html.page(results)
+def test_hostile_text_stays_text(run: Run) -> None:
+    export = run.export
+    assert export is not None
+    network = replace(export.facts.network, labels=(HOSTILE,) * 10)
+    failures = tuple(replace(failure, precision=HOSTILE) for failure in run.gates.failures)
+    run = with_build(run, "trt/fp16", more={HOSTILE: {HOSTILE: [{HOSTILE: HOSTILE}]}})
+    run = with_artifact(run, "trt/fp16", numerics=Numerics(more={HOSTILE: HOSTILE}))
+    measured = measured_of(run, "ort")
+    latency = measured.batches[1]
+    samples = {**latency.samples_ms, HOSTILE: latency.samples_ms["fp32"]}
+    run = with_measured(
+        run,
+        "ort",
+        devices={**measured.devices, "fp32": HOSTILE},
+        batches={1: replace(latency, samples_ms=samples)},
+        device_state={HOSTILE: DeviceState((HOSTILE,))},
+    )
+    run = replace(
+        with_artifact(run, "trt/fp16", precision=HOSTILE),
+        name=HOSTILE,
+        config=HOSTILE,
+        problems=(HOSTILE,),
+        gates=replace(run.gates, failures=failures),
+        machine=replace(run.machine, cpu=HOSTILE),
+        export=replace(export, facts=replace(export.facts, network=network)),
+    )
+    text = html.page(run)
     assert "<script" not in text
     assert html_escapes.escape(HOSTILE, quote=False)[:20] in text
     Page(text)
 
 
-def test_fashion_mnist_is_never_plotted_beside_imagenet(results: dict[str, Any]) -> None:
-    page = Page(html.page(results))
+def test_fashion_mnist_is_never_plotted_beside_imagenet(run: Run) -> None:
+    page = Page(html.page(run))
     assert "beside the published rows" not in page.text
     assert "Accuracies of the two groups do not compare" in page.text
 
 
-def test_imagenet_is_plotted_beside_the_published_rows(imagenet: dict[str, Any]) -> None:
+def test_imagenet_is_plotted_beside_the_published_rows(imagenet: Run) -> None:
     text = html.page(imagenet)
     assert "ort beside the published rows (Intel i9)" in text
     assert "CARE-S0: 78.40 % at 4.3 ms (published)" in text
 
 
-def test_run_that_failed_at_once(nothing: dict[str, Any]) -> None:
+def test_run_that_failed_at_once(nothing: Run) -> None:
     page = Page(html.page(nothing))
     assert "export failed: care_tiny does not export to ONNX: no memory" in page.text
     assert "not measured accuracy of trt/fp16" in page.text
     assert "svg" not in [tag for tag, _ in page.elements]
 
 
-@pytest.mark.parametrize("part", ["export", "onnx", "calibration", "pytorch", "bench"])
-def test_missing_parts_are_left_out(results: dict[str, Any], part: str) -> None:
-    results[part] = {}
-    Page(html.page(results))
+@pytest.mark.parametrize("part", ["export", "simplified", "calibration", "reference"])
+def test_missing_parts_are_left_out(run: Run, part: str) -> None:
+    changes: dict[str, Any] = {part: None}
+    Page(html.page(replace(run, **changes)))
 
 
-def test_numbers_that_are_not_finite(results: dict[str, Any]) -> None:
-    artifact = results["artifacts"][0]
-    artifact["facts"]["difference"] = float("nan")
-    artifact["notes"] = {"largest_value": float("inf")}
-    text = Page(html.page(results)).text
+def test_a_run_without_measurements(run: Run) -> None:
+    assert "Latency distribution" in html.page(run)
+    page = Page(html.page(replace(run, bench=dict.fromkeys(run.bench))))
+    assert "Latency distribution" not in page.text
+    assert "Measure ort, on a machine that runs it" in page.text
+
+
+def test_numbers_that_are_not_finite(run: Run) -> None:
+    run = with_build(run, "trt/fp16", more={"difference": float("nan")})
+    numerics = Numerics(more={"largest_value": float("inf")})
+    text = Page(html.page(with_artifact(run, "trt/fp16", numerics=numerics))).text
     assert "difference not a number" in text
     assert "largest value infinite" in text
 
 
-def test_preprocessing_is_in_pixels(results: dict[str, Any]) -> None:
-    assert "side in pixels 28" in Page(html.page(results)).text
+def test_the_end_to_end_latency_is_that_of_its_batch(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    fill(config).benched("ort", {"fp32": 1.0, "pytorch": 3.0}, samples=100, batches=(8, 16))
+    run = collect(config, tmp_path / "pipeline.yaml", ended(*STEPS))
+    text = Page(html.page(run)).text
+    assert "Every artifact. Latency is the median of one call at batch 8" in text
+    assert re.search(r"fp32 end to end 8 \d+\.\d{3}", text)
+    assert not re.search(r"end to end 1 \d", text)
 
 
-def test_commands_name_the_configuration(results: dict[str, Any]) -> None:
-    text = Page(html.page(results)).text
+def test_throughput_and_the_device_are_among_the_circumstances(run: Run) -> None:
+    state = DeviceState(("power cap",), {"gpu_memory_bytes": 2_500_000})
+    rows = (Throughput(8, 0.5, None, 16_000.0),)
+    run = with_measured(run, "ort", device_state={"fp32": state}, throughput={"fp32": rows})
+    text = Page(html.page(run)).text
+    assert "throttled power cap" in text
+    assert "gpu memory 2.50 MB" in text
+    assert "16,000" in text or "1.6e+04" in text
+
+
+def test_measurements_on_other_devices_are_tables_of_their_own(run: Run) -> None:
+    part = run.bench["coreml"]
+    assert part is not None
+    rows = [{"precision": "fp16", "load_ms": 12, "device": "iPhone14,5, iOS 18.2"}]
+    more = {"on_devices": rows, "outside_the_neural_engine": []}
+    coreml = replace(part, facts=replace(part.facts, more=more))
+    text = Page(html.page(replace(run, bench={**run.bench, "coreml": coreml}))).text
+    assert "Measured on devices; medians precision load device fp16 12 ms iPhone14,5" in text
+    assert "outside the neural engine" not in text.lower()
+
+
+def test_preprocessing_is_in_pixels(run: Run) -> None:
+    assert "side in pixels 28" in Page(html.page(run)).text
+
+
+def test_commands_name_the_configuration(run: Run) -> None:
+    text = Page(html.page(run)).text
     assert "python -m pipeline run 'configs/my run.yaml'" in text
     assert "Measure trt, on a machine that runs it" in text
 
 
-def test_latency_that_came_from_elsewhere(results: dict[str, Any]) -> None:
-    imported = {"value": 1.5, "state": "measured", "unit": "ms", "by": "iPhone 15, iOS 18"}
-    results["artifacts"][4]["latency"] = Number.from_dict(imported).to_dict()
-    assert "Latency measured iPhone 15, iOS 18" in Page(html.page(results)).text
+def test_latency_that_came_from_elsewhere(run: Run) -> None:
+    imported = Number(1.5, State.MEASURED, unit="ms", by="iPhone 15, iOS 18")
+    text = Page(html.page(with_artifact(run, "coreml/fp16", latency=imported))).text
+    assert "Latency measured iPhone 15, iOS 18" in text
+    assert artifact_of(run, "coreml/fp16").latency.value is None
 
 
 def chromium(tmp_path: Path, *arguments: str) -> str:
@@ -348,11 +452,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out_in_a_browser(
-    results: dict[str, Any], tmp_path: Path, width: int
-) -> None:
+def test_nothing_sticks_out_in_a_browser(run: Run, tmp_path: Path, width: int) -> None:
     file = tmp_path / "frame.html"
-    file.write_text(framed(html.page(results), width))
+    file.write_text(framed(html.page(run), width))
     dom = chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
     found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
     assert found, dom[-2000:]
@@ -364,9 +466,9 @@ def test_nothing_sticks_out_in_a_browser(
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_page_is_drawn(results: dict[str, Any], tmp_path: Path, width: int) -> None:
+def test_page_is_drawn(run: Run, tmp_path: Path, width: int) -> None:
     page, shot = tmp_path / "report.html", tmp_path / "report.png"
-    page.write_text(framed(html.page(results), width))
+    page.write_text(framed(html.page(run), width))
     chromium(tmp_path, f"--window-size={width},1600", f"--screenshot={shot}", page.as_uri())
     content = shot.read_bytes()
     assert content.startswith(b"\x89PNG")
@@ -375,9 +477,9 @@ def test_page_is_drawn(results: dict[str, Any], tmp_path: Path, width: int) -> N
 
 
 @needs_chromium
-def test_dark_where_the_reader_prefers_it(results: dict[str, Any], tmp_path: Path) -> None:
+def test_dark_where_the_reader_prefers_it(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "frame.html"
-    file.write_text(framed(html.page(results), 800))
+    file.write_text(framed(html.page(run), 800))
     colours = {}
     for scheme, value in (("dark", 0), ("light", 1)):
         dom = chromium(

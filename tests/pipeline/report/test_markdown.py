@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
+import re
+from dataclasses import replace
 
 from pipeline.report import markdown
-from pipeline.report.terminal import summary
+from pipeline.report.model import Run
+from tests.pipeline.report.changed import with_artifact
+from tests.pipeline.report.making import Partial
 
 
-def test_every_table_row_has_as_many_cells_as_its_head(results: dict[str, Any]) -> None:
-    results["artifacts"][0]["precision"] = "a|b"
-    results["gates"] = ["<b>bold</b>\nsecond line"]
-    text = markdown.page(results)
+def test_every_table_row_has_as_many_cells_as_its_head(run: Run) -> None:
+    run = with_artifact(run, "trt/fp16", precision="a|b")
+    run = replace(run, problems=("<b>bold</b>\nsecond line",))
+    text = markdown.page(run)
     widths: set[int] = set()
     for line in text.splitlines():
         if line.startswith("|"):
@@ -18,27 +21,40 @@ def test_every_table_row_has_as_many_cells_as_its_head(results: dict[str, Any]) 
             assert len(widths) == 1
             widths = set()
     assert "a\\|b" in text
-    assert "- gate does not hold: &lt;b>bold&lt;/b> second line" in text
+    assert "- &lt;b>bold&lt;/b> second line" in text
 
 
-def test_figures_with_their_origin(results: dict[str, Any]) -> None:
-    text = markdown.page(results)
+def test_figures_with_their_origin(run: Run) -> None:
+    text = markdown.page(run)
     assert "| coreml/mixed **failed** | not measured |" in text
     assert "- emulated: accuracy of trt/fp16, trt/int8: by strict ONNX" in text
     assert "ms), measured | 0.33 (" in text
+    assert "latency, batch 1 |" in text
     assert "do not compare" in text
-    assert "`ort/fp32`" in text
+    assert "- `onnx` " in text
+    assert re.search(r"`ort/fp32` \w{16}, made from onnx \w{16}\n", text)
+    assert "timm " in text.splitlines()[-1]
 
 
-def test_run_that_failed_at_once(nothing: dict[str, Any]) -> None:
+def test_failures_gates_and_choices_are_told(run: Run) -> None:
+    text = markdown.page(run)
+    assert "**1 failure and 2 gates that do not hold (exit code 3: a build failed)**" in text
+    assert "- gate does not hold: ort/int8: agreement is 0.945" in text
+    assert "- ort: use fp32; int8: a gate does not hold: agreement is 0.945" in text
+
+
+def test_a_network_with_imagenets_classes_compares(imagenet: Run) -> None:
+    assert "on the devices that the columns name" in markdown.page(imagenet)
+
+
+def test_a_run_that_failed_at_once(nothing: Run) -> None:
     assert "export failed: care_tiny does not export" in markdown.page(nothing)
 
 
-def test_terminal_names_what_is_missing(results: dict[str, Any]) -> None:
-    text = summary(results, "engines/care_tiny")
-    assert "coreml/mixed failed" in " ".join(text.split())
-    assert "engines/care_tiny/report.html" in text
-
-
-def test_terminal_of_a_run_that_failed_at_once(nothing: dict[str, Any]) -> None:
-    assert "trt/fp16" in summary(nothing, "engines/care_tiny")
+def test_a_run_of_one_stage_speaks_of_what_was_selected(partial: Partial) -> None:
+    text = markdown.page(partial("export", there=False))
+    assert "**All that was selected is done, 1 of 20 steps" in text
+    assert "| ort/fp32 (not selected in this run) | not measured |" in text
+    assert "was not built" not in text
+    text = markdown.page(partial("export", there=True))
+    assert "| ort/fp32 (from an earlier run) | 90.33 %" in text

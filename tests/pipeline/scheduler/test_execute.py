@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
-from pipeline.core.errors import ArtifactError, BuildError, GateFailedError, InputError, LockedError
+from pipeline.core.errors import ArtifactError, BuildError, InputError, LockedError
 from pipeline.scheduler import execute
 from pipeline.scheduler.execute import Outcome
 from pipeline.scheduler.plan import Selection
@@ -194,12 +194,10 @@ def test_errors_that_nobody_expected_fail_their_step_alone(toy: Toy) -> None:
 
 
 def test_exit_codes() -> None:
-    gate = GateFailedError("x")
     bad = StageResult("build", "a", State.FAILED, error=InputError("x"))
     broken = StageResult("build", "b", State.FAILED, error=BuildError("x"))
     assert Outcome().exit_code == 0
-    assert Outcome([], [gate]).exit_code == 1
-    assert Outcome([bad], [gate]).exit_code == 2
+    assert Outcome([bad]).exit_code == 2
     assert Outcome([bad, broken]).exit_code == 3
 
 
@@ -217,6 +215,14 @@ def test_selection(toy: Toy, selection: Selection, expected: list[str]) -> None:
     execute_toy(toy)
     execute_toy(toy, selection)
     assert toy.ran == expected
+
+
+def test_what_was_not_selected_is_told(toy: Toy) -> None:
+    outcome, _ = execute_toy(toy, Selection(only=("build",)))
+    assert [result.name for result in outcome.results] == ["ort/fp32"]
+    assert outcome.not_selected == ["export", "bench/ort", "other"]
+    outcome, _ = execute_toy(toy)
+    assert outcome.not_selected == []
 
 
 def test_a_target_runs_only_what_it_is_made_from(toy: Toy) -> None:

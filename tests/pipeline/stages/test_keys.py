@@ -44,7 +44,7 @@ SILENT: Any = lambda line: None  # noqa: E731
 """A log that keeps nothing."""
 
 FACTS: Mapping[str, Any] = {
-    "network": NETWORK.to_facts(),
+    "network": NETWORK.to_dict(),
     "session": Settings().to_dict(),
     "library_version": "1.0",
     "cuda_major": 13,

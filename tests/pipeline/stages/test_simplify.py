@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import ExportConfig
+from pipeline.core.network import Network
 from pipeline.stages import simplify
 from pipeline.stages.simplify import Refusal, SimplifyStep
 from pipeline.steps import artifact
@@ -87,7 +88,7 @@ def test_a_wrong_result_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimplifyStep:
     """The step after an export of a small graph."""
     folder = tmp_path / "run"
-    facts = {"network": {"input_shape": [1, 2, 2]}}
+    facts = {"network": Network("n", ("a",), (1, 2, 2), {}).to_dict()}
 
     def write(place: Path) -> dict[str, Any]:
         write_graph(place / "model.onnx")

@@ -64,7 +64,7 @@ class ToyTarget(Target):
         assert isinstance(job.options, ToyOptions)
         assert job.graph is not None
         shutil.copyfile(job.graph, folder / "model.toy")
-        return {"flavour": job.options.flavour, "network": job.network.to_facts()}
+        return {"flavour": job.options.flavour, "network": job.network.to_dict()}
 
     def inspect(self, artifact: Artifact) -> str:
         return "looked into the toy box"

@@ -54,11 +54,12 @@ def test_emulated_package_gives_the_logits_of_pytorch(
     assert runner is not None
     with runner:
         found = figures.compare(runner(images), logits(tiny(), images))
-        notes = runner.notes()
+        numerics = runner.numerics()
     assert found.relative_error < error
     assert found.flips == 0
-    assert notes["images"] == 32
-    assert notes["overflows"] == 0
+    assert numerics is not None
+    assert numerics.more["images"] == 32
+    assert (numerics.overflowed_values, numerics.overflowed_tensors) == (0, ())
     assert "executor" in runner.device
     with pytest.raises(InputError, match="closed"):
         runner(images)

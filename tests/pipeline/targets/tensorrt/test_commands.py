@@ -336,13 +336,14 @@ def test_bench_on_a_gpu(copied: tuple[str, Path], answering: Any) -> None:
     assert result.exit_code == 0, result.output
     plain = json.loads(result.stdout.splitlines()[-1])
     assert set(plain["batches"]["1"]["phases"]["fp16"]) == {"engine", "copies", "call"}
-    assert set(plain["end_to_end"]) == {"fp16", "pytorch"}
+    assert set(plain["end_to_end"]["latency"]) == {"fp16", "pytorch"}
     assert [row["batch"] for row in plain["throughput"]["fp16"]] == [1, 2, 4]
     assert all(row["images_per_s"] > 0 for row in plain["throughput"]["fp16"])
-    noted = plain["notes"]["fp16"]
-    assert set(noted["first_call_ms"]) == {"batch 1", "batch 2", "batch 4"}
-    assert noted["gpu_memory_bytes"] > 0
-    assert [(s["when"], s["sm_clock"]) for s in noted["sensors"]] == [
+    state = plain["device_state"]["fp16"]
+    assert state["throttled"] == ["SwPowerCap"]
+    assert set(state["more"]["first_call_ms"]) == {"batch 1", "batch 2", "batch 4"}
+    assert state["more"]["gpu_memory_bytes"] > 0
+    assert [(s["when"], s["sm_clock"]) for s in state["more"]["sensors"]] == [
         ("before", 2500),
         ("after", 1800),
     ]

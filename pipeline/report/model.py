@@ -1,0 +1,284 @@
+"""What a run came to, typed: all that results.json holds.
+
+`pipeline.report.results` fills it from the artifacts, `Run.read` reads results.json back; all else
+in this package takes attributes of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pipeline.core.errors import ArtifactError
+from pipeline.core.figures import Number, State
+from pipeline.core.machine import Machine
+from pipeline.core.network import Network
+from pipeline.core.plain import Facts, Plain
+from pipeline.core.published import Published
+from pipeline.core.runner import Numerics
+from pipeline.steps.artifact import FileRecord
+from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts
+from pipeline.steps.facts.bench import BenchFacts, Measured
+from pipeline.steps.facts.graphs import (
+    BuildFacts,
+    CalibrationFacts,
+    ExportFacts,
+    FormFacts,
+    SimplifyFacts,
+)
+from pipeline.steps.step import State as StepState
+
+FORMAT = 2
+RESULTS_FILE = "results.json"
+
+NOT_SELECTED = "not selected in this run"
+EARLIER = "from an earlier run"
+
+FactsT = TypeVar("FactsT", bound=Facts)
+
+
+@dataclass(frozen=True)
+class Part(Plain, Generic[FactsT]):
+    """One artifact that lies in the results' folder.
+
+    Attributes:
+        name: Its name, such as "trt/fp16".
+        earlier: It is from an earlier run: this one neither made it nor found it up to date.
+        size: Bytes of all its files.
+        digest: SHA-256 over names and contents of its files.
+        key: Content hash of everything that could change it.
+        files: Hash and size of every file.
+        made_from: Digests of what it was made from, by name.
+        tools: Versions of what made it.
+        build_seconds: How long that took; None if it was made elsewhere.
+        facts: What its stage tells of it.
+    """
+
+    name: str
+    earlier: bool
+    size: int
+    digest: str
+    key: str
+    files: Mapping[str, FileRecord]
+    made_from: Mapping[str, str]
+    tools: Mapping[str, str]
+    build_seconds: float | None
+    facts: FactsT
+
+
+@dataclass(frozen=True)
+class BuiltArtifact(Plain):
+    """One target in one precision, with its figures.
+
+    Attributes:
+        target: The target.
+        title: The target's name for people.
+        precision: The precision.
+        selected: Whether this run looked at its build.
+        failure: Why its build failed in this run; "" if it did not.
+        why_not: What the maker of its graph found against using it; "" if nothing.
+        built: What lies there; None if nothing does.
+        accuracy: Its accuracy, or why there is none.
+        accuracy_earlier: Its accuracy is from an earlier run.
+        numerics: What values an executor saw in it.
+        latency: The latency that stands for it, or why there is none.
+        latency_earlier: Its latency is from an earlier run.
+    """
+
+    target: str
+    title: str
+    precision: str
+    selected: bool
+    failure: str
+    why_not: str
+    built: Part[BuildFacts] | None
+    accuracy: Accuracy
+    accuracy_earlier: bool
+    numerics: Numerics | None
+    latency: Number
+    latency_earlier: bool
+
+    @property
+    def name(self) -> str:
+        """Such as "trt/fp16"."""
+        return f"{self.target}/{self.precision}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files; 0 where nothing lies there."""
+        return self.built.size if self.built else 0
+
+    @property
+    def standing(self) -> str:
+        """`EARLIER` or `NOT_SELECTED`; "" where this run made it, or should have."""
+        if self.built:
+            return EARLIER if self.built.earlier else ""
+        return "" if self.selected else NOT_SELECTED
+
+
+@dataclass(frozen=True)
+class StepEnd(Plain):
+    """How a step of this run ended; see `pipeline.steps.step.StageResult`."""
+
+    stage: str
+    name: str
+    state: StepState
+    why: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GateFailure(Plain):
+    """A limit of the configuration that does not hold.
+
+    Attributes:
+        target: The target.
+        precision: The precision.
+        figure: What is limited, for people, such as "top-1 drop".
+        gate: The configuration's key, such as "max_top1_drop".
+        limit: What it allows.
+        value: What was found; may be NaN.
+        state: How that came about.
+    """
+
+    target: str
+    precision: str
+    figure: str
+    gate: str
+    limit: float
+    value: float
+    state: State
+
+    @property
+    def words(self) -> str:
+        """What does not hold, without the artifact's name."""
+        return (
+            f"{self.figure} is {self.value:.4g}, {self.gate} allows {self.limit:g} ({self.state})"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.target}/{self.precision}: {self.words}"
+
+
+@dataclass(frozen=True)
+class GateReport(Plain):
+    """What became of the limits of the configuration.
+
+    Attributes:
+        limits: How many are set, over all artifacts.
+        judged: How many had a figure to judge.
+        failures: Those that do not hold.
+    """
+
+    limits: int = 0
+    judged: int = 0
+    failures: tuple[GateFailure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice(Plain):
+    """Which precision of one target to use.
+
+    Attributes:
+        precision: The one; None if none was built and passed the gates.
+        why: By precision, what speaks for or against each of the others.
+    """
+
+    precision: str | None
+    why: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run(Plain):
+    """All that a run knows.
+
+    Attributes:
+        format: Version of this format.
+        name: The configuration's name.
+        config: Path of the configuration.
+        folder: Where the results lie.
+        date: When it ended, as "YYYY-MM-DD hh:mm".
+        exit_code: The exit code of the command.
+        steps: How every selected step ended, in order.
+        not_selected: Names of the configuration's other steps, in order.
+        gates: What became of its limits.
+        problems: What lies there and cannot be read, a line each.
+        machine: Where it ran.
+        versions: Versions of packages, or "missing".
+        export: The exported graph.
+        simplified: The simplified graph.
+        forms: Graphs in the forms that precisions need, by form.
+        calibration: The calibration images.
+        reference: PyTorch's accuracy.
+        artifacts: What the configuration asks for, in the order of targets and precisions.
+        bench: Measurements by target; None where there is none.
+        choice: Which precision to use, by target.
+        published: Published results of networks.
+    """
+
+    format: int
+    name: str
+    config: str
+    folder: str
+    date: str
+    exit_code: int
+    steps: tuple[StepEnd, ...]
+    not_selected: tuple[str, ...]
+    gates: GateReport
+    problems: tuple[str, ...]
+    machine: Machine
+    versions: Mapping[str, str]
+    export: Part[ExportFacts] | None
+    simplified: Part[SimplifyFacts] | None
+    forms: Mapping[str, Part[FormFacts]]
+    calibration: Part[CalibrationFacts] | None
+    reference: Part[ReferenceFacts] | None
+    artifacts: tuple[BuiltArtifact, ...]
+    bench: Mapping[str, Part[BenchFacts] | None]
+    choice: Mapping[str, Choice]
+    published: tuple[Published, ...]
+
+    @property
+    def network(self) -> Network | None:
+        """The network, as its export states it."""
+        return self.export.facts.network if self.export else None
+
+    @property
+    def pytorch(self) -> Accuracy:
+        """PyTorch's accuracy, or why there is none."""
+        if self.reference is None:
+            return Accuracy.not_measured("not validated")
+        return self.reference.facts.numbers
+
+    def measured(self, target: str) -> Measured | None:
+        """What was measured of a target on this machine."""
+        bench = self.bench.get(target)
+        return bench.facts.measured if bench else None
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Read results.json.
+
+        Raises:
+            ArtifactError: It is not there, of another format, or damaged; the message says where.
+        """
+        again = "run python -m pipeline run again"
+        try:
+            values = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ArtifactError(f"{path} is no JSON ({error}): {again}") from error
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise ArtifactError(
+                f"{path} has format {found}, this version reads {FORMAT}: {again}, which keeps "
+                "what is up to date"
+            )
+        try:
+            return cls.from_dict(values, str(path))
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: {again}") from error

@@ -1,0 +1,127 @@
+"""Facts of graphs and of what is built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.core.figures import RangeRow
+from pipeline.core.network import Network
+from pipeline.core.plain import Facts, Plain
+
+
+@dataclass(frozen=True)
+class ExportFacts(Facts):
+    """The exported graph.
+
+    Attributes:
+        nodes: Number of its nodes.
+        opset: Version of the operator set.
+        difference_to_pytorch: Largest difference of logits, relative to the largest logit.
+        network: What it was exported from.
+        checkpoint: Path of the checkpoint.
+        inference_form: What was done to the trained network.
+    """
+
+    nodes: int
+    opset: int
+    difference_to_pytorch: float
+    network: Network
+    checkpoint: str = ""
+    inference_form: str = ""
+
+
+@dataclass(frozen=True)
+class SimplifyFacts(Facts):
+    """The simplified graph.
+
+    Attributes:
+        simplified: Whether the simplifier's graph was taken.
+        why_not: Why it was not; "" if it was.
+        nodes_before: Number of nodes as exported.
+        nodes: Number of nodes now.
+        network: What it was exported from.
+        fault: The simplifier crashed or hung, whatever the graph is: the next run tries again.
+    """
+
+    simplified: bool
+    why_not: str
+    nodes_before: int
+    nodes: int
+    network: Network
+    fault: bool = False
+
+
+@dataclass(frozen=True)
+class CalibrationFacts(Facts):
+    """The calibration images.
+
+    Attributes:
+        images: How many.
+        digest: Hash over which they are.
+        warnings: What to know of the choice.
+        more: Whatever else was told, such as how the dataset is known.
+    """
+
+    images: int
+    digest: str
+    warnings: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FormFacts(Facts):
+    """A graph in the form that a precision needs.
+
+    Attributes:
+        network: What it was exported from.
+        why_not: What its maker found against using it; "" if nothing.
+        ranges: Ranges of quantized tensors.
+        more: Whatever else its maker tells.
+    """
+
+    network: Network
+    why_not: str = ""
+    ranges: tuple[RangeRow, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TriedCompression(Plain):
+    """One mix of ways to store weights that a search tried.
+
+    Attributes:
+        size: Bytes of the package.
+        changed: Share of calibration images whose top-1 class changes.
+        tensors: How many tensors are stored in which way.
+    """
+
+    size: int
+    changed: float
+    tensors: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class BuildFacts(Facts):
+    """What a target built.
+
+    Attributes:
+        target: The target.
+        precision: The precision.
+        warnings: What the runtime's builder warned of, as often as it did.
+        ranges: Ranges of quantized tensors.
+        curve: What a search over compressions tried.
+        chosen: The mix that was built.
+        log: Lines of the runtime's chatter.
+        more: Whatever else the target tells.
+    """
+
+    target: str = ""
+    precision: str = ""
+    warnings: tuple[str, ...] = ()
+    ranges: tuple[RangeRow, ...] = ()
+    curve: tuple[TriedCompression, ...] = ()
+    chosen: TriedCompression | None = None
+    log: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, Gates
+from pipeline.core.figures import Number, State
+from pipeline.report.gates import judge_all, limits_of
+from pipeline.report.model import BuiltArtifact, Run
+from tests.pipeline.report.changed import artifact_of
+from tests.pipeline.report.making import configured
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return configured(tmp_path, "min_agreement: 0.9, max_top1_drop: 0.1, max_latency_ms: 0.8")
+
+
+def measured(value: float, unit: str = "") -> Number:
+    return Number(value, State.MEASURED, unit=unit, by="x")
+
+
+@pytest.fixture
+def artifact(run: Run) -> BuiltArtifact:
+    fp32 = artifact_of(run, "ort/fp32")
+    accuracy = replace(fp32.accuracy, agreement=measured(0.95), top1_drop=measured(0.05))
+    return replace(fp32, accuracy=accuracy, latency=measured(0.7, "ms"))
+
+
+def test_limits_that_hold(config: Config, artifact: BuiltArtifact) -> None:
+    found = judge_all(config, [artifact])
+    assert (found.limits, found.judged, found.failures) == (3, 3, ())
+
+
+def test_limits_hold_where_they_are_met_exactly(config: Config, artifact: BuiltArtifact) -> None:
+    accuracy = replace(artifact.accuracy, agreement=measured(0.9), top1_drop=measured(0.1))
+    exact = replace(artifact, accuracy=accuracy, latency=measured(0.8, "ms"))
+    assert judge_all(config, [exact]).failures == ()
+
+
+def test_every_limit_that_does_not_hold_is_told(config: Config, artifact: BuiltArtifact) -> None:
+    accuracy = replace(artifact.accuracy, agreement=measured(0.89), top1_drop=measured(0.11))
+    bad = replace(artifact, accuracy=accuracy, latency=measured(0.81, "ms"))
+    found = judge_all(config, [artifact, bad])
+    assert (found.limits, found.judged) == (6, 6)
+    assert [str(failure) for failure in found.failures] == [
+        "ort/fp32: top-1 drop is 0.11, max_top1_drop allows 0.1 (measured)",
+        "ort/fp32: agreement is 0.89, min_agreement allows 0.9 (measured)",
+        "ort/fp32: latency in ms is 0.81, max_latency_ms allows 0.8 (measured)",
+    ]
+    failure = found.failures[2]
+    assert (failure.target, failure.precision, failure.limit, failure.value, failure.state) == (
+        "ort",
+        "fp32",
+        0.8,
+        0.81,
+        State.MEASURED,
+    )
+
+
+@pytest.mark.parametrize("gates", [Gates(max_top1_drop=0.5), Gates(min_agreement=0.5)])
+def test_a_figure_that_is_no_number_fails(artifact: BuiltArtifact, gates: Gates) -> None:
+    accuracy = replace(
+        artifact.accuracy, agreement=measured(math.nan), top1_drop=measured(math.nan)
+    )
+    (limit,) = limits_of(gates, replace(artifact, accuracy=accuracy))
+    assert not limit.holds
+
+
+def test_what_was_not_measured_fails_nothing_and_counts_as_unjudged(
+    config: Config, artifact: BuiltArtifact
+) -> None:
+    unknown = replace(artifact, latency=Number.not_measured("no GPU", unit="ms"))
+    found = judge_all(config, [unknown])
+    assert (found.limits, found.judged, found.failures) == (3, 2, ())
+
+
+def test_a_limit_that_is_not_set_is_none(artifact: BuiltArtifact) -> None:
+    assert list(limits_of(Gates(), artifact)) == []
+    (limit,) = limits_of(Gates(max_latency_ms=1), artifact)
+    assert (limit.gate, limit.allowed, limit.number) == ("max_latency_ms", 1, artifact.latency)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.core.figures import State
+from pipeline.core.runner import Numerics
+from pipeline.report import overview, view
+from pipeline.report.model import Choice, GateReport, Run, StepEnd
+from pipeline.steps.step import State as StepState
+from tests.pipeline.report.changed import with_artifact, with_measured
+from tests.pipeline.report.making import STEPS, Partial
+
+
+@pytest.fixture
+def good(run: Run) -> Run:
+    steps = tuple(step for step in run.steps if "mixed" not in step.name)
+    return replace(run, exit_code=0, gates=GateReport(6, 6), steps=steps)
+
+
+def alerts(run: Run) -> list[str]:
+    cards = [view.card(run, artifact) for artifact in run.artifacts]
+    return list(overview.alerts(run, cards))
+
+
+def test_failures_come_before_gates(run: Run) -> None:
+    found = overview.verdict(run)
+    assert not found.good
+    assert found.line == "1 failure and 2 gates that do not hold (exit code 3: a build failed)"
+    assert found.lines == (
+        "coreml/mixed failed: coremltools refuses the operation 'erf' in blocks.1.mlp",
+        "validate/coreml-mixed was skipped: coreml/mixed failed",
+        "gate does not hold: trt/int8: agreement is 0.9283, min_agreement allows 0.97 (emulated)",
+        "gate does not hold: ort/int8: agreement is 0.945, min_agreement allows 0.97 (measured)",
+    )
+
+
+def test_several_failures_and_one_gate_are_counted(run: Run) -> None:
+    failed = StepEnd("build", "ort/fp32", StepState.FAILED, "no memory", 0.0)
+    gates = replace(run.gates, failures=run.gates.failures[:1])
+    found = overview.verdict(replace(run, steps=(*run.steps, failed), gates=gates))
+    assert found.line.startswith("2 failures and 1 gate that does not hold (")
+
+
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        (GateReport(6, 6), "Everything was built, and no gate failed"),
+        (GateReport(), "Everything was built; no gate is set"),
+        (GateReport(6, 0), "Everything was built; no gate was judged, for want of figures"),
+        (
+            GateReport(6, 4),
+            "Everything was built, and no gate failed; 2 of 6 had no figure to judge",
+        ),
+    ],
+)
+def test_a_good_run_says_what_became_of_gates(good: Run, gates: GateReport, words: str) -> None:
+    found = overview.verdict(replace(good, gates=gates))
+    assert found.good
+    assert found.line == f"{words} (exit code 0: fine)"
+
+
+def test_a_run_of_some_steps_claims_no_more(good: Run) -> None:
+    some = replace(good, steps=good.steps[:3], not_selected=("a", "b"))
+    expected = "All that was selected is done, 3 of 5 steps, and no gate failed"
+    assert overview.verdict(some).line.startswith(expected)
+    none = replace(good, steps=(), not_selected=("a", "b"))
+    assert overview.verdict(none).line.startswith("No step was selected: this is what lies there")
+
+
+def test_an_exit_code_without_a_failure_is_not_good(good: Run) -> None:
+    found = overview.verdict(replace(good, exit_code=4))
+    assert not found.good
+    assert found.line.startswith("this machine lacks the hardware or software (exit code 4")
+
+
+def test_overflows_warnings_and_problems_are_told(run: Run) -> None:
+    found = alerts(replace(run, problems=("trt/fp16 cannot be read",)))
+    assert found == [
+        "trt/fp16 cannot be read",
+        "trt/fp16: 3 values left the range of their type while it ran",
+        "calibration: the class 'bag' has 3 images less than the others",
+    ]
+
+
+def test_infinities_that_came_from_elsewhere_are_told(run: Run) -> None:
+    run = with_artifact(run, "trt/fp16", numerics=Numerics(0, ("head: Div y",)))
+    told = "trt/fp16: values that are not finite were carried on in head: Div y"
+    assert told in alerts(run)
+
+
+def test_a_graph_that_was_not_simplified_is_told(run: Run) -> None:
+    assert run.simplified is not None
+    facts = replace(run.simplified.facts, why_not="onnxsim took more than 9 s")
+    run = replace(run, simplified=replace(run.simplified, facts=facts))
+    assert "the graph was not simplified: onnxsim took more than 9 s" in alerts(run)
+
+
+@pytest.mark.parametrize(("load", "told"), [(1.0, False), (1.1, True)])
+def test_a_busy_machine_is_told(run: Run, load: float, told: bool) -> None:
+    found = alerts(with_measured(run, "ort", load_before=load))
+    assert any(f"kept {load} of 2 CPUs busy" in line for line in found) is told
+
+
+def test_choices_in_words(run: Run) -> None:
+    found = list(overview.choices(run))
+    assert found[1].startswith("ort: use fp32; int8: a gate does not hold: agreement is 0.945")
+    choice = {"ort": Choice(None, {"fp32": "x", "int8": "y"}), "trt": Choice("fp16", {})}
+    assert list(overview.choices(replace(run, choice=choice))) == ["ort: none; fp32: x; int8: y"]
+
+
+def test_nothing_to_choose_from_where_nothing_was_selected(partial: Partial) -> None:
+    found = list(overview.choices(partial("export", there=False)))
+    assert found == [
+        f"{target}: nothing to choose from: not selected in this run"
+        for target in ("trt", "ort", "coreml")
+    ]
+
+
+def test_what_is_missing_is_grouped_by_its_reason(run: Run) -> None:
+    not_measured = overview.missing(run, State.NOT_MEASURED)
+    assert [(item.what, item.why[:20]) for item in not_measured] == [
+        (("latency of trt/fp16, trt/int8",), "no NVIDIA GPU was fo"),
+        (("accuracy of coreml/fp16", "latency of coreml/fp16"), "Core ML predictions "),
+    ]
+    (emulated,) = overview.missing(run, State.EMULATED)
+    assert emulated.what == ("accuracy of trt/fp16, trt/int8",)
+    assert emulated.why.startswith("by strict ONNX executor, since no NVIDIA GPU")
+
+
+def test_steps_that_were_not_selected_are_the_reason(partial: Partial) -> None:
+    (item,) = overview.missing(partial("export", there=False), State.NOT_MEASURED)
+    assert item.why == "not selected in this run"
+    assert len(item.what) == 2
+    whole = overview.missing(partial(*STEPS, there=True), State.NOT_MEASURED)
+    assert "not selected in this run" not in [item.why for item in whole]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.replacing import TEMPORARY_PREFIX
+from pipeline.report import write
+from pipeline.report.model import RESULTS_FILE, Run
+from tests.pipeline.report.making import STEPS, configured, ended, fill
+
+
+def test_results_and_both_reports_are_written(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    fill(config)
+    run = write.write(config, tmp_path / "pipeline.yaml", ended(*STEPS))
+    assert Run.read(config.folder / RESULTS_FILE) == run
+    assert (config.folder / "report.md").read_text().startswith("# care_tiny\n")
+    assert (config.folder / "report.html").read_text().endswith("</html>\n")
+    assert not list(config.folder.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_report_that_fails_leaves_no_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path)
+    write.write(config, tmp_path / "pipeline.yaml", ended())
+    before = (config.folder / "report.html").read_bytes()
+
+    def fail(run: Run) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(write, "html_page", fail)
+    with pytest.raises(ZeroDivisionError):
+        write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    assert (config.folder / "report.html").read_bytes() == before

@@ -1,0 +1,73 @@
+"""The strict executor's word on an engine; needs no TensorRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import file_hash
+from pipeline.targets.tensorrt.emulation import EmulatedRunner
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """Doubles its input in float16, then once more."""
+    shape: list[str | int] = ["batch", 1, 1, 2]
+    two = numpy_helper.from_array(np.array(2, np.float16), "two")
+    nodes = [
+        helper.make_node("Cast", ["image"], ["half"], "cast", to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "two"], ["first"], "first"),
+        helper.make_node("Mul", ["first", "two"], ["second"], "second"),
+        helper.make_node("Cast", ["second"], ["back"], "back", to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["back"], ["logits"], "flatten"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+            [two],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def engine_of(graph: Path) -> Any:
+    return SimpleNamespace(facts={"graph_sha256": file_hash(graph)}, folder=Path("trt/fp16"))
+
+
+def test_values_and_tensors_that_overflow_are_told_apart(graph: Path) -> None:
+    runner = EmulatedRunner(engine_of(graph), graph)
+    runner(np.array([[[[40_000.0, 20_000.0]]], [[[40_000.0, 40_000.0]]]], np.float32))
+    numerics = runner.numerics()
+    # Of 40,000 already the first product is infinite; of 20,000 the second.
+    assert numerics.overflowed_values == 4
+    assert [text.split()[-1] for text in numerics.overflowed_tensors][:2] == ["first", "second"]
+
+
+def test_headroom_is_told_where_nothing_overflows(graph: Path) -> None:
+    runner = EmulatedRunner(engine_of(graph), graph)
+    runner(np.array([[[[1000.0, 1.0]]]], np.float32))
+    numerics = runner.numerics()
+    assert (numerics.overflowed_values, numerics.overflowed_tensors) == (0, ())
+    assert numerics.more["headroom"] == pytest.approx(65504 / 4000)
+    assert numerics.more["blocks"]
+
+
+def test_another_graph_is_refused(graph: Path) -> None:
+    engine = engine_of(graph)
+    engine.facts["graph_sha256"] = "0" * 64
+    with pytest.raises(ArtifactError, match="is not the graph that"):
+        EmulatedRunner(engine, graph)
