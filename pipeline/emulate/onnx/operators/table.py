@@ -15,8 +15,11 @@ from pipeline.emulate.onnx.graph import Node
 
 T = TypeVar("T")
 
-ResultType = Callable[[Node, Sequence[torch.dtype | None]], torch.dtype]
-"""Tells the type of a node's outputs from the node and the types of its inputs."""
+DTypes = torch.dtype | tuple[torch.dtype, ...]
+"""The type of all outputs, or one for each."""
+
+ResultType = Callable[[Node, Sequence[torch.dtype | None]], DTypes]
+"""Tells the types of a node's outputs from the node and the types of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Call:
 
     Attributes:
         node: The node.
-        dtype: Type of the result.
+        dtype: Type of the first result.
         partial: Rounds running sums; None where they stay float32.
     """
 
@@ -47,7 +50,7 @@ class Operator:
 
     Attributes:
         function: Computes the outputs.
-        result: Tells their type.
+        result: Tells their types.
         exact: The result needs no rounding: it holds values of the inputs, or integers.
         quantizes: The result is on a quantized scale, of which saturation is worth knowing.
     """
@@ -62,7 +65,7 @@ OPERATORS: dict[str, Operator] = {}
 """Operators of the standard domain by name."""
 
 
-def like(index: int) -> ResultType:
+def like(index: int) -> Callable[[Node, Sequence[torch.dtype | None]], torch.dtype]:
     """The result has the type of the input `index`."""
 
     def result(node: Node, types: Sequence[torch.dtype | None]) -> torch.dtype:
@@ -89,7 +92,7 @@ def operator(
 
     Args:
         names: The operators that it computes.
-        result: Tells the type of the outputs; that of the first input by default.
+        result: Tells the types of the outputs; that of the first input by default.
         exact: See `Operator`.
         quantizes: See `Operator`.
     """
