@@ -29,13 +29,16 @@ from torch import Tensor
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.core.network import in_batches
 from pipeline.emulate import rounding
-from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph
+from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
 from pipeline.emulate.ranges import TensorRange
 
 _PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
 """Operators whose first two inputs tensor cores multiply."""
+
+_MISFITS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, ArithmeticError)
+"""What torch and the operators' functions raise for shapes and types that do not fit."""
 
 _CHUNK = 1_200_000
 """Input values at a time: larger tensors make the executor slow."""
@@ -253,7 +256,8 @@ class OnnxExecutor(GraphExecutor):
 
 def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     """A rounded copy: the caller's array may be read-only."""
-    return rounding.round_to(torch.tensor(array), dtype)
+    wide = np.array(array, dtype=to_numpy(rounding.storage(dtype)))
+    return rounding.round_to(torch.from_numpy(wide), dtype)
 
 
 def _apply(step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -261,7 +265,7 @@ def _apply(step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     node = step.node
     try:
         result = step.operator.function(step.call, *inputs)
-    except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as error:
+    except _MISFITS as error:
         shapes = ", ".join(str(tuple(x.shape)) if x is not None else "-" for x in inputs)
         raise ArtifactError(
             f"node {node.name!r} ({node.op_type}) cannot run on inputs of shape {shapes}: {error}"

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.emulate import rounding
 from pipeline.emulate.kernels import Rounding
 from pipeline.emulate.onnx.graph import Graph, Node
@@ -63,7 +64,8 @@ def plan(graph: Graph, accumulate: Accumulate) -> tuple[list[Step], dict[str, to
         The steps in order, and the type of every tensor.
 
     Raises:
-        UnsupportedOperatorError: A node lacks an input that tells its type.
+        UnsupportedOperatorError: An attribute has a value that is not computed, or a node lacks an
+            input that tells its type.
     """
     types = {name: constant.dtype for name, constant in graph.constants.items()}
     types |= {port.name: port.dtype for port in graph.inputs}
@@ -71,15 +73,27 @@ def plan(graph: Graph, accumulate: Accumulate) -> tuple[list[Step], dict[str, to
     steps = []
     for node, dead in zip(graph.nodes, _last_uses(graph), strict=True):
         operator = OPERATORS[node.op_type]
+        _check_attributes(operator, node)
         dtypes = _result_types(operator, node, types)
         types.update(zip(node.outputs, dtypes, strict=False))
         if _holds_integers(node, types, quantized):
             quantized.update(node.outputs)
         narrow: Rounding | None = None
-        if accumulate == "output" and dtypes[0] in ROUNDED and not quantized.issuperset(node.inputs[:2]):
+        narrow_sums = accumulate == "output" and dtypes[0] in ROUNDED
+        if narrow_sums and not quantized.issuperset(node.inputs[:2]):
             narrow = partial(rounding.round_to, dtype=dtypes[0])
         steps.append(Step(node, operator, Call(node, dtypes[0], narrow), dtypes, dead))
     return steps, types
+
+
+def _check_attributes(operator: Operator, node: Node) -> None:
+    for name, (computed, remedy) in operator.refuses.items():
+        value = node.attribute(name, computed)
+        if value != computed:
+            raise UnsupportedOperatorError(
+                f"node {node.name!r}: operator {node.op_type} of the domain 'ai.onnx' with "
+                f"{name}={value} is not known to the reference executor; {remedy}"
+            )
 
 
 def _result_types(

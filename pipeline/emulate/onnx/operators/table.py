@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -53,12 +53,15 @@ class Operator:
         result: Tells their types.
         exact: The result needs no rounding: it holds values of the inputs, or integers.
         quantizes: The result is on a quantized scale, of which saturation is worth knowing.
+        refuses: For attributes of which one value alone is computed: that value, which is the
+            default too, and what to do instead.
     """
 
     function: Function
     result: ResultType
     exact: bool
     quantizes: bool
+    refuses: Mapping[str, tuple[object, str]]
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -86,7 +89,11 @@ def fixed(dtype: torch.dtype) -> ResultType:
 
 
 def operator(
-    *names: str, result: ResultType | None = None, exact: bool = False, quantizes: bool = False
+    *names: str,
+    result: ResultType | None = None,
+    exact: bool = False,
+    quantizes: bool = False,
+    refuses: Mapping[str, tuple[object, str]] | None = None,
 ) -> Callable[[Function], Function]:
     """Enter a function into the table.
 
@@ -95,11 +102,12 @@ def operator(
         result: Tells the types of the outputs; that of the first input by default.
         exact: See `Operator`.
         quantizes: See `Operator`.
+        refuses: See `Operator`.
     """
 
     def register(function: Function) -> Function:
         for name in names:
-            OPERATORS[name] = Operator(function, result or like(0), exact, quantizes)
+            OPERATORS[name] = Operator(function, result or like(0), exact, quantizes, refuses or {})
         return function
 
     return register
