@@ -482,10 +482,13 @@ def slice_axes(
     axes: Sequence[int],
     steps: Sequence[int],
 ) -> Tensor:
-    """Slice each of `axes` from start to end; Python's rules, negative steps included."""
+    """Slice each of `axes` from start to end, negative ones counted from the axis's end.
+
+    What is out of range is limited as ONNX says. Going backwards that is not Python's rule: a start
+    before the first value becomes the first value, of which Python takes none.
+    """
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        size = x.shape[axis]
-        positions = range(*slice(start, end, step).indices(size))
+        positions = _positions(start, end, step, x.shape[axis])
         if step > 0:
             keys: list[slice] = [slice(None)] * x.ndim
             keys[axis] = slice(positions.start, positions.stop, step)
@@ -493,6 +496,13 @@ def slice_axes(
         else:
             x = x.index_select(axis, torch.tensor(positions, dtype=torch.long))
     return x
+
+
+def _positions(start: int, end: int, step: int, size: int) -> range:
+    lowest, highest = (0, size) if step > 0 else (-1, size - 1)
+    start, end = (n + size if n < 0 else n for n in (start, end))
+    first = min(max(start, 0), highest)
+    return range(first, min(max(end, lowest), highest), step)
 
 
 def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
