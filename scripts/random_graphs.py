@@ -65,6 +65,15 @@ class Drawn:
         """The type of most tensors."""
         return np.float16 if self.kind == "float16" else np.float32
 
+    @property
+    def readable(self) -> list[str]:
+        """Tensors that nodes may read.
+
+        None with NaN: of a NaN and a number the runtime's maxima take now one, now the other; the
+        executor's are NaN.
+        """
+        return [n for n, v in self.values.items() if not (is_float(v) and np.isnan(v).any())]
+
     def normal(self, *shape: int) -> np.ndarray:
         """Values around zero."""
         return np.asarray(self.random.standard_normal(shape), dtype=self.floating)
@@ -98,7 +107,8 @@ class Drawn:
 
     def like(self, x: np.ndarray) -> np.ndarray | str:
         """Something that broadcasts with x and has its type: another tensor or a constant."""
-        others = [n for n, v in self.values.items() if v.dtype == x.dtype and v.shape == x.shape]
+        others = [n for n in self.readable if self.values[n].dtype == x.dtype]
+        others = [n for n in others if self.values[n].shape == x.shape]
         if others and self.chance():
             return str(self.one_of(others))
         first = self.integer(0, x.ndim)
@@ -273,7 +283,8 @@ def _dequantize(d: Drawn, x: np.ndarray) -> Draft | None:
 def window(d: Drawn, x: np.ndarray, kernel: list[int]) -> Attributes | None:
     """Strides, dilations and padding; None where the window does not fit.
 
-    There the runtime divides a negative number towards zero and finds a position.
+    There the runtime divides a negative number towards zero and finds a position. Dilated windows
+    that are longer than the input may find nothing in it.
     """
     strides = [d.integer(1, 3) for _ in kernel]
     dilations = [d.integer(1, 2) if d.chance(0.3) else 1 for _ in kernel]
@@ -283,7 +294,7 @@ def window(d: Drawn, x: np.ndarray, kernel: list[int]) -> Attributes | None:
         return {"auto_pad": mode, "strides": strides} if fits else None
     before, behind = ([d.integer(0, k - 1) for k in kernel] for _ in range(2))
     for n, k, b, a, step in zip(x.shape[2:], kernel, before, behind, dilations, strict=True):
-        if n + b + a <= (k - 1) * step:
+        if n + b + a <= (k - 1) * step or (step > 1 and n <= (k - 1) * step):
             return None
     return {"strides": strides, "pads": before + behind, "dilations": dilations}
 
@@ -386,8 +397,8 @@ def _normalize(d: Drawn, x: np.ndarray) -> Draft | None:
 
 @maker
 def _softmax(d: Drawn, x: np.ndarray) -> Draft | None:
-    if not is_float(x) or x.ndim == 0 or x.size == 0 or np.isnan(x).any():
-        return None  # of NaN the runtime's Hardmax makes zeros
+    if not is_float(x) or x.ndim == 0 or x.size == 0:
+        return None
     return d.one_of(["Softmax", "LogSoftmax", "Hardmax"]), [], {"axis": d.axis(x)}
 
 
@@ -408,7 +419,7 @@ def _reduce(d: Drawn, x: np.ndarray) -> Draft | None:
 
 @maker
 def _places(d: Drawn, x: np.ndarray) -> Draft | None:
-    if x.ndim == 0 or x.size == 0 or not is_float(x) or np.isnan(x).any():
+    if x.ndim == 0 or x.size == 0 or not is_float(x):
         return None
     axis = d.axis(x)
     if d.chance(0.3):
@@ -563,7 +574,7 @@ def draw(kind: str, random: Random) -> Iterator[tuple[Drawn, onnx.NodeProto]]:
     for _ in range(20 * wanted):
         if len(d.nodes) == wanted:
             return
-        source = str(d.one_of(list(d.values)[-4:]))
+        source = d.one_of(d.readable[-4:])
         draft = d.one_of(MAKERS)(d, d.values[source])
         node = _attempt(d, source, draft) if draft else None
         if node:

@@ -70,7 +70,8 @@ def narrow(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tenso
 
     Values beyond the range of a 16-bit floating-point type become infinite, as in hardware. Those
     beyond the range of an 8-bit float stop at its limits, and so do floating-point values that
-    become integers of 16 bits or fewer. Integers keep their lowest bits, as integer units do.
+    become integers of 16 bits or fewer, of which NaN becomes 0. Integers keep their lowest bits, as
+    integer units do.
 
     Args:
         exact: The computed values, any shape.
@@ -88,7 +89,7 @@ def narrow(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tenso
         return exact.to(dtype)
     if exact.is_floating_point() and dtype in _SATURATED:
         low, high = bounds(dtype)
-        return exact.round().clamp(low, high).to(storage(dtype))
+        return exact.round().clamp(low, high).nan_to_num_(0.0).to(storage(dtype))
     if dtype in _STORED_WIDER and not exact.is_floating_point():
         return wrap(exact, dtype).to(storage(dtype))
     return exact.to(storage(dtype))

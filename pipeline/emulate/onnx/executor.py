@@ -5,11 +5,15 @@ are already rounded to their tensors' types, computes in float32, and its result
 intermediate value beyond 65504 in a float16 graph thus becomes infinite as it would on a GPU,
 which ONNX Runtime's CPU provider hides: it computes such graphs in float32.
 
-Matrix products, convolutions and reductions accumulate in float32 and round once, which is what
-tensor cores do with float32 accumulators. `accumulate="output"` asks for the pessimistic reading
-instead: running sums of matrix products and convolutions are rounded to the output's type every 16
-products. An engine fuses operations and so rounds less often than the graph says: between these two
-it cannot be told without the GPU which one a kernel is nearer to.
+Whatever a node computes inside, it computes in float32 and rounds once at its end: sums of
+products (what tensor cores do with float32 accumulators), reductions, normalizations, Softmax,
+Gelu, Attention. `accumulate="output"` asks for the pessimistic reading of sums of products instead:
+the running sum of Conv, ConvTranspose, MatMul, Gemm, Einsum and Attention is rounded to the
+output's type after every 16 products (`kernels.ACCUMULATION_STEP`), those of a convolution counted
+with the channels of one position of the kernel side by side. Products of two tensors that were
+dequantized from integers are left out: integers are summed in 32 bits. An engine fuses operations
+and so rounds less often than the graph says: between the two readings it cannot be told without the
+GPU which one a kernel is nearer to. `docs/targets.md` says what else is emulated, and what is not.
 
     >>> executor = OnnxExecutor(Path("engines/care_tiny/trt/fp16/model.onnx"), record=True)
     >>> logits = executor.run(images)
@@ -34,8 +38,8 @@ from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
 from pipeline.emulate.ranges import TensorRange
 
-_PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
-"""Operators whose first two inputs tensor cores multiply."""
+_FACTORS = {"Conv": 2, "ConvTranspose": 2, "MatMul": 2, "Gemm": 2, "Einsum": 2, "Attention": 3}
+"""How many of an operator's first inputs tensor cores multiply."""
 
 _MISFITS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, ArithmeticError)
 """What torch and the operators' functions raise for shapes and types that do not fit."""
@@ -128,8 +132,9 @@ class GraphExecutor:
     def _execute(self, step: Step, values: dict[str, Tensor]) -> None:
         node = step.node
         inputs = [values[name] if name else None for name in node.inputs]
-        if self._tf32 and node.op_type in _PRODUCTS and step.dtypes[0] == torch.float32:
-            inputs[:2] = [rounding.to_tf32(x) if x is not None else None for x in inputs[:2]]
+        if self._tf32 and step.dtypes[0] == torch.float32:
+            for position in range(_FACTORS.get(node.op_type, 0)):
+                inputs[position] = _in_tf32(inputs[position])
         outputs = _apply(step, inputs)
         for name, dtype, output in zip(node.outputs, step.dtypes, outputs, strict=False):
             if name:
@@ -252,6 +257,10 @@ class OnnxExecutor(GraphExecutor):
                 "the reference executor needs a graph with one input and an output; "
                 f"inputs: {names}"
             )
+
+
+def _in_tf32(factor: Tensor | None) -> Tensor | None:
+    return None if factor is None else rounding.to_tf32(factor)
 
 
 def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:

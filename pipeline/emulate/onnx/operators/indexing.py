@@ -62,7 +62,8 @@ def _scatter_nd(call: Call, x: Tensor, index: Tensor, updates: Tensor) -> Tensor
     elif kind == "add":
         result = flat.index_add(0, place, updates)
     else:
-        result = flat.index_reduce(0, place, updates, _SCATTERED[kind])
+        places = place[:, None].expand_as(updates)
+        result = flat.scatter_reduce(0, places, updates, _SCATTERED[kind])
     return result.reshape(x.shape)
 
 

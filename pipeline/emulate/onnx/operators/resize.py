@@ -48,8 +48,8 @@ class _Axis:
             if width == 1:
                 return at * 0 + (self.start + self.end) * last / 2
             return self.start * last + at * (self.end - self.start) * last / (width - 1)
-        if mode == "pytorch_half_pixel" and width == 1:
-            return at * 0 - 0.5
+        if mode == "pytorch_half_pixel" and self.new == 1:
+            return at * 0
         half_pixel = (at + 0.5) / self.scale - 0.5
         if mode == "half_pixel_symmetric":
             return half_pixel + self.old / 2 * (1 - self.new / width)
