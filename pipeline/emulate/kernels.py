@@ -317,7 +317,8 @@ def average_pool(
     """
     dilations = [1] * len(kernel) if dilations is None else dilations
     padded, padding = _symmetric_padding(x, pads, 0.0, limit=[k // 2 for k in kernel])
-    if padded is x and not ceil and set(dilations) <= {1}:
+    fits = all(k <= n for k, n in zip(kernel, x.shape[2:], strict=True))  # or torch may refuse
+    if padded is x and fits and not ceil and set(dilations) <= {1}:
         pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
         return pool(x, tuple(kernel), tuple(strides), padding, False, count_padding)
     axes = windows.lay(x.shape[2:], kernel, strides, pads, dilations, ceil=ceil)

@@ -43,6 +43,13 @@ def test_padding_of_more_than_half_a_window() -> None:
     assert pooled("average", strides=[2], pads=[(2, 2)], ceil=False) == [1, 2, 4, 5.5]
 
 
+def test_means_over_windows_that_are_longer_than_the_input() -> None:
+    x = torch.ones(1, 1, 1, 3, 1)
+    settings = {"strides": [1, 1, 1], "pads": [(1, 1), (0, 0), (1, 1)]}
+    result = kernels.average_pool(x, [2, 2, 3], count_padding=True, **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(result, torch.full((1, 1, 2, 2, 1), 1 / 6))
+
+
 def test_dilated_means() -> None:
     assert pooled("average", strides=[1], pads=[(0, 0)], dilations=[2], ceil=False) == [3, 4]
     assert pooled("average", strides=[1], pads=[(1, 1)], dilations=[2], ceil=False) == [3, 3, 4, 4]
