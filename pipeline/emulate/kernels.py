@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.emulate import rounding, windows
+
 Rounding = Callable[[Tensor], Tensor]
 """Rounds a partial sum to the type of a narrow accumulator."""
 
@@ -48,25 +50,120 @@ def conv(
         pads: Zeros before and behind each spatial axis.
         dilations: One a spatial axis.
         groups: Groups of channels that do not mix.
-        partial: Round the running sum every `ACCUMULATION_STEP` input channels of a group.
+        partial: Round the running sum every `ACCUMULATION_STEP` products: those of one position of
+            the kernel after the other, all channels of a group at each, which is how tensor cores
+            read images with channels last.
 
     Returns:
         (batch, channels out, *space').
     """
-    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.ndim - 2]
+    if partial is not None and weight[0].numel() > ACCUMULATION_STEP:
+        x = pad(x, [(0, 0), (0, 0), *pads])
+        total = _conv_in_steps(x, weight, strides, dilations, groups, partial)
+        return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
     x, padding = _symmetric_padding(x, pads, 0.0)
-    settings = (tuple(strides), padding, tuple(dilations), groups)
-    depth = weight.shape[1]
-    if partial is None or depth <= ACCUMULATION_STEP:
-        return convolve(x, weight, bias, *settings)
-    grouped = x.reshape(x.shape[0], groups, depth, *x.shape[2:])
+    return _CONVOLVE[x.ndim](x, weight, bias, tuple(strides), padding, tuple(dilations), groups)
+
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+"""By the rank of the input."""
+
+
+def _conv_in_steps(
+    x: Tensor,
+    weight: Tensor,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+    partial: Rounding,
+) -> Tensor:
+    """Convolve a padded input, rounding the running sum after each step of products."""
+    ordered = weight.movedim(1, -1)  # channels last, as the products are counted
+    flat = ordered.reshape(weight.shape[0], -1)
+    grouped = x.unflatten(1, (groups, weight.shape[1]))
     total: Tensor | None = None
-    for start in range(0, depth, ACCUMULATION_STEP):
-        piece = slice(start, start + ACCUMULATION_STEP)
-        term = convolve(grouped[:, :, piece].flatten(1, 2), weight[:, piece], None, *settings)
+    for start in range(0, flat.shape[1], ACCUMULATION_STEP):
+        step = torch.zeros_like(flat)
+        step[:, start : start + ACCUMULATION_STEP] = 1
+        box = _bounding_box(step[0].reshape(ordered.shape[1:]))
+        part = (flat * step).reshape(ordered.shape)[(slice(None), *box)].movedim(-1, 1)
+        seen = grouped[
+            (slice(None), slice(None), box[-1], *_reach(x, weight, box, strides, dilations))
+        ]
+        seen = seen.flatten(1, 2)
+        term = _CONVOLVE[x.ndim](seen, part, None, tuple(strides), 0, tuple(dilations), groups)
         total = partial(term if total is None else total + term)
     assert total is not None
-    return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
+    return total
+
+
+def _bounding_box(mask: Tensor) -> list[slice]:
+    """The smallest box around what is not zero."""
+    found = mask.nonzero()
+    low, high = found.amin(0).tolist(), found.amax(0).tolist()
+    return [slice(first, last + 1) for first, last in zip(low, high, strict=True)]
+
+
+def _reach(
+    x: Tensor,
+    weight: Tensor,
+    box: Sequence[slice],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[slice]:
+    """What a part of the kernel reads of each spatial axis."""
+    reach = []
+    for size, kernel, part, s, d in zip(
+        x.shape[2:], weight.shape[2:], box, strides, dilations, strict=False
+    ):
+        positions = (size - (kernel - 1) * d - 1) // s + 1
+        reach.append(slice(part.start * d, (positions - 1) * s + (part.stop - 1) * d + 1))
+    return reach
+
+
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int = 1,
+    partial: Rounding | None = None,
+) -> Tensor:
+    """Transposed convolution, before anything is cut off.
+
+    Args:
+        x: (batch, channels, *space).
+        weight: (channels, channels out / groups, *kernel).
+        strides: One a spatial axis.
+        dilations: One a spatial axis.
+        groups: Groups of channels that do not mix.
+        partial: Round the running sum every `ACCUMULATION_STEP` products, those with the zeros
+            between the strides among them.
+
+    Returns:
+        (batch, channels out, *space'), space' = (space - 1) stride + (kernel - 1) dilation + 1.
+    """
+    if partial is None:
+        convolve = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}[x.ndim]
+        whole: Tensor = convolve(x, weight, None, tuple(strides), 0, 0, groups, tuple(dilations))
+        return whole
+    length = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *length)
+    every = [slice(None), slice(None), *(slice(None, None, s) for s in strides)]
+    spread[tuple(every)] = x
+    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    turned = turned.flip(list(range(2, x.ndim)))
+    edges = [(k - 1) * d for k, d in zip(weight.shape[2:], dilations, strict=True)]
+    return conv(
+        spread,
+        turned,
+        strides=[1] * len(edges),
+        pads=[(edge, edge) for edge in edges],
+        dilations=dilations,
+        groups=groups,
+        partial=partial,
+    )
 
 
 def same_pads(
@@ -117,6 +214,50 @@ def matmul(a: Tensor, b: Tensor, *, partial: Rounding | None = None) -> Tensor:
     return total if b.ndim > 1 else total[..., 0]
 
 
+def einsum(equation: str, inputs: Sequence[Tensor], *, partial: Rounding | None = None) -> Tensor:
+    """Sum of products as Einstein wrote it.
+
+    Args:
+        equation: As ONNX and torch write it.
+        inputs: The operands.
+        partial: Round the running sum every `ACCUMULATION_STEP` products; of two operands whose
+            axes all have names. Other sums are rounded by the executor alone.
+    """
+    equation = equation.replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    names = terms.split(",")
+    plain = arrow and "." not in equation and all(len(set(n)) == len(n) for n in names)
+    if partial is None or len(names) != 2 or not plain:
+        return torch.einsum(equation, *inputs)
+    return _einsum_of_two(names, result, inputs, partial)
+
+
+def _einsum_of_two(
+    names: Sequence[str], result: str, inputs: Sequence[Tensor], partial: Rounding
+) -> Tensor:
+    """As a matrix product, of which partial sums can be rounded."""
+    a, b = names
+    shared = "".join(n for n in a if n in b and n in result)
+    summed = "".join(n for n in a if n in b and n not in result)
+    left = "".join(n for n in a if n in result and n not in b)
+    right = "".join(n for n in b if n in result and n not in a)
+    sizes = {
+        n: size
+        for name, x in zip(names, inputs, strict=True)
+        for n, size in zip(name, x.shape, strict=True)
+    }
+
+    def matrix(name: str, x: Tensor, rows: str, columns: str) -> Tensor:
+        ordered = torch.einsum(f"{name}->{shared}{rows}{columns}", x)
+        groups = (shared, rows, columns)
+        return ordered.reshape([math.prod(sizes[n] for n in group) for group in groups])
+
+    first, second = matrix(a, inputs[0], left, summed), matrix(b, inputs[1], summed, right)
+    product = matmul(first, second, partial=partial)
+    order = shared + left + right
+    return torch.einsum(f"{order}->{result}", product.reshape([sizes[n] for n in order]))
+
+
 def max_pool(
     x: Tensor,
     kernel: Sequence[int],
@@ -126,10 +267,27 @@ def max_pool(
     dilations: Sequence[int],
     ceil: bool = False,
 ) -> Tensor:
-    """Largest value of each window; (batch, channels, *space) -> (batch, channels, *space')."""
+    """Largest value of each window; (batch, channels, *space) -> (batch, channels, *space').
+
+    Args:
+        x: (batch, channels, *space), floating-point or integers.
+        kernel: Window size.
+        strides: Strides.
+        pads: Before and behind each spatial axis; what is there is never the largest.
+        dilations: Dilations.
+        ceil: Keep a last, incomplete window that begins before the padding behind.
+    """
+    if not x.is_floating_point():  # torch pools few kinds of integers; float64 holds 53 bits
+        settings = {"strides": strides, "pads": pads, "dilations": dilations, "ceil": ceil}
+        return max_pool(x.double(), kernel, **settings).to(x.dtype)  # type: ignore[arg-type]
+    axes = windows.lay(x.shape[2:], kernel, strides, pads, dilations, ceil=ceil)
+    padding = (0,) * len(kernel)
+    if ceil:
+        x = windows.pad_for(axes, x, -math.inf)
+    else:
+        x, padding = _symmetric_padding(x, pads, -math.inf, limit=[k // 2 for k in kernel])
     pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[x.ndim - 2]
-    x, padding = _symmetric_padding(x, pads, -math.inf, limit=[k // 2 for k in kernel])
-    pooled: Tensor = pool(x, tuple(kernel), tuple(strides), padding, tuple(dilations), ceil)
+    pooled: Tensor = pool(x, tuple(kernel), tuple(strides), padding, tuple(dilations))
     return pooled
 
 
@@ -139,6 +297,7 @@ def average_pool(
     *,
     strides: Sequence[int],
     pads: Pads,
+    dilations: Sequence[int] | None = None,
     ceil: bool = False,
     count_padding: bool = False,
 ) -> Tensor:
@@ -149,20 +308,21 @@ def average_pool(
         kernel: Window size.
         strides: Strides.
         pads: Zeros before and behind each spatial axis.
-        ceil: Keep a last, incomplete window.
+        dilations: Dilations; 1 by default.
+        ceil: Keep a last, incomplete window that begins before the padding behind.
         count_padding: Padding counts in the divisor.
 
     Returns:
         (batch, channels, *space').
     """
-    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
+    dilations = [1] * len(kernel) if dilations is None else dilations
     padded, padding = _symmetric_padding(x, pads, 0.0, limit=[k // 2 for k in kernel])
-    if padded is x or count_padding:
-        return pool(padded, tuple(kernel), tuple(strides), padding, ceil, count_padding)
-    # torch averages over the padding that is already in the tensor: divide by the share of it.
-    inside, _ = _symmetric_padding(torch.ones_like(x[:1, :1]), pads, 0.0, limit=[0] * len(pads))
-    total = pool(padded, tuple(kernel), tuple(strides), 0, ceil)
-    return total / pool(inside, tuple(kernel), tuple(strides), 0, ceil)
+    fits = all(k <= n for k, n in zip(kernel, x.shape[2:], strict=True))  # or torch may refuse
+    if padded is x and fits and not ceil and set(dilations) <= {1}:
+        pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
+        return pool(x, tuple(kernel), tuple(strides), padding, False, count_padding)
+    axes = windows.lay(x.shape[2:], kernel, strides, pads, dilations, ceil=ceil)
+    return windows.sums(axes, x) / windows.counts(axes, count_padding=count_padding).to(x.dtype)
 
 
 def batch_norm(
@@ -192,17 +352,29 @@ def layer_norm(
 
 def instance_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
     """Normalize each channel of each sample over its space; gamma and beta are (channels,)."""
-    return F.instance_norm(x, weight=gamma, bias=beta, eps=epsilon)
+    # F.instance_norm refuses to normalize a single value, which gives beta.
+    return torch.group_norm(x, x.shape[1], gamma, beta, epsilon)
 
 
 def group_norm(x: Tensor, groups: int, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
     """Normalize each group of channels of each sample; gamma and beta are (channels,)."""
-    return F.group_norm(x, groups, gamma, beta, epsilon)
+    return torch.group_norm(x, groups, gamma, beta, epsilon)
 
 
 def gelu(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     """Multiply x by the normal distribution function of x, exact by erf or approximated by tanh."""
-    return F.gelu(x, approximate=approximate)
+    result = F.gelu(x, approximate=approximate)
+    if torch.isfinite(result.sum()):
+        return result
+    # torch's vectorized kernel makes NaN of +inf, which stays what it is; -inf times 0 is NaN.
+    return torch.where(x == math.inf, x, result)
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1; NaN stays NaN, of which torch.sign makes 0."""
+    if not x.is_floating_point():
+        return torch.sign(x)
+    return torch.where(x.isnan(), x, torch.sign(x))
 
 
 def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
@@ -230,26 +402,52 @@ _REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "sum": lambda x, dims, keep: x.sum(dims, keep),
     "max": lambda x, dims, keep: x.amax(dims, keep),
     "min": lambda x, dims, keep: x.amin(dims, keep),
+    "prod": lambda x, dims, keep: _product(x, dims, keep),
     "l1": lambda x, dims, keep: x.abs().sum(dims, keep),
     "l2": lambda x, dims, keep: x.square().sum(dims, keep).sqrt(),
     "sum_square": lambda x, dims, keep: x.square().sum(dims, keep),
+    "log_sum": lambda x, dims, keep: x.sum(dims, keep).log(),
     "log_sum_exp": lambda x, dims, keep: x.logsumexp(dims, keep),
 }
+
+_FRACTIONS = frozenset({"mean", "l2", "log_sum", "log_sum_exp"})
+"""Reductions whose result is no integer even where their input is."""
 
 
 def reduce(kind: str, x: Tensor, axes: Sequence[int], *, keep: bool) -> Tensor:
     """Reduce `axes` of x.
 
     Args:
-        kind: mean, sum, max, min, l1, l2, sum_square or log_sum_exp.
-        x: Any shape.
-        axes: The axes; none reduces nothing, but squares or takes magnitudes all the same.
+        kind: mean, sum, max, min, prod, l1, l2, sum_square, log_sum or log_sum_exp.
+        x: Any shape. Integers give integers: what is no integer is cut off towards zero.
+        axes: The axes; none reduces nothing, but squares or takes magnitudes all the same. An empty
+            axis gives what an operation begins with: the smallest value for max.
         keep: Keep the reduced axes with length 1.
     """
     if x.ndim == 0 or not axes:
         # torch would reduce every axis: give it an axis of length 1.
-        return _REDUCTIONS[kind](x.unsqueeze(-1), [-1], False)
+        return reduce(kind, x.unsqueeze(-1), [-1], keep=False)
+    if kind in ("max", "min") and any(x.shape[axis] == 0 for axis in axes):
+        return _extreme_of_nothing(kind, x, axes, keep)
+    if kind in _FRACTIONS and not x.is_floating_point():
+        return _REDUCTIONS[kind](x.double(), list(axes), keep).trunc().to(x.dtype)
     return _REDUCTIONS[kind](x, list(axes), keep)
+
+
+def _product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    for axis in sorted((axis % x.ndim for axis in dims), reverse=True):
+        x = x.prod(axis, keep)
+    return x
+
+
+def _extreme_of_nothing(kind: str, x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        fill: float = math.inf
+        low, high = -fill, fill
+    else:
+        low, high = rounding.bounds(x.dtype)
+    shape = x.sum(list(axes), keep).shape
+    return torch.full(shape, low if kind == "max" else high, dtype=x.dtype)
 
 
 def pad(x: Tensor, pads: Pads, mode: str = "constant", value: float = 0.0) -> Tensor:
@@ -285,10 +483,13 @@ def slice_axes(
     axes: Sequence[int],
     steps: Sequence[int],
 ) -> Tensor:
-    """Slice each of `axes` from start to end; Python's rules, negative steps included."""
+    """Slice each of `axes` from start to end, negative ones counted from the axis's end.
+
+    What is out of range is limited as ONNX says. Going backwards that is not Python's rule: a start
+    before the first value becomes the first value, of which Python takes none.
+    """
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        size = x.shape[axis]
-        positions = range(*slice(start, end, step).indices(size))
+        positions = _positions(start, end, step, x.shape[axis])
         if step > 0:
             keys: list[slice] = [slice(None)] * x.ndim
             keys[axis] = slice(positions.start, positions.stop, step)
@@ -296,6 +497,13 @@ def slice_axes(
         else:
             x = x.index_select(axis, torch.tensor(positions, dtype=torch.long))
     return x
+
+
+def _positions(start: int, end: int, step: int, size: int) -> range:
+    lowest, highest = (0, size) if step > 0 else (-1, size - 1)
+    start, end = (n + size if n < 0 else n for n in (start, end))
+    first = min(max(start, 0), highest)
+    return range(first, min(max(end, lowest), highest), step)
 
 
 def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:

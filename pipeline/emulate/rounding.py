@@ -35,6 +35,9 @@ _STORED_WIDER = {
 }
 
 
+_SATURATED = frozenset({torch.int8, torch.uint8, torch.int16, torch.uint16, INT4, UINT4})
+
+
 def storage(dtype: torch.dtype) -> torch.dtype:
     """The torch type in which an executor holds tensors of type `dtype`."""
     if dtype.is_floating_point:
@@ -51,6 +54,8 @@ def bounds(dtype: torch.dtype) -> tuple[float, float]:
     """The smallest and the largest finite value of a numeric type."""
     if dtype in _FOUR_BITS:
         return _FOUR_BITS[dtype]
+    if dtype == torch.bool:
+        return 0, 1
     info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
     return info.min, info.max
 
@@ -65,7 +70,8 @@ def narrow(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tenso
 
     Values beyond the range of a 16-bit floating-point type become infinite, as in hardware. Those
     beyond the range of an 8-bit float stop at its limits, and so do floating-point values that
-    become integers of 8 bits or fewer.
+    become integers of 16 bits or fewer, of which NaN becomes 0. Integers keep their lowest bits, as
+    integer units do.
 
     Args:
         exact: The computed values, any shape.
@@ -79,11 +85,30 @@ def narrow(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tenso
     """
     if dtype in FLOAT8:
         return _narrow_float8(exact, dtype, saturate)
-    target = dtype if dtype.is_floating_point else storage(dtype)
-    if exact.is_floating_point() and target in (torch.int8, torch.uint8):
+    if dtype.is_floating_point:
+        return exact.to(dtype)
+    if exact.is_floating_point() and dtype in _SATURATED:
         low, high = bounds(dtype)
-        return exact.round().clamp(low, high).to(target)
-    return exact.to(target)
+        return exact.round().clamp(low, high).nan_to_num_(0.0).to(storage(dtype))
+    if dtype in _STORED_WIDER and not exact.is_floating_point():
+        return wrap(exact, dtype).to(storage(dtype))
+    return exact.to(storage(dtype))
+
+
+def wrap(integers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keep the lowest bits of integers: what is left of them in an integer type.
+
+    Args:
+        integers: Of any integer type that holds them.
+        dtype: An integer type.
+
+    Returns:
+        Integers within the range of `dtype`; those of 64 bits as they are.
+    """
+    low, high = (int(limit) for limit in bounds(dtype))
+    if high >= 2**63 - 1 or dtype == torch.bool:
+        return integers
+    return (integers.long() - low) % (high - low + 1) + low
 
 
 def round_to(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tensor:

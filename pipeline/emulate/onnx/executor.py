@@ -5,11 +5,15 @@ are already rounded to their tensors' types, computes in float32, and its result
 intermediate value beyond 65504 in a float16 graph thus becomes infinite as it would on a GPU,
 which ONNX Runtime's CPU provider hides: it computes such graphs in float32.
 
-Matrix products, convolutions and reductions accumulate in float32 and round once, which is what
-tensor cores do with float32 accumulators. `accumulate="output"` asks for the pessimistic reading
-instead: running sums of matrix products and convolutions are rounded to the output's type every 16
-products. An engine fuses operations and so rounds less often than the graph says: between these two
-it cannot be told without the GPU which one a kernel is nearer to.
+Whatever a node computes inside, it computes in float32 and rounds once at its end: sums of
+products (what tensor cores do with float32 accumulators), reductions, normalizations, Softmax,
+Gelu, Attention. `accumulate="output"` asks for the pessimistic reading of sums of products instead:
+the running sum of Conv, ConvTranspose, MatMul, Gemm, Einsum and Attention is rounded to the
+output's type after every 16 products (`kernels.ACCUMULATION_STEP`), those of a convolution counted
+with the channels of one position of the kernel side by side. Products of two tensors that were
+dequantized from integers are left out: integers are summed in 32 bits. An engine fuses operations
+and so rounds less often than the graph says: between the two readings it cannot be told without the
+GPU which one a kernel is nearer to. `docs/targets.md` says what else is emulated, and what is not.
 
     >>> executor = OnnxExecutor(Path("engines/care_tiny/trt/fp16/model.onnx"), record=True)
     >>> logits = executor.run(images)
@@ -19,10 +23,7 @@ it cannot be told without the GPU which one a kernel is nearer to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -32,49 +33,26 @@ from torch import Tensor
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.core.network import in_batches
 from pipeline.emulate import rounding
-from pipeline.emulate.kernels import Rounding
-from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph
-from pipeline.emulate.onnx.operators import OPERATORS, Call, Operator
+from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
+from pipeline.emulate.onnx.operators import OPERATORS
+from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
 from pipeline.emulate.ranges import TensorRange
 
-Accumulate = Literal["float32", "output"]
+_FACTORS = {"Conv": 2, "ConvTranspose": 2, "MatMul": 2, "Gemm": 2, "Einsum": 2, "Attention": 3}
+"""How many of an operator's first inputs tensor cores multiply."""
 
-_PRODUCTS = frozenset({"Conv", "MatMul", "Gemm"})
-"""Operators whose first two inputs tensor cores multiply."""
+_MISFITS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, ArithmeticError)
+"""What torch and the operators' functions raise for shapes and types that do not fit."""
 
 _CHUNK = 1_200_000
 """Input values at a time: larger tensors make the executor slow."""
 
-_ROUNDED = frozenset({torch.float16, torch.bfloat16}) | rounding.FLOAT8
 
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A node, ready to run.
-
-    Attributes:
-        node: The node.
-        operator: What runs it.
-        call: What its function is told besides its inputs.
-        dtype: Type of its outputs.
-        dead: Tensors that nothing reads after this step.
-    """
-
-    node: Node
-    operator: Operator
-    call: Call
-    dtype: torch.dtype
-    dead: tuple[str, ...]
-
-
-class OnnxExecutor:
-    """Runs one ONNX graph of a classifier.
+class GraphExecutor:
+    """Runs an ONNX graph with any inputs and outputs.
 
     Tensors that depend on constants alone are computed once, when the executor is made; others are
     freed after their last use.
-
-    A batch whose tensors stay below 32 MB runs fastest: larger ones go back to the operating system
-    after every operation (measured with 48 MB: 1.8 times the time for an image).
 
     Args:
         model: An ONNX file, or a model in memory.
@@ -84,7 +62,7 @@ class OnnxExecutor:
             graph does not know of it.
 
     Raises:
-        ArtifactError: The model cannot be read, or does not have exactly one input.
+        ArtifactError: The model cannot be read.
         UnsupportedOperatorError: A node that this executor does not know.
     """
 
@@ -96,58 +74,44 @@ class OnnxExecutor:
         accumulate: Accumulate = "float32",
         tf32: bool = False,
     ) -> None:
+        graph = load_graph(model, OPERATORS)
+        self.inputs = graph.inputs
+        self.outputs = graph.outputs
+        self._check_ports()
         self._tf32 = tf32
-        graph = load_graph(model)
-        self.input = _only_input(graph)
-        self.output = graph.outputs[0]
         self._record = record
         self._ranges: dict[str, TensorRange] = {}
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
-        types = {name: constant.dtype for name, constant in graph.constants.items()}
-        types[self.input.name] = self.input.dtype
-        steps = _plan(graph, types, accumulate)
+        steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
         self._steps = self._fold(steps)
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """Compute the graph's first output.
+    def evaluate(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output of the graph.
 
         Args:
-            images: Preprocessed images, float32, (batch, channels, height, width).
+            feeds: A value for each input; it is rounded to the input's type.
 
         Returns:
-            Logits, float32, (batch, classes).
+            The outputs by name. Narrow floating-point types come as float32 that holds rounded
+            values, 4-bit integers and the unsigned ones that torch lacks in a wider integer type.
 
         Raises:
-            DataError: The images do not fit the graph's input.
             ArtifactError: An operation cannot be carried out on the shapes that result.
         """
-        _check_images(images, self.input)
         values = dict(self._constants)
         with torch.inference_mode():
-            batch = torch.tensor(images)  # a copy: the caller's array may be read-only
-            values[self.input.name] = rounding.round_to(batch, self.input.dtype)
+            for port in self.inputs:
+                values[port.name] = _from_numpy(feeds[port.name], port.dtype)
             for step in self._steps:
                 self._execute(step, values)
                 for name in step.dead:
-                    del values[name]
-            logits: np.ndarray = values[self.output.name].to(torch.float32).numpy()
-        return logits
+                    values.pop(name, None)  # an output that the operator did not have
+            return {port.name: values[port.name].numpy() for port in self.outputs}
 
-    def run_all(self, images: np.ndarray) -> np.ndarray:
-        """Compute the first output for any number of images, in batches of the size that is best.
-
-        A graph with a fixed batch gets batches of it.
-
-        Args:
-            images: Preprocessed images, float32, (images, channels, height, width).
-
-        Returns:
-            Logits, float32, (images, classes).
-        """
-        fixed = self.input.shape[0] if self.input.shape else None
-        fitting = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
-        return in_batches(self.run, images, fixed or fitting, fixed or 1)
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor, as the graph's inputs and operators tell it."""
+        return self._types[name]
 
     def overflow_report(self) -> list[TensorRange]:
         """The ranges of all tensors so far, in execution order.
@@ -162,40 +126,35 @@ class OnnxExecutor:
             raise PipelineError("no ranges were recorded: make the executor with record=True")
         return list(self._ranges.values())
 
-    def _execute(self, step: _Step, values: dict[str, Tensor]) -> None:
+    def _check_ports(self) -> None:
+        """Refuse inputs and outputs that the face of this class does not serve."""
+
+    def _execute(self, step: Step, values: dict[str, Tensor]) -> None:
         node = step.node
         inputs = [values[name] if name else None for name in node.inputs]
-        if self._tf32 and node.op_type in _PRODUCTS and step.dtype == torch.float32:
-            inputs[:2] = [rounding.to_tf32(x) if x is not None else None for x in inputs[:2]]
-        try:
-            result = step.operator.function(step.call, *inputs)
-        except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as error:
-            shapes = ", ".join(str(tuple(x.shape)) if x is not None else "-" for x in inputs)
-            raise ArtifactError(
-                f"node {node.name!r} ({node.op_type}) cannot run on inputs of shape {shapes}: "
-                f"{error}"
-            ) from error
-        outputs = result if isinstance(result, tuple) else (result,)
-        if len(outputs) < len(node.outputs):
-            raise UnsupportedOperatorError(
-                f"node {node.name!r}: the graph uses {len(node.outputs)} outputs of the operator "
-                f"{node.op_type}, the reference executor computes {len(outputs)}"
-            )
-        for name, output in zip(node.outputs, outputs, strict=False):
+        if self._tf32 and step.dtypes[0] == torch.float32:
+            for position in range(_FACTORS.get(node.op_type, 0)):
+                inputs[position] = _in_tf32(inputs[position])
+        outputs = _apply(step, inputs)
+        for name, dtype, output in zip(node.outputs, step.dtypes, outputs, strict=False):
             if name:
-                values[name] = self._store(step, name, output, inputs)
+                values[name] = self._store(step, name, dtype, output, inputs)
 
     def _store(
-        self, step: _Step, name: str, exact: Tensor, inputs: Sequence[Tensor | None]
+        self,
+        step: Step,
+        name: str,
+        dtype: torch.dtype,
+        exact: Tensor,
+        inputs: Sequence[Tensor | None],
     ) -> Tensor:
         """Round a result to its type, in place where nothing else uses its memory."""
-        dtype = step.dtype
         if step.operator.exact:
             return exact
         narrow = rounding.narrow(exact, dtype, saturate=bool(step.node.attribute("saturate", 1)))
         if self._record and (dtype.is_floating_point or step.operator.quantizes):
             self._range(name, step.node, dtype).observe(exact, narrow, dtype)
-        if dtype not in _ROUNDED:
+        if dtype not in ROUNDED:
             return narrow
         shared = any(x is not None and x.data_ptr() == exact.data_ptr() for x in inputs)
         if shared or exact.dtype != torch.float32:
@@ -227,7 +186,7 @@ class OnnxExecutor:
                 owner = Node(name, "Initializer", (), (name,), {}, used_by.module)
                 self._range(name, owner, constant.dtype).observe(value, value, constant.dtype)
 
-    def _fold(self, steps: list[_Step]) -> list[_Step]:
+    def _fold(self, steps: list[Step]) -> list[Step]:
         """Run what depends on constants alone; returns the other steps."""
         left = []
         with torch.inference_mode():
@@ -236,61 +195,97 @@ class OnnxExecutor:
                     self._execute(step, self._constants)
                 else:
                     left.append(step)
-        needed = {name for step in left for name in step.node.inputs} | {self.output.name}
+        needed = {name for step in left for name in step.node.inputs}
+        needed |= {port.name for port in self.outputs}
         self._constants = {n: value for n, value in self._constants.items() if n in needed}
-        return [_without_constants(step, self._constants) for step in left]
+        return [step.without(frozenset(self._constants)) for step in left]
 
 
-def _plan(graph: Graph, types: dict[str, torch.dtype], accumulate: Accumulate) -> list[_Step]:
-    """Look up each node's operator, infer the type of its outputs, and note what it uses last."""
-    _check_operators(graph.nodes)
-    dead = _last_uses(graph)
-    steps = []
-    for node, names in zip(graph.nodes, dead, strict=True):
-        operator = OPERATORS[node.op_type]
-        dtype = operator.result(node, [types.get(name) for name in node.inputs])
-        types.update(dict.fromkeys(node.outputs, dtype))
-        narrow: Rounding | None = None
-        if accumulate == "output" and dtype in _ROUNDED:
-            narrow = partial(rounding.round_to, dtype=dtype)
-        steps.append(_Step(node, operator, Call(node, dtype, narrow), dtype, names))
-    return steps
+class OnnxExecutor(GraphExecutor):
+    """Runs one ONNX graph of a classifier: images in, logits out.
+
+    A batch whose tensors stay below 32 MB runs fastest: larger ones go back to the operating system
+    after every operation (measured with 48 MB: 1.8 times the time for an image).
+
+    Args and the other errors are those of `GraphExecutor`.
+
+    Raises:
+        ArtifactError: The model cannot be read, or does not have exactly one input.
+    """
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Compute the graph's first output.
+
+        Args:
+            images: Preprocessed images, float32, (batch, channels, height, width).
+
+        Returns:
+            Logits, float32, (batch, classes).
+
+        Raises:
+            DataError: The images do not fit the graph's input.
+            ArtifactError: An operation cannot be carried out on the shapes that result.
+        """
+        _check_images(images, self.input)
+        logits = self.evaluate({self.input.name: images})[self.outputs[0].name]
+        return logits.astype(np.float32, copy=False)
+
+    def run_all(self, images: np.ndarray) -> np.ndarray:
+        """Compute the first output for any number of images, in batches of the size that is best.
+
+        A graph with a fixed batch gets batches of it.
+
+        Args:
+            images: Preprocessed images, float32, (images, channels, height, width).
+
+        Returns:
+            Logits, float32, (images, classes).
+        """
+        fixed = self.input.shape[0] if self.input.shape else None
+        fitting = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        return in_batches(self.run, images, fixed or fitting, fixed or 1)
+
+    @property
+    def input(self) -> Port:
+        """The graph's only input."""
+        return self.inputs[0]
+
+    def _check_ports(self) -> None:
+        if len(self.inputs) != 1 or not self.outputs:
+            names = ", ".join(port.name for port in self.inputs) or "none"
+            raise ArtifactError(
+                "the reference executor needs a graph with one input and an output; "
+                f"inputs: {names}"
+            )
 
 
-def _check_operators(nodes: Sequence[Node]) -> None:
-    unknown = [node for node in nodes if node.op_type not in OPERATORS]
-    if unknown:
-        kinds = sorted({node.op_type for node in unknown})
-        raise UnsupportedOperatorError(
-            f"node {unknown[0].name!r}: operator {unknown[0].op_type} of the domain 'ai.onnx' is "
-            f"not known to the reference executor (unknown in this graph: {', '.join(kinds)}); "
-            "add it to pipeline/reference/onnx_operators.py or export the model without it"
-        )
+def _in_tf32(factor: Tensor | None) -> Tensor | None:
+    return None if factor is None else rounding.to_tf32(factor)
 
 
-def _last_uses(graph: Graph) -> list[tuple[str, ...]]:
-    """For each node the tensors that it is the last to use."""
-    alive = {port.name for port in graph.outputs} | {""}
-    dead: list[tuple[str, ...]] = []
-    for node in reversed(graph.nodes):
-        last = [n for n in dict.fromkeys((*node.inputs, *node.outputs)) if n not in alive]
-        alive.update(last)
-        dead.append(tuple(last))
-    return dead[::-1]
+def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """A rounded copy: the caller's array may be read-only."""
+    wide = np.array(array, dtype=to_numpy(rounding.storage(dtype)))
+    return rounding.round_to(torch.from_numpy(wide), dtype)
 
 
-def _without_constants(step: _Step, constants: Mapping[str, Tensor]) -> _Step:
-    dead = tuple(name for name in step.dead if name not in constants)
-    return _Step(step.node, step.operator, step.call, step.dtype, dead)
-
-
-def _only_input(graph: Graph) -> Port:
-    if len(graph.inputs) != 1 or not graph.outputs:
-        names = ", ".join(port.name for port in graph.inputs) or "none"
+def _apply(step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Run the operator's function."""
+    node = step.node
+    try:
+        result = step.operator.function(step.call, *inputs)
+    except _MISFITS as error:
+        shapes = ", ".join(str(tuple(x.shape)) if x is not None else "-" for x in inputs)
         raise ArtifactError(
-            f"the reference executor needs a graph with one input and an output; inputs: {names}"
+            f"node {node.name!r} ({node.op_type}) cannot run on inputs of shape {shapes}: {error}"
+        ) from error
+    outputs = result if isinstance(result, tuple) else (result,)
+    if any(node.outputs[len(outputs) :]):
+        raise UnsupportedOperatorError(
+            f"node {node.name!r}: the graph uses {len(node.outputs)} outputs of the operator "
+            f"{node.op_type}, the reference executor computes {len(outputs)}"
         )
-    return graph.inputs[0]
+    return outputs
 
 
 def _check_images(images: np.ndarray, port: Port) -> None:

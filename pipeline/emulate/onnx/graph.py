@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,8 @@ MINIMUM_OPSET = 13
 """Before opset 13 operators of the same name meant other things (Softmax flattened its input)."""
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
+
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 """What torch.export writes for an operation that belongs to no module."""
@@ -120,11 +122,12 @@ class Graph:
     outputs: tuple[Port, ...]
 
 
-def load_graph(model: Path | onnx.ModelProto) -> Graph:
+def load_graph(model: Path | onnx.ModelProto, operators: Container[str] | None = None) -> Graph:
     """Read a model.
 
     Args:
         model: A file, or a model in memory (with its external data loaded).
+        operators: Operators of the standard domain that the caller knows; None for any.
 
     Returns:
         The graph with local functions inlined and constant nodes turned into constants.
@@ -132,11 +135,13 @@ def load_graph(model: Path | onnx.ModelProto) -> Graph:
     Raises:
         ArtifactError: The file cannot be read or is no ONNX model; the opset is too old; a node
             reads what nothing writes; a tensor's type cannot be represented.
-        UnsupportedOperatorError: A node of a foreign domain or with a subgraph.
+        UnsupportedOperatorError: A node of a foreign domain, with a subgraph, or of an operator
+            that the caller does not know.
     """
     proto = _read(model) if isinstance(model, Path) else model
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
+    _check_nodes(proto.graph.node, operators)
     _check_opset(proto)
     constants = {t.name: to_constant(t) for t in proto.graph.initializer}
     operations = []
@@ -185,6 +190,11 @@ def to_dtype(elem_type: int, where: str) -> torch.dtype:
     return _TYPES[elem_type]
 
 
+def to_numpy(stored: torch.dtype) -> type[np.generic]:
+    """The numpy type of a type in which tensors are stored; see `rounding.storage`."""
+    return _NUMPY[stored]
+
+
 def block_of(module: str) -> str:
     """The block to which a module belongs: the block of a stage, or what has the leading numbers.
 
@@ -227,14 +237,59 @@ def _read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _check_opset(model: onnx.ModelProto) -> None:
-    versions = [o.version for o in model.opset_import if o.domain in _STANDARD_DOMAINS]
-    if not versions or min(versions) < MINIMUM_OPSET:
-        found = f"opset {min(versions)}" if versions else "no opset of the standard domain"
-        raise ArtifactError(
-            f"the model declares {found}; the reference executor needs opset {MINIMUM_OPSET} or "
-            "later: export it again with a newer one"
+def _check_nodes(nodes: Sequence[onnx.NodeProto], operators: Container[str] | None) -> None:
+    """Refuse by name what cannot be run, before anything else about the graph is read."""
+    for node in nodes:
+        if node.domain not in _STANDARD_DOMAINS:
+            raise UnsupportedOperatorError(
+                f"node {_name(node)!r}: operator {node.op_type} of the domain {node.domain!r} is "
+                "not known to the reference executor; export the model with standard ONNX operators"
+            )
+        if any(a.type in _GRAPHS for a in node.attribute):
+            raise UnsupportedOperatorError(
+                f"node {_name(node)!r}: operator {node.op_type} of the domain 'ai.onnx' has a "
+                "subgraph, which the reference executor does not run; export the model without "
+                "control flow"
+            )
+    if operators is not None:
+        _check_known(nodes, operators)
+
+
+def _check_known(nodes: Sequence[onnx.NodeProto], operators: Container[str]) -> None:
+    unknown = [n for n in nodes if n.op_type not in operators and n.op_type != "Constant"]
+    if unknown:
+        kinds = sorted({node.op_type for node in unknown})
+        raise UnsupportedOperatorError(
+            f"node {_name(unknown[0])!r}: operator {unknown[0].op_type} of the domain 'ai.onnx' is "
+            f"not known to the reference executor (unknown in this graph: {', '.join(kinds)}); "
+            "export the model without it, or write a function for it in "
+            "pipeline/emulate/onnx/operators/, whose __init__.py says how"
         )
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    """Refuse operators that meant other things in the opset that the model declares."""
+    versions = [o.version for o in model.opset_import if o.domain in _STANDARD_DOMAINS]
+    version = min(versions, default=0)
+    if version >= MINIMUM_OPSET:
+        return
+    found = f"opset {version}" if versions else "no opset of the standard domain"
+    for node in model.graph.node:
+        if node.op_type != "Constant" and not _unchanged(node.op_type, version):
+            raise ArtifactError(
+                f"node {_name(node)!r}: the model declares {found}, in which {node.op_type} may "
+                f"mean another thing; the reference executor needs opset {MINIMUM_OPSET} or later: "
+                "export it again with a newer one"
+            )
+
+
+def _unchanged(op_type: str, version: int) -> bool:
+    """Whether an operator is the same in an old opset and in the oldest that we read."""
+    try:
+        old = onnx.defs.get_schema(op_type, version)
+        return bool(old.since_version == onnx.defs.get_schema(op_type, MINIMUM_OPSET).since_version)
+    except onnx.defs.SchemaError:
+        return False
 
 
 def _constant_of(node: onnx.NodeProto) -> Constant:
@@ -257,27 +312,23 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 def _node(node: onnx.NodeProto, module: str) -> Node:
-    name = _name(node)
-    if node.domain not in _STANDARD_DOMAINS:
-        raise UnsupportedOperatorError(
-            f"node {name!r}: operator {node.op_type} of the domain {node.domain!r} is not known "
-            "to the reference executor; export the model with standard ONNX operators"
-        )
     attributes: dict[str, Any] = {}
     for attribute in node.attribute:
-        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-            raise UnsupportedOperatorError(
-                f"node {name!r}: operator {node.op_type} of the domain 'ai.onnx' has a subgraph, "
-                "which the reference executor does not run; export the model without control flow"
-            )
         value = helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
             value = to_constant(value)
         attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
-    return Node(name, node.op_type, tuple(node.input), tuple(node.output), attributes, module)
+    inputs, outputs = tuple(node.input), tuple(node.output)
+    return Node(_name(node), node.op_type, inputs, outputs, attributes, module)
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:
+    if not value.type.HasField("tensor_type"):
+        kind = (value.type.WhichOneof("value") or "a value without a type").removesuffix("_type")
+        raise ArtifactError(
+            f"{value.name!r} is no tensor ({kind}), which the reference executor cannot represent; "
+            "export the model with tensors alone"
+        )
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
     return Port(value.name, to_dtype(tensor.elem_type, f"{value.name!r}"), shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -33,6 +34,86 @@ def test_narrow_accumulator_overflows_where_the_sum_does_not() -> None:
     x, w = a.reshape(1, 32, 1, 1), b.reshape(1, 32, 1, 1)
     settings = {"strides": (1, 1), "pads": [(0, 0), (0, 0)], "dilations": (1, 1)}
     assert kernels.conv(x, w, partial=half, **settings).isinf().all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "kernel"),
+    [
+        (3, 4, 1, (3, 3)),
+        (16, 5, 1, (3, 2)),
+        (24, 6, 2, (2, 2)),
+        (40, 2, 1, (1, 1)),
+        (6, 6, 6, (5, 5)),
+    ],
+)
+def test_convolutions_round_their_sums_every_sixteen_products(
+    channels: int, out: int, groups: int, kernel: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    depth = channels // groups
+    x, w = half(torch.randn(2, channels, 9, 8)), half(torch.randn(out, depth, *kernel))
+    settings = {"strides": (2, 1), "pads": [(1, 0), (2, 1)], "dilations": (1, 2), "groups": groups}
+    result = kernels.conv(x, w, partial=half, **settings)  # type: ignore[arg-type]
+    # Each product by itself, positions of the kernel after each other, channels side by side.
+    padded = F.pad(x, (2, 1, 1, 0))
+    columns = F.unfold(padded, kernel, dilation=(1, 2), stride=(2, 1))
+    columns = columns.reshape(2, groups, depth, kernel[0] * kernel[1], -1).transpose(2, 3)
+    weights = w.reshape(groups, out // groups, depth, -1).transpose(2, 3).flatten(2)
+    total = torch.zeros(())
+    for first in range(0, weights.shape[2], 16):
+        step = slice(first, first + 16)
+        total = half(total + weights[:, :, step] @ columns.flatten(2, 3)[:, :, step])
+    # float32 sums of 16 products differ in their order, and so may a last place of the half.
+    expected = total.reshape(result.shape)
+    assert (result - expected).abs().max() <= 2**-8
+    assert (result != expected).float().mean() < 0.02
+    once = half(kernels.conv(x, w, **settings))  # type: ignore[arg-type]
+    steps = -(-depth * kernel[0] * kernel[1] // 16)
+    assert steps == 1 or (once != expected).float().mean() > 0.1
+
+
+def test_einsum_with_a_narrow_accumulator_computes_the_same() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 4, 5), torch.randn(5, 2, 4, 6)
+    for equation in ("abcd,dace->abe", "abcd,dace->eabc", "abcd, dace -> ", "abcd,dace"):
+        expected = torch.einsum(equation.replace(" ", ""), a, b)
+        result = kernels.einsum(equation, [a, b], partial=lambda t: t)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_transposed_convolution_with_a_narrow_accumulator_computes_the_same() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 6, 5, 4), torch.randn(6, 4, 3, 2)
+    settings = {"strides": (2, 3), "dilations": (2, 1), "groups": 2}
+    expected = kernels.conv_transpose(x, w, **settings)  # type: ignore[arg-type]
+    result = kernels.conv_transpose(x, w, partial=lambda t: t, **settings)  # type: ignore[arg-type]
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gelu_of_infinity_is_infinity() -> None:
+    for x in (torch.full((1,), math.inf), torch.full((40,), math.inf)):
+        assert torch.equal(kernels.gelu(x), x)
+        assert kernels.gelu(-x).isnan().all()  # minus infinity times 0
+    assert kernels.gelu(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+
+
+def test_normalization_of_a_single_value_gives_the_shift() -> None:
+    torch.manual_seed(0)
+    x, gamma, beta = torch.randn(2, 3, 1, 1), torch.randn(3), torch.randn(3)
+    expected = beta[:, None, None].expand(2, 3, 1, 1)
+    for result in (
+        kernels.instance_norm(x, gamma, beta, 1e-5),
+        kernels.group_norm(x, 3, gamma, beta, 1e-5),
+    ):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+
+
+def test_slices_backwards_begin_at_the_first_value_at_the_least() -> None:
+    x = torch.arange(3)
+    assert kernels.slice_axes(x, [-9], [-9], [0], [-1]).tolist() == [0]
+    assert kernels.slice_axes(x, [9], [-9], [0], [-2]).tolist() == [2, 0]
+    assert kernels.slice_axes(x, [-2], [9], [0], [1]).tolist() == [1, 2]
+    assert kernels.slice_axes(x[:0], [-1], [-9], [0], [-1]).tolist() == []
 
 
 def test_layer_norm_over_channels() -> None:

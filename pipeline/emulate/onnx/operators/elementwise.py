@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.emulate import kernels
+from pipeline.emulate.onnx.graph import Node
 from pipeline.emulate.onnx.operators.table import Call, fixed, like, operator
 
 
@@ -31,10 +34,13 @@ _register_elementwise(
         "Relu": lambda x: x.clamp_min(0),
         "Abs": torch.abs,
         "Neg": torch.neg,
-        "Sign": torch.sign,
+        "Sign": kernels.sign,
         "Floor": torch.floor,
         "Ceil": torch.ceil,
         "Round": torch.round,
+        "BitwiseAnd": torch.bitwise_and,
+        "BitwiseOr": torch.bitwise_or,
+        "BitwiseXor": torch.bitwise_xor,
         "Identity": lambda x: x,
     },
     exact=True,
@@ -50,6 +56,16 @@ _register_elementwise(
         "Tanh": torch.tanh,
         "Sin": torch.sin,
         "Cos": torch.cos,
+        "Tan": torch.tan,
+        "Asin": torch.asin,
+        "Acos": torch.acos,
+        "Atan": torch.atan,
+        "Sinh": torch.sinh,
+        "Cosh": torch.cosh,
+        "Asinh": torch.asinh,
+        "Acosh": torch.acosh,
+        "Atanh": torch.atanh,
+        "BitwiseNot": torch.bitwise_not,
         "Softplus": F.softplus,
         "Softsign": F.softsign,
         "Mish": F.mish,
@@ -149,6 +165,51 @@ def _swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.sigmoid(call.attribute("alpha", 1.0) * x)
 
 
-@operator("Dropout", exact=True)
-def _dropout(call: Call, x: Tensor, *ratio_and_mode: Tensor | None) -> Tensor:
-    return x  # inference
+@operator("Celu")
+def _celu(call: Call, x: Tensor) -> Tensor:
+    return F.celu(x, call.attribute("alpha", 1.0))
+
+
+@operator("Selu")
+def _selu(call: Call, x: Tensor) -> Tensor:
+    alpha = call.attribute("alpha", 1.67326319217681884765625)
+    return call.attribute("gamma", 1.05070102214813232421875) * kernels.elu(x, alpha)
+
+
+@operator("ThresholdedRelu", exact=True)
+def _thresholded_relu(call: Call, x: Tensor) -> Tensor:
+    return torch.where(x <= call.attribute("alpha", 1.0), torch.zeros_like(x), x)
+
+
+@operator("Shrink")
+def _shrink(call: Call, x: Tensor) -> Tensor:
+    edge, bias = call.attribute("lambd", 0.5), call.attribute("bias", 0.0)
+    moved = torch.where(x < -edge, x + bias, x - bias)
+    return torch.where(x.abs() > edge, moved, torch.zeros_like(moved))
+
+
+@operator("IsInf", result=fixed(torch.bool), exact=True)
+def _is_inf(call: Call, x: Tensor) -> Tensor:
+    found = torch.zeros_like(x, dtype=torch.bool)
+    if call.attribute("detect_positive", 1):
+        found |= x == math.inf
+    if call.attribute("detect_negative", 1):
+        found |= x == -math.inf
+    return found
+
+
+def _with_mask(node: Node, types: Sequence[torch.dtype | None]) -> tuple[torch.dtype, ...]:
+    return like(0)(node, types), torch.bool
+
+
+@operator("Dropout", result=_with_mask, exact=True)
+def _dropout(
+    call: Call, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    share = 0.5 if ratio is None else ratio.item()
+    if training is not None and training.item() and share > 0:
+        raise UnsupportedOperatorError(
+            f"node {call.node.name!r}: Dropout in training mode draws at random; export the model "
+            "in evaluation mode"
+        )
+    return x, torch.ones_like(x, dtype=torch.bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,8 +15,11 @@ from pipeline.emulate.onnx.graph import Node
 
 T = TypeVar("T")
 
-ResultType = Callable[[Node, Sequence[torch.dtype | None]], torch.dtype]
-"""Tells the type of a node's outputs from the node and the types of its inputs."""
+DTypes = torch.dtype | tuple[torch.dtype, ...]
+"""The type of all outputs, or one for each."""
+
+ResultType = Callable[[Node, Sequence[torch.dtype | None]], DTypes]
+"""Tells the types of a node's outputs from the node and the types of its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Call:
 
     Attributes:
         node: The node.
-        dtype: Type of the result.
+        dtype: Type of the first result.
         partial: Rounds running sums; None where they stay float32.
     """
 
@@ -47,22 +50,25 @@ class Operator:
 
     Attributes:
         function: Computes the outputs.
-        result: Tells their type.
+        result: Tells their types.
         exact: The result needs no rounding: it holds values of the inputs, or integers.
         quantizes: The result is on a quantized scale, of which saturation is worth knowing.
+        refuses: For attributes of which one value alone is computed: that value, which is the
+            default too, and what to do instead.
     """
 
     function: Function
     result: ResultType
     exact: bool
     quantizes: bool
+    refuses: Mapping[str, tuple[object, str]]
 
 
 OPERATORS: dict[str, Operator] = {}
 """Operators of the standard domain by name."""
 
 
-def like(index: int) -> ResultType:
+def like(index: int) -> Callable[[Node, Sequence[torch.dtype | None]], torch.dtype]:
     """The result has the type of the input `index`."""
 
     def result(node: Node, types: Sequence[torch.dtype | None]) -> torch.dtype:
@@ -83,20 +89,25 @@ def fixed(dtype: torch.dtype) -> ResultType:
 
 
 def operator(
-    *names: str, result: ResultType | None = None, exact: bool = False, quantizes: bool = False
+    *names: str,
+    result: ResultType | None = None,
+    exact: bool = False,
+    quantizes: bool = False,
+    refuses: Mapping[str, tuple[object, str]] | None = None,
 ) -> Callable[[Function], Function]:
     """Enter a function into the table.
 
     Args:
         names: The operators that it computes.
-        result: Tells the type of the outputs; that of the first input by default.
+        result: Tells the types of the outputs; that of the first input by default.
         exact: See `Operator`.
         quantizes: See `Operator`.
+        refuses: See `Operator`.
     """
 
     def register(function: Function) -> Function:
         for name in names:
-            OPERATORS[name] = Operator(function, result or like(0), exact, quantizes)
+            OPERATORS[name] = Operator(function, result or like(0), exact, quantizes, refuses or {})
         return function
 
     return register

@@ -20,7 +20,8 @@ def _cast_type(node: Node, types: Sequence[torch.dtype | None]) -> torch.dtype:
 @operator("CastLike", result=like(1))
 def _cast(call: Call, x: Tensor, model: Tensor | None = None) -> Tensor:
     if x.is_floating_point() and not call.dtype.is_floating_point and call.dtype != torch.bool:
-        return x.trunc()
+        # What is out of range keeps its lowest bits, as in ONNX's own cases and in ONNX Runtime.
+        return rounding.wrap(x.trunc().to(torch.int64), call.dtype)
     return x.to(rounding.storage(call.dtype)) if call.dtype.is_floating_point else x
 
 

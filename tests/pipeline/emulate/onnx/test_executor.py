@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+import pipeline
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.ranges import TensorRange, first_failure
 
 MakeModel = Callable[..., onnx.ModelProto]
 
+INDEX = np.zeros(1, dtype=np.int64)
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 HALF = torch.from_numpy(X).half()
 
@@ -76,6 +79,80 @@ def test_a_running_sum_overflows_in_a_narrow_accumulator(make_model: MakeModel) 
     narrow = OnnxExecutor(model, accumulate="output", record=True)
     assert narrow.run(x).item() == math.inf
     assert narrow.overflow_report()[0].headroom == 0
+
+
+CANCELLING = np.concatenate([np.full(16, 100), np.full(16, -100)]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "weight"),
+    [
+        ("y = Conv(x, w)", (1, 32, 1, 1), (1, 32, 1, 1)),
+        # Channels are too few for a step: the kernel's positions fill it.
+        ("y = Conv(x, w)", (1, 1, 32, 1), (1, 1, 32, 1)),
+        ("y = Conv<group=1>(x, w)", (1, 4, 2, 4), (1, 4, 2, 4)),
+        ("y = ConvTranspose(x, w)", (1, 32, 1, 1), (32, 1, 1, 1)),
+        ("y = Gemm(x, w)", (1, 32), (32, 1)),
+        ('y = Einsum<equation="abc,bcd->ad">(x, w)', (1, 4, 8), (4, 8, 1)),
+        ("y = Attention<scale=1.0>(x, k, w)", (1, 1, 1, 32), (1, 1, 1, 32)),
+    ],
+)
+def test_every_sum_of_products_can_have_a_narrow_accumulator(
+    make_model: MakeModel, body: str, shape: tuple[int, ...], weight: tuple[int, ...]
+) -> None:
+    x = CANCELLING.reshape(shape)
+    if body.startswith("y = Conv"):  # channels are counted first
+        x = np.moveaxis(CANCELLING.reshape(shape[:1] + shape[2:] + shape[1:2]), -1, 1)
+    w = np.full(weight, 50, dtype=np.float16)
+    constants = {"w": w, "k": w} if "k" in body else {"w": w}
+    model = make_model(body, shape, constants, x="float16", y="float16", opset=23)
+    assert np.isfinite(OnnxExecutor(model).run(np.ascontiguousarray(x))).all()
+    narrow = OnnxExecutor(model, accumulate="output").run(np.ascontiguousarray(x))
+    assert not np.isfinite(narrow).all()
+
+
+def test_a_narrow_accumulator_changes_nothing_else(make_model: MakeModel) -> None:
+    """Neither float32 products, nor those of integers, nor other sums."""
+    half_sum = "y = ReduceSum(x, a)"
+    wide = "a = Cast<to=1>(x) y = MatMul(a, w)"
+    x, w = CANCELLING.reshape(1, 32), np.full((32, 1), 50, dtype=np.float32)
+    for model in (
+        make_model(half_sum, x.shape, {"a": np.array([1])}, x="float16", y="float16"),
+        make_model(wide, x.shape, {"w": w}, x="float16"),
+        quantized_product(make_model, np.int8),
+    ):
+        assert OnnxExecutor(model, accumulate="output").run(x).item() == 0
+
+
+def quantized_product(make_model: MakeModel, integer: type) -> onnx.ModelProto:
+    """A product of dequantized tensors, one of them moved by operators that compute nothing."""
+    body = (
+        "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)"
+        "d = DequantizeLinear(w, s, z) t = Transpose(d) y = MatMul(a, t)"
+    )
+    constants = {
+        "s": np.array(1, dtype=np.float16),
+        "z": np.array(0, dtype=integer),
+        "w": np.full((1, 32), 50, dtype=integer),
+    }
+    return make_model(body, (1, 32), constants, x="float16", y="float16", opset=21)
+
+
+def test_products_with_one_dequantized_operand_have_one(make_model: MakeModel) -> None:
+    body = "d = DequantizeLinear(w, s) y = MatMul(x, d)"
+    constants = {"s": np.array(1, dtype=np.float16), "w": np.full((32, 1), 50, dtype=np.int8)}
+    model = make_model(body, (1, 32), constants, x="float16", y="float16", opset=21)
+    x = CANCELLING.reshape(1, 32)
+    assert OnnxExecutor(model, accumulate="output").run(x).item() == math.inf
+
+
+@pytest.mark.parametrize("body", ['y = Einsum<equation="ab,bc->ac">(x, w)', "y = Gemm(x, w)"])
+def test_tf32_rounds_the_factors_of_every_product(make_model: MakeModel, body: str) -> None:
+    fine = 1 + 2.0**-12  # more bits than TF32 has
+    model = make_model(body, (1, 1), {"w": np.full((1, 1), fine, dtype=np.float32)})
+    x = np.full((1, 1), fine, dtype=np.float32)
+    assert OnnxExecutor(model).run(x).item() > 1
+    assert OnnxExecutor(model, tf32=True).run(x).item() == 1
 
 
 def test_float32_parts_of_a_mixed_graph_are_not_rounded(make_model: MakeModel) -> None:
@@ -320,20 +397,36 @@ def test_a_graph_of_constants_alone(make_model: MakeModel) -> None:
 def test_unknown_operator(make_model: MakeModel) -> None:
     model = make_model("a = Relu(x) y = NonZero(a)", (2,))
     model.graph.node[1].name = "find"
-    with pytest.raises(UnsupportedOperatorError, match=r"'find'.*NonZero.*'ai\.onnx'"):
+    with pytest.raises(UnsupportedOperatorError, match=r"'find'.*NonZero.*'ai\.onnx'") as caught:
         OnnxExecutor(model)
+    named = re.search(r"pipeline/\S+/", str(caught.value))
+    assert named
+    assert (Path(pipeline.__path__[0]).parent / named[0] / "__init__.py").is_file()
 
 
 def test_outputs_that_are_not_computed(make_model: MakeModel) -> None:
-    model = make_model("y, i = MaxPool<kernel_shape=[2]>(x)", (1, 1, 4))
-    with pytest.raises(UnsupportedOperatorError, match="uses 2 outputs of the operator MaxPool"):
+    model = make_model("y, i = Relu(x)", (1, 1, 4))
+    with pytest.raises(UnsupportedOperatorError, match="uses 2 outputs of the operator Relu"):
         OnnxExecutor(model).run(np.zeros((1, 1, 4), dtype=np.float32))
 
 
-def test_dilated_average_pooling(make_model: MakeModel) -> None:
-    model = make_model("y = AveragePool<kernel_shape=[2], dilations=[2]>(x)", (1, 1, 4))
-    with pytest.raises(UnsupportedOperatorError, match="dilations"):
-        OnnxExecutor(model).run(np.zeros((1, 1, 4), dtype=np.float32))
+def test_training_mode(make_model: MakeModel) -> None:
+    one = np.ones(2, dtype=np.float32)
+    body = "y = BatchNormalization<training_mode=1>(x, a, a, a, a)"
+    model = make_model(body, (1, 2, 2), {"a": one})
+    with pytest.raises(UnsupportedOperatorError, match=r"'y'.*training_mode=1.*evaluation mode"):
+        OnnxExecutor(model)
+    constants = {"r": np.float32(0.5), "t": np.array(True)}
+    arrays = {name: np.asarray(value) for name, value in constants.items()}
+    dropout = OnnxExecutor(make_model("y = Dropout(x, r, t)", (2,), arrays))
+    with pytest.raises(UnsupportedOperatorError, match=r"'y'.*evaluation mode"):
+        dropout.run(np.zeros(2, dtype=np.float32))
+
+
+def test_a_division_that_python_cannot_do_names_the_node(make_model: MakeModel) -> None:
+    model = make_model("y = Gather(c, i)", (1,), {"c": np.array(1.0), "i": INDEX})
+    with pytest.raises(ArtifactError, match=r"'y' \(Gather\) cannot run"):
+        OnnxExecutor(model)
 
 
 def test_missing_operand(make_model: MakeModel) -> None:
