@@ -207,7 +207,7 @@ def gelu(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
 
 def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     """Limit alpha x + beta to between 0 and 1."""
-    return (alpha * x + beta).clamp_(0, 1)
+    return (alpha * x + beta).clamp(0, 1)
 
 
 def hard_swish(x: Tensor) -> Tensor:
