@@ -358,7 +358,9 @@ class MilExecutor:
         try:
             return step.operator.evaluate(**arguments)
         except UnsupportedOperatorError as error:
-            raise UnsupportedOperatorError(f"{operation.where} is not supported: {error}") from error
+            raise UnsupportedOperatorError(
+                f"{operation.where} is not supported: {error}"
+            ) from error
         except (ArithmeticError, RuntimeError, ValueError, IndexError, TypeError) as error:
             first_line = str(error).partition("\n")[0]
             raise UnsupportedOperatorError(

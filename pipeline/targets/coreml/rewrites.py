@@ -52,7 +52,9 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
     import torch
 
     kinds = [getattr(torch.ops.aten, name) for name in _DECOMPOSED]
-    if not any(getattr(node.target, "overloadpacket", None) in kinds for node in program.graph.nodes):
+    if not any(
+        getattr(node.target, "overloadpacket", None) in kinds for node in program.graph.nodes
+    ):
         return program
     defaults = torch.export.default_decompositions()
     table = {key: value for key, value in defaults.items() if key.overloadpacket in kinds}

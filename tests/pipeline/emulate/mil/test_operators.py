@@ -815,9 +815,7 @@ ALONG_THE_BATCH: dict[str, tuple[Build, Callable[[Tensor], Tensor]]] = {
     ),
     # With four images these shapes fit each other by accident.
     "broadcast": (
-        lambda mb, x: mb.mul(
-            x=mb.reduce_mean(x=x, axes=[2]), y=mb.reduce_mean(x=x, axes=[1, 2])
-        ),
+        lambda mb, x: mb.mul(x=mb.reduce_mean(x=x, axes=[2]), y=mb.reduce_mean(x=x, axes=[1, 2])),
         lambda x: x.mean(2) * x.mean((1, 2)),
     ),
     "class token": (
