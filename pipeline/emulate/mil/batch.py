@@ -5,7 +5,7 @@ A converter writes the batch size into the program: in declared shapes, in the t
 groups of the size that it was saved for, and each group is evaluated just as the program says.
 `torch.vmap` evaluates the groups together. To each operation it shows one group, so that none can
 mix images of different groups, whatever axis it works along; the operations' own fast kernels do
-the work. What it cannot do, such as a slice whose place depends on an image, is done group by group.
+the work. What it cannot do (a slice whose place depends on an image) is done group by group.
 """
 
 from __future__ import annotations

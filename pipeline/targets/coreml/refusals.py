@@ -1,8 +1,8 @@
 """What Core ML or its converter cannot express, and what to do about it.
 
-coremltools says what it stumbled on, mostly by the name of a value. `explain` adds the module of the
-network that computes it, the limit behind the message and the way out; `check` finds what coremltools
-converts into something else without a word.
+coremltools says what it stumbled on, mostly by the name of a value. `explain` adds the module of
+the network that computes it, the limit behind the message and the way out; `check` finds what
+coremltools converts into something else without a word.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ REFUSALS = (
     ),
     Refusal(
         r"padding=0 and output_padding|'NoneType' object is not iterable",
-        "a transposed convolution with output_padding needs a padding too: give it one, and pad its "
-        "result",
+        "a transposed convolution with output_padding needs a padding too: give it one, and pad "
+        "its result",
     ),
     Refusal(
         r"float output size is not supported",

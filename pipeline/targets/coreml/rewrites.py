@@ -1,9 +1,9 @@
 """Operations of an exported torch program that coremltools does not read as they are meant.
 
-coremltools ignores keyword arguments that it does not know: a GELU by tanh becomes the exact one, and
-a sum with a factor loses the factor, without a word. Others it refuses although they are nothing:
-an alias is its input. Each is put here into an equal form which it reads right; what a device can
-compute only otherwise is left as it is, and refused by `refusals`.
+coremltools ignores keyword arguments that it does not know: a GELU by tanh becomes the exact one,
+and a sum with a factor loses the factor, without a word. Some operations it refuses although they
+are nothing: an alias is its input. Each is put here into an equal form which it reads right; for
+what Core ML cannot express, see `refusals`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _name(node: Node) -> str:
 
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:
-    """Write operations that coremltools lacks as the sums and products that torch defines them by."""
+    """Write operations that coremltools lacks as those by which torch defines them."""
     import torch
 
     kinds = [getattr(torch.ops.aten, name) for name in _DECOMPOSED]

@@ -1,7 +1,7 @@
 """The operations of ML Programs that change the size of images: the last two axes of a tensor.
 
-See `table` for the conventions. The size of the result is floor(size * factor); where its pixels lie
-in the image follows from both sizes, not from the factor, which converters round.
+See `table` for the conventions. The size of the result is floor(size * factor); where its pixels
+lie in the image follows from both sizes, not from the factor, which converters round.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def flatten2d(x: Tensor, axis: Tensor | int = 1) -> Tensor:
 
 @operator("concat", selects=True)
 def concat(values: tuple[Tensor, ...], axis: Tensor, interleave: Tensor | bool = False) -> Tensor:
-    """Join along an axis, one after the other or element by element in turn; scalars to a vector."""
+    """Join along an axis, one after the other or by turns; scalars become a vector."""
     if values[0].ndim == 0:
         return torch.stack(values)
     dim = int(axis) % values[0].ndim

@@ -7,7 +7,8 @@ Floating-point tensors arrive as float32, strings as `str`, every other constant
 Results are not yet rounded to their declared type: that is the executor's step.
 
 `layers` has convolutions, products, pools, norms and reductions, `shapes` what moves or selects
-values, `resize` what changes the size of images. Importing a module registers its operations in `OPERATORS`.
+values, `resize` what changes the size of images. Importing a module registers its operations in
+`OPERATORS`.
 """
 
 from __future__ import annotations
