@@ -379,7 +379,7 @@ def sign(x: Tensor) -> Tensor:
 
 def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     """Limit alpha x + beta to between 0 and 1."""
-    return (alpha * x + beta).clamp_(0, 1)
+    return (alpha * x + beta).clamp(0, 1)
 
 
 def hard_swish(x: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ The package itself is read, weights included, so what is checked is what is ship
 Neither mode is a copy of Apple's hardware, whose order of summation is not public. They bracket it:
 numbers from here are emulated ones and should be called so.
 
-Batches of any size: `mil_batch` tells how a program saved for one image runs on many, and when it
-refuses.
+Batches of any size: `batch` tells how a program saved for one image runs on many.
 """
 
 from __future__ import annotations
@@ -35,12 +34,18 @@ from torch import Tensor
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnsupportedOperatorError
 from pipeline.emulate import rounding
 from pipeline.emulate.kernels import Rounding
-from pipeline.emulate.mil.batch import Batch
+from pipeline.emulate.mil.batch import Groups, Values
 from pipeline.emulate.mil.constants import Array, TensorType
 from pipeline.emulate.mil.operators.table import Result
 from pipeline.emulate.mil.plan import Planner, Step
 from pipeline.emulate.mil.program import Feature, Operation, Program, read_program
-from pipeline.emulate.mil.record import FLOAT16_SMALLEST_NORMAL, TensorRange, owner, torch_name
+from pipeline.emulate.mil.record import (
+    FLOAT16_SMALLEST_NORMAL,
+    TensorRange,
+    magnitudes,
+    owner,
+    torch_name,
+)
 
 _TORCH_TYPES = {
     "BOOL": torch.bool,
@@ -99,6 +104,7 @@ class MilExecutor:
         self._ranges: dict[str, TensorRange] = {}
         self._plan = Planner(self.program, self._flushed).plan()
         self._input = self._only_input()
+        self._groups = Groups(self._saved_batch())
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -183,7 +189,7 @@ class MilExecutor:
         """Magnitudes of every floating-point tensor over all images evaluated so far.
 
         Args:
-            owners: Modules of the torch graph's values (`mil_record.module_owners`); an operation
+            owners: Modules of the torch graph's values (`record.module_owners`); an operation
                 that the conversion added belongs with its input. Without them the names of
                 parameters tell, where they can.
 
@@ -211,6 +217,10 @@ class MilExecutor:
                 return ""
             name = source
         return owners[torch_name(name)]
+
+    def _saved_batch(self) -> int | None:
+        """The batch size for which the program was saved."""
+        return self.program.arguments[0][1].shape[0]
 
     def _only_input(self) -> Feature:
         if len(self.program.inputs) != 1 or len(self.program.arguments) != 1:
@@ -266,7 +276,7 @@ class MilExecutor:
     def _chunks(self, images: Array) -> Iterator[Tensor]:
         """Check images and give them to the program's argument, a few at a time."""
         self._check_images(images)
-        saved = self._plan.types[self.program.arguments[0][0]].shape[0] or 1
+        saved = self._saved_batch() or 1
         size = max(saved, self._chunk - self._chunk % saved)
         for start in range(0, len(images), size):
             piece = torch.from_numpy(np.array(images[start : start + size]))
@@ -295,33 +305,47 @@ class MilExecutor:
                 f" {images.dtype} {images.shape}"
             )
 
-    def _evaluate_chunk(self, images: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def _evaluate_chunk(self, images: Tensor, wanted: Sequence[str]) -> Values:
+        def evaluate(group: Tensor) -> tuple[Values, Values]:
+            return self._evaluate_group(group, wanted)
+
+        found, measured = self._groups.run(evaluate, images)
+        for name, of_groups in measured.items():
+            self._observe(name, of_groups)
+        return found
+
+    def _evaluate_group(self, images: Tensor, wanted: Sequence[str]) -> tuple[Values, Values]:
+        """Evaluate images of the batch size that was saved: results and magnitudes of tensors.
+
+        `torch.vmap` calls this with tensors that stand for all groups: it may look at their shapes,
+        not at their values.
+        """
         name, kind = self.program.arguments[0]
-        batch = Batch(len(images), kind.shape[0])
         values = {name: self._stored(images, kind, selects=False)}
         found = {key: values[key] for key in wanted if key in values}
+        measured: Values = {}
         for step in self._plan.steps:
             if len(found) == len(wanted):
                 break
-            values.update(self._run(step, values, batch))
+            values.update(self._run(step, values, measured))
             found.update((key, values[key]) for key, _ in step.operation.outputs if key in wanted)
             for used in step.last_uses:
                 values.pop(used, None)
-        return found
+        return found, measured
 
-    def _run(self, step: Step, values: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def _run(self, step: Step, values: Mapping[str, Tensor], measured: Values) -> Values:
         operation = step.operation
-        computed = self._compute(step, values, batch)
+        computed = self._compute(step, values)
         results = computed if isinstance(computed, tuple) else (computed,)
         stored = {}
         for (name, kind), result in zip(operation.outputs, results, strict=True):
-            batch.check(operation, result, kind, step.batched)
+            _check_shape(operation, result, kind)
             if self._record and step.batched and result.is_floating_point():
-                self._observe(name, operation, result)
+                measured[name] = magnitudes(result)
             stored[name] = self._stored(result, kind, selects=step.operator.selects)
         return stored
 
-    def _compute(self, step: Step, values: Mapping[str, Tensor], batch: Batch) -> Result:
+    def _compute(self, step: Step, values: Mapping[str, Tensor]) -> Result:
         operation = step.operation
         arguments = dict(step.constants)
         for parameter, names in step.wired.items():
@@ -329,22 +353,26 @@ class MilExecutor:
                 values[name] if name in values else self._plan.constants[name] for name in names
             )
             arguments[parameter] = found if parameter == "values" else found[0]
-        if step.batched and not batch.same:
-            arguments.update(batch.rescale(operation, step.constants, self._plan.types))
         if step.operator.sums and self._partial and operation.outputs[0][1].dtype == "FLOAT16":
             arguments["partial"] = self._partial
         try:
             return step.operator.evaluate(**arguments)
         except UnsupportedOperatorError as error:
-            raise batch.refusal(operation, f"is not supported: {error}") from error
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise UnsupportedOperatorError(
+                f"{operation.where} is not supported: {error}"
+            ) from error
+        except (ArithmeticError, RuntimeError, ValueError, IndexError, TypeError) as error:
             first_line = str(error).partition("\n")[0]
-            raise batch.refusal(operation, f"cannot be evaluated: {first_line}") from error
+            raise UnsupportedOperatorError(
+                f"{operation.where} cannot be evaluated: {first_line}"
+            ) from error
 
-    def _observe(self, name: str, operation: Operation, value: Tensor) -> None:
+    def _observe(self, name: str, of_groups: Tensor) -> None:
         if name not in self._ranges:
+            operation = self._plan.producers[name]
             self._ranges[name] = TensorRange(name, operation.type, operation.line, owner(operation))
-        self._ranges[name].add(value)
+        for measured in of_groups:
+            self._ranges[name].add(measured)
 
     # Rounding
 
@@ -366,3 +394,19 @@ class MilExecutor:
         if not self._flush:
             return value
         return value.masked_fill(value.abs() < FLOAT16_SMALLEST_NORMAL, 0.0)
+
+
+def _check_shape(operation: Operation, value: Tensor, kind: TensorType) -> None:
+    """Compare the shape of a result with what the program declares.
+
+    Raises:
+        UnsupportedOperatorError: They differ.
+    """
+    fits = len(kind.shape) == value.ndim and all(
+        size in (None, actual) for size, actual in zip(kind.shape, value.shape, strict=True)
+    )
+    if not fits:
+        declared = ["n" if size is None else size for size in kind.shape]
+        raise UnsupportedOperatorError(
+            f"{operation.where} gives shape {list(value.shape)} where {declared} is declared"
+        )

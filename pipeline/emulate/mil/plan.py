@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import pipeline.emulate.mil.operators.layers
-import pipeline.emulate.mil.operators.shapes  # noqa: F401 - both register their operations
+import pipeline.emulate.mil.operators.resize
+import pipeline.emulate.mil.operators.shapes  # noqa: F401 - they register their operations
 from pipeline.core.errors import ArtifactError, UnsupportedOperatorError
 from pipeline.emulate.mil.constants import TensorType, Value
 from pipeline.emulate.mil.operators.table import OPERATORS, Operator

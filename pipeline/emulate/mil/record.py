@@ -56,18 +56,35 @@ class TensorRange:
         """How many times larger values may get before float16 overflows."""
         return FLOAT16_LARGEST / self.largest if self.largest else float("inf")
 
-    def add(self, value: Tensor) -> None:
-        """Count a tensor's values, any shape."""
-        size = value.abs()
-        finite = size.isfinite()
-        self.elements += value.numel()
-        self.overflows += int((~(size < _FLOAT16_OVERFLOW)).sum())
-        self.vanished += int(((size > 0) & (size <= _FLOAT16_UNDERFLOW)).sum())
-        self.subnormals += int(
-            ((size > _FLOAT16_UNDERFLOW) & (size < FLOAT16_SMALLEST_NORMAL)).sum()
-        )
-        if value.numel():
-            self.largest = max(self.largest, float(torch.where(finite, size, 0.0).max()))
+    def add(self, measured: Tensor) -> None:
+        """Count what `magnitudes` found in a tensor."""
+        elements, overflows, vanished, subnormals, largest = measured.tolist()
+        self.elements += int(elements)
+        self.overflows += int(overflows)
+        self.vanished += int(vanished)
+        self.subnormals += int(subnormals)
+        self.largest = max(self.largest, largest)
+
+
+def magnitudes(value: Tensor) -> Tensor:
+    """Measure a tensor for `TensorRange.add`.
+
+    Args:
+        value: Any shape.
+
+    Returns:
+        float64: the numbers of elements, of those that overflow, vanish and become subnormal in
+        float16, and the largest finite magnitude. A tensor, so that `torch.vmap` can measure many.
+    """
+    size = value.abs()
+    vanished = (size > 0) & (size <= _FLOAT16_UNDERFLOW)
+    subnormal = (size > _FLOAT16_UNDERFLOW) & (size < FLOAT16_SMALLEST_NORMAL)
+    finite = torch.where(size.isfinite(), size, 0.0).flatten()
+    # The zero stands for a tensor without elements.
+    largest = torch.cat([finite, finite.new_zeros(1)]).max()
+    counts = [(~(size < _FLOAT16_OVERFLOW)).sum(), vanished.sum(), subnormal.sum()]
+    elements = torch.tensor(value.numel())
+    return torch.stack([number.double() for number in (elements, *counts, largest)])
 
 
 def torch_name(tensor: str) -> str:

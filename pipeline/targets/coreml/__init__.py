@@ -2,6 +2,8 @@
 
 target.py     what the pipeline sees: build, open, emulate, inspect
 network.py    the network with its normalization and softmax, exported by torch
+rewrites.py   what coremltools misreads, in equal forms
+refusals.py   what Core ML cannot express, and what to do
 convert.py    conversion, and what the package says of itself
 siblings.py   depthwise convolutions side by side become one
 package.py    saved packages: canonical bytes, a classifier's face, the twin for devices

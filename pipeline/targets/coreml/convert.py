@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.network import Network
 from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml import siblings
+from pipeline.targets.coreml import refusals, siblings
 from pipeline.targets.coreml.network import Deployed, Normalization
 
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
@@ -53,6 +53,8 @@ def convert(
     import coremltools as ct
     import numpy as np
 
+    from pipeline.emulate.mil.record import module_owners
+
     mean = [-value for value in Normalization.of(network).mean]
     gray = network.input_shape[0] == 1
     image = ct.ImageType(
@@ -66,6 +68,7 @@ def convert(
         ct.TensorType(name=name, dtype=np.float32) for name in (saved.LOGITS, saved.PROBABILITIES)
     ]
     selector = Selector(deployed, float32 or ())
+    refusals.check(deployed.program, network.name)
     try:
         model = ct.convert(
             deployed.program,
@@ -79,7 +82,7 @@ def convert(
         )
     # The converter raises whatever its passes do: ValueError, RuntimeError, NotImplementedError, …
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = refusals.explain(str(error), module_owners(deployed.program))
         raise BuildError(f"coremltools cannot convert {network.name}: {reason}") from error
     selector.check()
     return model

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.network import Images, Network
+from pipeline.targets.coreml.rewrites import rewrite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,19 +129,7 @@ def _export(
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise BuildError(f"torch.export cannot export {network.name}: {reason}") from error
-    _bound_from_below(program)
-    return program
-
-
-def _bound_from_below(program: ExportedProgram) -> None:
-    """Make one-sided clamps maxima: coremltools gives a clamp the upper bound infinity."""
-    import torch
-
-    for node in program.graph.nodes:
-        if node.target == torch.ops.aten.clamp.default:
-            low, high = (*node.args[1:], None, None)[:2]
-            if low is not None and high is None and not node.kwargs:
-                node.target, node.args = torch.ops.aten.clamp_min.default, (node.args[0], low)
+    return rewrite(program)
 
 
 def _check_logits(program: ExportedProgram, network: Network) -> None:

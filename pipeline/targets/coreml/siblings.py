@@ -130,7 +130,10 @@ def _merge(join: Any, place: int, block: Any) -> Any:
     weight, pad = found
     sizes = [part.shape[1] for part in split.outputs]
     sizes[at : at + 2] = [sum(sizes[at : at + 2])]
-    parts = mb.split(x=split.x, split_sizes=sizes, axis=1, name=split.name, before_op=split)
+    if len(sizes) > 1:
+        parts = mb.split(x=split.x, split_sizes=sizes, axis=1, name=split.name, before_op=split)
+    else:
+        parts = [split.x]  # all parts became one: there is nothing left to split
     kept = [part for i, part in enumerate(split.outputs) if i != at + 1]
     for old, new in zip(kept, parts, strict=True):
         if old is not first.x:
@@ -148,6 +151,7 @@ def _merge(join: Any, place: int, block: Any) -> Any:
         before_op=join,
     )
     values = [*join.values[:place], mixed, *join.values[place + 2 :]]
+    # With a single value it stays for its name; coremltools takes it out.
     joined = mb.concat(values=values, axis=1, name=join.name, before_op=join)
     block.replace_uses_of_var_after_op(anchor_op=join, old_var=join.outputs[0], new_var=joined)
     block.remove_ops([join, first, second, split])

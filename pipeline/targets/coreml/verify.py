@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,16 +29,19 @@ class Limits:
     Attributes:
         exact: Of the program without rounding; None for packages whose weights were changed.
         rounded: With every result rounded to its type; None likewise.
+        half_weights: The package's weights are in float16. Where these alone move the module's
+            logits further, as in a network whose large values cancel, twice that is the limit.
     """
 
     exact: float | None
     rounded: float | None
+    half_weights: bool = False
 
 
 FLOAT32 = Limits(1e-4, 1e-4)
 # Usual are 0.001 and 0.002. Where features vary as little as the epsilon of a LayerNorm, as in a
 # network before its training, weights and epsilon in float16 alone come to a percent.
-FLOAT16 = Limits(2e-2, 5e-2)
+FLOAT16 = Limits(2e-2, 5e-2, half_weights=True)
 COMPRESSED = Limits(None, None)
 
 
@@ -99,6 +103,10 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
                 f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): a "
                 "value leaves the range of float16; use precision mixed or fp32"
             )
+        if limit is not None and limits.half_weights and found.relative_error > limit:
+            own = _error_of_half_weights(module, images, expected)
+            facts["float16_weights_relative_error"] = own
+            limit = max(limit, 2 * own)
         if limit is not None and found.relative_error > limit:
             raise BuildError(
                 f"{network.name}: the logits of the Core ML package differ from PyTorch's by "
@@ -108,6 +116,15 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
         facts[f"{name}_relative_error"] = found.relative_error
         facts[f"{name}_flips"] = found.flips
     return facts
+
+
+def _error_of_half_weights(module: nn.Module, images: Images, expected: Logits) -> float:
+    """How far a module's own logits move when nothing but its weights is rounded to float16."""
+    rounded = copy.deepcopy(module)
+    for tensor in [*rounded.parameters(), *rounded.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.half().to(tensor.dtype)
+    return figures.compare(_logits(rounded, images), expected).relative_error
 
 
 def _where(package: Path, module: nn.Module, network: Network, images: Images, mode: Mode) -> str:

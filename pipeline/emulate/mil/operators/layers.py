@@ -1,6 +1,6 @@
 """The operations of ML Programs that mix elements: convolutions, products, norms, reductions.
 
-See `mil_ops` for the conventions. Functions with a parameter `partial` sum products or values and
+See `table` for the conventions. Functions with a parameter `partial` sum products or values and
 can do so in a narrow accumulator; the others sum in float32.
 """
 
@@ -60,20 +60,27 @@ def conv_transpose(
     dilations: Tensor | None = None,
     groups: Tensor | int = 1,
 ) -> Tensor:
-    """Transposed convolution: the full result, of which padding crops the border."""
+    """Transposed convolution: the full result, of which padding crops the border.
+
+    `output_shape`, which coremltools adds to every program of fixed sizes, has to say what follows
+    from the padding: what a device makes of other sizes is not documented.
+    """
     axes = x.ndim - 2
-    if output_shape is not None or pad_type not in ("valid", "custom"):
-        raise UnsupportedOperatorError(
-            f"conv_transpose with pad_type '{pad_type}'"
-            + (" and output_shape" if output_shape is not None else "")
-        )
+    if pad_type not in ("valid", "custom"):
+        raise UnsupportedOperatorError(f"conv_transpose with pad_type '{pad_type}'")
     transposed = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[axes]
     stride = [1] * axes if strides is None else ints(strides)
     dilation = [1] * axes if dilations is None else ints(dilations)
     full = transposed(x, weight, bias, stride, 0, 0, int(groups), dilation)
     pads = _pads(pad_type, pad, x.shape[2:], weight.shape[2:], stride, dilation)
     crops = [(-before, -behind) for before, behind in pads]
-    return kernels.pad(full, [(0, 0), (0, 0), *crops])
+    result = kernels.pad(full, [(0, 0), (0, 0), *crops])
+    if output_shape is not None and ints(output_shape) != list(result.shape):
+        raise UnsupportedOperatorError(
+            f"conv_transpose with output_shape {ints(output_shape)} where its padding gives "
+            f"{list(result.shape)}"
+        )
+    return result
 
 
 @operator("linear")
@@ -96,9 +103,10 @@ def matmul(
     partial: Rounding | None = None,
 ) -> Tensor:
     """Matrix product with numpy's broadcasting; transposing does nothing to a vector."""
+    common = torch.promote_types(x.dtype, y.dtype)  # one of them may hold integers
     a = x.mT if transpose_x and x.ndim > 1 else x
     b = y.mT if transpose_y and y.ndim > 1 else y
-    return kernels.matmul(a, b, partial=partial)
+    return kernels.matmul(a.to(common), b.to(common), partial=partial)
 
 
 @operator("einsum")
@@ -274,10 +282,12 @@ def cumsum(
 ) -> Tensor:
     """Running sum along an axis; `exclusive` leaves each element out of its own sum."""
     dim = int(axis)
-    forward = x.flip(dim) if reverse else x
-    total = forward.cumsum(dim)
+    terms = x.flip(dim) if reverse else x
     if exclusive:
-        total = total - forward
+        # Shifted rather than subtracted afterwards: that would lose small sums beside large terms.
+        first = torch.zeros_like(terms.narrow(dim, 0, min(1, terms.shape[dim])))
+        terms = torch.cat([first, terms.narrow(dim, 0, max(0, terms.shape[dim] - 1))], dim)
+    total = terms.cumsum(dim)
     return total.flip(dim) if reverse else total
 
 
@@ -292,7 +302,7 @@ def quantize(
     """Round input / scale half to even, add the zero point, limit to the range of the type."""
     position = kernels.quantize(input, scale, zero_point, axis=int(axis), block=0, integer=True)
     limits = torch.iinfo({"int8": torch.int8, "uint8": torch.uint8}[output_dtype])
-    return position.clamp_(limits.min, limits.max)
+    return position.clamp(limits.min, limits.max)
 
 
 @operator("dequantize")

@@ -1,6 +1,6 @@
 """The operations of ML Programs that move, select or make values, one small function each.
 
-See `mil_ops` for the conventions. What these functions return they found among the values of
+See `table` for the conventions. What these functions return they found among the values of
 their inputs, so nothing is rounded afterwards.
 """
 
@@ -52,13 +52,15 @@ def transpose(x: Tensor, perm: Tensor) -> Tensor:
 @operator("flatten2d", selects=True)
 def flatten2d(x: Tensor, axis: Tensor | int = 1) -> Tensor:
     """Flatten the axes before `axis` into one, and the others into another."""
-    split_at = int(axis) % x.ndim
+    split_at = int(axis) if axis >= 0 else int(axis) + x.ndim
     return x.reshape(x.shape[:split_at].numel(), x.shape[split_at:].numel())
 
 
 @operator("concat", selects=True)
 def concat(values: tuple[Tensor, ...], axis: Tensor, interleave: Tensor | bool = False) -> Tensor:
-    """Join along an axis, one after the other or element by element in turn."""
+    """Join along an axis, one after the other or by turns; scalars become a vector."""
+    if values[0].ndim == 0:
+        return torch.stack(values)
     dim = int(axis) % values[0].ndim
     if interleave:
         return torch.stack(values, dim + 1).flatten(dim, dim + 1)
@@ -109,7 +111,7 @@ def slice_by_index(
     )
     for axis, (first, last) in enumerate(zip(ints(begin), ints(end), strict=True)):
         if single[axis]:
-            x = x.narrow(axis, first % x.shape[axis], 1)
+            x = x.narrow(axis, _position(first, x.shape[axis]), 1)
             continue
         start = None if open_start[axis] else first
         stop = None if open_stop[axis] else last
@@ -123,7 +125,7 @@ def slice_by_index(
 def slice_by_size(x: Tensor, begin: Tensor, size: Tensor) -> Tensor:
     """Take `size` entries of each axis from `begin`; -1 takes all that follow."""
     for axis, (first, length) in enumerate(zip(ints(begin), ints(size), strict=True)):
-        start = first % x.shape[axis]
+        start = _position(first, x.shape[axis])
         x = x.narrow(axis, start, x.shape[axis] - start if length == -1 else length)
     return x
 
@@ -264,15 +266,30 @@ def pixel_unshuffle(x: Tensor, downscale_factor: Tensor) -> Tensor:
     return F.pixel_unshuffle(x, int(downscale_factor))
 
 
-@operator("upsample_nearest_neighbor", selects=True)
-def upsample_nearest_neighbor(
-    x: Tensor,
-    scale_factor_height: Tensor | int = 1,
-    scale_factor_width: Tensor | int = 1,
-) -> Tensor:
-    """Repeat rows and columns; the factors must be whole."""
-    factors = [float(scale_factor_height), float(scale_factor_width)]
-    if any(factor != int(factor) for factor in factors):
-        raise UnsupportedOperatorError(f"upsample_nearest_neighbor by {factors}")
-    rows = x.repeat_interleave(int(factors[0]), dim=-2)
-    return rows.repeat_interleave(int(factors[1]), dim=-1)
+@operator("band_part", selects=True)
+def band_part(x: Tensor, lower: Tensor | int = -1, upper: Tensor | int = -1) -> Tensor:
+    """Keep so many diagonals below and above the main one, all if negative; zeros elsewhere."""
+    rows, columns = x.shape[-2:]
+    if lower >= 0:
+        x = x.triu(-int(lower)) if rows else x
+    if upper >= 0:
+        x = x.tril(int(upper)) if columns else x
+    return x
+
+
+@operator("argsort", selects=True)
+def argsort(x: Tensor, axis: Tensor | int = -1, ascending: Tensor | bool = False) -> Tensor:
+    """Where the sorted values of an axis are, the largest first; equal ones in their order."""
+    return torch.argsort(x, dim=int(axis), descending=not ascending, stable=True)
+
+
+@operator("crop", selects=True)
+def crop(x: Tensor, crop_height: Tensor, crop_width: Tensor) -> Tensor:
+    """Cut so many rows and columns off, before and behind, of (batch, channels, height, width)."""
+    (top, bottom), (left, right) = ints(crop_height), ints(crop_width)
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
+def _position(index: int, size: int) -> int:
+    """An index that may count from the end, from the beginning."""
+    return index if index >= 0 else index + size

@@ -6,8 +6,9 @@ defaults; some defaults surprise: `inverse` adds 1e-4, `log` 1e-45 and `rsqrt` 1
 Floating-point tensors arrive as float32, strings as `str`, every other constant as a tensor.
 Results are not yet rounded to their declared type: that is the executor's step.
 
-`mil_layer_ops` has convolutions, products, pools, norms and reductions, `mil_shape_ops` what moves
-or selects values. Importing a module registers its operations in `OPERATORS`.
+`layers` has convolutions, products, pools, norms and reductions, `shapes` what moves or selects
+values, `resize` what changes the size of images. Importing a module registers its operations in
+`OPERATORS`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.errors import UnsupportedOperatorError
+from pipeline.core.errors import DataError
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.operators.table import OPERATORS
 from pipeline.emulate.mil.weights import DECOMPRESSORS
@@ -780,56 +780,102 @@ def test_attention_of_ios18(save: Save) -> None:
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (lambda mb, x: mb.concat(values=[x, x], axis=0), "along the batch axis"),
-        (lambda mb, x: mb.reduce_mean(x=x, axes=[0, 1], keep_dims=True), "along the batch axis"),
-        (lambda mb, x: mb.transpose(x=x, perm=[1, 0, 2, 3]), "along the batch axis"),
-        (lambda mb, x: mb.reverse(x=x), "along the batch axis"),
-        (lambda mb, x: mb.squeeze(x=x, axes=[0]), "along the batch axis"),
-        (
-            lambda mb, x: mb.slice_by_index(
-                x=mb.reshape(x=x, shape=[24, 8]), begin=[0, 0], end=[12, 8]
-            ),
-            "slices the batch axis",
+# Programs that work along the axis on which images lie, or lay rows of an image there.
+ALONG_THE_BATCH: dict[str, tuple[Build, Callable[[Tensor], Tensor]]] = {
+    "concat": (
+        lambda mb, x: mb.concat(values=[x, OTHER], axis=0),
+        lambda x: torch.cat([x, t(OTHER)]),
+    ),
+    "reduce": (
+        lambda mb, x: mb.reduce_mean(x=x, axes=[0, 1], keep_dims=True),
+        lambda x: x.mean((0, 1), keepdim=True),
+    ),
+    "reduce all": (lambda mb, x: mb.reduce_sum(x=x, keep_dims=False), lambda x: x.sum()[None]),
+    "transpose": (
+        lambda mb, x: mb.transpose(x=x, perm=[1, 0, 2, 3]),
+        lambda x: x.permute(1, 0, 2, 3),
+    ),
+    "reverse": (lambda mb, x: mb.reverse(x=x), lambda x: x.flip((0, 1, 2, 3))),
+    "squeeze": (lambda mb, x: mb.squeeze(x=x, axes=[0]), lambda x: x[0]),
+    "slice": (
+        lambda mb, x: mb.slice_by_index(
+            x=mb.reshape(x=x, shape=[24, 8]), begin=[0, 0], end=[12, 8]
         ),
-        (
-            lambda mb, x: mb.matmul(
-                x=mb.reshape(x=x, shape=[24, 8]),
-                y=mb.reshape(x=x, shape=[24, 8]),
-                transpose_y=True,
-            ),
-            "is declared",
+        lambda x: x.reshape(24, 8)[:12],
+    ),
+    "matmul": (
+        lambda mb, x: mb.matmul(
+            x=mb.reshape(x=x, shape=[24, 8]), y=mb.reshape(x=x, shape=[24, 8]), transpose_y=True
         ),
-        (
-            lambda mb, x: mb.add(x=mb.reshape(x=x, shape=[24, 8]), y=np.ones((24, 8), np.float32)),
-            "cannot be evaluated",
+        lambda x: x.reshape(24, 8) @ x.reshape(24, 8).T,
+    ),
+    "add": (
+        lambda mb, x: mb.add(x=mb.reshape(x=x, shape=[24, 8]), y=OTHER.reshape(24, 8)),
+        lambda x: x.reshape(24, 8) + t(OTHER).reshape(24, 8),
+    ),
+    # With four images these shapes fit each other by accident.
+    "broadcast": (
+        lambda mb, x: mb.mul(x=mb.reduce_mean(x=x, axes=[2]), y=mb.reduce_mean(x=x, axes=[1, 2])),
+        lambda x: x.mean(2) * x.mean((1, 2)),
+    ),
+    "class token": (
+        lambda mb, x: mb.concat(
+            values=[VECTOR.reshape(1, 1, 4), mb.reshape(x=x, shape=[1, 48, 4])], axis=1
         ),
-    ],
-    ids=["concat", "reduce", "transpose", "reverse", "squeeze", "slice", "matmul", "add"],
-)
-def test_what_would_mix_images_is_refused_with_the_way_out(
-    save: Save, build: Build, reason: str
+        lambda x: torch.cat([t(VECTOR).reshape(1, 1, 4), x.reshape(1, 48, 4)], 1),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def along_the_batch(save: Save) -> Path:
+    return save(*(build for build, _ in ALONG_THE_BATCH.values()))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_images_stay_apart_whatever_axis_an_operation_works_along(
+    along_the_batch: Path, count: int
 ) -> None:
-    executor = MilExecutor(save(build), precision="float32")
-    images = np.ones((2, *SHAPE[1:]), np.float32)
-    with pytest.raises(UnsupportedOperatorError, match=reason) as raised:
-        executor.predict(images)
-    assert "batches of 1" in str(raised.value)
-    assert "line" in str(raised.value)
-    executor.predict(images[:1])
+    images = np.random.default_rng(5).standard_normal((count, *SHAPE[1:])).astype(np.float32)
+    found = MilExecutor(along_the_batch, precision="float32").predict(images)
+    for index, (name, (_, reference)) in enumerate(ALONG_THE_BATCH.items()):
+        expected = torch.cat([reference(image) for image in t(images).split(1)])
+        np.testing.assert_allclose(
+            found[f"out{index}"], expected.numpy(), rtol=1e-5, atol=2e-5, err_msg=name
+        )
 
 
-def test_program_for_a_fixed_batch_runs_on_other_batches(save: Save) -> None:
+def test_slice_whose_place_depends_on_the_image(save: Save) -> None:
+    """What cannot be done for all images together is done one by one."""
+
+    def build(mb: Any, x: Any) -> Any:
+        brightest = mb.reduce_argmax(x=mb.reshape(x=x, shape=[192]), axis=0, keep_dims=True)
+        return mb.slice_by_size(x=mb.reshape(x=x, shape=[192]), begin=brightest, size=[1])
+
+    images = np.random.default_rng(6).standard_normal((5, *SHAPE[1:])).astype(np.float32)
+    executor = MilExecutor(save(build), precision="float32", record=True)
+    for _ in range(2):
+        (found,) = executor.predict(images).values()
+        np.testing.assert_array_equal(found, images.reshape(5, -1).max(1))
+    entry = next(entry for entry in executor.ranges() if entry.operation == "slice_by_size")
+    assert (entry.elements, entry.largest) == (10, np.abs(found).max())
+
+
+def test_program_for_a_fixed_batch_takes_multiples_of_it(save: Save) -> None:
     path = save(
         lambda mb, x: mb.reshape(x=mb.reshape(x=x, shape=[8, 48]), shape=[2, 192]),
+        lambda mb, x: mb.reduce_sum(x=x, axes=[0]),
         shape=(2, *SHAPE[1:]),
     )
     images = np.random.default_rng(2).standard_normal((6, *SHAPE[1:])).astype(np.float32)
-    for batch in (2, 5, 6):
-        (found,) = MilExecutor(path, precision="float32", chunk=4).predict(images[:batch]).values()
-        np.testing.assert_array_equal(found, images[:batch].reshape(batch, -1))
+    executor = MilExecutor(path, precision="float32", chunk=5)
+    for batch in (2, 4, 6):
+        rows, sums = executor.predict(images[:batch]).values()
+        np.testing.assert_array_equal(rows, images[:batch].reshape(batch, -1))
+        pairs = images[:batch].reshape(-1, 2, *SHAPE[1:]).sum(1)
+        np.testing.assert_allclose(sums, pairs.reshape(-1, *SHAPE[2:]), atol=1e-6)
+    with pytest.raises(DataError, match="batches of 2"):
+        executor.predict(images[:5])
 
 
 def test_half_rounds_every_result(save: Save) -> None:

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnsupportedOperatorError
-from pipeline.emulate.mil.batch import Batch
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.program import read_program
-from pipeline.emulate.mil.record import TensorRange, module_owners, torch_name
+from pipeline.emulate.mil.record import TensorRange, magnitudes, module_owners, torch_name
 
 pytestmark = [
     # coremltools leaves its models' temporary folders to the garbage collector.
@@ -256,7 +255,10 @@ def test_range_of_special_values() -> None:
     import torch
 
     entry = TensorRange("x", "exp", 3)
-    entry.add(torch.tensor([1.0, -4.0, float("inf"), float("nan"), 65519.0, 65520.0, 2**-25, 0.0]))
+    special = [1.0, -4.0, float("inf"), float("nan"), 65519.0, 65520.0, 2**-25, 0.0]
+    entry.add(magnitudes(torch.tensor(special)))
+    entry.add(magnitudes(torch.tensor([])))
+    assert entry.elements == 8
     assert entry.largest == 65520.0
     assert entry.overflows == 3
     assert entry.vanished == 1
@@ -456,11 +458,6 @@ def test_several_inputs(damaged: Path) -> None:
     rewrite(damaged, double)
     with pytest.raises(ArtifactError, match="models with one input"):
         MilExecutor(damaged)
-
-
-def test_leading_size_that_does_not_scale() -> None:
-    assert Batch(3, 2).scale(4) == 6
-    assert Batch(3, 2).scale(5) is None
 
 
 def test_reading_does_not_import_coremltools(plain: Path) -> None:

@@ -74,7 +74,7 @@ def test_swapped_channels(
         verify(package, tiny(), make_network(), FLOAT16)
 
 
-def test_reciprocal_instead_of_division(
+def test_division_with_an_epsilon(
     converted: Callable[..., Path],
     tiny: Callable[..., nn.Module],
     tiny_class: type[nn.Module],
@@ -82,12 +82,37 @@ def test_reciprocal_instead_of_division(
 ) -> None:
     class Reciprocal(tiny_class):  # type: ignore[valid-type, misc]
         def divide(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return a * b.reciprocal()
+            return a * (b + 1e-4).reciprocal()  # what Core ML's `inverse` computes by default
 
     wrong = converted(Reciprocal().eval(), make_network())
-    assert MilExecutor(wrong).operations()["inverse"] == 1
     with pytest.raises(BuildError, match=r"differ from PyTorch's .* begins at the network itself"):
         verify(wrong, tiny(), make_network(), FLOAT16)
+
+
+def test_network_that_float16_weights_move_is_judged_by_that(
+    converted: Callable[..., Path],
+    tiny_class: type[nn.Module],
+    make_network: Callable[..., Network],
+) -> None:
+    class Cancelling(tiny_class):  # type: ignore[valid-type, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = nn.Parameter(torch.full((5, 16), 300.0))
+            with torch.no_grad():
+                self.head.weight += self.offset
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.gelu(self.stem(x)).mean((2, 3))
+            return self.head(x) - nn.functional.linear(x, self.offset)  # type: ignore[no-any-return]
+
+    of, module = make_network(), Cancelling().eval().requires_grad_(False)
+    limits = dataclasses.replace(FLOAT16, rounded=None)
+    facts = verify(converted(module, of), module, of, limits)
+    assert facts["exact_relative_error"] > 0.02
+    assert facts["exact_relative_error"] < 2 * facts["float16_weights_relative_error"]
+    other = make_network(mean=[0.9, 0.1, 0.5])
+    with pytest.raises(BuildError, match="differ from PyTorch's"):
+        verify(converted(module, other), module, of, limits)
 
 
 def test_missing_softmax(

@@ -94,6 +94,12 @@ def test_three_become_one(converted: Convert) -> None:
     assert converted(network).operations()["conv"] == 2
 
 
+def test_all_parts_become_one_without_a_split(converted: Convert) -> None:
+    network = Parts(depthwise(4, 3, 1), depthwise(8, 5, 2), depthwise(8, 5, 2), depthwise(12, 5, 2))
+    operations = converted(network).operations()
+    assert (operations["conv"], operations["split"]) == (2, 0)
+
+
 @pytest.mark.parametrize(
     "pair",
     [

@@ -1,0 +1,92 @@
+"""What cannot be converted is refused with the place, the reason and the way out."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.core.errors import BuildError
+from pipeline.targets.base import BuildJob
+from pipeline.targets.coreml.refusals import explain
+from pipeline.targets.coreml.target import CoreMLTarget
+
+CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "six axes": (
+        lambda x: x.reshape(-1, 4, 4, 2, 4, 2, 4).softmax(3).reshape(x.shape),
+        "at most five axes",
+    ),
+    "bicubic": (
+        lambda x: F.interpolate(x, size=(12, 12), mode="bicubic"),
+        "interpolates bilinearly",
+    ),
+    "nearest-exact": (
+        lambda x: F.interpolate(x, size=(12, 12), mode="nearest-exact"),
+        "interpolates bilinearly",
+    ),
+    "antialiasing": (
+        lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True),
+        "antialias=False",
+    ),
+    "unknown": (lambda x: torch.fmod(x, 0.7), "no conversion for this operation"),
+    "dilated pooling": (lambda x: F.max_pool2d(x, 2, 1, dilation=2), "has no dilation"),
+    "divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "multiply the average"),
+    "circular": (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), "concatenate slices"),
+    "output_padding": (
+        lambda x: F.conv_transpose2d(x, torch.ones(16, 16, 2, 2), stride=2, output_padding=1),
+        "needs a padding too",
+    ),
+}
+
+
+# The messages about the others name no value.
+PLACED = ("six axes", "bicubic", "nearest-exact", "antialiasing", "unknown")
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing() -> Iterator[None]:
+    """A conversion that fails leaves a temporary folder to the garbage collector, which warns."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+class Step(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refusal_names_the_place_and_the_way_out(
+    case: str, tiny: Callable[..., nn.Module], make_job: Callable[..., BuildJob], tmp_path: Path
+) -> None:
+    function, remedy = CASES[case]
+
+    def module() -> nn.Module:
+        network: Any = tiny()
+        network.stem = nn.Sequential(network.stem, Step(function))
+        return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+    with pytest.raises(BuildError, match=remedy) as raised:
+        CoreMLTarget().build(make_job(module=module), tmp_path)
+    message = str(raised.value)
+    assert "tiny" in message
+    assert "remove coreml from the targets" in message
+    assert ("(in stem.1)" in message) == (case in PLACED)
+
+
+def test_other_messages_are_handed_on() -> None:
+    message = "cannot do this\nand a traceback"
+    assert explain(message, {}).startswith("cannot do this: change the network")

@@ -1,0 +1,130 @@
+"""What coremltools misreads, converted with and without our mends, against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.emulate.mil.record import module_owners
+from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.quiet import logged
+from pipeline.targets.coreml.rewrites import rewrite
+
+SHAPE = (1, 4, 6, 8)
+OTHER = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+W = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+
+MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu exact": F.gelu,
+    "add alpha": lambda x: torch.add(x, OTHER, alpha=2.5),
+    "add number alpha": lambda x: torch.add(x, 3, alpha=2),
+    "sub alpha": lambda x: torch.sub(x, OTHER, alpha=2.5),
+    "rsub alpha": lambda x: torch.rsub(x, OTHER, alpha=2.5),
+    "rsub number alpha": lambda x: torch.rsub(x, 1.5, alpha=2.5),
+    "rsub": lambda x: 1 - x,
+    "reciprocal": lambda x: torch.reciprocal(x.abs() + 1e-3),
+    "1 / x": lambda x: 1 / (x.abs() + 1e-3),
+    "clamp from below": lambda x: x.clamp(min=0.3),
+    "alias": lambda x: torch.ops.aten.alias(torch.ops.aten.alias(x) + 1),
+    "detach": lambda x: x.detach() * 2,
+    "addcmul": lambda x: torch.addcmul(x, OTHER, OTHER, value=0.3),
+    "addcdiv": lambda x: torch.addcdiv(x, OTHER, OTHER.abs() + 1, value=0.3),
+    "celu": lambda x: F.celu(x, 1.3),
+    # Read right, and kept that way: what networks with decoders and sorting need.
+    "conv_transpose": lambda x: F.conv_transpose2d(x, W, stride=2),
+    "conv_transpose padded": lambda x: F.conv_transpose2d(x, W, stride=2, padding=1, dilation=2),
+    "conv_transpose output_padding": lambda x: F.conv_transpose2d(
+        x, W, stride=2, padding=1, output_padding=1
+    ),
+    "conv_transpose wide output_padding": lambda x: F.conv_transpose2d(
+        x, W, stride=3, padding=1, output_padding=2
+    ),
+    "conv_transpose one axis": lambda x: F.conv_transpose1d(
+        x[:, :, 0], W[:, :, 0], stride=2, padding=1, output_padding=1
+    ),
+    "bilinear": lambda x: F.interpolate(x, size=(9, 11), mode="bilinear"),
+    "bilinear aligned": lambda x: F.interpolate(
+        x, size=(9, 11), mode="bilinear", align_corners=True
+    ),
+    "bilinear smaller": lambda x: F.interpolate(x, size=(3, 5), mode="bilinear"),
+    "nearest by a fraction": lambda x: F.interpolate(x, scale_factor=1.5),
+    "nearest to a size": lambda x: F.interpolate(x, size=(9, 11)),
+    "tril": torch.tril,
+    "triu": lambda x: torch.triu(x, 1),
+    "argsort": lambda x: torch.argsort(x, -1).float(),
+    "sort": lambda x: torch.sort(x, -1, descending=True).values,
+}
+
+
+class Cases(nn.Module):
+    """One output for each case."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(function(x) + 0 for function in MISREAD.values())
+
+
+def exported(module: nn.Module) -> ExportedProgram:
+    example = torch.zeros(SHAPE)
+    return torch.export.export(module.eval(), (example,)).run_decompositions({})
+
+
+def convert(program: ExportedProgram, path: Path) -> MilExecutor:
+    import coremltools as ct
+
+    with logged(lambda line: None):
+        model = ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS16,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+        saved.save(model, path)
+        del model  # here, where its warning about a temporary folder is caught
+    return MilExecutor(path, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, list[Any]]:
+    """Two images, and what the package of all cases makes of them."""
+    path = tmp_path_factory.mktemp("cases") / "model.mlpackage"
+    executor = convert(rewrite(exported(Cases())), path)
+    images = 2 * torch.randn(2, *SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    return images, list(executor.predict(images.numpy()).values())
+
+
+@pytest.mark.parametrize("index", range(len(MISREAD)), ids=list(MISREAD))
+def test_operation_is_converted_as_it_is_meant(found: tuple[Tensor, list[Any]], index: int) -> None:
+    images, answers = found
+    reference = list(MISREAD.values())[index]
+    expected = torch.cat([reference(image) for image in images.split(1)])
+    np.testing.assert_allclose(answers[index], expected.numpy(), rtol=2e-6, atol=5e-6)
+
+
+def test_gelu_by_tanh_stays_one_operation_of_its_module(tmp_path: Path) -> None:
+    program = rewrite(exported(nn.Sequential(nn.Identity(), nn.GELU("tanh"))))
+    executor = convert(program, tmp_path / "model.mlpackage")
+    assert executor.operations() == {"gelu": 1}
+    (gelu,) = (op for op in executor.program.operations if op.type == "gelu")
+    assert module_owners(program)[gelu.outputs[0][0]] == "1"
+
+
+def test_result_that_is_an_alias(tmp_path: Path) -> None:
+    class Alias(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.aten.alias(x.relu())  # type: ignore[no-any-return]
+
+    executor = convert(rewrite(exported(Alias())), tmp_path / "model.mlpackage")
+    images = OTHER.numpy()
+    (answer,) = executor.predict(images).values()
+    np.testing.assert_array_equal(answer, np.maximum(images, 0))
