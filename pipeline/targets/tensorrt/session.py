@@ -75,9 +75,9 @@ class Session:
         if not self._context.set_input_shape(self._input, (batch, *self.image)):
             raise BuildError(f"{self._path} does not take a batch of {batch}: {self._said()}")
 
-    def enqueue(self, stream: Any) -> None:
-        """Queue the engine."""
-        if not self._context.execute_async_v3(int(stream)):
+    def enqueue(self, stream: int) -> None:
+        """Queue the engine into a CUDA stream, by its handle."""
+        if not self._context.execute_async_v3(stream):
             raise BuildError(f"{self._path} cannot run: {self._said()}")
 
     def close(self) -> None:
