@@ -25,9 +25,8 @@ from networks import NETWORKS, SHAPE, inference_form, published_form, write_grap
 
 from pipeline.core.errors import PipelineError, UnavailableError
 from pipeline.core.figures import Latency, ratio
-from pipeline.targets.tensorrt import api, nvml
+from pipeline.targets.tensorrt import api, cuda, nvml
 from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
-from pipeline.targets.tensorrt.cuda import Cuda
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.runner import GpuRunner
 
@@ -172,8 +171,7 @@ def compare(name: str, batch: int, gpu: Gpu, seconds: float, folder: Path) -> di
     with ExitStack() as stack:
         engines, missing = engine_ways(graphs_of(name, folder), batch, gpu, folder, stack)
         ways = [*torch_ways(name, batch), *engines]
-        with Cuda() as cuda:
-            bus = cuda.bus_id()
+        bus = cuda.bus_id()
         before = nvml.read(bus)
         times = interleaved(ways, seconds)
         after = nvml.read(bus)

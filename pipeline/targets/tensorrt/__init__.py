@@ -14,12 +14,15 @@ facts
     What the network inside an engine consists of.
 device
     What the driver says about the GPU, without a CUDA runtime.
-cuda, gpu
-    Running an engine on a GPU, without torch.
+runner, session
+    Running an engine on a GPU: buffers, streams and time; the engine itself.
+cuda
+    The GPU by `torch.cuda`, with its errors in the pipeline's own words.
 nvml
     Clocks, temperature and power of the GPU.
 emulation
     The strict executor's word on an engine that cannot run here.
 
-Nothing here imports a runtime when it is itself imported.
+Nothing here imports a runtime when it is itself imported, except that what runs on a GPU (runner,
+cuda) imports torch.
 """

@@ -1,31 +1,30 @@
 """Running an engine on a GPU.
 
 Images go through page-locked memory, so that copies need no detour; one stream carries copies,
-engine and copies back. Both libraries launch the engine as one CUDA graph per batch size:
-TensorRT-RTX captures it itself when the runtime configuration asks for it, for full TensorRT it is
-captured here. TensorRT-RTX compiles the last part of its kernels on the GPU at the first call with
-a batch size; what it compiled is kept in a file beside the artifact (never inside: an artifact's
-files are hashed) and read at the next start.
+engine and copies back. Stream, events, memory and graphs are those of `torch.cuda`. Both libraries
+launch the engine as one CUDA graph per batch size: TensorRT-RTX captures it itself when the runtime
+configuration asks for it, for full TensorRT it is captured here. TensorRT-RTX compiles the last
+part of its kernels on the GPU at the first call with a batch size; what it compiled is kept in a
+file beside the artifact (never inside: an artifact's files are hashed) and read at the next start.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from pipeline.core.errors import InputError, PipelineError
+from pipeline.core.errors import InputError
 from pipeline.core.figures import Latency, Throughput
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import DeviceState, Runner
-from pipeline.targets.tensorrt import nvml
+from pipeline.targets.tensorrt import cuda, nvml
 from pipeline.targets.tensorrt.api import Library
-from pipeline.targets.tensorrt.cuda import Cuda
 from pipeline.targets.tensorrt.device import Gpu
 from pipeline.targets.tensorrt.session import Session
 
@@ -40,12 +39,13 @@ class GpuRunner(Runner):
         gpu: The GPU.
         cache: File for what TensorRT-RTX compiles on the GPU.
         log: Takes lines of the library's chatter.
-        runtime: `cuda.bindings.runtime`, or what stands for it.
 
     Attributes:
         first_calls: Batch size -> milliseconds of the first call with it, compilation included.
         load_ms: Milliseconds from the bytes to a runner that is ready.
-        memory: Bytes that the engine and its buffers take on the GPU.
+        memory: Bytes that the engine and its buffers take on the GPU; torch takes memory for the
+            buffers in pieces of 2 MiB and more.
+        bus_id: PCI address of the GPU, by which NVML knows it.
 
     Raises:
         ArtifactError: The library does not accept the engine.
@@ -61,21 +61,17 @@ class GpuRunner(Runner):
         *,
         cache: Path,
         log: Callable[[str], None] = lambda line: None,
-        runtime: Any = None,
     ) -> None:
         start = time.perf_counter()
-        self._gpu = gpu
+        self._gpu, self._path = gpu, path
         self.device = f"{library.title} on {gpu.name} (compute capability {gpu.capability})"
         self.first_calls: dict[int, float] = {}
-        self._graphs: dict[int, Any] = {}
         self._stack = ExitStack()
+        self._forget()
         try:
-            self._cuda = self._stack.enter_context(Cuda(runtime))
-            free = self._cuda.free_memory()
-            self._session = Session(library, engine, path, cache=cache, log=log)
-            self._stack.callback(self._session.close)
-            self._allocate()
-            self.memory = max(0, free - self._cuda.free_memory())
+            cuda.start()
+            with cuda.explained(str(path)):
+                self._open(library, engine, cache, log)
             self._before = nvml.read(self.bus_id)
         except BaseException:
             self._stack.close()
@@ -83,16 +79,11 @@ class GpuRunner(Runner):
         self.load_ms = 1e3 * (time.perf_counter() - start)
         self.smallest, self.largest = self._session.smallest, self._session.largest
 
-    @property
-    def bus_id(self) -> str:
-        """PCI address of the GPU, by which NVML knows it."""
-        return self._cuda.bus_id()
-
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images; see `Runner`."""
         self._check(images)
         self._run(images)
-        return self._logits(len(images))
+        return self._result(len(images))
 
     def timed(self, images: Images) -> dict[str, float]:
         """Run once and time it; see `Runner`.
@@ -104,14 +95,12 @@ class GpuRunner(Runner):
         self._check(images)
         start = time.perf_counter()
         self._run(images)
-        self._logits(len(images))
+        self._result(len(images))
         call = 1e3 * (time.perf_counter() - start)
         before, begin, end, after = self._events
-        return {
-            "engine": self._cuda.milliseconds(begin, end),
-            "copies": self._cuda.milliseconds(before, after),
-            "call": call,
-        }
+        with self._working():
+            engine, copies = begin.elapsed_time(end), before.elapsed_time(after)
+        return {"engine": engine, "copies": copies, "call": call}
 
     def engine_times(self, batch: int, calls: int) -> list[float]:
         """Time the engine alone, call after call without waiting, as `trtexec` does.
@@ -163,16 +152,57 @@ class GpuRunner(Runner):
         """Free the GPU, after keeping what was compiled. Can be called again."""
         self._stack.close()
 
+    def _forget(self) -> None:
+        """Let go of everything that lies on the GPU or is page-locked."""
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._events: list[torch.cuda.Event] = []
+        self._marks: list[torch.cuda.Event] = []
+        self._images = self._logits = self._gpu_images = self._gpu_logits = torch.empty(0)
+
+    def _open(
+        self, library: Library, engine: bytes, cache: Path, log: Callable[[str], None]
+    ) -> None:
+        self._stack.callback(self._release)
+        self._stream = torch.cuda.Stream(cuda.DEVICE)
+        self.bus_id = cuda.bus_id()
+        free = cuda.free_memory()
+        self._session = Session(library, engine, self._path, cache=cache, log=log)
+        self._stack.callback(self._session.close)
+        self._stack.callback(self._settle)
+        with torch.cuda.stream(self._stream):  # whose work the memory is then bound to
+            self._allocate()
+        self.memory = max(0, free - cuda.free_memory())
+
     def _allocate(self) -> None:
-        largest = self._session.largest
-        values = math.prod(self._session.image)
-        self._in = self._cuda.pinned_memory(4 * largest * values)
-        self._out = self._cuda.pinned_memory(4 * largest * self._session.classes)
-        self._in_device = self._cuda.device_memory(4 * largest * values)
-        self._out_device = self._cuda.device_memory(4 * largest * self._session.classes)
-        self._events = tuple(self._cuda.event() for _ in range(4))
-        self._loop_events: list[Any] = []
-        self._session.bind(self._in_device, self._out_device)
+        largest, classes = self._session.largest, self._session.classes
+        images, logits = (largest, *self._session.image), (largest, classes)
+        self._images = torch.empty(*images, dtype=torch.float32, pin_memory=True)
+        self._logits = torch.empty(*logits, dtype=torch.float32, pin_memory=True)
+        on_gpu = f"cuda:{cuda.DEVICE}"
+        self._gpu_images = torch.empty(*images, dtype=torch.float32, device=on_gpu)
+        self._gpu_logits = torch.empty(*logits, dtype=torch.float32, device=on_gpu)
+        self._session.bind(self._gpu_images.data_ptr(), self._gpu_logits.data_ptr())
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2 * _QUEUED)]
+
+    def _settle(self) -> None:
+        """Wait for what an error left in the stream: it uses the engine and the buffers."""
+        # A GPU that is lost has said so; the engine is to be freed all the same.
+        with suppress(RuntimeError):
+            self._stream.synchronize()
+
+    def _release(self) -> None:
+        """Give memory back to the GPU. torch keeps page-locked memory, for whoever is next."""
+        self._forget()
+        # As in `_settle`: an error on the way out would hide the one that led there.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Queue what follows into the runner's own stream; CUDA's errors become our own."""
+        with cuda.explained(str(self._path)), torch.cuda.stream(self._stream):
+            yield
 
     def _check(self, images: Images) -> None:
         smallest, largest = self._session.smallest, self._session.largest
@@ -189,23 +219,23 @@ class GpuRunner(Runner):
             )
 
     def _run(self, images: Images) -> None:
-        batch, cuda = len(images), self._cuda
-        self._prepare(batch)
-        before, begin, end, after = self._events
-        staged = self._in.array[: images.nbytes].view(np.float32).reshape(images.shape)
-        np.copyto(staged, images)
-        cuda.record(before)
-        cuda.to_device(self._in_device, self._in.address, images.nbytes)
-        cuda.record(begin)
-        self._launch(batch)
-        cuda.record(end)
-        cuda.to_host(self._out.address, self._out_device, 4 * batch * self._session.classes)
-        cuda.record(after)
-        cuda.wait()
+        batch = len(images)
+        with self._working():
+            self._prepare(batch)
+            before, begin, end, after = self._events
+            # No name is given to a part of a buffer: an error's traceback would keep it alive.
+            np.copyto(self._images[:batch].numpy(), images)
+            before.record(self._stream)
+            self._gpu_images[:batch].copy_(self._images[:batch], non_blocking=True)
+            begin.record(self._stream)
+            self._launch(batch)
+            end.record(self._stream)
+            self._logits[:batch].copy_(self._gpu_logits[:batch], non_blocking=True)
+            after.record(self._stream)
+            self._stream.synchronize()
 
-    def _logits(self, batch: int) -> Logits:
-        values = self._out.array[: 4 * batch * self._session.classes].view(np.float32)
-        return values.reshape(batch, self._session.classes).copy()
+    def _result(self, batch: int) -> Logits:
+        return self._logits[:batch].numpy().copy()
 
     def _prepare(self, batch: int) -> None:
         """Set the batch size; at its first use run once, so that compilation is over."""
@@ -213,48 +243,53 @@ class GpuRunner(Runner):
         if batch in self.first_calls:
             return
         start = time.perf_counter()
-        self._session.enqueue(self._cuda.stream)
-        self._cuda.wait()
+        self._session.enqueue(self._stream.cuda_stream)
+        self._stream.synchronize()
         if not self._session.library.rtx:
             self._capture(batch)
         self.first_calls[batch] = 1e3 * (time.perf_counter() - start)
 
     def _capture(self, batch: int) -> None:
-        self._cuda.begin_capture()
+        """Record the engine with a batch size as a graph. The runner's stream is the current one.
+
+        `torch.cuda.graph` does the same, but lets the error of a capture that came to nothing hide
+        the reason, which the library told.
+        """
+        self._graphs[batch] = torch.cuda.CUDAGraph()
+        # "thread_local": other threads may allocate meanwhile.
+        self._graphs[batch].capture_begin(capture_error_mode="thread_local")
         try:
-            self._session.enqueue(self._cuda.stream)
-        except PipelineError:
-            self._cuda.abandon_capture()
+            self._session.enqueue(self._stream.cuda_stream)
+        except BaseException:
+            with suppress(RuntimeError):
+                self._graphs[batch].capture_end()
+            del self._graphs[batch]
             raise
-        self._graphs[batch] = self._cuda.end_capture()
+        self._graphs[batch].capture_end()
 
     def _launch(self, batch: int) -> None:
         if batch in self._graphs:
-            self._cuda.launch(self._graphs[batch])
+            self._graphs[batch].replay()
         else:
-            self._session.enqueue(self._cuda.stream)
+            self._session.enqueue(self._stream.cuda_stream)
 
     def _loop(self, batch: int, calls: int) -> tuple[list[float], float]:
         """Milliseconds of every call, and of all with the gaps between them."""
-        self._prepare(batch)
-        marks = [(self._loop_event(2 * i), self._loop_event(2 * i + 1)) for i in range(_QUEUED)]
         times: list[float] = []
         total = 0.0
-        while len(times) < calls:
-            queued = marks[: calls - len(times)]
-            for begin, end in queued:
-                self._cuda.record(begin)
-                self._launch(batch)
-                self._cuda.record(end)
-            self._cuda.wait()
-            times += [self._cuda.milliseconds(begin, end) for begin, end in queued]
-            total += self._cuda.milliseconds(queued[0][0], queued[-1][1])
+        with self._working():
+            self._prepare(batch)
+            pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
+            while len(times) < calls:
+                queued = pairs[: calls - len(times)]
+                for begin, end in queued:
+                    begin.record(self._stream)
+                    self._launch(batch)
+                    end.record(self._stream)
+                self._stream.synchronize()
+                times += [begin.elapsed_time(end) for begin, end in queued]
+                total += queued[0][0].elapsed_time(queued[-1][1])
         return times, total
-
-    def _loop_event(self, i: int) -> Any:
-        while len(self._loop_events) <= i:
-            self._loop_events.append(self._cuda.event())
-        return self._loop_events[i]
 
 
 _QUEUED = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,8 @@ class Session:
         library: The library that built it.
         engine: The engine's bytes.
         path: Where it lies, for messages.
-        cache: File for what TensorRT-RTX compiles on the GPU.
+        cache: File for what TensorRT-RTX compiles on the GPU. It is read only if the SHA-256 that
+            was written beside it matches.
         log: Takes lines of the library's chatter.
 
     Attributes:
@@ -75,16 +77,16 @@ class Session:
         if not self._context.set_input_shape(self._input, (batch, *self.image)):
             raise BuildError(f"{self._path} does not take a batch of {batch}: {self._said()}")
 
-    def enqueue(self, stream: Any) -> None:
-        """Queue the engine."""
-        if not self._context.execute_async_v3(int(stream)):
+    def enqueue(self, stream: int) -> None:
+        """Queue the engine into a CUDA stream, by its handle."""
+        if not self._context.execute_async_v3(stream):
             raise BuildError(f"{self._path} cannot run: {self._said()}")
 
     def close(self) -> None:
         """Keep what was compiled and free the engine. Can be called again."""
         if self._cache is not None:
             cache, self._cache = self._cache, None
-            write_atomically(self._cache_path, bytes(cache.serialize()))
+            _keep(self._cache_path, bytes(cache.serialize()), self._log)
         # The order matters: a context uses its engine, an engine its runtime.
         self._context = self._engine = self._runtime = None
         self._stack.close()
@@ -120,9 +122,8 @@ class Session:
         kinds = module.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
         self._cache = config.create_runtime_cache()
-        if self._cache_path.is_file() and not self._cache.deserialize(
-            self._cache_path.read_bytes()
-        ):
+        kept = _kept(self._cache_path, self._log)
+        if kept is not None and not self._cache.deserialize(kept):
             self._log(f"{self._cache_path} is of another GPU, driver or version: compiling anew")
         config.set_runtime_cache(self._cache)
         return self._engine.create_execution_context(config)
@@ -143,6 +144,41 @@ class Session:
             f"{self.library.title} does not accept {self._path}: {reason}; build it again for "
             "this GPU and version"
         )
+
+
+def digest_path(cache: Path) -> Path:
+    """File with the SHA-256 of what was kept, beside it, as `sha256sum --check` reads it."""
+    return cache.with_name(f"{cache.name}.sha256")
+
+
+def _keep(cache: Path, content: bytes, log: Callable[[str], None]) -> None:
+    try:
+        # A stop between the two leaves a digest that does not match: the next start compiles anew.
+        write_atomically(cache, content)
+        write_atomically(digest_path(cache), _digest_line(cache, content))
+    except ArtifactError as error:  # what was computed with the engine is worth more than its cache
+        log(f"what was compiled on the GPU is not kept: {error}")
+
+
+def _kept(cache: Path, log: Callable[[str], None]) -> bytes | None:
+    """What was kept, or None if there is nothing, or not what was written."""
+    if not cache.is_file():
+        return None
+    try:
+        content = cache.read_bytes()
+        stated = digest_path(cache).read_bytes() if digest_path(cache).is_file() else b""
+    except OSError as error:
+        log(f"{cache} cannot be read ({error.strerror}): compiling anew")
+        return None
+    # Machine code that the GPU will run: damage is not left to the library to find.
+    if stated != _digest_line(cache, content).encode():
+        log(f"{cache} does not match {digest_path(cache).name}: ignored, compiling anew")
+        return None
+    return content
+
+
+def _digest_line(cache: Path, content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()}  {cache.name}\n"
 
 
 def _diagnose(runtime: Any, module: Any, engine: bytes) -> tuple[int, Any]:

@@ -6,7 +6,9 @@ GPU box, for its GPU. Details are in `pipeline.targets.tensorrt`.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import runpy
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,7 @@ from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
 from pipeline.targets.forms import Form
-from pipeline.targets.tensorrt import api, cuda, limits, nvml
+from pipeline.targets.tensorrt import api, limits, nvml
 from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.limits import ComputeCapability
@@ -27,6 +29,8 @@ from pipeline.targets.tensorrt.process import build_apart
 from pipeline.targets.tensorrt.quantize import Fp8Trt, Int8Trt
 
 _LOG = logging.getLogger(__name__)
+
+TORCH = "install torch for CUDA as https://pytorch.org/get-started/locally says"
 
 
 class TrtTarget(Target):
@@ -66,7 +70,7 @@ class TrtTarget(Target):
                 "run",
                 gpu if isinstance(gpu, str) else "",
             ),
-            Requirement("cuda.bindings", _version("cuda-bindings"), "run", cuda.INSTALL),
+            Requirement("torch with CUDA", torch_cuda(), "run", TORCH),
             Requirement("pynvml", _version("nvidia-ml-py"), "measure", nvml.INSTALL),
         ]
 
@@ -152,8 +156,8 @@ class TrtTarget(Target):
             )
         if gpu.capability not in facts["compute_capabilities"]:
             return _wrong_gpu(gpu, facts["compute_capabilities"])
-        if _version("cuda-bindings") is None:
-            return f"cuda.bindings is not installed: {cuda.INSTALL}"
+        if torch_cuda() is None:
+            return f"the installed torch has no CUDA: {TORCH}"
         return None
 
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
@@ -186,6 +190,16 @@ def cache_path(artifact: Artifact, gpu: Gpu) -> Path:
     engine = artifact.files[ENGINE].sha256[:12]
     folder = artifact.folder
     return folder.with_name(f"{folder.name}-{engine}-sm{gpu.capability.replace('.', '')}.cache")
+
+
+def torch_cuda() -> str | None:
+    """CUDA version for which torch was built; None if it is not installed or was built for CPUs."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    # `torch.version` would import all of torch, which takes seconds. Its file holds constants.
+    version: str | None = runpy.run_path(str(Path(spec.origin).with_name("version.py")))["cuda"]
+    return version
 
 
 def _options(options: TargetOptions) -> TrtOptions:

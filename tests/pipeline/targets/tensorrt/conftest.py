@@ -8,14 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.core.network import Network
@@ -80,6 +84,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gpu]:
     def put(**changes: Any) -> Gpu:
         found = Gpu(**{**vars(ADA), **changes})
         monkeypatch.setattr("pipeline.targets.tensorrt.target.find_gpu", lambda: found)
+        monkeypatch.setattr("pipeline.targets.tensorrt.target.torch_cuda", lambda: "13.2")
         return found
 
     return put
@@ -166,164 +171,231 @@ def build_in() -> Callable[..., dict[str, Any]]:
     return build
 
 
-class Code(int):
-    """An error code that knows its name, as `cuda.bindings` gives it."""
+class Storage:
+    """Memory that a fake tensor and its parts share."""
 
-    name: str
-
-    def __new__(cls, value: int, name: str) -> Code:
-        code = super().__new__(cls, value)
-        code.name = name
-        return code
+    def __init__(self, place: str, size: int) -> None:
+        self.place, self.size = place, size
 
 
-SUCCESS = Code(0, "cudaSuccess")
-MEMORY = Code(2, "cudaErrorMemoryAllocation")
+class FakeTensor:
+    """A real tensor in ordinary memory that says it lies elsewhere; what it can do is torch's."""
+
+    def __init__(self, gpu: FakeGpu, tensor: torch.Tensor, storage: Storage) -> None:
+        self.gpu, self.tensor, self.storage = gpu, tensor, storage
+
+    def __getitem__(self, part: slice) -> FakeTensor:
+        return FakeTensor(self.gpu, self.tensor[part], self.storage)
+
+    def data_ptr(self) -> int:
+        return self.tensor.data_ptr()
+
+    def numpy(self) -> np.ndarray:
+        assert self.storage.place != "gpu", "torch shows no array of what lies on a GPU"
+        return self.tensor.numpy()
+
+    def copy_(self, source: FakeTensor, non_blocking: bool = False) -> FakeTensor:
+        places = (source.storage.place, self.storage.place)
+        assert set(places) == {"pinned", "gpu"}, "an asynchronous copy needs page-locked memory"
+        assert non_blocking
+        assert self.gpu.current is not None, "copies go through the runner's own stream"
+        self.gpu.enter(f"copy to {places[1]}")
+        self.tensor.copy_(source.tensor, non_blocking=non_blocking)
+        return self
 
 
-class FakeCuda:
-    """Stands for `cuda.bindings.runtime`: documented signatures, real host memory, a record.
+class FakeStream:
+    """Stands for `torch.cuda.Stream`: work is done at once, except while capturing."""
 
-    Work in a stream is done at once, except while capturing.
+    def __init__(self, gpu: FakeGpu, device: int | None = None) -> None:
+        gpu.enter("Stream")
+        assert device == 0
+        self.gpu = gpu
+        self.cuda_stream = 4096 + len(gpu.streams)
+        gpu.streams.add(self.cuda_stream)
+
+    def synchronize(self) -> None:
+        assert self.gpu.capturing is None, "CUDA cannot wait while it captures"
+        self.gpu.enter("synchronize")
+
+
+class FakeEvent:
+    """Stands for `torch.cuda.Event`; the clock moves at each."""
+
+    def __init__(self, gpu: FakeGpu, enable_timing: bool = False) -> None:
+        assert enable_timing, "without it no time can be read"
+        self.gpu, self.at = gpu, -1.0
+        gpu.alive.add(self)
+
+    def record(self, stream: FakeStream | None = None) -> None:
+        assert stream is not None
+        self.gpu.enter("record")
+        self.gpu.clock += 0.25
+        self.at = self.gpu.clock
+
+    def elapsed_time(self, end_event: FakeEvent) -> float:
+        assert min(self.at, end_event.at) > 0, "both were recorded"
+        return end_event.at - self.at
+
+
+class FakeGraph:
+    """Stands for `torch.cuda.CUDAGraph`."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+        self.work: list[Callable[[], None]] | None = None
+        gpu.alive.add(self)
+
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        self.gpu.enter(f"capture_begin {capture_error_mode}")
+        assert self.gpu.current is not None, "the default stream cannot be captured"
+        self.gpu.capturing = []
+
+    def capture_end(self) -> None:
+        assert self.gpu.current is not None, "a capture ends in its own stream"
+        self.work, self.gpu.capturing = self.gpu.capturing, None
+        self.gpu.enter("capture_end")
+
+    def replay(self) -> None:
+        assert self.gpu.current is not None, "a graph is replayed in the current stream"
+        assert self.work
+        self.gpu.enter("replay")
+        for work in self.work:
+            work()
+
+
+class FakeGpu:
+    """What stands behind the fake `torch.cuda`: a record, and what is alive.
+
+    Attributes:
+        calls: What was asked, in order.
+        alive: Memory, events and graphs that somebody holds.
+        reserved: Bytes on the GPU that torch has not given back.
+        fail: What raises instead: what is asked -> (how many of it work before, error).
+        lost: What every call raises.
+        capturing: What is recorded instead of done.
+        current: The current stream, None for the default one.
+        torch: Stands for `torch`: all names that the code for the GPU uses, and no others.
     """
-
-    cudaStreamNonBlocking = 1  # noqa: N815
-    cudaHostAllocDefault = 0  # noqa: N815
-    cudaEventDefault = 0  # noqa: N815
-    cudaMemcpyKind = SimpleNamespace(  # noqa: N815
-        cudaMemcpyHostToDevice="to device", cudaMemcpyDeviceToHost="to host"
-    )
-    cudaStreamCaptureMode = SimpleNamespace(  # noqa: N815
-        cudaStreamCaptureModeThreadLocal="thread local"
-    )
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.alive: dict[int, Any] = {}
-        self.pinned: set[int] = set()
-        self.fail: dict[str, tuple[int, Code]] = {}
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.reserved = 0
+        self.fail: dict[str, tuple[int, Exception]] = {}
+        self.failing: Exception | None = None
+        self.lost: Exception | None = None
+        self.streams: set[int] = set()
         self.capturing: list[Callable[[], None]] | None = None
+        self.current: FakeStream | None = None
         self.clock = 0.0
+        self.torch = SimpleNamespace(
+            __version__="2.15.0+cu132",
+            version=SimpleNamespace(cuda="13.2"),
+            float32=torch.float32,
+            OutOfMemoryError=torch.OutOfMemoryError,
+            AcceleratorError=torch.AcceleratorError,
+            empty=self.empty,
+            cuda=SimpleNamespace(
+                init=self.init,
+                set_device=self.set_device,
+                stream=self.stream,
+                mem_get_info=self.mem_get_info,
+                empty_cache=self.empty_cache,
+                get_device_properties=self.get_device_properties,
+                Stream=partial(FakeStream, self),
+                Event=partial(FakeEvent, self),
+                CUDAGraph=partial(FakeGraph, self),
+            ),
+        )
 
-    def _enter(self, name: str, *details: Any) -> Code:
-        self.calls.append(" ".join(map(str, (name, *details))))
-        left, code = self.fail.get(name, (-1, SUCCESS))
-        if left < 0:
-            return SUCCESS
-        self.fail[name] = (left - 1, code)
-        return code if left == 0 else SUCCESS
+    def enter(self, call: str) -> None:
+        self.calls.append(call)
+        if self.lost is not None and call != "empty host":
+            raise self.lost
+        if call in self.fail:
+            left, self.failing = self.fail.pop(call)
+            if left == 0:
+                raise self.failing  # no local name: its traceback would hold itself
+            self.fail[call] = (left - 1, self.failing)
 
-    def _make(self, name: str, thing: Any) -> tuple[Any, ...]:
-        if code := self._enter(name):
-            return (code, None)
-        handle = ctypes.addressof(thing) if isinstance(thing, ctypes.Array) else id(thing)
-        self.alive[handle] = thing
-        return (SUCCESS, handle)
+    def empty(
+        self,
+        *size: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = None,
+        pin_memory: bool = False,
+    ) -> FakeTensor:
+        assert device in (None, "cuda:0")
+        place = "gpu" if device else "pinned" if pin_memory else "host"
+        self.enter(f"empty {place}")
+        tensor = torch.empty(*size, dtype=dtype)
+        storage = Storage(place, tensor.nbytes)
+        if place != "host":
+            self.alive.add(storage)
+        if place == "gpu":
+            self.reserved += tensor.nbytes
+        return FakeTensor(self, tensor, storage)
 
-    def _free(self, name: str, handle: int) -> tuple[Code]:
-        self.calls.append(name)
-        del self.alive[handle]  # twice, or something never made: KeyError
-        return (SUCCESS,)
+    def init(self) -> None:
+        self.enter("init")
 
-    def cudaSetDevice(self, device: int) -> tuple[Code]:  # noqa: N802
-        return (self._enter("cudaSetDevice", device),)
+    def set_device(self, device: int) -> None:
+        self.enter(f"set_device {device}")
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
-        return self._make("cudaStreamCreateWithFlags", object())
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
 
-    def cudaStreamDestroy(self, stream: int) -> tuple[Code]:  # noqa: N802
-        return self._free("cudaStreamDestroy", stream)
+    def mem_get_info(self, device: int) -> tuple[int, int]:
+        return (1 << 30) - self.reserved, 1 << 30
 
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
-        return self._make("cudaMalloc", (ctypes.c_uint8 * size)())
+    def empty_cache(self) -> None:
+        self.enter("empty_cache")
+        self.reserved = sum(held.size for held in self.memory() if held.place == "gpu")
 
-    def cudaFree(self, address: int) -> tuple[Code]:  # noqa: N802
-        return self._free("cudaFree", address)
+    def get_device_properties(self, device: int) -> Any:
+        return SimpleNamespace(pci_domain_id=0, pci_bus_id=0x41, pci_device_id=0x1F)
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
-        code, address = self._make("cudaHostAlloc", (ctypes.c_uint8 * size)())
-        if not code:
-            self.pinned.add(address)
-        return (code, address)
+    def memory(self) -> list[Storage]:
+        return [thing for thing in self.alive if isinstance(thing, Storage)]
 
-    def cudaFreeHost(self, address: int) -> tuple[Code]:  # noqa: N802
-        return self._free("cudaFreeHost", address)
-
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
-        return self._make("cudaEventCreateWithFlags", [0.0])
-
-    def cudaEventDestroy(self, event: int) -> tuple[Code]:  # noqa: N802
-        return self._free("cudaEventDestroy", event)
-
-    def cudaEventRecord(self, event: int, stream: int) -> tuple[Code]:  # noqa: N802
-        code = self._enter("cudaEventRecord")
-        self.alive[stream]
-        self.clock += 0.25
-        self.alive[event][0] = self.clock
-        return (code,)
-
-    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Code, float]:  # noqa: N802
-        return (SUCCESS, self.alive[end][0] - self.alive[start][0])
-
-    def cudaMemcpyAsync(  # noqa: N802
-        self, to: int, source: int, size: int, kind: str, stream: int
-    ) -> tuple[Code]:
-        code = self._enter("cudaMemcpyAsync", kind)
-        host = source if kind == "to device" else to
-        assert host in self.pinned, "an asynchronous copy needs page-locked memory"
-        assert size <= len(self.alive[to])
-        assert size <= len(self.alive[source])
-        ctypes.memmove(to, source, size)
-        return (code,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Code]:  # noqa: N802
-        self.alive[stream]
-        return (self._enter("cudaStreamSynchronize"),)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Code]:  # noqa: N802
-        self.capturing = []
-        return (self._enter("cudaStreamBeginCapture", mode),)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
-        recorded, self.capturing = self.capturing, None
-        return self._make("cudaStreamEndCapture", recorded)
-
-    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
-        return self._make("cudaGraphInstantiate", list(self.alive[graph]))
-
-    def cudaGraphDestroy(self, graph: int) -> tuple[Code]:  # noqa: N802
-        return self._free("cudaGraphDestroy", graph)
-
-    def cudaGraphExecDestroy(self, executable: int) -> tuple[Code]:  # noqa: N802
-        return self._free("cudaGraphExecDestroy", executable)
-
-    def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[Code]:  # noqa: N802
-        code = self._enter("cudaGraphLaunch")
-        for work in self.alive[executable]:
-            work()
-        return (code,)
-
-    def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
-        used = sum(len(t) for a, t in self.alive.items() if isinstance(t, ctypes.Array))
-        return (SUCCESS, (1 << 30) - used, 1 << 30)
-
-    def cudaDeviceGetPCIBusId(self, size: int, device: int) -> tuple[Any, ...]:  # noqa: N802
-        return (SUCCESS, b"0000:01:00.0".ljust(size, b"\0"))
-
-    def cudaGetErrorString(self, code: int) -> tuple[Any, ...]:  # noqa: N802
-        return (SUCCESS, b"words for it")
+    def is_free(self) -> bool:
+        """Whether nobody holds anything and torch gave everything back."""
+        return not self.alive and not self.reserved and self.current is None
 
 
 @pytest.fixture
-def cuda() -> FakeCuda:
-    """A CUDA that records what it is asked."""
-    return FakeCuda()
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A CUDA that records what it is asked, in the place of torch's."""
+    fake = FakeGpu()
+    for module in ("cuda", "runner"):
+        monkeypatch.setattr(f"pipeline.targets.tensorrt.{module}.torch", fake.torch)
+    return fake
 
 
 @pytest.fixture
-def out_of_memory() -> Code:
-    """CUDA's code for too little memory."""
-    return MEMORY
+def cuda_error() -> Callable[[int, str], Exception]:
+    """Makes an error as torch raises it for a code of CUDA's: (code, words)."""
+
+    def make(code: int, words: str) -> Exception:
+        error: Any = torch.AcceleratorError(
+            f"CUDA error: {words}\nSearch for `cudaError' in https://docs.nvidia.com for more\n"
+        )
+        error.error_code = code
+        return cast(Exception, error)
+
+    return make
+
+
+@pytest.fixture
+def out_of_memory() -> Exception:
+    """What torch's allocator raises where the GPU has too little memory."""
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a")
 
 
 class FakeLibrary:
@@ -359,7 +431,7 @@ class FakeLibrary:
         self.config: Any = None
         self.caches_read: list[bytes] = []
         self.enqueued: list[int] = []
-        self.failing = False
+        self.failing = self.failing_in_capture = False
         self.logger: Any = None
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
@@ -382,6 +454,7 @@ class FakeEngine:
 
     def __init__(self, library: FakeLibrary) -> None:
         self.library = library
+        weakref.finalize(self, library.cuda.calls.append, "engine freed")
 
     def get_tensor_name(self, i: int) -> str:
         return ("image", "logits")[i]
@@ -436,10 +509,10 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         library, batch = self.library, self.batch
-        if library.failing:
+        if library.failing or (library.failing_in_capture and library.cuda.capturing is not None):
             library.logger.log(library.ILogger.Severity.ERROR, "the GPU fell off the bus")
             return False
-        assert stream in library.cuda.alive
+        assert stream in library.cuda.streams
         source, result = (self.addresses[n] for n in ("image", "logits"))
 
         def work() -> None:

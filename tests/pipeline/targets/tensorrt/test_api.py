@@ -155,7 +155,7 @@ def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_the_target_imports_no_runtime() -> None:
     code = (
-        "import sys, pipeline.targets.tensorrt.runner, pipeline.targets.registry;"
+        "import sys, pipeline.targets.tensorrt.target, pipeline.targets.registry;"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'tensorrt_rtx', 'tensorrt', 'cuda'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

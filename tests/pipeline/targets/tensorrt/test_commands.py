@@ -17,7 +17,6 @@ from pipeline.cli import main
 from pipeline.core.files import file_hash
 from pipeline.steps.artifact import MANIFEST
 from pipeline.targets.tensorrt import api, builder
-from pipeline.targets.tensorrt import cuda as cuda_module
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import Gpu
 from pipeline.targets.tensorrt.nvml import GpuState
@@ -321,7 +320,6 @@ def answering(
     library = fake_library(cuda, api.RTX, (3, 64, 64), 10)
     monkeypatch.setattr(builder, "_LOGGERS", {})
     monkeypatch.setattr(api, "load", lambda name: library)
-    monkeypatch.setattr(cuda_module, "_import", lambda: cuda)
     states = iter(
         GpuState(clock, 9000, 60, 200.0, throttled, "580.1")
         for clock, throttled in ((2500, ()), (1800, ("SwPowerCap",)))
@@ -349,7 +347,7 @@ def test_bench_on_a_gpu(copied: tuple[str, Path], answering: Any) -> None:
     ]
     assert "fp16: the device was throttled: SwPowerCap" in result.stdout
     assert list(folder.parent.glob("fp16-*-sm89.cache")), "what was compiled is kept"
-    assert answering.alive == {}, "everything is freed"
+    assert answering.is_free()
 
 
 @pytest.mark.parametrize("batches", [("8",), ("1", "8")])
@@ -361,7 +359,7 @@ def test_a_batch_outside_the_profile(
     result = invoke("bench", "--target", "trt", "--config", config, *options)
     assert result.exit_code == 2
     assert "batches of 1 to 4, not 8" in result.output
-    assert answering.alive == {}
+    assert answering.is_free()
 
 
 def test_validation_on_a_gpu_takes_the_whole_set(copied: tuple[str, Path], answering: Any) -> None:
@@ -371,15 +369,15 @@ def test_validation_on_a_gpu_takes_the_whole_set(copied: tuple[str, Path], answe
     facts = json.loads((folder.parents[1] / "validate/trt-fp16" / MANIFEST).read_text())["facts"]
     assert facts["numbers"]["top1"]["state"] == "measured"
     assert facts["numbers"]["top1"]["samples"] == 10  # by batches of at most 4
-    assert answering.alive == {}
+    assert answering.is_free()
 
 
 def test_a_gpu_with_too_little_memory(
     copied: tuple[str, Path], answering: Any, out_of_memory: Any
 ) -> None:
     config, _ = copied
-    answering.fail["cudaMalloc"] = (0, out_of_memory)
+    answering.fail["empty gpu"] = (0, out_of_memory)
     result = invoke("bench", "--target", "trt", "--config", config)
     assert result.exit_code == 4
     assert "the GPU has too little free memory; close what else runs on it" in result.output
-    assert answering.alive == {}
+    assert answering.is_free()

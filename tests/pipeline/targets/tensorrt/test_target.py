@@ -24,7 +24,7 @@ from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.emulation import EmulatedRunner
 from pipeline.targets.tensorrt.options import TrtOptions
-from pipeline.targets.tensorrt.target import TrtTarget, cache_path
+from pipeline.targets.tensorrt.target import TORCH, TrtTarget, cache_path
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 
@@ -292,9 +292,18 @@ def test_a_library_that_is_not_installed(
 
 
 def test_nothing_is_missing_on_the_right_machine(engine: Artifact, gpu: Callable[..., Gpu]) -> None:
-    pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     gpu()
     assert TRT.missing(engine) is None
+
+
+def test_a_torch_without_cuda(
+    engine: Artifact, gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu()
+    monkeypatch.setattr("pipeline.targets.tensorrt.target.torch_cuda", lambda: None)
+    assert TRT.missing(engine) == f"the installed torch has no CUDA: {TORCH}"
+    found = {r.name: r for r in TRT.requirements()}
+    assert (found["torch with CUDA"].found, found["torch with CUDA"].remedy) == (None, TORCH)
 
 
 def test_running_without_a_gpu_says_what_to_do(engine: Artifact) -> None:
