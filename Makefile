@@ -1,6 +1,7 @@
 # make run    build, validate and measure the embedded model for all three targets
 # make test   run the whole test suite
-# make check  formatting, lint and types
+# make check  formatting, lint, floors and types
+# make soak   what takes long: kills, random graphs, odd inputs (an hour on two cores)
 #
 # Each installs what it needs into .venv when that is missing or out of date.
 
@@ -10,7 +11,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test check install clean
+.PHONY: run test check soak install clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -24,6 +25,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+soak: $(INSTALLED)
+	$(BIN)/python scripts/kill_and_continue.py --kills 20
+	$(BIN)/python scripts/random_graphs.py --graphs 1000
 
 install: $(INSTALLED)
 

@@ -1,0 +1,115 @@
+"""Tests lie where the product's files do, under the same names, or say where else and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ELSEWHERE: dict[str, tuple[str, str]] = {
+    "calibration/judge.py": ("pipeline/targets/tensorrt/test_quantize.py", "it judges such graphs"),
+    "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
+    "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),
+    "care/factory.py": ("care/test_evaluate.py", "networks are made for a checkpoint"),
+    "care/{job,learner,progress,runs}.py": ("care/test_train.py", "the program's own parts"),
+    "pipeline/commands/*.py": ("pipeline/test_cli.py", "commands, as a user gives them"),
+    "pipeline/core/files.py": ("pipeline/core/test_replacing.py", "writing is putting in place"),
+    "pipeline/core/plots.py": ("pipeline/core/test_svg.py", "plots are SVG"),
+    "pipeline/core/runner.py": ("pipeline/targets/test_toy.py", "the smallest runner"),
+    "pipeline/emulate/mil/operators/*.py": (
+        "pipeline/emulate/mil/test_operators.py",
+        "every operation has a case",
+    ),
+    "pipeline/emulate/mil/*.py": ("pipeline/emulate/mil/test_program.py", "a program's way"),
+    "pipeline/emulate/onnx/operators/*.py": (
+        "pipeline/emulate/onnx/test_operators.py",
+        "every operator has a case",
+    ),
+    "pipeline/emulate/onnx/plan.py": ("pipeline/emulate/onnx/test_graph.py", "a graph's plan"),
+    "pipeline/exports/coreml_bench.py": ("pipeline/targets/coreml/test_results.py", "both ends"),
+    "pipeline/graphs/{compare,edit,links}.py": (
+        "pipeline/graphs/passes/test_networks.py",
+        "what all passes use",
+    ),
+    "pipeline/graphs/qdq.py": ("pipeline/targets/tensorrt/test_quantize.py", "its only user"),
+    "pipeline/graphs/qdq_ort.py": ("pipeline/targets/ort/test_quantize.py", "its only user"),
+    "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),
+    "pipeline/source.py": ("pipeline/stages/test_keys.py", "what of it is in which key"),
+    "pipeline/stages/onnxsim_process.py": ("pipeline/stages/test_simplify.py", "its only user"),
+    "pipeline/stages/*.py": ("pipeline/stages/test_keys.py", "steps of a whole run"),
+    "pipeline/steps/{folders,log}.py": ("pipeline/scheduler/test_execute.py", "lock and log"),
+    "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
+    "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
+    "pipeline/targets/pytorch.py": ("pipeline/stages/test_bench.py", "the baseline"),
+    "pipeline/targets/coreml/measured.py": (
+        "pipeline/targets/coreml/test_results.py",
+        "measurements are taken over",
+    ),
+    "pipeline/targets/coreml/*.py": (
+        "pipeline/targets/coreml/test_target.py",
+        "what a build goes through",
+    ),
+    "pipeline/targets/ort/*.py": (
+        "pipeline/targets/ort/test_target.py",
+        "what a build goes through",
+    ),
+    "pipeline/targets/tensorrt/nvml.py": (
+        "pipeline/targets/tensorrt/test_runner.py",
+        "read while it runs",
+    ),
+    "pipeline/targets/tensorrt/*.py": (
+        "pipeline/targets/tensorrt/test_process.py",
+        "what a build goes through",
+    ),
+}
+"""Files without a test file of their name: where they are tested, and why. The first fits."""
+
+
+def expanded(pattern: str) -> list[str]:
+    """`a/{b,c}.py` as the two that it stands for."""
+    if "{" not in pattern:
+        return [pattern]
+    head, _, rest = pattern.partition("{")
+    names, _, tail = rest.partition("}")
+    return [f"{head}{name}{tail}" for name in names.split(",")]
+
+
+def place_of(file: Path) -> str | None:
+    """The test file, below tests/, in which a file of the product is tested."""
+    own = file.with_name(f"test_{file.name}")
+    if (ROOT / "tests" / own).exists():
+        return own.as_posix()
+    for pattern, (test, _) in ELSEWHERE.items():
+        if any(file.match(one) and file.parent == Path(one).parent for one in expanded(pattern)):
+            return test
+    return None
+
+
+FILES = [
+    path.relative_to(ROOT)
+    for package in ("pipeline", "care", "calibration")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if not path.name.startswith("__")
+]
+
+
+def test_every_file_is_tested_somewhere() -> None:
+    assert [str(file) for file in FILES if place_of(file) is None] == []
+
+
+@pytest.mark.parametrize("test", sorted({test for test, _ in ELSEWHERE.values()}))
+def test_where_it_says(test: str) -> None:
+    assert (ROOT / "tests" / test).is_file()
+
+
+def test_no_entry_is_left_over() -> None:
+    named = {one for pattern in ELSEWHERE for one in expanded(pattern) if "*" not in one}
+    gone = [one for one in named if not (ROOT / one).is_file()]
+    own = [
+        one
+        for one in named
+        if place_of(Path(one)) == Path(one).with_name(f"test_{Path(one).name}").as_posix()
+    ]
+    assert (gone, own) == ([], [])
