@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from pipeline.core.errors import BuildError, InputError
 from pipeline.core.network import Images, Network
 from pipeline.stages.calibration_set import read_calibration
 from pipeline.stages.context import RunContext
-from pipeline.stages.names import GRAPH
+from pipeline.stages.names import GRAPH, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
+from pipeline.steps.step import Step
 from pipeline.targets.base import MODULE, BuildJob
 from pipeline.targets.registry import TARGETS
 
@@ -38,7 +40,8 @@ class BuildStep(TargetStep):
         self.runtime = TARGETS[target]
         self.precision, self.graph, self.calibration = precision, graph, calibration
         needs_images = precision in self.runtime.calibrated
-        requires = ([graph] if graph else []) + ([calibration] if needs_images else [])
+        requires: list[Step] = [graph, graph.simplify.export] if graph else []
+        requires += [calibration] if needs_images else []
         super().__init__(context, f"{target}/{precision}", requires, target)
         # From the fused module rather than from a graph.
         self.from_source = self.runtime.precisions[self.precision] == MODULE
@@ -84,22 +87,49 @@ class BuildStep(TargetStep):
         def calibration(count: int) -> Images:
             return read_calibration(self.calibration.artifact()).images[:count]
 
-        facts = self.runtime.build(
-            BuildJob(
-                network=self._network(),
-                precision=self.precision,
-                options=options,
-                graph=self.graph.artifact().path(GRAPH) if self.graph else None,
-                module=self._module,
-                calibration=calibration,
-                batch=None if batch == "dynamic" else batch,
-                log=context.log,
-            ),
-            folder,
+        job = BuildJob(
+            network=self._network(),
+            precision=self.precision,
+            options=options,
+            graph=self.graph.artifact().path(GRAPH) if self.graph else None,
+            module=self._module,
+            calibration=calibration,
+            batch=None if batch == "dynamic" else batch,
+            log=context.log,
         )
+        try:
+            facts = self.runtime.build(job, folder)
+        except BuildError as refusal:
+            if self.graph is None or not self.graph.simplify.artifact().facts["simplified"]:
+                raise
+            facts = self._build_from_exported(self.graph, job, folder, refusal)
         if self.runtime.timed:
             facts["measured_on"] = self.machine()
         return {"target": self.runtime.name, "precision": self.precision, **facts}
+
+    def _build_from_exported(
+        self, graph: PrecisionStep, job: BuildJob, folder: Path, refusal: BuildError
+    ) -> dict[str, Any]:
+        """Build from the graph before onnxsim; the artifact then holds its own graph.
+
+        Some runtimes take it where they refuse the simplified one.
+
+        Raises:
+            BuildError: This graph is refused too: the first refusal.
+        """
+        for left in folder.iterdir():
+            left.unlink()  # of the build that was refused
+        self.context.log(f"{self.name}: {refusal}; trying the graph before onnxsim")
+        own = folder / OWN_GRAPH
+        graph.convert(graph.simplify.export.artifact(), own)
+        try:
+            facts = self.runtime.build(dataclasses.replace(job, graph=own), folder)
+        except BuildError:
+            raise refusal from None
+        self.notes.append(
+            f"{self.runtime.title} refused the graph that onnxsim made, and took the one before it"
+        )
+        return {**facts, "refused_simplified_graph": str(refusal)}
 
     def _network(self) -> Network:
         """As the graph states it: a target that builds from it needs nothing else."""

@@ -5,6 +5,9 @@ They lie apart so that reading a file does not make a step depend on the code th
 
 from __future__ import annotations
 
+OWN_GRAPH = "graph.onnx"
+"""Graph of an artifact that was not built from the one of its precision."""
+
 GRAPH = "model.onnx"
 
 PIXELS = "pixels.npy"

@@ -10,6 +10,7 @@ from pipeline.core import machine
 from pipeline.stages.calibration_set import read_calibration
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
+from pipeline.steps.artifact import Artifact
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
@@ -55,12 +56,16 @@ class PrecisionStep(StageStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Convert the graph."""
+        facts = self.convert(self.simplify.artifact(), folder / GRAPH)
+        return {**facts, "measured_on": machine.cpu_class()} if self.form.timed else facts
+
+    def convert(self, source: Artifact, destination: Path) -> dict[str, Any]:
+        """Write the form of an artifact's graph; returns the facts about it."""
         self.context.progress(0, None, f"making the {self.form.name} graph")
-        source, step = self.simplify.artifact(), self.calibration
         network = source.network()
 
         def calibration() -> CalibrationSet:
-            return read_calibration(step.artifact())
+            return read_calibration(self.calibration.artifact())
 
         job = FormJob(
             source=source.path(GRAPH),
@@ -69,5 +74,4 @@ class PrecisionStep(StageStep):
             calibration=calibration,
             log=self.context.log,
         )
-        facts = {**self.form.convert(job, folder / GRAPH), "network": network.to_dict()}
-        return {**facts, "measured_on": machine.cpu_class()} if self.form.timed else facts
+        return {**self.form.convert(job, destination), "network": network.to_dict()}

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import figures
+from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.images import batches, read_labels
-from pipeline.stages.names import GRAPH, LOGITS
+from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts, ValidationFacts
 from pipeline.steps.keys import versions
@@ -96,20 +97,34 @@ class ValidateStep(TargetStep):
         """Run or emulate the artifact over the samples and compare."""
         target, built = self.runtime, self.built.artifact()
         missing = target.missing(built)
-        graph = self.built.graph.artifact().path(GRAPH) if self.built.graph else None
-        runner = target.open(built) if missing is None else target.emulate(built, graph)
-        if runner is None:
-            why = missing or "there is no executor for it"
-            return self._facts(Accuracy.not_measured(why)).to_facts()
         labels = read_labels(self.samples.artifact())
         reference = np.load(self.reference.artifact().path(LOGITS))
-        with runner:
-            logits = run_over(self, runner, len(labels), f"{target.title} {self.built.precision}")
-            numerics = runner.numerics()
+        try:
+            runner = target.open(built) if missing is None else target.emulate(built, self._graph())
+            if runner is None:
+                why = missing or "there is no executor for it"
+                return self._facts(Accuracy.not_measured(why)).to_facts()
+            with runner:
+                what = f"{target.title} {self.built.precision}"
+                logits = run_over(self, runner, len(labels), what)
+                numerics = runner.numerics()
+        except UnsupportedOperatorError as error:
+            if missing is None:
+                raise
+            # A gap of the executor says nothing about what was built.
+            why = f"{missing}; and it cannot be emulated: {error}"
+            return self._facts(Accuracy.not_measured(why)).to_facts()
         np.save(folder / LOGITS, logits)
         state = figures.State.MEASURED if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
         return self._facts(numbers, numerics).to_facts()
+
+    def _graph(self) -> Path | None:
+        """The ONNX graph that the artifact was built from, if it was."""
+        built = self.built.artifact()
+        if OWN_GRAPH in built.files:
+            return built.path(OWN_GRAPH)
+        return self.built.graph.artifact().path(GRAPH) if self.built.graph else None
 
     def _facts(self, numbers: Accuracy, numerics: Numerics | None = None) -> ValidationFacts:
         return ValidationFacts(self.built.runtime.name, self.built.precision, numbers, numerics)

@@ -253,6 +253,7 @@ PLACES = {
     "pipeline/stages/simplify.py:SimplifyStep.build": MADE,
     "pipeline/stages/onnxsim_process.py:": MADE,
     "pipeline/report/write.py:write": "refuses what is no report of ours",
+    "pipeline/stages/build.py:BuildStep._build_from_exported": MADE,
     "pipeline/stages/ranges.py:RangesStep.build": MADE,
     "pipeline/stages/samples.py:write_samples": MADE,
     "pipeline/stages/validate.py:ReferenceStep.build": MADE,
