@@ -67,7 +67,7 @@ class Groups:
         """Results and measurements of every group, stacked along a new first axis."""
         if len(groups) > 1 and self._together:
             try:
-                return torch.vmap(evaluate)(groups)  # type: ignore[no-any-return]
+                return torch.vmap(evaluate)(groups)
             except UnsupportedOperatorError:
                 # Either vmap cannot do it, or nothing can: one by one the group itself will tell.
                 self._together = False

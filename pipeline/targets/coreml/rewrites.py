@@ -58,7 +58,8 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
         return program
     defaults = torch.export.default_decompositions()
     table = {key: value for key, value in defaults.items() if key.overloadpacket in kinds}
-    return program.run_decompositions(table)
+    decomposed: ExportedProgram = program.run_decompositions(table)
+    return decomposed
 
 
 def _remove(node: Node, program: ExportedProgram) -> None:

@@ -359,11 +359,16 @@ def norms() -> Iterator[Case]:
             x: Tensor, number: Number, dims: Any = axes, weights: Any = weights
         ) -> Tensor:
             variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-            result = (x - mean) / (variance + number(1e-3)).sqrt()
+            result: Tensor = (x - mean) / (variance + number(1e-3)).sqrt()
             if weights is None:
                 return result
-            own = [x.shape[axis] if axis in [d % 4 for d in dims] else 1 for axis in range(4)]
-            return result * number(weights[0]).reshape(own) + number(weights[1]).reshape(own)
+            scale: Tensor
+            shift: Tensor
+            own = [1, 1, 1, 1]
+            for axis in dims:
+                own[axis] = x.shape[axis]
+            scale, shift = (number(weight).reshape(own) for weight in weights)
+            return result * scale + shift
 
         yield Case("layer_norm", (shape,), build, reference, f"{axes}")
 
@@ -621,12 +626,13 @@ def layouts() -> Iterator[Case]:
     for axes in ([0], [1], [-1], [0, 2], [-2, 0]):
         expected = np.expand_dims(np.zeros(shape), tuple(axes)).shape
         yield same("expand_dims", shape, lambda x, number, e=expected: x.reshape(e), axes=axes)
-    for axes in ([0], [2], [0, -1], None):
-        more = {} if axes is None else {"axes": axes}
+    dropped: tuple[list[int] | None, ...] = ([0], [2], [0, -1], None)
+    for squeezed in dropped:
+        more = {} if squeezed is None else {"axes": squeezed}
         yield same(
             "squeeze",
-            (1, 3, 1, 4, 1) if axes is None or -1 in axes else (1, 3, 1, 4),
-            lambda x, number, axes=axes: x.squeeze() if axes is None else x.squeeze(axes),
+            (1, 3, 1, 4, 1),
+            lambda x, number, axes=squeezed: x.squeeze() if axes is None else x.squeeze(axes),
             **more,
         )
     for axis in (0, 1, 2, 3, -1, -2):
@@ -637,6 +643,12 @@ def layouts() -> Iterator[Case]:
             lambda x, number, s=split_at: x.reshape(math.prod(shape[:s]), math.prod(shape[s:])),
             axis=axis,
         )
+    for reps in ([1, 1, 1], [2, 1, 3], [1, 2, 1]):
+        yield same("tile", shape, lambda x, number, reps=reps: x.repeat(reps), reps=reps)
+
+
+def joins() -> Iterator[Case]:
+    shape = (2, 3, 4)
     for axis in (0, 1, 2, -1):
         yield Case(
             "concat",
@@ -682,8 +694,6 @@ def layouts() -> Iterator[Case]:
             lambda x, number, part=part: x.split([1, 0, 3], 2)[part],
             f"sizes {part=}",
         )
-    for reps in ([1, 1, 1], [2, 1, 3], [1, 2, 1]):
-        yield same("tile", shape, lambda x, number, reps=reps: x.repeat(reps), reps=reps)
 
 
 def places() -> Iterator[Case]:
@@ -922,8 +932,8 @@ def eight_bits() -> Iterator[Case]:
             (1, steps, None),
             (1, steps, zeros if kind == "int8" else np.abs(zeros).astype(np.uint8)),
         ):
-            more = {} if axis is None else {"axis": axis}
-            points = {} if zero is None else {"zero_point": zero}
+            more: dict[str, Any] = {} if axis is None else {"axis": axis}
+            more |= {} if zero is None else {"zero_point": zero}
 
             def build(
                 mb: Any,
@@ -931,7 +941,7 @@ def eight_bits() -> Iterator[Case]:
                 x: Any,
                 scale: Any = scale,
                 kind: str = kind,
-                more: Any = {**more, **points},
+                more: Any = more,
             ) -> Any:
                 stored = mb.quantize(input=x, scale=number(scale), output_dtype=kind, **more)
                 return mb.dequantize(input=stored, scale=number(scale), **more)
@@ -962,6 +972,7 @@ GRIDS = (
     activations,
     pairs,
     layouts,
+    joins,
     places,
     images,
     eight_bits,
@@ -1047,9 +1058,9 @@ def test_grid(ct: Any, grid: Callable[[], Iterator[Case]], half: bool, tmp_path:
         wanted = np.concatenate([expected(case, image, half) for image in torch.from_numpy(values)])
         found = answers[f"out{index}"]
         if found.shape != wanted.shape or not _close(found, wanted, half):
-            wrong.append(
-                f"{case.name}: {found.shape} {found.ravel()[:4]} instead of {wanted.shape} {wanted.ravel()[:4]}"
-            )
+            shapes = f"{found.shape} instead of {wanted.shape}"
+            values_found = f"{found.ravel()[:4]} instead of {wanted.ravel()[:4]}"
+            wrong.append(f"{case.name}: {shapes}: {values_found}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -75,7 +75,8 @@ class Cases(nn.Module):
 
 def exported(module: nn.Module) -> ExportedProgram:
     example = torch.zeros(SHAPE)
-    return torch.export.export(module.eval(), (example,)).run_decompositions({})
+    program: ExportedProgram = torch.export.export(module.eval(), (example,))
+    return program.run_decompositions({})  # type: ignore[no-any-return]
 
 
 def convert(program: ExportedProgram, path: Path) -> MilExecutor:
