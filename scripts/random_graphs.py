@@ -381,19 +381,20 @@ def _normalize(d: Drawn, x: np.ndarray) -> Draft | None:
         return None
     name = d.one_of(["BatchNormalization", "LayerNormalization", "LpNormalization"])
     channels = x.shape[1]
+    # A small epsilon would multiply the last places of values that are nearly all the same.
     if name == "LayerNormalization":
         axis = d.axis(x)
         shape = x.shape[axis:]
         bias = [d.normal(*shape)] if d.chance() else []
-        return name, [d.normal(*shape), *bias], {"axis": axis, "epsilon": 1e-3}
+        return name, [d.normal(*shape), *bias], {"axis": axis, "epsilon": 0.1}
     if name == "LpNormalization":
         return name, [], {"axis": d.axis(x), "p": d.integer(1, 2)}
     scale, shift, mean = (d.normal(channels) for _ in range(3))
     if x.ndim > 2 and d.chance():
-        return "InstanceNormalization", [scale, shift], {"epsilon": 1e-2}
+        return "InstanceNormalization", [scale, shift], {"epsilon": 0.1}
     if x.ndim > 2 and d.chance():
         groups = d.one_of([g for g in range(1, channels + 1) if channels % g == 0])
-        attributes = {"num_groups": groups, "epsilon": 1e-2}
+        attributes = {"num_groups": groups, "epsilon": 0.1}
         return "GroupNormalization", [scale, shift], attributes
     return name, [scale, shift, mean, d.positive(channels)], {}
 

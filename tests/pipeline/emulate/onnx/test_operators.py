@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -476,3 +478,9 @@ def test_swish(make_model: Callable[..., onnx.ModelProto]) -> None:
     model = make_model("y = Swish<alpha=1.5>(x)", ROW.shape, opset=24)
     expected = ROW / (1 + np.exp(-1.5 * ROW))
     np.testing.assert_allclose(OnnxExecutor(model).run(ROW), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_document_lists_every_operator() -> None:
+    text = (Path(__file__).parents[4] / "docs/targets.md").read_text(encoding="utf-8")
+    part = text.partition("### Operators that the executor runs")[2].partition("\n\n`Constant`")[0]
+    assert set(re.findall(r"`(\w+)`", part)) == set(OPERATORS)
