@@ -139,18 +139,17 @@ class Source:
 
     def _identity(self, split: Split) -> Identity:
         """Identity of a split, looked up once a run."""
+        if split not in self._identities:
+            self._identities[split] = self._identify(split, self._files(split))
+        return self._identities[split]
 
+    def _identify(self, split: Split, files: Folders | Files) -> Identity:
         def tell(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(done, total, f"hashing the images of data.{split}")
 
-        if split not in self._identities:
-            files = self._files(split)
-            with about(f"data.{split}"):
-                self._identities[split] = identify(
-                    files, self.hashes, self.config.data.identity, tell
-                )
-        return self._identities[split]
+        with about(f"data.{split}"):
+            return identify(files, self.hashes, self.config.data.identity, tell)
 
     @cached_property
     def _labels_identity(self) -> Any:
@@ -164,7 +163,7 @@ class Source:
         if isinstance(files, Folders):
             return list(files.classes)
         stating = Files(files.root, files.labels, files.labels)
-        return identify(stating, self.hashes, self.config.data.identity).digest
+        return self._identify("validation", stating).digest
 
     @staticmethod
     def _labels_file(stated: str) -> Path:

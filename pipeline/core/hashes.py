@@ -94,16 +94,19 @@ class HashCache:
 
     def hash(self, file: Path) -> str:
         """SHA-256 of a file, in hexadecimal."""
-        stat = file.stat()
-        stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        path = str(file.absolute())
-        known = self._known_files().get(path)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        found = file_hash(file)
+        stamp = _stamp(file)  # before it is read: a change while that goes on shows next time
+        known = self.known(file)
+        if known is not None:
+            return known
+        path, found = str(file.absolute()), file_hash(file)
         self._known_files()[path] = (stamp, found)
         self._new_files[path] = (path, *stamp, found)
         return found
+
+    def known(self, file: Path) -> str | None:
+        """SHA-256 of a file, where it need not be read for it."""
+        stamp, found = self._known_files().get(str(file.absolute()), (None, None))
+        return found if stamp == _stamp(file) else None
 
     def folder_digest(self, folder: Path, stamp: bytes) -> str | None:
         """Digest of a folder's files, if they are as they were when it was made."""
@@ -204,7 +207,7 @@ def identify(
     """
     try:
         if isinstance(split, Files):
-            return _identify_files(split, cache, kind)
+            return _identify_files(split, cache, kind, progress or _silent)
         if kind == "fingerprint":
             return _sample_folders(split, cache)
         return _hash_folders(split, cache, progress or _silent)
@@ -221,9 +224,25 @@ def _silent(done: int, total: int) -> None:
     """Nobody asked."""
 
 
-def _identify_files(split: Files, cache: HashCache, kind: Kind) -> Identity:
-    read = cache.hash if kind == "content" else _hash_pieces
-    rows = [(name, read(split.root / name)) for name in split.names]
+def _stamp(file: Path) -> Stamp:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _identify_files(split: Files, cache: HashCache, kind: Kind, progress: Progress) -> Identity:
+    """Hash files as a whole; or, for a fingerprint, pieces of them."""
+    rows = []
+    for done, name in enumerate(split.names):
+        file = split.root / name
+        if kind == "fingerprint":
+            found = _hash_pieces(file)
+        else:
+            if cache.known(file) is None:
+                progress(done, len(split.names))
+            found = cache.hash(file)
+            if time.monotonic() - cache.saved > KEEP_SECONDS:
+                cache.save()
+        rows.append((name, found))
     return Identity(digest_of([kind, rows]), len(rows), kind)
 
 

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.core import machine
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 
@@ -100,6 +101,13 @@ def artifacts(folder: Path) -> dict[str, Artifact]:
 def test_a_run_leaves_artifacts_results_and_reports(finished: Path) -> None:
     for name in ("export", "onnx", *BUILT, "validate/pytorch"):
         Artifact.read(finished / name).verify()
+    # What was timed says where; the rest is the same on any machine.
+    for name in ("ort/fp32", "bench/ort"):
+        assert Artifact.read(finished / name).facts["measured_on"] == machine.cpu_class()
+    for name in ("trt/fp16", "coreml/fp16"):
+        assert "measured_on" not in Artifact.read(finished / name).facts
+    samples = Artifact.read(finished / "validate/samples").facts
+    assert samples["data"]["identity"] == "content"
     run = Run.read(finished / "results.json")
     top1 = {artifact.name: artifact.accuracy.top1 for artifact in run.artifacts}
     assert top1["ort/fp32"].state == "measured"
@@ -539,8 +547,8 @@ def test_killed_and_interrupted_runs_continue(copied: tuple[Path, Path]) -> None
     [
         (("checkpoint: embedded", "checkpoint: none.pt"), "model.checkpoint: none.pt is no file"),
         (("name: care_tiny", "name: care_tyni"), "no weights of care_tyni"),
-        (("validation: fashion-mnist", "validation: folder:/none"), "has no files: check the path"),
-        (("validation: fashion-mnist", "validation: foldr:x"), "has no files"),
+        (("validation: fashion-mnist", "validation: folder:/none"), "no folder at /none: check"),
+        (("validation: fashion-mnist", "validation: foldr:x"), "did you mean folder?"),
     ],
 )
 def test_input_that_does_not_make_sense_is_exit_code_2(

@@ -45,8 +45,8 @@ class TrtTarget(Target):
 
     @property
     def timed(self) -> bool:
-        """With a GPU: full TensorRT chooses kernels by timing them on it; see `Target`."""
-        return isinstance(find_gpu(), Gpu)
+        """Full TensorRT chooses kernels by timing them on the GPU that is there; see `Target`."""
+        return isinstance(find_gpu(), Gpu) and api.installed(api.FULL) is not None
 
     def hardware(self) -> dict[str, str]:
         """The GPU, and the CUDA version that its driver serves; see `Target`."""

@@ -295,6 +295,30 @@ def test_single_files_count_by_name_and_content(tmp_path: Path, cache: HashCache
     assert len(found) == 4
 
 
+def test_shards_are_hashed_one_by_one_and_kept(
+    tmp_path: Path, cache: HashCache, read: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a.tar", "b.tar", "c.tar")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(hashes, "KEEP_SECONDS", 0.0)
+    kept = cache.path.with_name("kept")
+    told: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        told.append(done)
+        if done == 1:  # what a kill would leave: all that is written by now
+            shutil.copy(cache.path, kept)
+
+    split = Files(tmp_path, names, names)
+    first = identify(split, cache, progress=kill)
+    assert told == [0, 1, 2]
+    read.clear()
+    assert identify(split, HashCache(kept), progress=lambda done, total: told.append(done)) == first
+    assert read == [tmp_path / "b.tar", tmp_path / "c.tar"]
+    assert told[3:] == [1, 2]
+
+
 @pytest.mark.parametrize(("place", "seen"), [(0, True), (-1, True)])
 def test_the_fingerprint_of_a_large_file_reads_pieces(
     place: int, seen: bool, tmp_path: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch

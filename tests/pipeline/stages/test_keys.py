@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -281,6 +282,21 @@ def test_a_step_without_the_source_in_its_key_cannot_use_it(finished: dict[str, 
     assert finished["export"].source is finished["export"].context.source
 
 
+def test_stages_that_read_the_source_say_so() -> None:
+    """Functions beside the steps get the source by a context, which does not ask."""
+    for file in (PROJECT / "pipeline/stages").glob("*.py"):
+        if "context.source" in file.read_text():
+            stage = importlib.import_module(f"pipeline.stages.{file.stem}")
+            steps = [
+                each
+                for each in vars(stage).values()
+                if isinstance(each, type) and each.__module__ == stage.__name__
+            ]
+            own = [step for step in steps if issubclass(step, Step)]
+            assert own
+            assert all(step.from_source for step in own), file
+
+
 def edit(project: Path, old: str, new: str) -> None:
     path = project / "pipeline.yaml"
     text = path.read_text()
@@ -418,10 +434,21 @@ def test_what_a_gpu_decides_belongs_to_it(
 ) -> None:
     gpu = Gpu("RTX 4090", "8.9", 24 << 30, (13, 0))
     monkeypatch.setattr(trt, "find_gpu", lambda: gpu)
-    found = planned(project)
-    assert "machine.gpu" in found["trt/fp16"]
-    assert "machine.gpu" in found["bench/trt"]
-    assert "ort/fp32" not in found
+    full: dict[str, str | None] = {trt.api.RTX: "1.0", trt.api.FULL: None}
+    monkeypatch.setattr(trt.api, "installed", full.get)
+    assert "machine.gpu" in planned(project)["bench/trt"]
+    finish(steps_of(project))
+    # TensorRT-RTX builds the same engine anywhere; the full one times kernels on the GPU.
+    full[trt.api.FULL] = "10.0"
+    assert "machine.gpu" in planned(project)["trt/fp16"]
+    finish(steps_of(project))
+    gpu = dataclasses.replace(gpu, name="RTX 5090")
+    assert set(planned(project)) == {"trt/fp16", "trt/int8", "bench/trt"}
+    assert planned(project)["trt/fp16"] == "changed: machine.gpu"
+    full[trt.api.FULL] = None
+    finish(steps_of(project))
+    gpu = dataclasses.replace(gpu, name="RTX 4090")
+    assert planned(project) == {"bench/trt": "changed: machine.gpu"}
 
 
 def test_artifacts_of_an_earlier_version_are_read_and_made_again(
