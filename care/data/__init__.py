@@ -30,6 +30,8 @@ from care.data.folders import open_folder
 from care.data.layout import SPLITS
 from care.data.tars import open_shards, open_tar
 from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.inputs import expanded, why_no_path
+from pipeline.core.words import shown
 
 __all__ = ["SPLITS", "Dataset", "Subset", "check_classes", "hold_out", "open_dataset"]
 
@@ -119,11 +121,11 @@ def _nearest(word: str, choices: Sequence[str]) -> str:
 
 
 def _unknown_scheme(uri: str, scheme: str) -> str:
-    path = Path(uri).expanduser()
-    if path.exists():
+    path = Path(expanded(uri))
+    if not why_no_path(str(path)) and path.exists():
         kind = "folder" if path.is_dir() else "tar"
         return f"dataset {uri!r} lacks its kind: write {kind}:{uri}"
     return (
-        f"unknown kind of dataset {scheme!r}: there are folder:PATH, tar:PATH, wds:PATTERN and "
-        f"fashion-mnist{_nearest(scheme, tuple(_OPENERS))}"
+        f"unknown kind of dataset {shown(scheme)!r}: there are folder:PATH, tar:PATH, "
+        f"wds:PATTERN and fashion-mnist{_nearest(scheme, tuple(_OPENERS))}"
     )

@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from care.data.base import Dataset, EncodedDataset, Labels
-from care.data.layout import SPLIT_FOLDERS, choose_split, is_hidden, is_image, require_image
+from care.data.labels import require_distinct
+from care.data.layout import is_hidden, is_image, require_image
 from pipeline.core.errors import DataError
+from pipeline.core.inputs import expanded, why_no_path
+from pipeline.core.splits import choose_split, is_split, require_classes
+
+_MOST_LEVELS = 16
 
 
 class FolderDataset(EncodedDataset):
@@ -33,7 +38,10 @@ class FolderDataset(EncodedDataset):
         return str(self.root / self.names[index])
 
     def _read(self, index: int) -> bytes:
-        return (self.root / self.names[index]).read_bytes()
+        file = self.root / self.names[index]
+        if file.exists() and not file.is_file():
+            raise OSError("it is a device or a pipe")  # reading it might never end
+        return file.read_bytes()
 
 
 def open_folder(path: str, split: str) -> Dataset:
@@ -45,7 +53,9 @@ def open_folder(path: str, split: str) -> Dataset:
     Raises:
         DataError: The folder is missing, empty or arranged otherwise, or holds other files.
     """
-    root = Path(path).expanduser()
+    root = Path(expanded(path))
+    if problem := why_no_path(str(root)):
+        raise DataError(f"the folder {root} {problem}")
     if not root.exists():
         raise DataError(f"no folder at {root}: check the path")
     if not root.is_dir():
@@ -61,6 +71,8 @@ def open_folder(path: str, split: str) -> Dataset:
         )
     if stray:
         raise DataError(f"{root / stray[0]} lies outside the class folders: move it into one")
+    require_classes({name: _visible(root / name)[0] for name in classes}, str(root))
+    require_distinct(classes, str(root))
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -73,21 +85,32 @@ def open_folder(path: str, split: str) -> Dataset:
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """The folder of a split, where `root` has such.
+    """The folder of a split, where `root` has such, or a folder alone in it does.
 
     A class may be called "train", too: a split's folder holds folders, a class's folder images.
     """
-    present = []
-    for name in _visible(root)[0]:
-        if name in SPLIT_FOLDERS:
-            folders, files = _visible(root / name)
-            if folders and not any(map(is_image, files)):
-                present.append(name)
-    return root / choose_split(present, split, str(root)) if present else root
+    while True:
+        folders, files = _visible(root)
+        present = [name for name in folders if is_split(name) and _holds_folders(root / name)]
+        if present:
+            return root / choose_split(present, split, str(root))
+        # As in a tar file, a folder alone that holds folders stands above the classes.
+        if len(folders) != 1 or any(map(is_image, files)) or not _holds_folders(root / folders[0]):
+            return root
+        root = root / folders[0]
+
+
+def _holds_folders(folder: Path) -> bool:
+    folders, files = _visible(folder)
+    return bool(folders) and not any(map(is_image, files))
 
 
 def _images_below(root: Path, folder: str) -> Iterator[str]:
     """Sorted paths below `root` of all images in `folder`."""
+    if folder.count("/") > _MOST_LEVELS:
+        raise DataError(
+            f"{root / folder} lies more than {_MOST_LEVELS} folders deep: does a link lead back up?"
+        )
     folders, files = _visible(root / folder)
     for file in files:
         require_image(file, str(root / folder / file))

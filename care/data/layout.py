@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import PurePath
 
 from pipeline.core.errors import DataError
 
 SPLITS = ("train", "validation", "calibration")
-
-# Folder names that stand for a split, in order of preference. Calibration images are training
-# images unless set apart: validation images must not shape the ranges that they later judge.
-_SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "test"),
-    "calibration": ("calibration", "calib", "train", "training"),
-}
-SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
 
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -40,19 +30,3 @@ def require_image(name: str, where: str) -> None:
     if not is_image(name):
         known = ", ".join(sorted(IMAGE_EXTENSIONS))
         raise DataError(f"{where} is not an image ({known}): move it out of the class folders")
-
-
-def choose_split(present: Collection[str], split: str, where: str) -> str:
-    """The sub-folder of `where` that stands for a split.
-
-    Raises:
-        DataError: `where` has sub-folders for other splits only.
-    """
-    for name in _SPLIT_FOLDERS[split]:
-        if name in present:
-            return name
-    raise DataError(
-        f"{where} has {', '.join(f'{name}/' for name in sorted(present))} but no "
-        f"{'/ or '.join(_SPLIT_FOLDERS[split])}/ for the {split} split: add it, or name a folder "
-        "of classes directly"
-    )

@@ -6,7 +6,10 @@ so any image can be read without unpacking the rest.
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
+import math
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -16,17 +19,22 @@ from typing import NamedTuple
 import numpy as np
 
 from care.data.base import Dataset, EncodedDataset, Labels
+from care.data.labels import read_labels, require_distinct
 from care.data.layout import (
     IMAGE_EXTENSIONS,
-    SPLIT_FOLDERS,
-    choose_split,
     is_hidden,
     require_image,
 )
 from pipeline.core.errors import DataError
+from pipeline.core.inputs import expanded, why_no_path
+from pipeline.core.splits import choose_split, is_split, require_classes
+from pipeline.core.words import shown
 
 _CLASS_NAMES = "classes.txt"
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_MOST_SHARDS = 1_000_000
+_MOST_CLASSES = 1_000_000
+_LONGEST_NUMBER = 20
 
 
 class _Member(NamedTuple):
@@ -90,7 +98,7 @@ def open_tar(path: str, split: str) -> Dataset:
     Raises:
         DataError: The file is missing, compressed, damaged or arranged otherwise.
     """
-    file = Path(path).expanduser()
+    file = Path(expanded(path))
     members = [member for member in _members(file) if not any(map(is_hidden, member.parts))]
     images = sorted(member for member in members if not member.is_folder)
     if not images:
@@ -105,6 +113,8 @@ def open_tar(path: str, split: str) -> Dataset:
             )
         require_image(member.parts[-1], f"{member.path} in {file}")
     classes = sorted({member.parts[depth] for member in images})
+    require_classes(_folders_in(images, depth), f"{file}/{'/'.join(above)}".rstrip("/"))
+    require_distinct(classes, str(file))
     for member in members:
         if member.is_folder and member.parts[:-1] == above and member.parts[-1] not in classes:
             raise DataError(
@@ -118,6 +128,16 @@ def open_tar(path: str, split: str) -> Dataset:
         classes,
         np.array([index[member.parts[depth]] for member in images], dtype=np.int64),
     )
+
+
+def _folders_in(images: list[_Member], depth: int) -> dict[str, set[str]]:
+    """For every folder at a depth, the folders right below it."""
+    found: dict[str, set[str]] = {}
+    for member in images:
+        inner = found.setdefault(member.parts[depth], set())
+        if len(member.parts) > depth + 2:
+            inner.add(member.parts[depth + 1])
+    return found
 
 
 def open_shards(pattern: str, split: str) -> Dataset:
@@ -145,7 +165,7 @@ def open_shards(pattern: str, split: str) -> Dataset:
     listed = shards[0].with_name(_CLASS_NAMES)
     known = listed.is_file()
     count = max(labels) + 1
-    classes = listed.read_text("utf-8").splitlines() if known else [str(n) for n in range(count)]
+    classes = read_labels(listed)[0] if known else tuple(str(n) for n in range(count))
     if count > len(classes):
         raise DataError(
             f"the shards have label {count - 1}, but {listed} ends at {len(classes) - 1}"
@@ -162,11 +182,22 @@ def expand_braces(pattern: str) -> list[str]:
     parts = re.split(r"\{([^{}]*)\}", pattern)
     if any(brace in part for part in parts for brace in "{}"):
         raise DataError(f"braces in {pattern!r} are not in pairs: write {{000..146}} or {{a,b}}")
+    count = math.prod(_count(part) for part in parts[1::2])
+    if count > _MOST_SHARDS:
+        raise DataError(f"{pattern!r} stands for {count:.3g} files: name at most {_MOST_SHARDS}")
     choices = [
         _alternatives(part) if is_brace else [part]
         for part, is_brace in zip(parts, itertools.cycle((False, True)), strict=False)
     ]
     return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _count(content: str) -> int:
+    """How many alternatives a brace holds."""
+    span = _RANGE.fullmatch(content)
+    if span is None:
+        return content.count(",") + 1
+    return max(0, int(span[2]) - int(span[1]) + 1)
 
 
 def _alternatives(content: str) -> list[str]:
@@ -180,10 +211,12 @@ def _alternatives(content: str) -> list[str]:
 
 def _expand(pattern: str) -> list[Path]:
     shards: list[Path] = []
-    for name in expand_braces(str(Path(pattern).expanduser())):
+    for name in expand_braces(expanded(pattern)):
+        if problem := why_no_path(name):
+            raise DataError(f"the shard {name} {problem}")
         path = Path(name)
-        magic = any(sign in name for sign in "*?[")
-        shards += sorted(path.parent.glob(path.name)) if magic else [path]
+        magic = any(sign in path.name for sign in "*?[")
+        shards += _matching(path) if magic else [path]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
@@ -195,32 +228,69 @@ def _expand(pattern: str) -> list[Path]:
     return shards
 
 
+def _matching(pattern: Path) -> list[Path]:
+    """The files in a folder whose names fit a pattern, sorted; folders below are not looked at."""
+    try:
+        names = [entry.name for entry in os.scandir(pattern.parent)]
+    except OSError as error:
+        raise DataError(f"folder {pattern.parent} cannot be read: {error.strerror}") from error
+    return [pattern.with_name(name) for name in sorted(fnmatch.filter(names, pattern.name))]
+
+
 def _members(file: Path) -> Iterator[_Member]:
     """All files and folders of an uncompressed tar file, checked to be whole."""
+    if problem := why_no_path(str(file)):
+        raise DataError(f"the tar file {file} {problem}")
     if not file.is_file():
         raise DataError(f"no tar file at {file}: check the path")
-    end = 0
+    end, length = 0, file.stat().st_size
     try:
         with tarfile.open(file, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-                end = member.offset_data + member.size
-                if member.issym() or member.islnk():
-                    raise DataError(
-                        f"{member.name} in {file} is a link: write the tar file again with "
-                        "--dereference --hard-dereference"
-                    )
-                if member.isfile() or member.isdir():
-                    parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+                end = _end_of(member, end)
+                if end > length:
+                    break
+                _require_plain(member, file)
+                parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+                if parts and (member.isfile() or member.isdir()):
                     yield _Member(parts, member.isdir(), member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # tarfile meets broken headers with errors of many kinds
         raise DataError(
-            f"{file} is compressed, damaged or no tar file ({error}): unpack it with gunzip, or "
-            "copy it again"
+            f"{file} is compressed, damaged or no tar file ({' '.join(str(error).split())[:200]}): "
+            "unpack it with gunzip, or copy it again"
         ) from error
     # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
-    if file.stat().st_size < end + tarfile.BLOCKSIZE:
+    if length < end + tarfile.BLOCKSIZE:
         raise DataError(f"{file} is truncated: copy or download it again")
+
+
+def _end_of(member: tarfile.TarInfo, start: int) -> int:
+    """Where a member ends that begins after `start`."""
+    end = member.offset_data + member.size
+    if member.size < 0 or end <= start:  # it leads back, and would be read again and again
+        raise ValueError("a header states a size that cannot be")
+    return end
+
+
+def _require_plain(member: tarfile.TarInfo, file: Path) -> None:
+    """Refuse a member whose bytes do not lie in the archive as they are.
+
+    Raises:
+        DataError: It is a link, or sparse.
+    """
+    if member.issym() or member.islnk():
+        raise DataError(
+            f"{shown(member.name)} in {file} is a link: write the tar file again with "
+            "--dereference --hard-dereference"
+        )
+    if member.issparse():
+        raise DataError(
+            f"{shown(member.name)} in {file} is stored with holes: write the tar file again "
+            "without --sparse"
+        )
 
 
 def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tuple[str, ...]:
@@ -231,7 +301,7 @@ def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tupl
         tops = {path[depth] for path in paths}
         # Below a class folder come images; so a folder that holds a shorter path is a class.
         classes = {path[depth] for path in paths if len(path) < depth + 3}
-        splits = (tops & SPLIT_FOLDERS) - classes
+        splits = {top for top in tops if is_split(top)} - classes
         if splits:
             return (*above, choose_split(splits, split, where))
         if len(tops) > 1 or classes:
@@ -262,9 +332,10 @@ def _samples(shard: Path) -> Iterator[tuple[str, _Member, int]]:
     with shard.open("rb") as file:
         for key, image in images.items():
             file.seek(labels[key].offset)
-            text = file.read(labels[key].length)
-            if not text.strip().isdigit():
+            text = file.read(min(labels[key].length, _LONGEST_NUMBER + 1))
+            if not text.strip().isdigit() or int(text) >= _MOST_CLASSES:
                 raise DataError(
-                    f"{key}.cls in {shard} holds {text[:20]!r}, not a class number: write it again"
+                    f"{shown(key)}.cls in {shard} holds {text[:20]!r}, not a class number: write "
+                    "it again"
                 )
             yield key, image, int(text)

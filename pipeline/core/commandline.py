@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.words import printable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -44,7 +45,10 @@ class _Outermost(click.Command):
         except PipelineError as error:
             fail(str(error), error.exit_code)
         except click.ClickException as error:
-            fail(error.format_message(), error.exit_code)
+            fail(printable(error.format_message()), error.exit_code)
+        except OSError as error:  # a disk, a permission or a file that went away
+            where = f"{error.filename}: " if error.filename else ""
+            fail(printable(f"{where}{error.strerror or error}"), PipelineError.exit_code)
         except (click.Abort, KeyboardInterrupt):
             click.echo(INTERRUPT_ADVICE, err=True)
             sys.exit(INTERRUPTED)
