@@ -16,7 +16,7 @@ import click
 
 from pipeline.core.commandline import Group
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
-from pipeline.core.words import nearest_or_all
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class UserPath(click.ParamType):
         """Refuse what the operating system would."""
         path = expanded(str(value))
         if problem := self.why_not(path):
-            self.fail(f"{path} {problem}", param, ctx)
+            self.fail(f"{shown(path)} {problem}", param, ctx)
         return Path(path)
 
 

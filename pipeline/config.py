@@ -32,7 +32,7 @@ from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
 from pipeline.core.errors import ConfigError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
-from pipeline.core.words import nearest_or_all
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.base import TargetOptions
 from pipeline.targets.registry import TARGETS
 
@@ -378,7 +378,9 @@ def _check_output(config: Config, document: yamlfile.Document) -> None:
     """Results need a folder, and not among the images: a run would read what it wrote."""
     place = document.place(("output",))
     if problem := why_no_output(config.folder):
-        raise ConfigError(f"{place}: output: {config.folder} {problem}: choose another folder")
+        raise ConfigError(
+            f"{place}: output: {shown(config.folder)} {problem}: choose another folder"
+        )
     output = os.path.realpath(config.folder)
     for key, uri in (
         ("validation", config.data.validation),
@@ -428,7 +430,7 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
             text = detail["msg"].removeprefix("Value error, ")
             message = text[0].lower() + text[1:]
             if isinstance(detail["input"], str | int | float | bool):
-                message += f", not {detail['input']!r}"
+                message += f", not {shown(repr(detail['input']))}"
         lines.setdefault((written, kind == "missing" and key), (key, message, written))
     return [f"{document.place(w)}: {key}: {message}" for key, message, w in lines.values()]
 

@@ -25,6 +25,7 @@ from care.data.base import Dataset, Labels
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import expanded, read_input, why_no_path
 from pipeline.core.preprocess import to_rgb
+from pipeline.core.words import shown
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -154,7 +155,7 @@ def _training_folder(folder: str) -> Path:
     stated = folder or os.environ.get(_VARIABLE, "")
     root = Path(expanded(stated or _DEBIAN_FOLDER))
     if problem := why_no_path(str(root)):
-        raise DataError(f"the folder {root} {problem}: {_REMEDY}")
+        raise DataError(f"the folder {shown(root)} {problem}: {_REMEDY}")
     # torchvision's download puts the files two folders deeper.
     for candidate in (root, root / "FashionMNIST" / "raw"):
         for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):

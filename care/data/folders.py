@@ -14,6 +14,7 @@ from care.data.layout import is_hidden, is_image, require_image
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import expanded, why_no_path
 from pipeline.core.splits import choose_split, is_split, require_classes
+from pipeline.core.words import shown
 
 _MOST_LEVELS = 16
 
@@ -55,7 +56,7 @@ def open_folder(path: str, split: str) -> Dataset:
     """
     root = Path(expanded(path))
     if problem := why_no_path(str(root)):
-        raise DataError(f"the folder {root} {problem}")
+        raise DataError(f"the folder {shown(root)} {problem}")
     if not root.exists():
         raise DataError(f"no folder at {root}: check the path")
     if not root.is_dir():

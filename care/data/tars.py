@@ -35,6 +35,8 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _MOST_SHARDS = 1_000_000
 _MOST_CLASSES = 1_000_000
 _LONGEST_NUMBER = 20
+_PATH = 300
+"""Characters of a path in a message: a tar file may state any."""
 
 
 class _Member(NamedTuple):
@@ -76,7 +78,7 @@ class TarDataset(EncodedDataset):
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def _location(self, index: int) -> str:
-        return f"{self.names[index]} in {self.tars[int(self.places[index, 0])]}"
+        return f"{shown(self.names[index], _PATH)} in {self.tars[int(self.places[index, 0])]}"
 
     def _read(self, index: int) -> bytes:
         tar, offset, length = (int(value) for value in self.places[index])
@@ -109,16 +111,16 @@ def open_tar(path: str, split: str) -> Dataset:
     for member in images:
         if len(member.parts) < depth + 2:
             raise DataError(
-                f"{member.path} in {file} lies outside the class folders: move it into one"
+                f"{shown(member.path, _PATH)} in {file} lies outside the class folders: move it into one"
             )
-        require_image(member.parts[-1], f"{member.path} in {file}")
+        require_image(member.parts[-1], f"{shown(member.path, _PATH)} in {file}")
     classes = sorted({member.parts[depth] for member in images})
     require_classes(_folders_in(images, depth), f"{file}/{'/'.join(above)}".rstrip("/"))
     require_distinct(classes, str(file))
     for member in members:
         if member.is_folder and member.parts[:-1] == above and member.parts[-1] not in classes:
             raise DataError(
-                f"class folder {member.path} in {file} has no images: fill or remove it"
+                f"class folder {shown(member.path, _PATH)} in {file} has no images: fill or remove it"
             )
     index = {name: label for label, name in enumerate(classes)}
     return TarDataset(
@@ -213,7 +215,7 @@ def _expand(pattern: str) -> list[Path]:
     shards: list[Path] = []
     for name in expand_braces(expanded(pattern)):
         if problem := why_no_path(name):
-            raise DataError(f"the shard {name} {problem}")
+            raise DataError(f"the shard {shown(name)} {problem}")
         path = Path(name)
         magic = any(sign in path.name for sign in "*?[")
         shards += _matching(path) if magic else [path]
@@ -240,7 +242,7 @@ def _matching(pattern: Path) -> list[Path]:
 def _members(file: Path) -> Iterator[_Member]:
     """All files and folders of an uncompressed tar file, checked to be whole."""
     if problem := why_no_path(str(file)):
-        raise DataError(f"the tar file {file} {problem}")
+        raise DataError(f"the tar file {shown(file)} {problem}")
     if not file.is_file():
         raise DataError(f"no tar file at {file}: check the path")
     end, length = 0, file.stat().st_size
@@ -283,12 +285,12 @@ def _require_plain(member: tarfile.TarInfo, file: Path) -> None:
     """
     if member.issym() or member.islnk():
         raise DataError(
-            f"{shown(member.name)} in {file} is a link: write the tar file again with "
+            f"{shown(member.name, _PATH)} in {file} is a link: write the tar file again with "
             "--dereference --hard-dereference"
         )
     if member.issparse():
         raise DataError(
-            f"{shown(member.name)} in {file} is stored with holes: write the tar file again "
+            f"{shown(member.name, _PATH)} in {file} is stored with holes: write the tar file again "
             "without --sparse"
         )
 
@@ -323,19 +325,23 @@ def _samples(shard: Path) -> Iterator[tuple[str, _Member, int]]:
         if kind is labels and field != "cls":
             continue  # samples may carry more, such as .json
         if key in kind:
-            raise DataError(f"sample {key} in {shard} has two files of one kind: remove one")
+            raise DataError(
+                f"sample {shown(key, _PATH)} in {shard} has two files of one kind: remove one"
+            )
         kind[key] = member
     for key in itertools.chain(images, labels):
         if key not in images or key not in labels:
             lacking = "label (.cls)" if key in images else "image (.jpg, .png, …)"
-            raise DataError(f"sample {key} in {shard} has no {lacking}: write the shard again")
+            raise DataError(
+                f"sample {shown(key, _PATH)} in {shard} has no {lacking}: write the shard again"
+            )
     with shard.open("rb") as file:
         for key, image in images.items():
             file.seek(labels[key].offset)
             text = file.read(min(labels[key].length, _LONGEST_NUMBER + 1))
             if not text.strip().isdigit() or int(text) >= _MOST_CLASSES:
                 raise DataError(
-                    f"{shown(key)}.cls in {shard} holds {text[:20]!r}, not a class number: write "
+                    f"{shown(key, _PATH)}.cls in {shard} holds {text[:20]!r}, not a class number: write "
                     "it again"
                 )
             yield key, image, int(text)

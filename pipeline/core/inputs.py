@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from pipeline.core.errors import InputError
+from pipeline.core.words import shown
 
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4096
@@ -32,7 +33,7 @@ def read_input(path: Path, most: int, kind: type[InputError], advice: str) -> by
             that, or cannot be read.
     """
     if problem := why_no_path(str(path)):
-        raise kind(f"{path} {problem}: {advice}")
+        raise kind(f"{shown(path)} {problem}: {advice}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _SHOWN = 80
+_ENDING = 15
 
 
 def printable(text: str) -> str:
@@ -19,11 +20,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
-def shown(name: object) -> str:
-    """A name out of a file as a message shows it: on one line, printable, not too long."""
+def shown(name: object, most: int = _SHOWN) -> str:
+    """A name out of a file as a message shows it: on one line, printable, not too long.
+
+    Args:
+        name: The name.
+        most: About how many characters of it to show.
+    """
     text = str(name)
-    if len(text) > _SHOWN:
-        text = f"{text[: _SHOWN - 20]}…{text[-15:]}"
+    if len(text) > most:
+        text = f"{text[: most - _ENDING]}…{text[-_ENDING:]}"
     return printable(text).replace("\n", "\\n")
 
 
