@@ -341,8 +341,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         if unsafe is None:
             raise _damaged(path, error) from error
         raise CheckpointError(
-            f"{path} was refused: loading it asks for {shown(unsafe[1])}, which could run code; save only "
-            "the state dict, or use safetensors"
+            f"{path} was refused: loading it asks for {shown(unsafe[1])}, which could run code; "
+            "save only the state dict, or use safetensors"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(

@@ -379,7 +379,7 @@ def _check_output(config: Config, document: yamlfile.Document) -> None:
     place = document.place(("output",))
     if problem := why_no_output(config.folder):
         raise ConfigError(
-            f"{place}: output: {shown(config.folder)} {problem}: choose another folder"
+            f"{place}: output: {shown(config.folder, most=300)} {problem}: choose another folder"
         )
     output = os.path.realpath(config.folder)
     for key, uri in (

@@ -111,7 +111,8 @@ def open_tar(path: str, split: str) -> Dataset:
     for member in images:
         if len(member.parts) < depth + 2:
             raise DataError(
-                f"{shown(member.path, _PATH)} in {file} lies outside the class folders: move it into one"
+                f"{shown(member.path, _PATH)} in {file} lies outside the class folders: move it "
+                "into one"
             )
         require_image(member.parts[-1], f"{shown(member.path, _PATH)} in {file}")
     classes = sorted({member.parts[depth] for member in images})
@@ -120,7 +121,8 @@ def open_tar(path: str, split: str) -> Dataset:
     for member in members:
         if member.is_folder and member.parts[:-1] == above and member.parts[-1] not in classes:
             raise DataError(
-                f"class folder {shown(member.path, _PATH)} in {file} has no images: fill or remove it"
+                f"class folder {shown(member.path, _PATH)} in {file} has no images: fill or "
+                "remove it"
             )
     index = {name: label for label, name in enumerate(classes)}
     return TarDataset(
@@ -341,7 +343,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, _Member, int]]:
             text = file.read(min(labels[key].length, _LONGEST_NUMBER + 1))
             if not text.strip().isdigit() or int(text) >= _MOST_CLASSES:
                 raise DataError(
-                    f"{shown(key, _PATH)}.cls in {shard} holds {text[:20]!r}, not a class number: write "
-                    "it again"
+                    f"{shown(key, _PATH)}.cls in {shard} holds {text[:20]!r}, not a class number: "
+                    "write it again"
                 )
             yield key, image, int(text)

@@ -49,7 +49,6 @@ VARIABLES = (
     *(
         "true",
         "null",
-        "~",
         "5",
         "1.5",
         "5" * 5000,
@@ -138,6 +137,23 @@ NUMBERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
+RECURSIVE = {
+    "a list in itself": "a: &a [*a]\n",
+    "a mapping in itself": "a: &a {b: *a}\n",
+    "a document in itself": "&a\nb: *a\n",
+    "a merge of itself": "a: &a\n  <<: *a\n",
+    "merges of each other": "a: &a {<<: &b {<<: *a}}\n",
+    "a key of itself": "? &a [*a]\n: 1\n",
+    "two merges": "a: &a {b: 1}\nc:\n  <<: *a\n  <<: *a\n",
+}
+FORMS = (
+    *("%YAML 9.9\n---\na: 1\n", "%TAG ! x\n---\na: !y 1\n", "a: 1\n---\nb: 2\n", "a: *b\n"),
+    *("a: &a 1\nb: &a 2\n", "\ta: 1\n", "a: 'x\n", 'a: "\\x"\n', "- 1\n", "5\n", "\n", "? \n"),
+    *("[a]: 1\n", "{a: 1}: 1\n", "null: 1\n", "1: 1\n", "true: 1\n", "? - a\n: 1\n"),
+)
+ODD_TEXT = ('"\\ud800"', '"\\0"', '"\\e[2J"', '"\\UFFFFFFFF"', '"\\u202e"', '"\\x85"')
+
+
 def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     """Configurations of the pipeline and of training; `count` random ones beside the listed."""
     for name, text in {**dict(structures()), **dict(tagged())}.items():
@@ -177,61 +193,47 @@ def tagged() -> Iterator[tuple[str, str]]:
 
 
 def structures() -> Iterator[tuple[str, str]]:
-    """Aliases, merges and nesting."""
-    yield "a list in itself", "a: &a [*a]\n"
-    yield "a mapping in itself", "a: &a {b: *a}\n"
-    yield "a document in itself", "&a\nb: *a\n"
-    yield "a merge of itself", "a: &a\n  <<: *a\n"
-    yield "merges of each other", "a: &a {<<: &b {<<: *a}}\n"
-    yield "a key of itself", "? &a [*a]\n: 1\n"
+    """Aliases, merges and nesting, and other forms that few configurations have."""
+    yield from RECURSIVE.items()
     for levels in (2, 6, 10, 40):
-        for form, merge in (("[{}]", ""), ("{{{}}}", "<<: "), ("[{}]", "<<: ")):
-            lines = ["a0: &a0 {x: 1}"]
-            for level in range(1, levels + 1):
-                inner = ", ".join(f"*a{level - 1}" for _ in range(10))
-                if form != "[{}]":
-                    inner = ", ".join(f"k{n}: *a{level - 1}" for n in range(10))
-                value = f"[{inner}]" if form == "[{}]" else f"{{{inner}}}"
-                lines.append(f"a{level}: &a{level} {'{' + merge + value + '}' if merge else value}")
-            yield f"10^{levels} values by {merge or 'alias'} {form}", "\n".join(lines) + "\n"
+        for form in ("list", "mapping", "merge"):
+            yield f"10^{levels} values by a {form}", bomb(levels, form)
     chain = "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 3000))
     yield "a chain of aliases", f"a0: &a0 [1]\n{chain}"
     for value in ("5", "text", "[1]", "[[{a: 1}]]", "null", "*none", "[{a: 1}, 2]", "!!int x"):
         yield f"a merge of {value}", f"a:\n  <<: {value}\n"
-    yield "two merges", "a: &a {b: 1}\nc:\n  <<: *a\n  <<: *a\n"
     for depth in (60, 1000, 5000, 100_000):
-        yield f"{depth} lists", f"a: {depth * '['}{depth * ']'}\n"
-        yield f"{depth} mappings", f"a: {depth * '{a: '}{depth * '}'}\n"
-        yield f"{depth} open lists", f"a: {depth * '['}\n"
-        yield (
-            f"{min(depth, 1000)} steps",
-            "".join(f"{n * ' '}a:\n" for n in range(min(depth, 1000))),
-        )
-        yield f"{depth} dashes", f"a:\n  {depth * '- '}x\n"
-        yield f"{depth} question marks", f"{depth * '? '}x\n"
-    for text in (
-        "%YAML 9.9\n---\na: 1\n",
-        "%TAG ! x\n---\na: !y 1\n",
-        "a: 1\n---\nb: 2\n",
-        "a: *b\n",
-    ):
+        yield from nested(depth)
+    for text in FORMS:
         yield repr(text), text
-    for text in (
-        "a: &a 1\nb: &a 2\n",
-        "\ta: 1\n",
-        "a: 'x\n",
-        'a: "\\x"\n',
-        "- 1\n",
-        "5\n",
-        "\n",
-        "? \n",
-    ):
-        yield repr(text), text
-    for text in ("[a]: 1\n", "{a: 1}: 1\n", "null: 1\n", "1: 1\n", "true: 1\n", "? - a\n: 1\n"):
-        yield f"key {text!r}", text
-    for text in ('"\\ud800"', '"\\0"', '"\\e[2J"', '"\\UFFFFFFFF"', '"\\u202e"', '"\\x85"'):
+    for text in ODD_TEXT:
         yield f"text {text}", configuration(name=text)
         yield f"key {text}", f"{text}: 1\n{configuration()}"
+
+
+def bomb(levels: int, form: str) -> str:
+    """Ten aliases a level, of ten aliases each: 10^levels values."""
+    lines = ["a0: &a0 {x: 1}"]
+    for level in range(1, levels + 1):
+        aliases = ", ".join(f"*a{level - 1}" for _ in range(10))
+        value = f"[{aliases}]"
+        if form == "mapping":
+            value = "{" + ", ".join(f"k{n}: *a{level - 1}" for n in range(10)) + "}"
+        elif form == "merge":
+            value = f"{{<<: [{aliases}]}}"
+        lines.append(f"a{level}: &a{level} {value}")
+    return "\n".join(lines) + "\n"
+
+
+def nested(depth: int) -> Iterator[tuple[str, str]]:
+    """Values in values."""
+    steps = min(depth, 1000)
+    yield f"{depth} lists", f"a: {depth * '['}{depth * ']'}\n"
+    yield f"{depth} mappings", f"a: {depth * '{a: '}{depth * '}'}\n"
+    yield f"{depth} open lists", f"a: {depth * '['}\n"
+    yield f"{steps} steps", "".join(f"{n * ' '}a:\n" for n in range(steps))
+    yield f"{depth} dashes", f"a:\n  {depth * '- '}x\n"
+    yield f"{depth} question marks", f"{depth * '? '}x\n"
 
 
 def encodings() -> Iterator[tuple[str, bytes]]:
