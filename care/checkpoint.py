@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import re
-import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,15 +26,24 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.errors import CheckpointError
+from care import layouts
+from pipeline.core.errors import CheckpointError, about
+from pipeline.core.inputs import why_no_path
+from pipeline.core.words import shown
 
 # Under these keys training programs keep the weights, in order of preference.
-STATE_KEYS = ("state_dict", "model")
-EMA_KEYS = ("state_dict_ema", "model_ema")
+STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "module")
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
 METADATA_KEY = "metadata"
+
+# How deep such keys lie in each other: {"model_ema": {"module": {...}, "decay": 0.99}}.
+_LEVELS = 3
 
 # What DistributedDataParallel and torch.compile put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
+
+# What torch.optim.swa_utils.AveragedModel counts beside the weights.
+_COUNTERS = ("n_averaged",)
 
 # Plain data that training programs keep beside the weights (timm: its arguments, the best metric);
 # none of it runs code.
@@ -49,21 +56,41 @@ _SAFE_GLOBALS: list[Any] = [
     *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
 ]
 
-# How a damaged archive or pickle surfaces in torch.load.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OSError,
-    struct.error,
-)
 # How torch.load names what a pickle wants to call.
 _UNSAFE = re.compile(r"nsupported (?:global: )?GLOBAL ([\w.]+)")
+
+# What is taken for a checkpoint, by how such files begin, and what to do about it.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a pointer of Git LFS to the file: fetch the file itself with git lfs pull",
+    ),
+    (b"<!doctype", "a web page: download the file itself"),
+    (b"<html", "a web page: download the file itself"),
+    (b"\x89hdf\r\n", "a HDF5 file, as Keras writes them: save the state dict with PyTorch"),
+    (b"gguf", "a GGUF file: take the checkpoint in PyTorch's format or safetensors"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"\xfd7zxz", "compressed by xz: unpack it"),
+    (b"bzh", "compressed by bzip2: unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it"),
+)
+_INDEX = (
+    "an index of shards: join them into one file, as load_state_dict of transformers or "
+    "safetensors.torch.load_file of each shard does"
+)
+_LARGEST_INDEX = 50_000_000
+
+# Numbers that weights are made of; others need scales that a state dict does not name.
+_NUMBERS = frozenset(
+    (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.complex32, torch.complex64, torch.complex128),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+)
+
+_MOST_CLASSES = 50_000
+_MOST_CHANNELS = 64
 
 _VARIANTS = ("care_s0", "care_s1", "care_s2", "care_tiny", "mlla_t")
 _ASSETS = Path(__file__).parent / "assets"
@@ -99,6 +126,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, ema: bool = False) -
         CheckpointError: The file cannot be read, or a name or shape does not fit.
     """
     state = read(path, ema=ema)
+    with about(str(path)):
+        state = layouts.fitting(state, model)
     fit(state, model, str(path))
     model.load_state_dict(state, strict=True)
 
@@ -116,8 +145,9 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor
     content = read_all(path)
     state = _select(content, ema, str(path))
     return {
-        _strip_wrappers(name): torch.view_as_real(value) if value.is_complex() else value
+        _strip_wrappers(name): _real(name, value, str(path))
         for name, value in state.items()
+        if name not in _COUNTERS
     }
 
 
@@ -133,7 +163,7 @@ def read_all(path: str | os.PathLike[str]) -> dict[str, Any]:
     if _is_safetensors(path):
         try:
             state = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
+        except Exception as error:  # a header may lie about anything
             raise _damaged(path, error) from error
         return {"state_dict": state, METADATA_KEY: read_metadata(path)}
     return _read_pickle(path)
@@ -156,7 +186,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             stated = file.metadata() or {}
         return dict(json.loads(stated.get(METADATA_KEY, "{}")))
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+    except Exception as error:  # the header may be anybody's: nested, or of another type
         raise _damaged(path, error) from error
 
 
@@ -221,6 +251,14 @@ def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
                 if name in state and state[name].shape != value.shape
             ],
         ),
+        _listing(
+            "of another type",
+            [
+                f"{name} (is {_type(state[name])}, should be {_type(value)})"
+                for name, value in expected.items()
+                if name in state and _is_narrowed(state[name], value)
+            ],
+        ),
     ]
     found = [problem for problem in problems if problem]
     if found:
@@ -228,7 +266,10 @@ def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
         raise CheckpointError(
             f"{where} does not fit {_model_name(model)}: {'; '.join([*hint, *found])}"
         )
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    # A float64 may be finite and leave float32.
+    broken = [
+        name for name, value in state.items() if not value.to(expected[name].dtype).isfinite().all()
+    ]
     if broken:
         raise CheckpointError(
             f"{where} holds NaN or infinity {_listing('in', broken)}: the training that made it "
@@ -238,39 +279,70 @@ def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
+    if problem := why_no_path(str(path)):
+        raise CheckpointError(f"the checkpoint's path {shown(path)} {problem}")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the checkpoint file in it")
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a device or a pipe: give the checkpoint file")
     try:
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
-        with path.open("rb"):
-            return path
+        with path.open("rb") as file:
+            start = file.read(64)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+    if what := _other_kind(path, start):
+        raise CheckpointError(f"{path} is no checkpoint but {what}")
+    return path
+
+
+def _other_kind(path: Path, start: bytes) -> str | None:
+    """What a file is that people take for a checkpoint; None if it may be one."""
+    if _begins_as_safetensors(start):
+        return None  # its length may look like anything
+    beginning = start.lstrip().lower()
+    for signature, what in _OTHERS:
+        if beginning.startswith(signature):
+            return what
+    if beginning.startswith(b"{") and path.stat().st_size <= _LARGEST_INDEX:
+        return _INDEX if _is_index(path) else None
+    return None
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "weight_map" in content
 
 
 def _is_safetensors(path: Path) -> bool:
-    """A safetensors file starts with the length of its JSON header, then the header."""
     with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
+        return _begins_as_safetensors(file.read(9))
+
+
+def _begins_as_safetensors(start: bytes) -> bool:
+    """A safetensors file starts with the length of its JSON header, then the header."""
+    return start[8:9] == b"{"
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
-            # Either the file can be read all the same, or the error below says more.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            # Either the file can be read all the same, or an error below says more.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except Exception as error:  # what damaged bytes lead to has no end
         unsafe = _UNSAFE.search(str(error))
         if unsafe is None:
             raise _damaged(path, error) from error
         raise CheckpointError(
-            f"{path} was refused: loading it asks for {unsafe[1]}, which could run code; save only "
-            "the state dict, or use safetensors"
+            f"{path} was refused: loading it asks for {shown(unsafe[1])}, which could run code; "
+            "save only the state dict, or use safetensors"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -281,7 +353,12 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     # torch.load puts its reason after a page of advice.
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    said = str(error)
+    if "TorchScript" in said:
+        return CheckpointError(
+            f"{path} is no checkpoint but a TorchScript program: save the state dict of its module"
+        )
+    text = said.rpartition("WeightsUnpickler error:")[2].strip()
     reason = text.splitlines()[0] if text else type(error).__name__
     return CheckpointError(
         f"{path} is no checkpoint, or truncated or corrupt ({reason[:120]}): copy or download it "
@@ -291,21 +368,61 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 def _select(content: dict[str, Any], ema: bool, where: str) -> dict[str, Tensor]:
     """Find the state dict among what a checkpoint holds."""
-    for key in EMA_KEYS if ema else STATE_KEYS:
-        candidate = content.get(key)
-        if _is_state(candidate):
-            return candidate
+    first = EMA_KEYS if ema else STATE_KEYS
+    for key in first:
+        state = _state_in(content.get(key), _LEVELS)
+        if state is not None:
+            return state
     if not ema and _is_state(content):
         return content
-    keys = ", ".join(str(key) for key in list(content)[:10]) or "nothing"
+    keys = ", ".join(shown(key) for key in list(content)[:10]) or "nothing"
     if ema:
         raise CheckpointError(
             f"{where} has no moving average of the weights ({' or '.join(EMA_KEYS)}), it holds "
             f"{keys}: leave ema out"
         )
     raise CheckpointError(
-        f"{where} holds no state dict under {' or '.join(STATE_KEYS)}, but {keys}"
+        f"{where} holds no state dict (under {', '.join(STATE_KEYS)}), but {keys}"
     )
+
+
+def _state_in(candidate: object, levels: int) -> dict[str, Tensor] | None:
+    """A state dict, or the one in it under a key of those; None if there is none."""
+    if _is_state(candidate):
+        return candidate
+    if not isinstance(candidate, dict) or not levels:
+        return None
+    for key in STATE_KEYS:
+        state = _state_in(candidate.get(key), levels - 1)
+        if state is not None:
+            return state
+    return None
+
+
+def _real(name: str, value: Tensor, where: str) -> Tensor:
+    """The values of a tensor as plain numbers; complex ones as pairs."""
+    if problem := _why_not_plain(value):
+        raise CheckpointError(f"{where}: {shown(name)} is {problem}")
+    if not value.is_complex():
+        return value
+    if value.dtype == torch.complex32:
+        value = value.to(torch.complex64)
+    return torch.view_as_real(value.resolve_conj())
+
+
+def _why_not_plain(value: Tensor) -> str | None:
+    """What kind of tensor it is that a network cannot take; None if it can."""
+    if value.is_nested:
+        return "a nested tensor: save it padded"
+    if value.layout != torch.strided:
+        return "a sparse tensor: save it dense, with .to_dense()"
+    if value.is_quantized:
+        return "a quantized tensor: save the float weights, from before the quantization"
+    if value.device.type == "meta":
+        return "a tensor without values, on the meta device: save the weights themselves"
+    if value.dtype not in _NUMBERS:
+        return f"of type {_type(value)}: save it as float32"
+    return None
 
 
 def _is_state(candidate: object) -> TypeGuard[dict[str, Tensor]]:
@@ -328,11 +445,20 @@ def _listing(kind: str, names: list[str], limit: int = 10) -> str:
     if not names:
         return ""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{kind} {', '.join(names[:limit])}{more}"
+    return f"{kind} {', '.join(shown(name) for name in names[:limit])}{more}"
 
 
 def _shape(value: Tensor) -> str:
     return "x".join(str(length) for length in value.shape) or "a scalar"
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _is_narrowed(value: Tensor, expected: Tensor) -> bool:
+    """Whether whole numbers stand where the network has real ones, as quantized weights do."""
+    return expected.is_floating_point() and not value.is_floating_point()
 
 
 def _model_name(model: nn.Module) -> str:
@@ -368,6 +494,9 @@ def _options(variant: str, state: Mapping[str, Tensor]) -> dict[str, int] | None
     classifier = stated.classifier if isinstance(stated.classifier, str) else stated.classifier[0]
     head, first = state.get(f"{classifier}.weight"), state.get(f"{stated.first_conv}.weight")
     if head is None or first is None or head.ndim != 2 or first.ndim != 4:
+        return None
+    # A file may state any shape: what is made to compare has to stay small.
+    if head.shape[0] > _MOST_CLASSES or first.shape[1] > _MOST_CHANNELS:
         return None
     return {"num_classes": head.shape[0], "in_chans": first.shape[1]}
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 import care  # noqa: F401  registers our networks with timm
-from pipeline.core.arguments import first_reserved, first_unknown
+from pipeline.core.arguments import first_excessive, first_reserved, first_unknown
 from pipeline.core.errors import CheckpointError, ModelError
-from pipeline.core.words import nearest
+from pipeline.core.machine import memory
+from pipeline.core.words import nearest, shown
 
-# How constructors refuse values that make no network, such as a depth of 0.
-_NO_NETWORK = (ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError)
+# How Python says that a function takes no such argument.
+_UNKNOWN = re.compile(r"(?P<owner>[\w.]+)\(\) got an unexpected keyword argument '(?P<name>\w+)'")
 
 
 def create_model(name: str, /, **kwargs: Any) -> nn.Module:
@@ -33,19 +37,86 @@ def create_model(name: str, /, **kwargs: Any) -> nn.Module:
     """
     # What this version of timm takes itself may be more than what we know of.
     taken = [key for key in kwargs if key in inspect.signature(timm.create_model).parameters]
-    if problem := first_reserved(kwargs):
+    if problem := first_reserved(kwargs) or first_excessive(kwargs):
         raise ModelError(problem)
     if taken:
         raise ModelError(f"{taken[0]} cannot be an argument of the network: timm takes it itself")
     _check_name(name)
+    further = kwargs.keys() - {"num_classes"}
+    if further:
+        _check_size(name, kwargs)
     try:
         model: nn.Module = timm.create_model(name, **kwargs)
-    except (TypeError, AttributeError) as error:
-        raise ModelError(f"{name} does not take these arguments: {error}") from error
-    except _NO_NETWORK as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{name} cannot be made with these arguments: {reason}") from error
+    except Exception as error:  # constructors refuse odd values in whatever way they meet them
+        raise ModelError(_why_none(name, kwargs, error)) from error
     return model
+
+
+def check_input(model: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
+    """Check that a network takes one image of a shape, and gives a logit for each class.
+
+    Args:
+        model: In evaluation mode, on the CPU.
+        shape: (channels, height, width).
+        classes: How many logits it should give.
+
+    Raises:
+        ModelError: It does not.
+    """
+    size = " x ".join(map(str, shape))
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, *shape))
+    except Exception as error:  # layers refuse a shape in whatever way they meet it
+        raise ModelError(
+            f"the network does not take images of {size} (channels, height, width): "
+            f"{_in_one_line(error)}: set preprocess to what it takes"
+        ) from error
+    found = getattr(logits, "shape", None)
+    if found != (1, classes):
+        what = "no tensor" if found is None else "x".join(map(str, found))
+        raise ModelError(
+            f"the network gives {what} for an image, not {classes} logits: take a classifier"
+        )
+
+
+def _check_size(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that make a network larger than the memory, before it is filled."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, **kwargs)
+    except Exception as error:
+        if "meta" in str(error):
+            return  # Some networks compute with values while they are made.
+        raise ModelError(_why_none(name, kwargs, error)) from error
+    needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if needed > memory() / 2:
+        raise ModelError(
+            f"{name} with these arguments takes {needed / 1e9:.3g} GB, this process may use "
+            f"{memory() / 1e9:.3g} GB: make it smaller"
+        )
+
+
+def _why_none(name: str, kwargs: Mapping[str, Any], error: Exception) -> str:
+    reason = _in_one_line(error)
+    unknown = _UNKNOWN.search(reason)
+    if unknown is not None:
+        hint = nearest(unknown["name"], _taken(name, str(unknown["owner"])))
+        return f"{name} does not take the argument {unknown['name']!r}{hint}"
+    if isinstance(error, TypeError | AttributeError):
+        return f"{name} does not take these arguments: {reason}"
+    return f"{name} cannot be made with these arguments: {reason}"
+
+
+def _taken(name: str, owner: str) -> list[str]:
+    """Arguments of the function or class of a network that refused one."""
+    module = sys.modules[timm.models.model_entrypoint(name.partition(".")[0]).__module__]
+    made = getattr(module, owner.partition(".")[0], None)
+    return list(inspect.signature(made).parameters) if callable(made) else []
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def create_pretrained(name: str) -> nn.Module:
@@ -85,8 +156,8 @@ def _check_name(name: str) -> None:
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())
         raise ModelError(
-            f"unknown model {name!r}{hint or '; timm.list_models() lists the known names'}"
+            f"unknown model {shown(name)!r}{hint or '; timm.list_models() lists the known names'}"
         )
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
-        raise ModelError(f"model {architecture} has no weights {tag!r}{nearest(name, tags)}")
+        raise ModelError(f"model {architecture} has no weights {shown(tag)!r}{nearest(name, tags)}")

@@ -24,6 +24,7 @@ import yaml
 
 from care import checkpoint
 from care.settings import TrainSettings
+from pipeline.core import yamlfile
 from pipeline.core.errors import CheckpointError, ConfigError
 
 Facts = Mapping[str, Any]
@@ -211,8 +212,8 @@ def to_cpu(state: Any) -> Any:
 def _is_settings(path: Path) -> bool:
     """Whether a file says what a run was told, of this version or another."""
     try:
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        known = yamlfile.value_of(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError, ConfigError):
         return False
     return isinstance(known, dict) and {"model", "data", "epochs", "output"} <= set(known)
 
@@ -234,9 +235,9 @@ def _refuse_foreign_export(target: Path | None) -> None:
 
 def _refuse_another_run(path: Path, settings: TrainSettings) -> None:
     try:
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known = yamlfile.value_of(path.read_text(encoding="utf-8"), str(path))
         before = TrainSettings(**known).identity()
-    except (yaml.YAMLError, TypeError, ValueError, OSError) as error:
+    except (ConfigError, TypeError, ValueError, OSError) as error:
         raise ConfigError(
             f"{path} cannot be read, so the run cannot be resumed: start with --overwrite"
         ) from error

@@ -21,14 +21,16 @@ from typing import Any, Literal
 
 import click
 import pydantic
-import yaml
 from pydantic.fields import FieldInfo
 
 from care.losses import Distillation
-from pipeline.core.arguments import first_unknown
+from pipeline.core import yamlfile
+from pipeline.core.arguments import first_excessive, first_unknown
+from pipeline.core.bounds import MOST_BATCH, MOST_THREADS
 from pipeline.core.commandline import Command
 from pipeline.core.errors import ConfigError
-from pipeline.core.words import nearest
+from pipeline.core.inputs import expanded, why_no_path
+from pipeline.core.words import nearest, shown
 
 
 def _setting(default: Any, section: str, text: str, *, free: bool = False, **limits: Any) -> Any:
@@ -40,7 +42,11 @@ class TrainSettings(pydantic.BaseModel):
     """Everything that a training run can be told. See the field descriptions."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", validate_default=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        validate_default=False,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     name: str = _setting("", "Run", "Name of the run; by default the model's name.", free=True)
@@ -56,7 +62,7 @@ class TrainSettings(pydantic.BaseModel):
     export: Path | None = _setting(
         None, "Run", "Also write the best weights to this .safetensors file.", free=True
     )
-    seed: int = _setting(42, "Run", "Seed of everything random.", ge=0)
+    seed: int = _setting(42, "Run", "Seed of everything random.", ge=0, lt=2**32)
     log_every: int = _setting(50, "Run", "Steps between two logged losses.", free=True, ge=1)
     tensorboard: bool = _setting(True, "Run", "Write TensorBoard events.", free=True)
     progress: bool = _setting(True, "Run", "Show a progress bar on a terminal.", free=True)
@@ -67,7 +73,7 @@ class TrainSettings(pydantic.BaseModel):
     )
     init: Path | None = _setting(None, "Model", "Checkpoint to start from (fine-tuning).")
     image_size: int | None = _setting(
-        None, "Model", "Input height and width; by default what the model states.", ge=32
+        None, "Model", "Input height and width; by default what the model states.", ge=32, le=4096
     )
     drop_path: float = _setting(0.1, "Model", "Stochastic depth of the last block.", ge=0, lt=1)
     grad_checkpointing: bool = _setting(
@@ -85,9 +91,11 @@ class TrainSettings(pydantic.BaseModel):
         gt=0, lt=1,
     )  # fmt: skip
     workers: int = _setting(
-        8, "Data", "Decoding processes of each training process.", free=True, ge=0
+        8, "Data", "Decoding processes of each training process.", free=True, ge=0, le=1024
     )
-    batch_size: int = _setting(128, "Data", "Images per step of each training process.", ge=1)
+    batch_size: int = _setting(
+        128, "Data", "Images per step of each training process.", ge=1, le=MOST_BATCH
+    )
 
     scale: tuple[float, float] = _setting(
         (0.08, 1.0), "Augmentation", "Share of the image's area that a random crop keeps."
@@ -107,7 +115,7 @@ class TrainSettings(pydantic.BaseModel):
         0.25, "Augmentation", "Probability of erasing a rectangle.", ge=0, le=1
     )
     repeated_augmentation: int = _setting(
-        0, "Augmentation", "Versions of an image per epoch (0: plain sampling).", ge=0
+        0, "Augmentation", "Versions of an image per epoch (0: plain sampling).", ge=0, le=1000
     )  # fmt: skip
     mixup: float = _setting(0.8, "Augmentation", "Mixup alpha; 0 turns it off.", ge=0)
     cutmix: float = _setting(1.0, "Augmentation", "CutMix alpha; 0 turns it off.", ge=0)
@@ -122,7 +130,7 @@ class TrainSettings(pydantic.BaseModel):
     )
     smoothing: float = _setting(0.1, "Augmentation", "Label smoothing.", ge=0, lt=1)
 
-    epochs: int = _setting(300, "Optimization", "Epochs, warm-up included.", ge=1)
+    epochs: int = _setting(300, "Optimization", "Epochs, warm-up included.", ge=1, le=10**6)
     opt: str = _setting("adamw", "Optimization", "Optimizer, by its timm name.")
     lr: float | None = _setting(
         None, "Optimization", "Learning rate as it is; by default lr_base, scaled.", gt=0
@@ -153,7 +161,9 @@ class TrainSettings(pydantic.BaseModel):
     clip_mode: Literal["norm", "value", "agc"] = _setting(
         "norm", "Optimization", "How gradients are clipped."
     )
-    accumulate: int = _setting(1, "Optimization", "Batches whose gradients make one step.", ge=1)
+    accumulate: int = _setting(
+        1, "Optimization", "Batches whose gradients make one step.", ge=1, le=MOST_BATCH
+    )
     ema_decay: float | None = _setting(
         None, "Optimization", "Keep a moving average of the weights with this decay.", gt=0, lt=1
     )
@@ -182,7 +192,12 @@ class TrainSettings(pydantic.BaseModel):
         False, "Machine", "BatchNorm statistics over the batches of all processes."
     )
     threads: int | None = _setting(
-        None, "Machine", "CPU threads of each process; by default torch's choice.", free=True, ge=1
+        None,
+        "Machine",
+        "CPU threads of each process; by default torch's choice.",
+        free=True,
+        ge=1,
+        le=MOST_THREADS,
     )
 
     @pydantic.field_validator("*", mode="before")
@@ -197,9 +212,26 @@ class TrainSettings(pydantic.BaseModel):
     @classmethod
     def _readable(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Refuse what the trained checkpoint could not state, and so nobody could load."""
-        if problem := first_unknown(kwargs):
+        if problem := first_unknown(kwargs) or first_excessive(kwargs):
             raise ValueError(problem)
         return kwargs
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if name and (problem := why_no_path(name)):
+            raise ValueError(f"this {problem}")
+        return name
+
+    @pydantic.field_validator("output", "export", "init", "teacher_checkpoint")
+    @classmethod
+    def _possible(cls, path: Path | None) -> Path | None:
+        """Refuse what can be no path, and find the home folder."""
+        if path is None:
+            return None
+        if problem := why_no_path(str(path)):
+            raise ValueError(f"this {problem}")
+        return Path(expanded(str(path)))
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
@@ -251,33 +283,26 @@ def read(config: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
     Raises:
         ConfigError: The file cannot be read, or a setting is unknown or makes no sense.
     """
-    from_file = _read_yaml(config) if config else {}
+    document = _read_yaml(config) if config else None
+    from_file = document.values if document else {}
     try:
         return TrainSettings(**{**from_file, **flags})
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, config, set(flags))) from error
+        raise ConfigError(_explain(error, document, set(flags))) from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {problem}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold settings as `name: value` lines")
-    for key in content:
+def _read_yaml(path: Path) -> yamlfile.Document:
+    document = yamlfile.read(path, may_be_empty=True)
+    for key in document.values:
         if key not in TrainSettings.model_fields:
-            hint = nearest(str(key), TrainSettings.model_fields)
-            raise ConfigError(f"{path}: unknown setting {str(key)!r}{hint}")
-    return content
+            hint = nearest(key, TrainSettings.model_fields)
+            raise ConfigError(f"{document.place((key,))}: unknown setting {shown(key)!r}{hint}")
+    return document
 
 
-def _explain(error: pydantic.ValidationError, config: Path | None, flags: set[str]) -> str:
+def _explain(
+    error: pydantic.ValidationError, document: yamlfile.Document | None, flags: set[str]
+) -> str:
     """The first problem in one line: where it was set, and what is wrong."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
@@ -285,9 +310,10 @@ def _explain(error: pydantic.ValidationError, config: Path | None, flags: set[st
         return message
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {key!r}{nearest(key, TrainSettings.model_fields)}"
-    where = _flag(key) if key in flags or config is None else f"{config}: {key}"
-    return f"{where}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
+        return f"unknown setting {shown(key)!r}{nearest(key, TrainSettings.model_fields)}"
+    in_file = document is not None and key not in flags
+    where = f"{document.place((key,))}: {key}" if in_file and document else _flag(key)
+    return f"{where}: {message[0].lower()}{message[1:]}, not {shown(repr(first['input']))}"
 
 
 # From here on: command-line options, derived from the fields.
@@ -347,7 +373,9 @@ def _parse_pairs(_: click.Context, parameter: click.Parameter, pairs: tuple[str,
     for pair in pairs:
         if "=" not in pair:
             raise ConfigError(f"{_flag(str(parameter.name))} takes KEY=VALUE, not {pair!r}")
-    return {k: yaml.safe_load(v) for k, v in (pair.split("=", 1) for pair in pairs)}
+    flag = _flag(str(parameter.name))
+    split = (pair.split("=", 1) for pair in pairs)
+    return {key: yamlfile.value_of(value, f"{flag} {key}") for key, value in split}
 
 
 def _flag(key: str) -> str:

@@ -6,22 +6,26 @@ Modules are imported inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.core.commandline import Group
-from pipeline.core.words import nearest_or_all
+from pipeline.core.inputs import expanded, why_no_output, why_no_path
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from pipeline.config import Config
 
     ParamType = click.ParamType[str]
+    PathType = click.ParamType[Path]
 else:
-    ParamType = click.ParamType  # generic since click 8.2 only
+    ParamType = PathType = click.ParamType  # generic since click 8.2 only
 
 
 class TargetName(ParamType):
@@ -46,19 +50,58 @@ class TargetName(ParamType):
         return [*TARGETS, *self.further]
 
 
+class UserPath(PathType):
+    """A path that can be one, with the home folder for `~`.
+
+    Args:
+        why_not: What keeps it from being used, for the rest of a sentence; None if nothing does.
+    """
+
+    name = "path"
+
+    def __init__(self, why_not: Callable[[str], str | None]) -> None:
+        self.why_not = why_not
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Refuse what the operating system would."""
+        path = expanded(str(value))
+        if problem := self.why_not(path):
+            self.fail(f"{shown(path)} {problem}", param, ctx)
+        return Path(path)
+
+
+class ResultsName(ParamType):
+    """The name of results, as a configuration may call them: one folder, not a way out of it."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what no results are called."""
+        from pipeline.config import RESULTS_NAME
+
+        if not re.match(RESULTS_NAME, str(value)) or why_no_path(str(value)):
+            self.fail(
+                f"{value!r} is no name of results: give the `name` of their configuration", param
+            )
+        return str(value)
+
+
+PATH = UserPath(why_no_path)
+FOLDER = UserPath(lambda path: why_no_output(Path(path)))
+RESULTS = ResultsName()
 TARGET = TargetName()
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 
 OUTPUT = click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=Path("engines"),
     show_default=True,
     help="Folder of the results.",
 )
 CONFIG = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("pipeline.yaml"),
     show_default=True,
     help="The configuration whose results to take.",
@@ -86,7 +129,7 @@ def main() -> None:
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("config", type=click.Path(path_type=Path), default=Path("pipeline.yaml"))
+@click.argument("config", type=PATH, default=Path("pipeline.yaml"))
 @click.option("--dry-run", is_flag=True, help="Only print what would run, and why.")
 @click.option("--only", type=click.Choice(STAGES), multiple=True, help="Only these stages.")
 @click.option("--from", "start", type=click.Choice(STAGES), help="Run anew from this stage on.")
@@ -132,7 +175,7 @@ def load_config(path: Path) -> Config:
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", type=RESULTS, required=False)
 @OUTPUT
 @click.pass_context
 def check(ctx: click.Context, name: str | None, output: Path) -> None:
@@ -160,7 +203,7 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @click.option(
     "--import",
     "imported",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Take over what was measured on a device (coreml): our JSON, or Xcode's .mlperf.",
 )
 @click.option(
@@ -232,11 +275,11 @@ def export() -> None:
 
 
 @export.command()
-@click.argument("name")
+@click.argument("name", type=RESULTS)
 @OUTPUT
 @click.option(
     "--repository",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("triton"),
     show_default=True,
     help="Triton's model repository; other models in it stay.",
@@ -257,11 +300,11 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
 
 
 @export.command()
-@click.argument("name")
+@click.argument("name", type=RESULTS)
 @OUTPUT
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("coreml-bench"),
     show_default=True,
     help="Where the Swift package shall lie; a new folder.",

@@ -6,39 +6,75 @@ and the nearest known key. Reading a configuration imports none of the runtimes.
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import typing
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 
-from pipeline.core import yamlfile
-from pipeline.core.arguments import first_reserved
-from pipeline.core.errors import ConfigError
-from pipeline.core.words import nearest_or_all
+from pipeline.core import machine, yamlfile
+from pipeline.core.arguments import first_excessive, first_reserved
+from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
+from pipeline.core.errors import ConfigError, PreprocessError
+from pipeline.core.inputs import expanded, why_no_output, why_no_path
+from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.base import TargetOptions
 from pipeline.targets.registry import TARGETS
 
-Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+_BYTES = 4  # of a float32
+_SMALLEST_INPUT = 3 * 32 * 32  # numbers of an image, where only the network knows
+
+
+def _path(text: str) -> str:
+    """A path with the home folder for `~`."""
+    path = expanded(text)
+    if problem := why_no_path(path):
+        raise ValueError(f"this {problem}")
+    return path
+
+
+def _dataset(uri: str) -> str:
+    """A dataset's name with the home folder for `~` in its path."""
+    scheme, colon, rest = uri.partition(":")
+    return f"{scheme}{colon}{_path(rest)}" if rest else uri
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+DatasetName = Annotated[str, AfterValidator(_dataset)]
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
     """Which network, with which weights."""
 
     name: str = Field(
+        max_length=200,
         description="care_s0, care_s1, care_s2, care_tiny, mlla_t, or timm/NAME for any "
-        "classification model of timm."
+        "classification model of timm.",
     )
-    checkpoint: str = Field(
+    checkpoint: PathText = Field(
         description="A checkpoint file (.pth.tar, .pt, .safetensors); 'embedded' for the weights "
         "that the package carries; 'random' for random weights, to try the pipeline."
     )
@@ -50,34 +86,37 @@ class ModelConfig(Section):
     @field_validator("kwargs")
     @classmethod
     def _no_reserved(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if problem := first_reserved(kwargs):
+        if problem := first_reserved(kwargs) or first_excessive(kwargs):
             raise ValueError(problem)
-        if "num_classes" in kwargs:
-            raise ValueError("num_classes cannot be an argument: it follows from data.labels")
         return kwargs
 
 
 class PreprocessConfig(Section):
     """How an image becomes the network's input."""
 
-    size: Positive = Field(description="Height and width in pixels.")
-    crop: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="Share of the resized shorter side that the centre crop keeps."
-    )
-    interpolation: str = "bicubic"
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    size: int = Field(description="Height and width in pixels.")
+    crop: float = Field(description="Share of the resized shorter side that the centre crop keeps.")
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, ...] = Field(description="By channel, for pixels of 0 … 1.")
+    std: tuple[float, ...] = Field(description="By channel, for pixels of 0 … 1.")
     channels: Literal["rgb", "gray"] = "rgb"
+
+    @field_validator("size", "crop", "mean", "std")
+    @classmethod
+    def _sensible(cls, value: Any, info: ValidationInfo) -> Any:
+        if problem := problem_with(str(info.field_name), value):
+            raise ValueError(problem)
+        return value
 
 
 class DataConfig(Section):
     """Which images: never the same ones for validation and calibration."""
 
-    validation: str = Field(
+    validation: DatasetName = Field(
         description="folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist: the validation split."
     )
-    calibration: str = Field(description="The same for training images, for calibration.")
-    labels: str | None = Field(
+    calibration: DatasetName = Field(description="The same for training images, for calibration.")
+    labels: PathText | None = Field(
         default=None,
         description="The network's classes in its order: a text file with a class a line (as the "
         "dataset names it, and after a tab as people do), or imagenet-1k; default: the classes of "
@@ -94,11 +133,11 @@ class ExportConfig(Section):
     """The ONNX graph from which the targets are built."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
-    batch: Literal["dynamic"] | Positive = Field(
+    batch: Literal["dynamic"] | Batch = Field(
         default="dynamic", description="Batch size of the graph: 'dynamic' or a number."
     )
     simplify: bool = True
-    simplify_timeout_s: Positive = 300
+    simplify_timeout_s: Annotated[int, Field(gt=0, le=24 * 3600)] = 300
 
     @property
     def tried_batch(self) -> int:
@@ -109,9 +148,9 @@ class ExportConfig(Section):
 class CalibrationConfig(Section):
     """Ranges for quantization, and decisions about precision."""
 
-    images: Positive = 512
+    images: Count = 512
     method: Literal["min-max", "percentile", "entropy", "mse"] = "mse"
-    seed: int = 0
+    seed: Seed = 0
     max_top1_drop: Share = Field(
         default=0.003, description="Layers stay in higher precision until the drop is at most this."
     )
@@ -135,23 +174,21 @@ class Gates(Section):
 class ValidationConfig(Section):
     """How accuracy is judged."""
 
-    images: Positive | None = Field(
-        default=None, description="At most so many images; default: all."
-    )
-    batch: Positive = 64
+    images: Count | None = Field(default=None, description="At most so many images; default: all.")
+    batch: Batch = 64
     gates: Gates = Gates()
 
 
 class BenchConfig(Section):
     """How latency is measured."""
 
-    batches: tuple[Positive, ...] = (1,)
-    threads: Positive | None = Field(
+    batches: Annotated[tuple[Batch, ...], Field(min_length=1)] = (1,)
+    threads: Threads | None = Field(
         default=None, description="CPU threads; default: as many as this process may use."
     )
-    warmup: Positive = Field(default=20, description="Calls before the first timed one.")
-    samples: Positive = Field(default=300, description="Timed calls.")
-    max_seconds: Annotated[float, Field(gt=0)] = Field(
+    warmup: Calls = Field(default=20, description="Calls before the first timed one.")
+    samples: Calls = Field(default=300, description="Timed calls.")
+    max_seconds: Seconds = Field(
         default=20.0, description="End a measurement after this time, with the samples it has."
     )
 
@@ -172,6 +209,10 @@ def _target_section(name: str) -> type[TargetOptions]:
     )
 
 
+RESULTS_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What a configuration may call its results: the name of a folder."""
+
+
 class TargetsConfig(Section):
     """Which targets, in which precisions: one optional section for each registered target."""
 
@@ -179,10 +220,12 @@ class TargetsConfig(Section):
 class Config(Section):
     """The whole configuration."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=RESULTS_NAME, max_length=100)] = Field(
         description="Names the folder of the results under `output`."
     )
-    output: Path = Field(default=Path("engines"), description="Where results go.")
+    output: Annotated[Path, AfterValidator(lambda path: Path(expanded(str(path))))] = Field(
+        default=Path("engines"), description="Where results go."
+    )
     model: ModelConfig
     data: DataConfig
     preprocess: PreprocessConfig | None = Field(
@@ -241,12 +284,50 @@ def load(path: Path) -> Config:
         ConfigError: Anything is wrong with it; the message names file, line and key.
     """
     document = yamlfile.read(path)
+    config = _validated(document)
+    _check_targets(config, document)
+    _check_batch(config, document)
+    _check_preprocess(config, document)
+    _check_memory(config, document)
+    _check_output(config, document)
+    return config
+
+
+def _validated(document: yamlfile.Document) -> Config:
     try:
-        # As JSON, lists become tuples and text becomes paths, while all else stays strict.
-        config = config_type().model_validate_json(json.dumps(document.values, default=str))
+        return _parsed(document.values)
+    except ValidationError as error:
+        values = _with_numbers(document, error)
+    try:
+        return _parsed(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, document))) from error
-    _check_targets(config, document)
+
+
+def _parsed(values: dict[str, Any]) -> Config:
+    # As JSON, lists become tuples and text becomes paths, while all else stays strict.
+    return config_type().model_validate_json(json.dumps(values))
+
+
+def _with_numbers(document: yamlfile.Document, error: ValidationError) -> dict[str, Any]:
+    """The document with numbers where a variable's text stands in a number's place.
+
+    What comes from the environment is text: a checkpoint may be called 5. Where a number is needed,
+    the text is read as one.
+    """
+    values = copy.deepcopy(document.values)
+    for detail in error.errors():
+        path = _written(detail, document)
+        if detail["type"] in ("int_type", "float_type", "bool_type") and path in document.filled:
+            *above, last = path
+            holder: Any = values
+            for key in above:
+                holder = holder[key]
+            holder[last] = yamlfile.plain(holder[last])
+    return values
+
+
+def _check_batch(config: Config, document: yamlfile.Document) -> None:
     batch = config.export.batch
     if batch != "dynamic" and set(config.bench.batches) != {batch}:
         place = document.place(("export", "batch"))
@@ -254,7 +335,71 @@ def load(path: Path) -> Config:
             f"{place}: export.batch fixes the batch to {batch}, and bench.batches asks for "
             f"{list(config.bench.batches)}: set bench.batches to [{batch}]"
         )
-    return config
+
+
+def _check_preprocess(config: Config, document: yamlfile.Document) -> None:
+    """What no field says by itself: as many values as channels, as many channels as the network."""
+    if config.preprocess is None:
+        return
+    place = document.place(("preprocess",))
+    try:
+        depth = Preprocess.from_dict(config.preprocess.model_dump()).depth
+    except PreprocessError as error:
+        raise ConfigError(f"{place}: preprocess: {error}") from error
+    stated = config.model.kwargs.get("in_chans", depth)
+    if stated != depth:
+        place = document.place(("model", "kwargs", "in_chans"))
+        raise ConfigError(
+            f"{place}: model.kwargs.in_chans: the network takes {stated!r} channels, and "
+            f"{config.preprocess.channels} images have {depth}: set preprocess.channels, mean and "
+            "std to what the network takes"
+        )
+
+
+def _check_memory(config: Config, document: yamlfile.Document) -> None:
+    """Refuse batches whose images alone fill the memory."""
+    stated = config.preprocess
+    numbers = stated.size**2 * len(stated.mean) if stated else _SMALLEST_INPUT
+    there = machine.memory()
+    for path, batch in _batches(config):
+        needed = numbers * batch * _BYTES
+        if needed > there / 2:
+            raise ConfigError(
+                f"{document.place(path)}: {'.'.join(map(str, path))}: {batch} images take "
+                f"{needed / 1e9:.3g} GB, this process may use {there / 1e9:.3g} GB: choose a "
+                "smaller batch"
+            )
+
+
+def _batches(config: Config) -> Iterator[tuple[yamlfile.KeyPath, int]]:
+    """Every size of a batch that is made, and where it is stated."""
+    yield ("validation", "batch"), config.validation.batch
+    yield ("export", "batch"), config.export.tried_batch
+    for number, batch in enumerate(config.bench.batches):
+        yield ("bench", "batches", number), batch
+
+
+def _check_output(config: Config, document: yamlfile.Document) -> None:
+    """Results need a folder, and not among the images: a run would read what it wrote."""
+    place = document.place(("output",))
+    if problem := why_no_output(config.folder):
+        raise ConfigError(
+            f"{place}: output: {shown(config.folder, most=300)} {problem}: choose another folder"
+        )
+    output = os.path.realpath(config.folder)
+    for key, uri in (
+        ("validation", config.data.validation),
+        ("calibration", config.data.calibration),
+    ):
+        scheme, _, path = uri.partition(":")
+        if scheme != "folder":
+            continue
+        images = os.path.realpath(path)
+        if os.path.commonpath([images, output]) == images:
+            raise ConfigError(
+                f"{place}: output: {config.folder} lies in the folder of data.{key}, so that "
+                "results would be taken for images: choose a folder outside"
+            )
 
 
 def _check_targets(config: Config, document: yamlfile.Document) -> None:
@@ -278,11 +423,7 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
     """A line for every mistake: file, line, path of keys, what is wrong, what to write."""
     lines: dict[tuple[object, object], tuple[str, str, yamlfile.KeyPath]] = {}
     for detail in error.errors():
-        # Pydantic's location also names alternatives of a union; the document knows only keys.
-        written: yamlfile.KeyPath = ()
-        for part in detail["loc"]:
-            if (*written, part) in document.places:
-                written = (*written, part)
+        written = _written(detail, document)
         kind, key = detail["type"], ".".join(str(part) for part in written)
         if kind == "missing":
             missing = str(detail["loc"][-1])
@@ -294,9 +435,21 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
             text = detail["msg"].removeprefix("Value error, ")
             message = text[0].lower() + text[1:]
             if isinstance(detail["input"], str | int | float | bool):
-                message += f", not {detail['input']!r}"
+                message += f", not {shown(repr(detail['input']))}"
         lines.setdefault((written, kind == "missing" and key), (key, message, written))
     return [f"{document.place(w)}: {key}: {message}" for key, message, w in lines.values()]
+
+
+def _written(detail: Any, document: yamlfile.Document) -> yamlfile.KeyPath:
+    """The keys in the document that an error is about.
+
+    Pydantic's location also names alternatives of a union; the document knows only keys.
+    """
+    written: yamlfile.KeyPath = ()
+    for part in detail["loc"]:
+        if (*written, part) in document.places:
+            written = (*written, part)
+    return written
 
 
 def _known_keys(path: yamlfile.KeyPath) -> list[str]:

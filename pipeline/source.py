@@ -210,17 +210,12 @@ class Source:
         stated = self.config.data.labels
         if stated is None:
             return self.validation.classes, self.validation.classes
-        if stated == IMAGENET:
-            from timm.data import ImageNetInfo
+        from pipeline.core.labels import imagenet_labels, read_labels
 
-            info = ImageNetInfo("imagenet-1k")
-            descriptions = (text.split(",")[0] for text in info.label_descriptions())
-            return tuple(info.label_names()), tuple(descriptions)
-        lines = [
-            line for line in self._labels_file(stated).read_text().splitlines() if line.strip()
-        ]
-        pairs = [(line.split("\t")[0].strip(), line.split("\t")[-1].strip()) for line in lines]
-        return tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
+        if stated == IMAGENET:
+            return imagenet_labels()
+        with about("data.labels"):
+            return read_labels(self._labels_file(stated))
 
     def class_indices(self, dataset: Dataset) -> npt.NDArray[np.int64]:
         """For every class of the dataset, its index among the logits.
@@ -250,8 +245,14 @@ class Source:
         stated, count = self.config.model, len(self.classes[0])
         name = stated.name.removeprefix(TIMM_PREFIX)
         torch.manual_seed(RANDOM_SEED)
+        named = stated.kwargs.get("num_classes", count)
+        if named != count:
+            raise ModelError(
+                f"model.kwargs: num_classes is {named!r}, and data.labels names {count} classes: "
+                "leave it out"
+            )
         with about("model"):
-            module = create_model(name, num_classes=count, **stated.kwargs).eval()
+            module = create_model(name, **{**stated.kwargs, "num_classes": count}).eval()
         path = self.checkpoint()
         if path is not None:
             with about("model.checkpoint"):
@@ -272,11 +273,16 @@ class Source:
     @cached_property
     def network(self) -> Network:
         """Labels, shape and preprocessing, which every artifact carries."""
+        from care.factory import check_input
+
         preprocess, names = self.preprocess, self.classes[1]
+        shape = (preprocess.depth, preprocess.size, preprocess.size)
+        with about("model"):
+            check_input(self.module, shape, len(names))
         return Network(
             name=self.config.name,
             labels=names,
-            input_shape=(preprocess.depth, preprocess.size, preprocess.size),
+            input_shape=shape,
             preprocess=preprocess.to_dict(),
             description={"model": self.config.model.name},
         )

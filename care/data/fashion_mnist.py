@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import io
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -21,8 +23,10 @@ from PIL import Image
 
 from care.data.base import Dataset, Labels
 from pipeline.core.errors import DataError
+from pipeline.core.inputs import expanded, read_input, why_no_path
 from pipeline.core.listing import EMBEDDED, embedded_files
 from pipeline.core.preprocess import to_rgb
+from pipeline.core.words import shown
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -35,6 +39,9 @@ _REMEDY = (
 
 _UNSIGNED_BYTE = 0x08  # idx's type code
 _SIDE = 28
+_AXES = 3
+_LARGEST = 100_000_000
+"""Bytes of a file, packed or not: twice those of the training images."""
 
 
 class ArrayDataset(Dataset):
@@ -97,24 +104,32 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: The file is missing, truncated, damaged or of another format.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: {_REMEDY}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): copy or download it again") from error
+    data = read_input(path, _LARGEST, DataError, _REMEDY)
+    if path.suffix == ".gz":
+        data = _unpacked(data, path)
     axes = data[3] if len(data) > 3 else 0
     start = 4 + 4 * axes
-    if data[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or not axes or len(data) < start:
+    if data[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or not 1 <= axes <= _AXES or len(data) < start:
         raise DataError(f"{path} is not an idx file of bytes: copy or download it again")
     shape = tuple(int(length) for length in np.frombuffer(data, ">u4", axes, offset=4))
     values = np.frombuffer(data, np.uint8, offset=start)
-    if values.size != np.prod(shape, dtype=np.int64):
+    if values.size != math.prod(shape):
         raise DataError(
             f"{path} holds {values.size} bytes of {'x'.join(map(str, shape))}: it is truncated or "
             "damaged, copy or download it again"
         )
     return values.reshape(shape)
+
+
+def _unpacked(data: bytes, path: Path) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(data)) as stream:
+            unpacked = stream.read(_LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): copy or download it again") from error
+    if len(unpacked) > _LARGEST:
+        raise DataError(f"{path} unpacks to more than Fashion-MNIST has: copy it again")
+    return unpacked
 
 
 def _dataset(
@@ -136,7 +151,9 @@ def _dataset(
 
 def _training_folder(folder: str) -> Path:
     stated = folder or os.environ.get(_VARIABLE, "")
-    root = Path(stated or _DEBIAN_FOLDER).expanduser()
+    root = Path(expanded(stated or _DEBIAN_FOLDER))
+    if problem := why_no_path(str(root)):
+        raise DataError(f"the folder {shown(root)} {problem}: {_REMEDY}")
     # torchvision's download puts the files two folders deeper.
     for candidate in (root, root / "FashionMNIST" / "raw"):
         for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):

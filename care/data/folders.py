@@ -31,7 +31,10 @@ class FolderDataset(EncodedDataset):
         return str(self.root / self.names[index])
 
     def _read(self, index: int) -> bytes:
-        return (self.root / self.names[index]).read_bytes()
+        file = self.root / self.names[index]
+        if file.exists() and not file.is_file():
+            raise OSError("it is a device or a pipe")  # reading it might never end
+        return file.read_bytes()
 
 
 def open_folder(path: str, split: str) -> Dataset:

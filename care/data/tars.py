@@ -16,16 +16,23 @@ import numpy as np
 
 from care.data.base import Dataset, EncodedDataset, Labels
 from pipeline.core.errors import DataError
+from pipeline.core.inputs import expanded
+from pipeline.core.labels import read_labels, require_distinct
 from pipeline.core.listing import (
     CLASS_NAMES,
     IMAGE_EXTENSIONS,
-    SPLIT_FOLDERS,
-    choose_split,
     expand_shards,
     is_hidden,
     require_image,
     require_tar,
 )
+from pipeline.core.splits import choose_split, is_split, require_classes
+from pipeline.core.words import shown
+
+_MOST_CLASSES = 1_000_000
+_LONGEST_NUMBER = 20
+_PATH = 300
+"""Characters of a path in a message: a tar file may state any."""
 
 
 class _Member(NamedTuple):
@@ -67,7 +74,7 @@ class TarDataset(EncodedDataset):
         self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
 
     def _location(self, index: int) -> str:
-        return f"{self.names[index]} in {self.tars[int(self.places[index, 0])]}"
+        return f"{shown(self.names[index], _PATH)} in {self.tars[int(self.places[index, 0])]}"
 
     def _read(self, index: int) -> bytes:
         tar, offset, length = (int(value) for value in self.places[index])
@@ -89,7 +96,7 @@ def open_tar(path: str, split: str) -> Dataset:
     Raises:
         DataError: The file is missing, compressed, damaged or arranged otherwise.
     """
-    file = Path(path).expanduser()
+    file = Path(expanded(path))
     members = [member for member in _members(file) if not any(map(is_hidden, member.parts))]
     images = sorted(member for member in members if not member.is_folder)
     if not images:
@@ -100,14 +107,18 @@ def open_tar(path: str, split: str) -> Dataset:
     for member in images:
         if len(member.parts) < depth + 2:
             raise DataError(
-                f"{member.path} in {file} lies outside the class folders: move it into one"
+                f"{shown(member.path, _PATH)} in {file} lies outside the class folders: move it "
+                "into one"
             )
-        require_image(member.parts[-1], f"{member.path} in {file}")
+        require_image(member.parts[-1], f"{shown(member.path, _PATH)} in {file}")
     classes = sorted({member.parts[depth] for member in images})
+    require_classes(_folders_in(images, depth), f"{file}/{'/'.join(above)}".rstrip("/"))
+    require_distinct(classes, str(file))
     for member in members:
         if member.is_folder and member.parts[:-1] == above and member.parts[-1] not in classes:
             raise DataError(
-                f"class folder {member.path} in {file} has no images: fill or remove it"
+                f"class folder {shown(member.path, _PATH)} in {file} has no images: fill or "
+                "remove it"
             )
     index = {name: label for label, name in enumerate(classes)}
     return TarDataset(
@@ -117,6 +128,16 @@ def open_tar(path: str, split: str) -> Dataset:
         classes,
         np.array([index[member.parts[depth]] for member in images], dtype=np.int64),
     )
+
+
+def _folders_in(images: list[_Member], depth: int) -> dict[str, set[str]]:
+    """For every folder at a depth, the folders right below it."""
+    found: dict[str, set[str]] = {}
+    for member in images:
+        inner = found.setdefault(member.parts[depth], set())
+        if len(member.parts) > depth + 2:
+            inner.add(member.parts[depth + 1])
+    return found
 
 
 def open_shards(pattern: str, split: str) -> Dataset:
@@ -144,7 +165,7 @@ def open_shards(pattern: str, split: str) -> Dataset:
     listed = shards[0].with_name(CLASS_NAMES)
     known = listed.is_file()
     count = max(labels) + 1
-    classes = listed.read_text("utf-8").splitlines() if known else [str(n) for n in range(count)]
+    classes = read_labels(listed)[0] if known else tuple(str(n) for n in range(count))
     if count > len(classes):
         raise DataError(
             f"the shards have label {count - 1}, but {listed} ends at {len(classes) - 1}"
@@ -154,29 +175,54 @@ def open_shards(pattern: str, split: str) -> Dataset:
 
 def _members(file: Path) -> Iterator[_Member]:
     """All files and folders of an uncompressed tar file, checked to be whole."""
-    require_tar(file)
-    end = 0
+    end, length = 0, require_tar(file).stat().st_size
     try:
         with tarfile.open(file, "r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-                end = member.offset_data + member.size
-                if member.issym() or member.islnk():
-                    raise DataError(
-                        f"{member.name} in {file} is a link: write the tar file again with "
-                        "--dereference --hard-dereference"
-                    )
-                if member.isfile() or member.isdir():
-                    parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+                end = _end_of(member, end)
+                if end > length:
+                    break
+                _require_plain(member, file)
+                parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
+                if parts and (member.isfile() or member.isdir()):
                     yield _Member(parts, member.isdir(), member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # tarfile meets broken headers with errors of many kinds
         raise DataError(
-            f"{file} is compressed, damaged or no tar file ({error}): unpack it with gunzip, or "
-            "copy it again"
+            f"{file} is compressed, damaged or no tar file ({' '.join(str(error).split())[:200]}): "
+            "unpack it with gunzip, or copy it again"
         ) from error
     # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
-    if file.stat().st_size < end + tarfile.BLOCKSIZE:
+    if length < end + tarfile.BLOCKSIZE:
         raise DataError(f"{file} is truncated: copy or download it again")
+
+
+def _end_of(member: tarfile.TarInfo, start: int) -> int:
+    """Where a member ends that begins after `start`."""
+    end = member.offset_data + member.size
+    if member.size < 0 or end <= start:  # it leads back, and would be read again and again
+        raise ValueError("a header states a size that cannot be")
+    return end
+
+
+def _require_plain(member: tarfile.TarInfo, file: Path) -> None:
+    """Refuse a member whose bytes do not lie in the archive as they are.
+
+    Raises:
+        DataError: It is a link, or sparse.
+    """
+    if member.issym() or member.islnk():
+        raise DataError(
+            f"{shown(member.name, _PATH)} in {file} is a link: write the tar file again with "
+            "--dereference --hard-dereference"
+        )
+    if member.issparse():
+        raise DataError(
+            f"{shown(member.name, _PATH)} in {file} is stored with holes: write the tar file again "
+            "without --sparse"
+        )
 
 
 def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tuple[str, ...]:
@@ -187,7 +233,7 @@ def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tupl
         tops = {path[depth] for path in paths}
         # Below a class folder come images; so a folder that holds a shorter path is a class.
         classes = {path[depth] for path in paths if len(path) < depth + 3}
-        splits = (tops & SPLIT_FOLDERS) - classes
+        splits = {top for top in tops if is_split(top)} - classes
         if splits:
             return (*above, choose_split(splits, split, where))
         if len(tops) > 1 or classes:
@@ -209,18 +255,23 @@ def _samples(shard: Path) -> Iterator[tuple[str, _Member, int]]:
         if kind is labels and field != "cls":
             continue  # samples may carry more, such as .json
         if key in kind:
-            raise DataError(f"sample {key} in {shard} has two files of one kind: remove one")
+            raise DataError(
+                f"sample {shown(key, _PATH)} in {shard} has two files of one kind: remove one"
+            )
         kind[key] = member
     for key in itertools.chain(images, labels):
         if key not in images or key not in labels:
             lacking = "label (.cls)" if key in images else "image (.jpg, .png, …)"
-            raise DataError(f"sample {key} in {shard} has no {lacking}: write the shard again")
+            raise DataError(
+                f"sample {shown(key, _PATH)} in {shard} has no {lacking}: write the shard again"
+            )
     with shard.open("rb") as file:
         for key, image in images.items():
             file.seek(labels[key].offset)
-            text = file.read(labels[key].length)
-            if not text.strip().isdigit():
+            text = file.read(min(labels[key].length, _LONGEST_NUMBER + 1))
+            if not text.strip().isdigit() or int(text) >= _MOST_CLASSES:
                 raise DataError(
-                    f"{key}.cls in {shard} holds {text[:20]!r}, not a class number: write it again"
+                    f"{shown(key, _PATH)}.cls in {shard} holds {text[:20]!r}, not a class number: "
+                    "write it again"
                 )
             yield key, image, int(text)

@@ -9,7 +9,7 @@ only arguments that are known to be harmless reach a constructor, with values of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 _LOADS = "weights come from the checkpoint alone"
@@ -51,7 +51,35 @@ def first_reserved(names: Iterable[str]) -> str | None:
 
 
 _LARGEST = 1 << 20
+_MOST_LAYERS = 1000
+_COUNTED = ("depth", "layers", "blocks")
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
+
+
+def first_excessive(arguments: Mapping[str, Any]) -> str | None:
+    """What is wrong with the first argument that would make a network without end.
+
+    Args:
+        arguments: By name.
+
+    Returns:
+        The problem; None if there is none.
+    """
+    for name, value in arguments.items():
+        most = _MOST_LAYERS if any(part in name for part in _COUNTED) else _LARGEST
+        if any(abs(number) > most for number in _numbers_in(value)):
+            return f"{name} is at most {most}, not {str(value)[:40]}"
+    return None
+
+
+def _numbers_in(value: Any) -> Iterator[int | float]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers_in(item)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _is_whole(value: Any) -> bool:

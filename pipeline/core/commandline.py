@@ -19,7 +19,7 @@ import click
 
 from pipeline.core import signals
 from pipeline.core.errors import PipelineError, UnforeseenError
-from pipeline.core.words import in_short
+from pipeline.core.words import in_short, printable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -55,7 +55,10 @@ class _Outermost(click.Command):
         except PipelineError as error:
             fail(str(error), error.exit_code)
         except click.ClickException as error:
-            fail(error.format_message(), error.exit_code)
+            fail(printable(error.format_message()), error.exit_code)
+        except OSError as error:  # a disk, a permission or a file that went away
+            where = f"{error.filename}: " if error.filename else ""
+            fail(printable(f"{where}{error.strerror or error}"), PipelineError.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _leave(f"interrupted: {ADVICE}", INTERRUPTED)
         except signals.Ended as ended:

@@ -25,11 +25,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from pipeline.core.words import printable
+
 
 class PipelineError(Exception):
     """Base of every failure that the command line reports without a traceback."""
 
     exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        # Messages hold names out of files, and reach terminals, logs and reports.
+        return printable(super().__str__())
 
 
 class InputError(PipelineError):

@@ -6,15 +6,20 @@ Planning asks it too, so that it loads neither numpy nor torch.
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
+import math
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import DataError
-from pipeline.core.words import nearest
+from pipeline.core.inputs import expanded, why_no_path
+from pipeline.core.labels import require_distinct
+from pipeline.core.splits import choose_split, is_split, require_classes
+from pipeline.core.words import nearest, shown
 
 SPLITS = ("train", "validation", "calibration")
 
@@ -27,18 +32,13 @@ CLASS_NAMES = "classes.txt"
 EMBEDDED = {"validation": "t10k", "calibration": "calibration"}
 """Splits of Fashion-MNIST that the package carries, and how their files begin."""
 
-# Folder names that stand for a split, in order of preference. Calibration images are training
-# images unless set apart: validation images must not shape the ranges that they later judge.
-_SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "test"),
-    "calibration": ("calibration", "calib", "train", "training"),
-}
-SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
-
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
+
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_MOST_SHARDS = 1_000_000
+_MOST_LEVELS = 16
 
 _ENDINGS = tuple(IMAGE_EXTENSIONS)
 
@@ -60,22 +60,6 @@ def require_image(name: str, where: str) -> None:
     if not is_image(name):
         known = ", ".join(sorted(IMAGE_EXTENSIONS))
         raise DataError(f"{where} is not an image ({known}): move it out of the class folders")
-
-
-def choose_split(present: Collection[str], split: str, where: str) -> str:
-    """The sub-folder of `where` that stands for a split.
-
-    Raises:
-        DataError: `where` has sub-folders for other splits only.
-    """
-    for name in _SPLIT_FOLDERS[split]:
-        if name in present:
-            return name
-    raise DataError(
-        f"{where} has {', '.join(f'{name}/' for name in sorted(present))} but no "
-        f"{'/ or '.join(_SPLIT_FOLDERS[split])}/ for the {split} split: add it, or name a folder "
-        "of classes directly"
-    )
 
 
 @dataclass(frozen=True)
@@ -139,7 +123,7 @@ def list_split(uri: str, split: str, embedded: Path) -> Folders | Files:
         return list_folder(path, split)
     if kind == "tar":
         # The file is its own root: what it is called changes none of its images.
-        return Files(require_tar(Path(path).expanduser()), (".",), (".",))
+        return Files(require_tar(Path(expanded(path))), (".",), (".",))
     if kind == "wds":
         return list_shards(path)
     return Files(embedded, embedded_files(split), ("labels.txt",))
@@ -160,13 +144,13 @@ def parse(uri: str) -> tuple[str, str]:
 
 
 def _unknown_kind(uri: str, kind: str) -> str:
-    path = Path(uri).expanduser()
-    if path.exists():
+    path = Path(expanded(uri))
+    if not why_no_path(str(path)) and path.exists():
         likely = "folder" if path.is_dir() else "tar"
         return f"dataset {uri!r} lacks its kind: write {likely}:{uri}"
     return (
-        f"unknown kind of dataset {kind!r}: there are folder:PATH, tar:PATH, wds:PATTERN and "
-        f"fashion-mnist{nearest(kind, KINDS)}"
+        f"unknown kind of dataset {shown(kind)!r}: there are folder:PATH, tar:PATH, "
+        f"wds:PATTERN and fashion-mnist{nearest(kind, KINDS)}"
     )
 
 
@@ -176,7 +160,9 @@ def list_folder(path: str, split: str) -> Folders:
     Raises:
         DataError: The folder is missing or arranged otherwise.
     """
-    root = Path(path).expanduser()
+    root = Path(expanded(path))
+    if problem := why_no_path(str(root)):
+        raise DataError(f"the folder {shown(root)} {problem}")
     if not root.exists():
         raise DataError(f"no folder at {root}: check the path")
     if not root.is_dir():
@@ -192,25 +178,39 @@ def list_folder(path: str, split: str) -> Folders:
         )
     if stray:
         raise DataError(f"{root / stray[0]} lies outside the class folders: move it into one")
+    require_classes({name: _visible(root / name)[0] for name in classes}, str(root))
+    require_distinct(classes, str(root))
     return Folders(root, tuple(classes))
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """The folder of a split, where `root` has such.
+    """The folder of a split, where `root` has such, or a folder alone in it does.
 
     A class may be called "train", too: a split's folder holds folders, a class's folder images.
     """
-    present = []
-    for name in _visible(root)[0]:
-        if name in SPLIT_FOLDERS:
-            folders, files = _visible(root / name)
-            if folders and not any(is_image(file.name) for file in files):
-                present.append(name)
-    return root / choose_split(present, split, str(root)) if present else root
+    while True:
+        folders, files = _visible(root)
+        present = [name for name in folders if is_split(name) and _holds_folders(root / name)]
+        if present:
+            return root / choose_split(present, split, str(root))
+        # As in a tar file, a folder alone that holds folders stands above the classes.
+        alone = len(folders) == 1 and not any(is_image(file.name) for file in files)
+        if not alone or not _holds_folders(root / folders[0]):
+            return root
+        root = root / folders[0]
+
+
+def _holds_folders(folder: Path) -> bool:
+    folders, files = _visible(folder)
+    return bool(folders) and not any(is_image(file.name) for file in files)
 
 
 def _folders_below(root: Path, folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     """`folder` and those in it, by their paths below `root`, with the files of each."""
+    if folder.count("/") > _MOST_LEVELS:
+        raise DataError(
+            f"{root / folder} lies more than {_MOST_LEVELS} folders deep: does a link lead back up?"
+        )
     folders, files = _visible(root / folder)
     for file in files:
         if not is_image(file.name):
@@ -248,6 +248,8 @@ def require_tar(file: Path) -> Path:
     Raises:
         DataError: It is not.
     """
+    if problem := why_no_path(str(file)):
+        raise DataError(f"the tar file {shown(file)} {problem}")
     if not file.is_file():
         raise DataError(f"no tar file at {file}: check the path")
     return file
@@ -279,10 +281,12 @@ def expand_shards(pattern: str) -> list[Path]:
         DataError: One is missing, or there is none.
     """
     shards: list[Path] = []
-    for name in expand_braces(str(Path(pattern).expanduser())):
+    for name in expand_braces(expanded(pattern)):
+        if problem := why_no_path(name):
+            raise DataError(f"the shard {shown(name)} {problem}")
         path = Path(name)
-        magic = any(sign in name for sign in "*?[")
-        shards += sorted(path.parent.glob(path.name)) if magic else [path]
+        magic = any(sign in path.name for sign in "*?[")
+        shards += _matching(path) if magic else [path]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         raise DataError(
@@ -294,6 +298,15 @@ def expand_shards(pattern: str) -> list[Path]:
     return shards
 
 
+def _matching(pattern: Path) -> list[Path]:
+    """The files in a folder whose names fit a pattern, sorted; folders below are not looked at."""
+    try:
+        names = [entry.name for entry in os.scandir(pattern.parent)]
+    except OSError as error:
+        raise DataError(f"folder {pattern.parent} cannot be read: {error.strerror}") from error
+    return [pattern.with_name(name) for name in sorted(fnmatch.filter(names, pattern.name))]
+
+
 def expand_braces(pattern: str) -> list[str]:
     """Expand `{a,b}` and `{000..146}` (leading zeros are kept) as a shell does.
 
@@ -303,6 +316,9 @@ def expand_braces(pattern: str) -> list[str]:
     parts = re.split(r"\{([^{}]*)\}", pattern)
     if any(brace in part for part in parts for brace in "{}"):
         raise DataError(f"braces in {pattern!r} are not in pairs: write {{000..146}} or {{a,b}}")
+    count = math.prod(_count(part) for part in parts[1::2])
+    if count > _MOST_SHARDS:
+        raise DataError(f"{pattern!r} stands for {count:.3g} files: name at most {_MOST_SHARDS}")
     choices = [
         _alternatives(part) if is_brace else [part]
         for part, is_brace in zip(parts, itertools.cycle((False, True)), strict=False)
@@ -310,8 +326,16 @@ def expand_braces(pattern: str) -> list[str]:
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
+def _count(content: str) -> int:
+    """How many alternatives a brace holds."""
+    span = _RANGE.fullmatch(content)
+    if span is None:
+        return content.count(",") + 1
+    return max(0, int(span[2]) - int(span[1]) + 1)
+
+
 def _alternatives(content: str) -> list[str]:
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", content)
+    span = _RANGE.fullmatch(content)
     if span is None:
         return content.split(",")
     first, last = int(span[1]), int(span[2])

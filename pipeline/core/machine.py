@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,33 @@ def resolve_threads(asked: int | None) -> int:
     return asked
 
 
+def memory(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes of memory that this process may use; infinite where the system does not tell.
+
+    Args:
+        proc: The process's folder under /proc; elsewhere than on Linux there is none.
+        cgroups: Where the cgroup file systems are mounted.
+    """
+    try:
+        installed = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError):
+        installed = math.inf
+    return min(installed, _limit(proc, cgroups, "memory", _memory_v2, _memory_v1))
+
+
 def _quota(proc: Path, cgroups: Path) -> float:
     """CPUs' worth of time that the cgroups of this process grant; infinite without a limit."""
+    return _limit(proc, cgroups, "cpu", _quota_v2, _quota_v1)
+
+
+def _limit(
+    proc: Path,
+    cgroups: Path,
+    controller: str,
+    read_v2: Callable[[Path], float],
+    read_v1: Callable[[Path], float],
+) -> float:
+    """The smallest limit of a controller over this process's cgroups; infinite without one."""
     try:
         lines = (proc / "cgroup").read_text().splitlines()
     except OSError:
@@ -160,10 +185,10 @@ def _quota(proc: Path, cgroups: Path) -> float:
         if number == UNIFIED:
             # In a hybrid layout version 2 lies in "unified".
             for root in (cgroups, cgroups / "unified"):
-                limit = min(limit, *(_quota_v2(f) for f in _up(root, group)))
-        elif "cpu" in controllers.split(","):
-            for root in (cgroups / "cpu", cgroups / controllers):
-                limit = min(limit, *(_quota_v1(f) for f in _up(root, group)))
+                limit = min(limit, *(read_v2(f) for f in _up(root, group)))
+        elif controller in controllers.split(","):
+            for root in (cgroups / controller, cgroups / controllers):
+                limit = min(limit, *(read_v1(f) for f in _up(root, group)))
     return limit
 
 
@@ -193,3 +218,20 @@ def _quota_v1(folder: Path) -> float:
     except (OSError, ValueError):
         return math.inf
     return quota / period if quota > 0 and period > 0 else math.inf
+
+
+def _memory_v2(folder: Path) -> float:
+    """`memory.max` holds "max" or a number of bytes."""
+    return _bytes(folder / "memory.max")
+
+
+def _memory_v1(folder: Path) -> float:
+    """`memory.limit_in_bytes` is nearly 2^63 without a limit."""
+    return _bytes(folder / "memory.limit_in_bytes")
+
+
+def _bytes(file: Path) -> float:
+    try:
+        return float(int(file.read_text()))
+    except (OSError, ValueError):
+        return math.inf

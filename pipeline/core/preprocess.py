@@ -26,8 +26,8 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # Above this an image is taken for a decompression bomb: a quarter GiB as RGB, Pillow's threshold.
 MAX_PIXELS = 89_478_485
+
+_SMALLEST_CROP = 1e-4
+_SMALLEST_STD = 1e-6
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -170,22 +173,20 @@ class Preprocess:
     channels: Channels = "rgb"
 
     def __post_init__(self) -> None:
-        if not _is_int(self.size) or self.size < 1:
-            raise PreprocessError(f"size is a positive number of pixels, not {self.size!r}")
-        if not _is_number(self.crop) or not 0 < self.crop <= 1:
-            raise PreprocessError(f"crop is a share in (0, 1], not {self.crop!r}")
-        _require_choice("interpolation", self.interpolation, get_args(Interpolation))
-        _require_choice("channels", self.channels, get_args(Channels))
+        for field in dataclasses.fields(self):
+            if problem := problem_with(field.name, getattr(self, field.name)):
+                raise PreprocessError(f"{field.name} {problem}")
         # Canonical types, so that equal values have equal digests (1 and 1.0, list and tuple).
         object.__setattr__(self, "crop", float(self.crop))
         object.__setattr__(self, "mean", self._per_channel("mean", self.mean))
         object.__setattr__(self, "std", self._per_channel("std", self.std))
-        if min(self.std) <= 0:
-            raise PreprocessError(f"std is positive in every channel, not {list(self.std)}")
+        if self.resized**2 > MAX_PIXELS:
+            raise PreprocessError(
+                f"size {self.size} with crop {self.crop:g} resizes images to {self.resized} pixels "
+                f"a side, more than the {math.isqrt(MAX_PIXELS)} that can be"
+            )
 
-    def _per_channel(self, field: str, values: object) -> tuple[float, ...]:
-        if not isinstance(values, list | tuple) or not all(_is_number(v) for v in values):
-            raise PreprocessError(f"{field} is a list of finite numbers, not {values!r}")
+    def _per_channel(self, field: str, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(values) != self.depth:
             raise PreprocessError(
                 f"{field} has {len(values)} values, but {self.channels} images have {self.depth} "
@@ -339,14 +340,82 @@ class Preprocess:
         return output
 
 
-def _is_int(value: object) -> bool:
+def problem_with(field: str, value: object) -> str | None:
+    """What is wrong with the value of a field of `Preprocess`, by itself; None if nothing is.
+
+    Args:
+        field: Name of the field.
+        value: Of any type.
+
+    Returns:
+        The rest of a sentence that begins with the field's name.
+    """
+    return _PROBLEMS[field](value)
+
+
+def _problem_with_size(value: object) -> str | None:
+    if not _is_int(value) or value < 1:
+        return f"is a positive number of pixels, not {value!r}"
+    if value**2 > MAX_PIXELS:
+        return f"is at most {math.isqrt(MAX_PIXELS)} pixels, not {value:.6g}"
+    return None
+
+
+def _problem_with_crop(value: object) -> str | None:
+    # A smaller share would resize images to more pixels than there are.
+    if not _is_number(value) or not _SMALLEST_CROP <= value <= 1:
+        return f"is a share in (0, 1], not {value!r}"
+    return None
+
+
+def _problem_with_mean(value: object) -> str | None:
+    return _problem_with_values(value, lambda v: v >= 0, "0 or more in every channel")
+
+
+def _problem_with_std(value: object) -> str | None:
+    return _problem_with_values(value, lambda v: v >= _SMALLEST_STD, "positive in every channel")
+
+
+def _problem_with_values(values: object, fits: Callable[[float], bool], needed: str) -> str | None:
+    if not isinstance(values, list | tuple) or not all(_is_number(v) for v in values):
+        return f"is a list of finite numbers, not {values!r}"
+    if not all(map(fits, values)):
+        return f"is {needed}, not {list(values)}"
+    if values and max(values) > 1:
+        return (
+            f"{list(values)} is for pixels of 0 … 255, and here they are scaled to 0 … 1: divide "
+            "it by 255"
+        )
+    return None
+
+
+def _problem_with_choice(choices: tuple[str, ...]) -> Callable[[object], str | None]:
+    def problem(value: object) -> str | None:
+        if value in choices:
+            return None
+        return f"is one of {', '.join(choices)}, not {value!r}"
+
+    return problem
+
+
+_PROBLEMS: dict[str, Callable[[object], str | None]] = {
+    "size": _problem_with_size,
+    "crop": _problem_with_crop,
+    "interpolation": _problem_with_choice(get_args(Interpolation)),
+    "mean": _problem_with_mean,
+    "std": _problem_with_std,
+    "channels": _problem_with_choice(get_args(Channels)),
+}
+
+
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise PreprocessError(f"{field} is one of {', '.join(choices)}, not {value!r}")
+def _is_number(value: object) -> TypeGuard[float]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

@@ -5,6 +5,37 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 80
+_ENDING = 15
+
+
+def printable(text: str) -> str:
+    """Text that changes no terminal: what is not printable is escaped, all but line ends.
+
+    Names in files are other people's. A control sequence in one could clear the screen or write
+    over what stands there, and half a surrogate pair cannot be encoded at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def shown(name: object, most: int = _SHOWN) -> str:
+    """A name out of a file as a message shows it: on one line, printable, not too long.
+
+    Args:
+        name: The name.
+        most: About how many characters of it to show.
+    """
+    text = str(name)
+    if len(text) > most:
+        text = f"{text[: most - _ENDING]}…{text[-_ENDING:]}"
+    return printable(text).replace("\n", "\\n")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as "; did you mean care_s0?", or "" if no known word is near."""

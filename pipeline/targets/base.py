@@ -44,7 +44,7 @@ class TargetOptions(BaseModel):
         measuring: Names of options that change measurements only: artifacts do not depend on them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     measuring: ClassVar[frozenset[str]] = frozenset()
 
 

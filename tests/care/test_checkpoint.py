@@ -234,7 +234,7 @@ def test_missing_empty_or_folder(tmp_path: Path) -> None:
     [
         ([torch.zeros(1)], "holds a list, not a state dict"),
         (torch.zeros(1), "holds a Tensor, not a state dict"),
-        ({}, "no state dict under state_dict or model, but nothing"),
+        ({}, "no state dict \\(under state_dict, model, .*\\), but nothing"),
         ({"epoch": 3, "optimizer": {}}, "but epoch, optimizer"),
     ],
 )

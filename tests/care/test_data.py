@@ -413,7 +413,7 @@ def test_missing_training_split_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"apt-get install dataset-fashion-mnist, or python -c"):
         open_dataset(f"fashion-mnist:{tmp_path}", "train")
     write_folder(tmp_path, {"train-images-idx3-ubyte": IMAGES})
-    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz is missing: apt-get"):
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz does not exist: apt-get"):
         open_dataset(f"fashion-mnist:{tmp_path}", "train")
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import random_graphs
 import torch
 from click.testing import CliRunner
+from random_graphs import KINDS, Tally, wrong_values
 from torch import Tensor
 
 from pipeline.emulate.onnx.operators import OPERATORS
-from scripts import random_graphs
-from scripts.random_graphs import KINDS, Tally, wrong_values
 
 GRAPHS = 51
 

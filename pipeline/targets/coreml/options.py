@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.core.bounds import Count
 from pipeline.targets.base import TargetOptions
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class CoreMLOptions(TargetOptions):
     weight_threshold: int = Field(
         default=2048, gt=0, description="Weights with fewer numbers are not compressed."
     )
-    calibration_images: int = Field(
-        default=128, gt=0, description="Images for w8a8 and auto, of the calibration set."
+    calibration_images: Count = Field(
+        default=128, description="Images for w8a8 and auto, of the calibration set."
     )
     max_top1_drop: float = Field(
         default=0.005, ge=0, le=1, description="Precision auto: most top-1 that may be lost."

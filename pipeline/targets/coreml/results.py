@@ -17,10 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.figures import Latency, Number, State
+from pipeline.core.inputs import read_input
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 
 FORMAT: Literal["care-deploy/coreml-bench/1"] = "care-deploy/coreml-bench/1"
+MOST_BYTES = 100_000_000
+"""Largest result file or report that is read."""
+
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Units = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"]
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
@@ -121,10 +125,8 @@ def read(path: Path) -> Measurements:
         DataError: It cannot be read, or is no result file; the message says where it departs.
     """
     try:
-        plain = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+        plain = json.loads(read_input(path, MOST_BYTES, DataError, "give a result file"))
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is no JSON ({error}): give the file that coreml-bench wrote"
         ) from error

@@ -19,9 +19,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from pipeline.core.errors import DataError
+from pipeline.core.inputs import read_input
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml.results import Device, Measurements, Model, Operation, Run, Units
+from pipeline.targets.coreml.results import (
+    MOST_BYTES,
+    Device,
+    Measurements,
+    Model,
+    Operation,
+    Run,
+    Units,
+)
 
 SUFFIX = ".mlperf"
 REPORT = "report.json"
@@ -83,12 +92,8 @@ def read(path: Path) -> Report:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        return Report.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"cannot read {file}: {error.strerror or error}: give the .mlperf folder that Xcode "
-            "exports"
-        ) from error
+        data = read_input(file, MOST_BYTES, DataError, "give the .mlperf folder that Xcode exports")
+        return Report.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

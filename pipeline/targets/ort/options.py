@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.core.bounds import Seconds, Threads
 from pipeline.targets.base import TargetOptions
 
 
@@ -15,8 +16,8 @@ class OrtOptions(TargetOptions):
     provider: Literal["cpu", "openvino"] = Field(
         default="cpu", description="What executes: ONNX Runtime's own kernels, or OpenVINO's."
     )
-    threads: int | None = Field(
-        default=None, gt=0, description="Default: as many as this process may use."
+    threads: Threads | None = Field(
+        default=None, description="Default: as many as this process may use."
     )
     graph_optimization: Literal["none", "basic", "extended", "layout", "all"] = Field(
         default="all", description="How far ONNX Runtime optimizes the graph on opening."
@@ -31,4 +32,4 @@ class OrtOptions(TargetOptions):
     tune: bool = Field(
         default=True, description="Measure the ways to run the model and take the fastest."
     )
-    tune_seconds: float = Field(default=3.0, gt=0, description="How long to measure them.")
+    tune_seconds: Seconds = Field(default=3.0, description="How long to measure them.")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from pipeline.core.bounds import Batch
 from pipeline.targets.base import TargetOptions
 from pipeline.targets.tensorrt import api
 from pipeline.targets.tensorrt.limits import ComputeCapability
@@ -31,12 +32,15 @@ class TrtOptions(TargetOptions):
         description="GPUs that one TensorRT-RTX engine holds: 7.5 (RTX 20), 8.0 (A100), 8.6 (RTX "
         "30), 8.9 (RTX 40), 12.0 (RTX 50).",
     )
-    batches: tuple[int, int, int] = Field(
+    batches: tuple[Batch, Batch, Batch] = Field(
         default=(1, 8, 64),
         description="Smallest, usual and largest batch of a network with a dynamic one.",
     )
     workspace_mib: int | None = Field(
-        default=None, gt=0, description="Most scratch memory; default: the library's own limit."
+        default=None,
+        gt=0,
+        le=2**20,
+        description="Most scratch memory; default: the library's own limit.",
     )
 
     @field_validator("compute_capabilities")

@@ -27,7 +27,7 @@ def test_values_and_their_lines(tmp_path: Path) -> None:
 def test_environment(tmp_path: Path) -> None:
     path = write(tmp_path, "a: ${A}\nb: ${B:-8}\nc: in-${A}-${B:-x}\nd: ${E:-}\n")
     values = yamlfile.read(path, {"A": "5"}).values
-    assert values == {"a": 5, "b": 8, "c": "in-5-x", "d": None}
+    assert values == {"a": "5", "b": "8", "c": "in-5-x", "d": None}
     with pytest.raises(ConfigError, match=r"a\.yaml:1: the environment variable A is not set"):
         yamlfile.read(path, {})
 

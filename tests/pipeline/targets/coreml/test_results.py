@@ -100,7 +100,7 @@ def test_what_is_no_result(write: Callable[[Any], Path], content: Any, message: 
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="does not exist: give a result file"):
         read(tmp_path / "none.json")
 
 

@@ -97,7 +97,7 @@ def test_calls_in_a_queue_wait_for_nobody(start: Callable[[], GpuRunner], cuda: 
         runner(images(2))
         cuda.calls.clear()
         rows = runner.throughput(40)
-        assert [row["batch"] for row in rows] == [1, 2, 4]
+        assert [row.batch for row in rows] == [1, 2, 4]
         waits = [i for i, call in enumerate(cuda.calls) if call == "synchronize"]
         records = [cuda.calls[a:b].count("record") for a, b in pairwise([*waits, -1])]
         assert max(records) == 2 * 32, "32 calls are in the queue before anybody waits"

@@ -1,0 +1,70 @@
+"""Give the product hostile and odd inputs, and see that each is refused clearly or works.
+
+    python scripts/attack.py yaml checkpoint image tar --count 600
+
+In one process, with a time for every input. Prints how many inputs were refused clearly, loaded,
+ended in a traceback or did not end; exit status 1 if there is one of the latter two, or if one was
+loaded that had to be refused. Equal seeds try equal inputs.
+
+A further kind of input is a module in scripts/attacks and an entry in KINDS.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from attacks import checkpoints, configurations, images, networks, tars
+from attacks.attempt import Attempt, Outcome, tally
+
+KINDS: dict[str, Callable[[Path, int, int], Iterator[Attempt]]] = {
+    "yaml": configurations.attempts,
+    "model": networks.attempts,
+    "checkpoint": checkpoints.attempts,
+    "image": images.attempts,
+    "tar": tars.attempts,
+}
+
+_MEMORY = 8 * 2**30
+"""Bytes beyond those of the loaded libraries: what fills the memory shall fail, not the machine."""
+
+
+def limit_memory() -> None:
+    """Limit what this process may allocate from now on."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+@click.command()
+@click.argument("kinds", type=click.Choice(list(KINDS)), nargs=-1)
+@click.option("--seed", default=0, show_default=True, help="Chooses the random inputs.")
+@click.option("--count", default=200, show_default=True, help="Random inputs of a kind.")
+@click.option("--limit-s", default=10.0, show_default=True, help="Seconds for an input.")
+@click.option("--faults", default=10, show_default=True, help="Show at most so many of a kind.")
+def main(kinds: tuple[str, ...], seed: int, count: int, limit_s: float, faults: int) -> None:
+    """Try inputs of KINDS; of all kinds, if none is named."""
+    faulthandler.enable()
+    if sys.platform == "linux":
+        limit_memory()
+    failed = False
+    for kind in kinds or KINDS:
+        # For what no signal ends: code outside Python that never comes back.
+        faulthandler.dump_traceback_later(3600, exit=True)
+        with tempfile.TemporaryDirectory(prefix="attack-") as folder:
+            result = tally(KINDS[kind](Path(folder), seed, count), limit_s)
+        counts = ", ".join(f"{result.counts[o]} {o.value}" for o in Outcome)
+        click.echo(f"{kind}: {result.counts.total()} inputs: {counts}")
+        for line in result.faults[:faults]:
+            click.echo(f"  {line}")
+        failed = failed or bool(result.faults)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
