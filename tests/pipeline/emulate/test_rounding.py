@@ -102,3 +102,22 @@ def test_bounds_and_names() -> None:
     assert rounding.smallest_normal(torch.float16) == 2.0**-14
     assert rounding.storage(torch.float64) == torch.float64
     assert rounding.storage(torch.uint16) == torch.int32
+
+
+INTEGERS = [torch.int8, torch.uint8, torch.int16, torch.uint16, rounding.INT4, rounding.UINT4]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=rounding.name)
+def test_numbers_saturate_in_small_integers_and_nan_becomes_zero(dtype: torch.dtype) -> None:
+    low, high = rounding.bounds(dtype)
+    exact = torch.tensor([math.nan, -1e6, 1e6, -math.inf, math.inf, 2.5, 3.5] * 5)
+    stored = rounding.round_to(exact, dtype)
+    assert stored.dtype == rounding.storage(dtype)
+    assert stored.tolist() == [0, low, high, low, high, 2, 4] * 5
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.uint32], ids=rounding.name)
+def test_integers_keep_their_lowest_bits(dtype: torch.dtype) -> None:
+    low, high = (int(limit) for limit in rounding.bounds(dtype))
+    exact = torch.tensor([low - 1, low, high, high + 1, high + 2])
+    assert rounding.round_to(exact, dtype).tolist() == [high, low, high, low, low + 1]

@@ -43,13 +43,13 @@ def network(name: str) -> nn.Module:
     return model
 
 
-def exported(model: nn.Module) -> onnx.ModelProto:
+def exported(model: nn.Module, opset: int = 20) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.onnx.export(
         model,
         (torch.from_numpy(IMAGES[:2]),),
         dynamo=True,
-        opset_version=20,
+        opset_version=opset,
         dynamic_shapes=({0: batch},),
         verbose=False,
     )
@@ -100,6 +100,16 @@ def test_exported_networks_agree_with_torch(name: str) -> None:
     executor = OnnxExecutor(in_half(proto), record=True)
     assert difference(executor.run(IMAGES), expected) < 2e-2
     assert first_failure(executor.overflow_report()) is None
+
+
+def test_attention_of_opset_23() -> None:
+    model = network("vit_tiny_patch16_224")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(IMAGES)).numpy()
+    proto = exported(model, opset=23)
+    assert sum(node.op_type == "Attention" for node in proto.graph.node) == 12
+    assert difference(OnnxExecutor(proto).run(IMAGES), expected) < 1e-4
+    assert difference(OnnxExecutor(in_half(proto)).run(IMAGES), expected) < 2e-2
 
 
 @pytest.mark.parametrize("name", ["care_tiny", pytest.param("care_s0", marks=pytest.mark.slow)])
