@@ -32,7 +32,9 @@ MODULE = "module"
 """Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
 
 
-LOOKING = frozenset({"requirements", "inspect", "profile", "diff", "fitness"})
+LOOKING = frozenset(
+    {"requirements", "inspect", "profile", "diff", "fitness", "measure_on", "read_measurements"}
+)
 """Methods of a target that only look, at an artifact or at the machine. What the module of a target
 imports inside of them, and nowhere else, makes none of its artifacts out of date."""
 
