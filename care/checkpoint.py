@@ -143,12 +143,14 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor
             EMA that was asked for.
     """
     content = read_all(path)
-    state = _select(content, ema, str(path))
-    return {
-        _strip_wrappers(name): _real(name, value, str(path))
-        for name, value in state.items()
-        if name not in _COUNTERS
-    }
+    state: dict[str, Tensor] = {}
+    for name, value in _select(content, ema, str(path)).items():
+        bare = _strip_wrappers(name)
+        if bare in state:
+            raise CheckpointError(f"{path} holds {shown(bare)} twice: save one network")
+        if bare not in _COUNTERS:
+            state[bare] = _real(name, value, str(path))
+    return state
 
 
 def read_all(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -55,17 +55,17 @@ def fitting(state: State, model: nn.Module) -> State:
 
 
 def _readings(state: State, model: nn.Module, expected: Mapping[str, Any]) -> Iterator[State]:
-    parts = [
-        part
+    parts = {
+        prefix: part
         for prefix in _prefixes(state, expected)
         if _shapes(part := _below(state, prefix)) == expected
-    ]
-    if len(parts) > 1:
-        names = ", ".join(shown(prefix) for prefix in _prefixes(state, expected))
+    }
+    if len(parts) > 1 or (parts and expected.items() <= _shapes(state).items()):
+        names = ", ".join(shown(prefix) for prefix in parts)
         raise CheckpointError(
-            f"it holds this network several times, under {names}: save the one to take"
+            f"it holds this network several times, also under {names}: save only the one to take"
         )
-    yield from parts
+    yield from parts.values()
     for prefix in _PREFIXES:
         yield _without(state, prefix)
     if _count(state) > _LARGEST_SHARE * _count(model.state_dict()):

@@ -12,7 +12,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "calibration/judge.py": ("pipeline/targets/tensorrt/test_quantize.py", "it judges such graphs"),
     "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
     "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),
-    "care/factory.py": ("care/test_evaluate.py", "networks are made for a checkpoint"),
+    "pipeline/core/bounds.py": ("pipeline/test_config.py", "bounds of a configuration"),
     "care/{job,learner,progress,runs}.py": ("care/test_train.py", "the program's own parts"),
     "pipeline/commands/*.py": ("pipeline/test_cli.py", "commands, as a user gives them"),
     "pipeline/core/files.py": ("pipeline/core/test_replacing.py", "writing is putting in place"),

@@ -29,7 +29,7 @@ for name in POSIX:
     sys.modules.pop(name, None)
 sys.meta_path.insert(0, Missing())
 for name in ("sched_getaffinity", "fork", "getuid", "geteuid", "killpg", "setsid", "getpgid",
-             "posix_fallocate", "mkfifo", "statvfs", "uname", "getloadavg"):
+             "posix_fallocate", "mkfifo", "statvfs", "sysconf", "uname", "getloadavg"):
     if hasattr(os, name):
         delattr(os, name)
 for name in ("SIGHUP", "SIGKILL", "SIGALRM", "SIGUSR1", "SIGPIPE"):

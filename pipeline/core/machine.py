@@ -157,7 +157,7 @@ def memory(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup
     """
     try:
         installed = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         installed = math.inf
     return min(installed, _limit(proc, cgroups, "memory", _memory_v2, _memory_v1))
 

@@ -40,7 +40,11 @@ _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"
 _MAPPING, _SEQUENCE = f"{_STANDARD}map", f"{_STANDARD}seq"
 _SCALARS = tuple(f"{_STANDARD}{kind}" for kind in ("str", "int", "float", "bool", "null"))
-_KINDS = {"int": "whole number", "float": "number", "bool": "true or false"}
+_NO_VALUE_OF = {
+    "int": "is no whole number",
+    "float": "is no number",
+    "bool": "is neither true nor false",
+}
 
 # How PyYAML's conversions refuse text that is not of the kind that its tag states.
 _NO_VALUE = (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError)
@@ -289,7 +293,7 @@ class _Reader:
         taken_over = [(k, v) for k, v in node.value if k.tag == _MERGE]
         for _, value_node in taken_over[:1]:
             values = self._inherited(value_node, path)
-        own: set[str] = set()
+        own = {"<<"} if taken_over else set()
         for key_node, value_node in node.value:
             if taken_over and key_node is taken_over[0][0]:
                 continue
@@ -324,8 +328,8 @@ class _Reader:
         try:
             value = yaml.SafeLoader("").construct_object(node)
         except _NO_VALUE as error:
-            expected = _KINDS.get(kind, kind)
-            raise ConfigError(f"{place}: {shown(text)!r} is no {expected} (!!{kind})") from error
+            problem = _NO_VALUE_OF.get(kind, "cannot be read")
+            raise ConfigError(f"{place}: {shown(text)!r} {problem} (!!{kind})") from error
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{place}: {shown(text)} is no number that can be used")
         if isinstance(value, int) and abs(value) > MOST:

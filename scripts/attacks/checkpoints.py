@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -125,7 +126,7 @@ def odd_tensors(value: Tensor) -> dict[str, Callable[[], Tensor]]:
 def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     """Checkpoints of a small network; `count` with random damage beside the listed."""
     model = create_model("test_resnet", num_classes=4)
-    state = dict(model.state_dict())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
     for name, content in contents(state):
         data = saved(content)
         if data is not None:
@@ -291,12 +292,16 @@ def paths(folder: Path, model: nn.Module) -> Iterator[Attempt]:
 def saved(content: Callable[[], Any]) -> bytes | None:
     """What `torch.save` writes of something; None where PyTorch itself does not save it."""
     buffer = io.BytesIO()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)  # PyTorch writes deeper nesting than it does by default
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             torch.save(content(), buffer)
         except Exception:
             return None
+        finally:
+            sys.setrecursionlimit(limit)
     return buffer.getvalue()
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import pickle
+import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,12 @@ PUBLISHED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model": lambda state: {"model": state, "optimizer": {"state": {}}},
     "module.": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
     "compiled": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
+    "model_state_dict": lambda state: {"epoch": 1, "model_state_dict": state, "loss": 0.1},
+    "net": lambda state: {"net": state, "acc": 92.1},
+    "params": lambda state: {"params": state},
+    "DeepSpeed": lambda state: {"module": state, "global_steps": 7},
+    "nested": lambda state: {"model": {"state_dict": state}},
+    "Lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
     "timm": lambda state: {
         "state_dict": state,
         "args": argparse.Namespace(lr=1e-3),
@@ -71,6 +80,16 @@ def test_moving_average_on_request(key: str, model: nn.Module, tmp_path: Path) -
     state, average = dict(model.state_dict()), other(model)
     torch.save({"state_dict": state, key: average}, path)
     assert_same(checkpoint.read(path), state)
+    assert_same(checkpoint.read(path, ema=True), average)
+
+
+def test_a_moving_average_may_be_wrapped(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    average = other(model)
+    torch.save({"model": model.state_dict(), "ema": {"module": average, "decay": 0.99}}, path)
+    assert_same(checkpoint.read(path, ema=True), average)
+    counted = {f"module.{name}": value for name, value in average.items()}
+    torch.save({"model_ema": {**counted, "n_averaged": torch.tensor(3)}}, path)
     assert_same(checkpoint.read(path, ema=True), average)
 
 
@@ -160,7 +179,155 @@ def test_damaged_weights_are_refused(model: nn.Module, tmp_path: Path) -> None:
         checkpoint.load(path, model)
 
 
+ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "sparse": (lambda w: w.to_sparse(), "is a sparse tensor: save it dense"),
+    "sparse rows": (lambda w: w.to_sparse_csr(), "is a sparse tensor"),
+    "quantized": (
+        lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+        "is a quantized tensor: save the float weights",
+    ),
+    "meta": (lambda w: w.to("meta"), "is a tensor without values"),
+    "nested": (lambda w: torch.nested.nested_tensor(list(w)), "was refused: .*rebuild_nested"),
+    "float8": (lambda w: w.to(torch.float8_e4m3fn), "is of type float8_e4m3fn: save it as float32"),
+    "whole": (lambda w: w.to(torch.int8), r"of another type head\.fc\.weight \(is int8, should be"),
+    "beyond": (lambda w: torch.full_like(w, 1e300, dtype=torch.float64), "holds NaN or infinity"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's remarks on its own prototypes
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_no_network_takes_are_named(
+    kind: str, model: nn.Module, tmp_path: Path
+) -> None:
+    make, message = ODD[kind]
+    path = tmp_path / "x.pth"
+    torch.save({**other(model), "head.fc.weight": make(other(model)["head.fc.weight"])}, path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(path, model)
+    assert "head.fc.weight" in str(caught.value) or kind == "nested"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_conjugated_and_half_complex_values_are_read(tmp_path: Path) -> None:
+    value = torch.tensor([1 + 2j, 3 - 1j])
+    torch.save({"a": value.conj(), "b": value.to(torch.complex32)}, tmp_path / "x.pth")
+    state = checkpoint.read(tmp_path / "x.pth")
+    torch.testing.assert_close(state["a"], torch.tensor([[1.0, -2.0], [3.0, 1.0]]))
+    torch.testing.assert_close(state["b"], torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J", "a\nb", "\0", "\ud800", "\u202e", "x" * 300, "x" * 10**6]
+)
+def test_names_out_of_a_file_are_escaped_and_shortened(
+    name: str, model: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pth"
+    for content in ({**other(model), name: torch.zeros(1)}, {name: {}, "epoch": 3}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(path, model)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 1000
+
+
+def test_the_same_name_with_and_without_a_wrapper_is_refused(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    state = other(model)
+    wrapped = {f"module.{name}": value + 1 for name, value in state.items()}
+    torch.save({**state, **wrapped}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth holds .* twice"):
+        checkpoint.load(tmp_path / "x.pth", model)
+
+
+def test_a_shape_without_end_makes_nothing_large(model: nn.Module, tmp_path: Path) -> None:
+    # The variant of such a checkpoint would have 10^9 classes: it is not made to compare.
+    first = torch.zeros(1).expand(10**9, 384)
+    content = {"head.fc.weight": first, "stem.0.weight": torch.zeros(1, 3, 3, 3)}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="does not fit care_tiny"):
+        checkpoint.load(tmp_path / "x.pth", model)
+
+
 # What is no checkpoint.
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b'{"metadata": {}, "weight_map": {"a": "b"}}', "an index of shards"),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (b"\x89HDF\r\n\x1a\n", "a HDF5 file"),
+        (b"GGUF\3\0\0\0", "a GGUF file"),
+        (b"\x1f\x8b\x08\0", "compressed by gzip"),
+        (b"BZh91AY", "compressed by bzip2"),
+    ],
+)
+def test_what_people_take_for_a_checkpoint_is_named(
+    data: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.pth").write_bytes(data)
+    for read in (checkpoint.read, checkpoint.read_metadata, checkpoint.read_all):
+        with pytest.raises(CheckpointError, match=rf"x\.pth is no checkpoint but {message}"):
+            read(tmp_path / "x.pth")
+
+
+def test_the_length_of_a_header_is_taken_for_nothing_else(tmp_path: Path) -> None:
+    # 0x8b1f bytes of header: the file begins as one that gzip compressed.
+    path = tmp_path / "x.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(struct.pack("<Q", 0x8B1F) + header.ljust(0x8B1F) + bytes(4))
+    assert path.read_bytes()[:2] == b"\x1f\x8b"
+    assert_same(checkpoint.read(path), {"w": torch.zeros(1)})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"is no checkpoint but a TorchScript program"):
+        checkpoint.read(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("metadata", ['{"a":' * 5000, "[" * 5000, "9" * 5000, "[5]", "5", "null"])
+def test_metadata_of_anybody_is_refused_in_one_line(metadata: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save({"w": torch.zeros(1)}, {"metadata": metadata}))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is no checkpoint") as caught:
+        checkpoint.read_metadata(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("levels", [5, 500])
+def test_nested_content_is_refused(levels: int, tmp_path: Path) -> None:
+    content: Any = {"w": torch.zeros(1)}
+    for _ in range(levels):
+        content = {"model": content}
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)  # for PyTorch, which writes what it cannot read
+    torch.save(content, tmp_path / "x.pth")
+    sys.setrecursionlimit(limit)
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        checkpoint.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe", "is a device or a pipe"),
+        ("/dev/zero", "is a device or a pipe"),
+        ("loop", "no checkpoint at"),
+        ("x" * 300, "has a name of 300 bytes"),
+        ("a\0b", "is no path"),
+    ],
+)
+def test_paths_that_are_no_file(name: str, message: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read(tmp_path / name)
 
 
 def zip_checkpoint() -> bytes:

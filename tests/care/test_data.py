@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -469,3 +470,186 @@ def test_check_classes(tmp_path: Path) -> None:
     for count in (1, 10):
         with pytest.raises(DataError, match=rf"2 classes \(n01, n02\), the model {count}"):
             check_classes(dataset, count)
+
+
+# Layouts that once became classes.
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize(
+    ("train", "val"), [("Train", "Val"), ("TRAIN", "VALIDATION"), ("data/Training", "data/Test")]
+)
+def test_splits_in_capitals_or_one_folder_up(
+    kind: str, train: str, val: str, tmp_path: Path
+) -> None:
+    files = {
+        **below(train, {"no/a.png": picture(1), "yes/b.png": picture(2)}),
+        **below(val, {"no/c.png": picture(3), "yes/d.png": picture(4)}),
+    }
+    if kind == "folder":
+        uri = write_folder(tmp_path / "d", files)
+    else:
+        uri = f"tar:{write_tar(tmp_path / 'd.tar', files)}"
+    for split, expected in (("train", "a.png"), ("validation", "c.png"), ("calibration", "a.png")):
+        dataset = open_dataset(uri, split)
+        assert dataset.classes == ("no", "yes")
+        assert dataset.name(0).endswith(expected)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("cats/train/a", "cats/val/a", "dogs/train/b"), r"holds train/(, val/)?: it is a dataset"),
+        (("seg_train/sea/x", "seg_test/sea/x"), "which hold the same folders: these are splits"),
+        (("Val/a/x", "val/a/x", "train/a/x"), "has Val/, val/: keep one of them"),
+    ],
+)
+def test_datasets_and_splits_are_no_classes(
+    kind: str, folders: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    files = {f"{folder}/1.png": picture(1) for folder in folders}
+    if kind == "folder":
+        uri = write_folder(tmp_path / "d", files)
+    else:
+        uri = f"tar:{write_tar(tmp_path / 'd.tar', files)}"
+    with pytest.raises(DataError, match=message):
+        open_dataset(uri, "validation")
+
+
+def test_a_single_class_stays_a_class(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "d", {"n01/a.png": picture(1), "n01/deep/b.png": picture(2)})
+    assert open_dataset(uri).classes == ("n01",)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\u202e"])
+def test_class_folders_with_control_characters(kind: str, name: str, tmp_path: Path) -> None:
+    files = {f"{name}/1.png": picture(1), "b/1.png": picture(2)}
+    if kind == "folder":
+        uri = write_folder(tmp_path / "d", files)
+    else:
+        uri = f"tar:{write_tar(tmp_path / 'd.tar', files)}"
+    with pytest.raises(DataError, match="control character") as caught:
+        open_dataset(uri)
+    assert str(caught.value).isprintable()
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "images", {"a/1.png": picture(1), "b/1.png": picture(2)})
+    assert open_dataset("folder:~/images").classes == ("a", "b")
+    for kind in ("folder", "tar", "wds"):
+        with pytest.raises(DataError, match="nobody-at-all"):
+            open_dataset(f"{kind}:~nobody-at-all/x")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "wds", "fashion-mnist", "nothing"])
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b"])
+def test_paths_that_cannot_be(kind: str, path: str) -> None:
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"{kind}:{path}", "train")
+    assert len(str(caught.value)) < 600
+
+
+def test_what_never_ends_among_the_images(tmp_path: Path) -> None:
+    uri = write_folder(tmp_path / "d", {"a/1.png": picture(1), "b/1.png": picture(2)})
+    os.mkfifo(tmp_path / "d" / "a" / "2.png")
+    with pytest.raises(DataError, match=r"a/2\.png cannot be read \(it is a device or a pipe\)"):
+        open_dataset(uri).image(1)
+    (tmp_path / "d" / "b" / "up").symlink_to("..")
+    with pytest.raises(DataError, match="more than 16 folders deep: does a link lead back up"):
+        open_dataset(uri)
+
+
+# Archives whose headers lie.
+
+
+def with_field(path: Path, start: int, value: bytes) -> Path:
+    """The archive with another field in its first header, and a checksum that fits."""
+    data = bytearray(path.read_bytes())
+    data[start : start + len(value)] = value
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("start", "value"),
+    [
+        (124, b"\x80" + b"\xff" * 11),  # a size of 2^88
+        (124, b"\xff" * 12),  # a size of -1
+        (124, b"\xff" * 10 + b"\xf0\0"),  # one that leads back to the header
+        (124, b"99999999999\0"),
+        (156, b"S"),  # GNU's sparse file
+    ],
+)
+def test_headers_that_lie(start: int, value: bytes, tmp_path: Path) -> None:
+    files = {"a/1.png": picture(1), "b/1.png": picture(2)}
+    path = with_field(write_tar(tmp_path / "x.tar", files), start, value)
+    with pytest.raises(DataError, match=r"x\.tar") as caught:
+        open_dataset(f"tar:{path}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"size": "9" * 30}, {"size": "-1"}, {"GNU.sparse.size": "x"}, {"path": ""}],
+)
+def test_extended_headers_that_lie(headers: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a/1.png")
+        member.size, member.pax_headers = len(picture(1)), headers
+        tar.addfile(member, io.BytesIO(picture(1)))
+    with pytest.raises(DataError, match=r"x\.tar"):
+        open_dataset(f"tar:{path}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0..99999999999}", "stands for 1e.11 files"),
+        ("{0..9999}{0..9999}.tar", "stands for 1e.08 files"),
+        ("a/**", "folder a cannot be read"),
+        ("x" * 300 + "-*", "has a name of 302 bytes"),
+    ],
+)
+def test_shards_without_end(pattern: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_dataset(f"wds:{pattern}")
+
+
+def test_a_wildcard_looks_into_one_folder(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"1.png": picture(1), "1.cls": b"0"})
+    (tmp_path / "inner").mkdir()
+    write_tar(tmp_path / "inner" / "y.tar", {"2.png": picture(2), "2.cls": b"1"})
+    assert len(open_dataset(f"wds:{tmp_path}/*.tar")) == 1
+    with pytest.raises(DataError, match="shards are missing"):
+        open_dataset(f"wds:{tmp_path}/**")  # as `*`: inner is no shard
+
+
+@pytest.mark.parametrize("label", [b"99999999999999", b"9" * 5000, b"-1", b""])
+def test_class_numbers_that_cannot_be(label: bytes, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"1.png": picture(1), "1.cls": label})
+    with pytest.raises(DataError, match="not a class number"):
+        open_dataset(f"wds:{path}")
+
+
+def test_names_of_classes_beside_shards_are_distinct(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"1.png": picture(1), "1.cls": b"0"})
+    (tmp_path / "classes.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(DataError, match=r"classes\.txt:3: the class 'cat' stands in line 1"):
+        open_dataset(f"wds:{path}")
+
+
+def test_a_packed_file_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "_LARGEST", 10_000)
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(bytes(20_000)))
+    with pytest.raises(DataError, match="unpacks to more than Fashion-MNIST has"):
+        fashion_mnist.read_idx(path)
+    path.write_bytes(gzip.compress(b"\0\0\x08\xff" + bytes(4 * 255)))
+    with pytest.raises(DataError, match="is not an idx file"):
+        fashion_mnist.read_idx(path)

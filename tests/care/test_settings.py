@@ -154,3 +154,55 @@ def test_pairs_need_an_equals_sign() -> None:
     result = CliRunner().invoke(command, ["--model-kwargs", "init_value"])
     assert result.exit_code == 2
     assert "KEY=VALUE" in result.output
+
+
+# The same kinds of odd files as in the pipeline's configuration: there is one reader.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: !!int abc", r"train\.yaml:1: 'abc' is no whole number"),
+        ("lr: .nan", r"train\.yaml:1: \.nan is no number"),
+        ("a: &a [*a]", r"train\.yaml:1: this value holds itself"),
+        ("a: " + 5000 * "[", "nested deeper than 50 levels"),
+        ("seed: -1", r"train\.yaml:1: seed: .*greater than or equal to 0"),
+        ("threads: 1000000000", r"train\.yaml:1: threads: .*less than"),
+        ("workers: 1000000000", r"train\.yaml:1: workers: .*less than"),
+        ("batch_size: 1000000000", r"train\.yaml:1: batch_size: .*less than"),
+        ("image_size: 1000000000", r"train\.yaml:1: image_size: .*less than"),
+        ("epochs: 1000000000000", r"train\.yaml:1: epochs: .*less than"),
+        (f"output: {300 * 'x'}", r"train\.yaml:1: output: this has a name of 300 bytes"),
+        (f"name: {300 * 'x'}", r"train\.yaml:1: name: this has a name of 300 bytes"),
+        ("model_kwargs: {depth: 100000}", r"train\.yaml:1: model_kwargs: depth is at most 1000"),
+        ("extends: /dev/zero", r"train\.yaml:1: extends: /dev/zero is a device"),
+    ],
+)
+def test_odd_files_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(config(tmp_path, text), {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_extend_another_and_name_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", "folder:/data/2025-02-30")
+    monkeypatch.setenv("SEED", "7")
+    (tmp_path / "base.yaml").write_text("data: ${DATA}\nseed: ${SEED}\nlr: 0.1\nepochs: x\n")
+    with pytest.raises(ConfigError, match=r"base\.yaml:4: epochs: .*not 'x'"):
+        read(config(tmp_path, "extends: base.yaml"), {})
+    found = read(config(tmp_path, "extends: base.yaml\nepochs: 30\nlr: 0.2"), {})
+    assert (found.data, found.seed, found.lr) == ("folder:/data/2025-02-30", 7, 0.2)
+
+
+def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    found = read(config(tmp_path, "output: ~/runs"), {"init": "~/x.pth"})
+    assert (found.output, found.init) == (Path("/home/me/runs"), Path("/home/me/x.pth"))
+
+
+def test_an_odd_value_of_a_network_argument_names_the_flag() -> None:
+    result = CliRunner().invoke(command, ["--model-kwargs", "depth=!!int x"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --model-kwargs depth:1: 'x' is no whole number")

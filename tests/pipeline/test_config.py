@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
+from pipeline.core import machine
 from pipeline.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -73,11 +74,6 @@ def test_a_target_may_have_gates_of_its_own(tmp_path: Path) -> None:
             "checkpoint: random\n  kwargs: {pretrained_cfg: {url: 'http://x'}}",
             r"p\.yaml:5: model\.kwargs: pretrained_cfg cannot be an argument",
         ),
-        (
-            "checkpoint: embedded",
-            "checkpoint: random\n  kwargs: {num_classes: 3}",
-            r"p\.yaml:5: model\.kwargs: num_classes cannot be an argument: it follows",
-        ),
         ("  ort:\n    precisions: [fp32]", "  {}", "targets is empty: name at least one of trt"),
         (
             "    precisions: [fp32]",
@@ -92,6 +88,207 @@ def test_mistakes_name_line_key_and_remedy(
     assert old in MINIMAL
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, MINIMAL.replace(old, new))
+
+
+PREPROCESS = "{size: 32, crop: 1.0, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}"
+
+
+def with_lines(*lines: str) -> str:
+    """The minimal configuration with further lines from line 11 on."""
+    return MINIMAL + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("export: {simplify_timeout_s: 10000000000000000}", "export.simplify_timeout_s: "),
+        ("export: {batch: 1000000000}", "export.batch: "),
+        ("export: {opset: 17}", "export.opset: "),
+        ("calibration: {seed: -1}", "calibration.seed: .*greater than or equal to 0, not -1"),
+        ("calibration: {images: 1000000000000}", "calibration.images: "),
+        ("validation: {batch: 1000000000000}", "validation.batch: "),
+        ("bench: {samples: 10000000000000}", "bench.samples: "),
+        ("bench: {warmup: 1000000000}", "bench.warmup: "),
+        ("bench: {threads: 1000000000}", "bench.threads: "),
+        ("bench: {batches: [1, 1000000000]}", "bench.batches.1: "),
+        ("bench: {batches: []}", "bench.batches: .*at least 1 item"),
+        ("bench: {max_seconds: 1.0e+30}", "bench.max_seconds: "),
+        ("bench: {max_seconds: .inf}", ".* is no number that can be used"),
+        ("validation: {gates: {max_latency_ms: .nan}}", ".* is no number that can be used"),
+        ("export: {simplify_timeout_s: 1" + 30 * "0" + "}", ".* is too large a number"),
+    ],
+)
+def test_numbers_that_never_end_are_refused_with_their_line(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"p\.yaml:12: {message}"):
+        load(tmp_path, with_lines("", line))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("size: 32", "size: 1000000000", "size: is at most 9459 pixels"),
+        ("size: 32", "size: 0", "size: is a positive number of pixels"),
+        ("crop: 1.0", "crop: 1.0e-9", r"crop: is a share in \(0, 1\]"),
+        ("mean: [0.5, 0.5, 0.5]", "mean: [123.7, 116.3, 103.5]", "mean: .*0 … 255, .*divide it by"),
+        ("std: [0.5, 0.5, 0.5]", "std: [58.4, 57.1, 57.4]", "std: .*0 … 255, .*divide it by 255"),
+        ("mean: [0.5, 0.5, 0.5]", "mean: [0.5, 0.5, -0.5]", "mean: is 0 or more"),
+        ("std: [0.5, 0.5, 0.5]", "std: [0.5, 0.5, 0]", "std: is positive in every channel"),
+        (
+            "crop: 1.0",
+            "crop: 1.0, interpolation: cubic",
+            "interpolation: .*'bilinear'.*not 'cubic'",
+        ),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused_with_its_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (
+        PREPROCESS.replace(old, new).replace("{", "\n  ").replace("}", "").replace(", m", "\n  m")
+    )
+    text = text.replace(", s", "\n  s").replace(", c", "\n  c").replace(", i", "\n  i")
+    with pytest.raises(ConfigError, match=rf"p\.yaml:1[2-6]: preprocess\.{message}"):
+        load(tmp_path, MINIMAL + f"preprocess:{text}\n")
+
+
+def test_preprocessing_fits_its_channels_and_the_network(tmp_path: Path) -> None:
+    gray = PREPROCESS.replace("crop", "channels: gray, crop")
+    with pytest.raises(ConfigError, match=r"p\.yaml:11: preprocess: mean has 3 values, but gray"):
+        load(tmp_path, with_lines(f"preprocess: {gray}"))
+    one = MINIMAL.replace("embedded", "random\n  kwargs: {in_chans: 1}")
+    with pytest.raises(
+        ConfigError, match=r"p\.yaml:5: model\.kwargs\.in_chans: .* takes 1 channels"
+    ):
+        load(tmp_path, one + f"preprocess: {PREPROCESS}\n")
+    single = gray.replace("[0.5, 0.5, 0.5]", "[0.5]")
+    assert load(tmp_path, one + f"preprocess: {single}\n").model.kwargs == {"in_chans": 1}
+
+
+def test_batches_that_fill_the_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: 1e9)
+    large = f"preprocess: {PREPROCESS.replace('32', '1000')}"  # 12 MB an image
+    assert load(tmp_path, with_lines(large, "validation: {batch: 40}")).validation.batch == 40
+    for line, key in (
+        ("validation: {batch: 50}", "validation.batch"),
+        ("validation: {batch: 1}\nbench: {batches: [1, 50]}", "bench.batches.1"),
+        ("validation: {batch: 1}\nexport: {batch: 50}\nbench: {batches: [50]}", "export.batch"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"{key}: 50 images take 0\.6 GB, this process .* 1 GB"
+        ):
+            load(tmp_path, with_lines(large, line))
+
+
+@pytest.mark.parametrize(
+    "output", ["/dev/null", "/dev/full", "/proc/self/x", "/sys/x", "FILE", "FILE/x", 300 * "x"]
+)
+def test_outputs_that_cannot_be_made_are_refused(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    stated = output.replace("FILE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"p\.yaml:11: output: .*: choose another folder"):
+        load(tmp_path, with_lines(f"output: {stated}"))
+
+
+@pytest.mark.parametrize("inside", ["", "/engines", "/../images", "/LINK"])
+def test_results_do_not_lie_among_the_images(tmp_path: Path, inside: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "to-images").symlink_to(images)
+    output = f"{images}{inside}"
+    if inside == "/LINK":
+        output = str(tmp_path / "to-images")
+    text = MINIMAL.replace("calibration: fashion-mnist", f"calibration: 'folder:{images}'")
+    with pytest.raises(ConfigError, match=r"p\.yaml:11: output: .* folder of data\.calibration"):
+        load(tmp_path, text + f"output: {output}\n")
+    assert load(tmp_path, text + f"output: {images}-engines\n").output == Path(f"{images}-engines")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("checkpoint: embedded", f"checkpoint: {300 * 'x'}", "model.checkpoint"),
+        ("validation: fashion-mnist", f"validation: folder:{300 * 'x'}", "data.validation"),
+        ("calibration: fashion-mnist", f"calibration: tar:{300 * 'x'}", "data.calibration"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(
+    tmp_path: Path, old: str, new: str, key: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"p\.yaml:\d: {key}: this has a name of 300 bytes"):
+        load(tmp_path, MINIMAL.replace(old, new))
+
+
+def test_the_home_folder_is_found_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = MINIMAL.replace("embedded", "~/x.pth").replace(
+        "validation: fashion-mnist", "validation: folder:~/images\n  labels: ~/labels.txt"
+    )
+    loaded = load(tmp_path, text + "output: ~/engines\n")
+    assert loaded.model.checkpoint == "/home/me/x.pth"
+    assert loaded.data.validation == "folder:/home/me/images"
+    assert loaded.data.labels == "/home/me/labels.txt"
+    assert loaded.output == Path("/home/me/engines")
+
+
+def test_a_variable_is_text_and_a_number_where_one_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CKPT": "5", "SIZE": "[", "B": "16", "S": "1.5", "Q": "true"}.items():
+        monkeypatch.setenv(name, value)
+    text = MINIMAL.replace("embedded", "${CKPT}") + "output: ${SIZE}\n"
+    lines = (
+        "validation: {batch: '${B}'}",
+        "bench: {max_seconds: '${S}', batches: ['${B}'], threads: '${NONE:-}'}",
+        "export: {batch: '${B}', simplify: '${Q}'}",
+    )
+    loaded = load(tmp_path, text + "\n".join(lines))
+    assert loaded.model.checkpoint == "5"
+    assert loaded.output == Path("[")
+    assert (loaded.validation.batch, loaded.bench.max_seconds) == (16, 1.5)
+    assert (loaded.bench.batches, loaded.bench.threads) == ((16,), None)
+    assert (loaded.export.batch, loaded.export.simplify) == (16, True)
+    monkeypatch.setenv("B", "many")
+    with pytest.raises(ConfigError, match=r"p\.yaml:12: validation\.batch: .*not 'many'"):
+        load(tmp_path, text + "\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ("depth: 1000000", "depth is at most 1000, not 1000000"),
+        ("depths: [1, [2000]]", "depths is at most 1000"),
+        ("embed_dim: 10000000", "embed_dim is at most 1048576"),
+        ("features_only: true", "features_only cannot be an argument"),
+    ],
+)
+def test_arguments_that_make_no_network_are_refused(
+    tmp_path: Path, kwargs: str, message: str
+) -> None:
+    text = MINIMAL.replace("embedded", f"random\n  kwargs: {{{kwargs}}}")
+    with pytest.raises(ConfigError, match=rf"p\.yaml:5: model\.kwargs: {message}"):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "ort:\n    precisions: [fp32]\n    threads: 1000000000",
+        "ort:\n    precisions: [fp32]\n    tune_seconds: 1.0e+30",
+        "trt:\n    precisions: [fp16]\n    batches: [1, 2, 1000000000]",
+        "trt:\n    precisions: [fp16]\n    workspace_mib: 1000000000",
+        "coreml:\n    precisions: [fp16]\n    calibration_images: 10000000000",
+    ],
+)
+def test_numbers_of_targets_are_refused_too(tmp_path: Path, options: str) -> None:
+    text = MINIMAL.replace("ort:\n    precisions: [fp32]", options)
+    with pytest.raises(ConfigError, match=r"p\.yaml:11: targets\.\w+\.\w+(\.2)?: .*less than"):
+        load(tmp_path, text)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.core.errors import DataError
+from pipeline.core.splits import choose_split, is_split, require_classes
+
+
+def test_capitals_change_no_split() -> None:
+    assert is_split("Train")
+    assert is_split("VAL")
+    assert not is_split("trains")
+    assert choose_split({"Train", "Val"}, "validation", "d") == "Val"
+    assert choose_split({"TRAIN", "VAL"}, "calibration", "d") == "TRAIN"
+
+
+def test_the_first_name_of_a_split_is_preferred() -> None:
+    assert choose_split({"test", "val"}, "validation", "d") == "val"
+    assert choose_split({"train", "calib"}, "calibration", "d") == "calib"
+
+
+def test_one_split_twice_or_none_is_refused() -> None:
+    with pytest.raises(DataError, match=r"d has Val/, val/: keep one"):
+        choose_split({"Val", "val", "train"}, "validation", "d")
+    with pytest.raises(DataError, match=r"d has Test/ but no train/ or training/ for the train"):
+        choose_split({"Test"}, "train", "d")
+
+
+def test_datasets_are_no_classes() -> None:
+    require_classes({"cat": [], "dog": ["puppies"]}, "d")
+    with pytest.raises(DataError, match=r"d/flowers holds Train/, Val/: it is a dataset"):
+        require_classes({"cats": [], "flowers": ["Val", "Train"]}, "d")
+
+
+def test_folders_called_as_splits_with_equal_folders_are_splits() -> None:
+    inner = ["forest", "sea"]
+    with pytest.raises(DataError, match=r"d has seg_test/, seg_train/, which hold the same"):
+        require_classes({"seg_train": inner, "seg_test": inner[::-1]}, "d")
+    require_classes({"seg_train": ["a"], "seg_test": ["b"]}, "d")
+    require_classes({"test_tube": [], "train_car": []}, "d")
+    require_classes({"2020": inner, "2021": inner}, "d")
