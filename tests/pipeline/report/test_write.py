@@ -30,7 +30,7 @@ def test_a_report_that_fails_leaves_no_half_of_one(
     def fail(run: Run) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(write, "html_page", fail)
+    monkeypatch.setitem(write.PAGES, "report.html", fail)
     with pytest.raises(ZeroDivisionError):
         write.write(config, tmp_path / "pipeline.yaml", ended("export"))
     assert (config.folder / "report.html").read_bytes() == before

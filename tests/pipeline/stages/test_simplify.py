@@ -19,7 +19,7 @@ from pipeline.config import ExportConfig
 from pipeline.core.network import Network
 from pipeline.stages import simplify
 from pipeline.stages.simplify import Refusal, SimplifyStep
-from pipeline.steps import artifact
+from pipeline.steps import artifact, keys
 
 
 def write_graph(path: Path, factor: float = 2.0) -> Path:
@@ -108,6 +108,7 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimplifyStep:
         folder=folder,
         log=lambda line: None,
         progress=lambda *arguments: None,
+        code=keys.project(),
     )
     export: Any = SimpleNamespace(
         name="export",

@@ -162,7 +162,10 @@ def test_a_damaged_memory_of_imports_only_costs_time(
     assert set(Code(tmp_path, cache).hashes(["pipeline.a"])) == {
         *("pipeline/__init__.py", "pipeline/a.py"),
     }
-    assert len(json.loads(cache.read_text())) == 1  # both sources are empty
+    if content:
+        assert cache.read_text() == content, "what is no memory of ours stays"
+    else:
+        assert len(json.loads(cache.read_text())) == 1  # both sources are empty
 
 
 def test_no_folder_is_made_to_remember_imports(tmp_path: Path) -> None:

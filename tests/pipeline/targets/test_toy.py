@@ -97,7 +97,7 @@ def test_a_target_from_elsewhere_goes_through_every_command(toy: None, tmp_path:
     results = json.loads((folder / "results.json").read_text())
     (artifact,) = results["artifacts"]
     assert artifact["target"] == "toy"
-    assert artifact["numbers"]["agreement"]["value"] >= 0.99
+    assert artifact["accuracy"]["agreement"]["value"] >= 0.99
     assert artifact["latency"]["state"] == "measured"
     assert results["choice"]["toy"]["precision"] == "plain"
     page = (folder / "report.html").read_text()

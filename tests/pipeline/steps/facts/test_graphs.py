@@ -49,6 +49,7 @@ def test_a_fact_of_another_type_is_refused() -> None:
         ExportFacts.from_facts(plain, "export")
 
 
-def test_a_network_is_stated_without_its_description() -> None:
+def test_a_network_is_stated_with_its_description() -> None:
     network = Network("net", ("a",), (3, 8, 8), {}, {"licence": "Apache-2.0"})
-    assert "description" not in ExportFacts(1, 20, 0.0, network).to_facts()["network"]
+    stated = ExportFacts(1, 20, 0.0, network).to_facts()["network"]
+    assert stated["description"] == {"licence": "Apache-2.0"}
