@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
     ParamType = click.ParamType[str]
+    PathType = click.ParamType[Path]
 else:
-    ParamType = click.ParamType  # generic since click 8.2 only
+    ParamType = PathType = click.ParamType  # generic since click 8.2 only
 
 
 class TargetName(ParamType):
@@ -49,7 +50,7 @@ class TargetName(ParamType):
         return [*TARGETS, *self.further]
 
 
-class UserPath(click.ParamType):
+class UserPath(PathType):
     """A path that can be one, with the home folder for `~`.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import datetime
 import gzip
 import io
@@ -36,8 +37,10 @@ KEYS = (
     *("state_dict_ema", "model_ema", "ema", "", "\x1b[2J", "x" * 300, 5, None, (1, 2), b"model"),
 )
 PREFIXES = ("module.", "model.", "net.", "backbone.", "_orig_mod.", "module.model.", "a.b.c.", ".")
+PLAIN: tuple[Any, ...] = (None, 0, 1.5, "x", b"x", True, [], (), {})
+METADATA: tuple[Any, ...] = (None, [], {"a": 1}, {"metadata": "x"}, {"format": 1})
 VALUES: Mapping[str, Callable[[], Any]] = {
-    **{repr(v)[:30]: partial(lambda v: v, v) for v in (None, 0, 1.5, "x", b"x", True, [], (), {})},
+    **{repr(value)[:30]: partial(copy.copy, value) for value in PLAIN},
     "a set": lambda: {1, 2},
     "a date": lambda: datetime.date(2025, 2, 3),
     "a path": lambda: Path("x"),
@@ -135,13 +138,13 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     rng = np.random.default_rng(seed)
     whole = list(forms(state).values())
     for number in range(count):
-        data = bytearray(whole[number % len(whole)])
-        reach = len(data) if number % 2 else min(len(data), 4000)
+        damaged = bytearray(whole[number % len(whole)])
+        reach = len(damaged) if number % 2 else min(len(damaged), 4000)
         for place in rng.integers(0, reach, rng.integers(1, 8)):
-            data[place] = rng.integers(256)
+            damaged[place] = rng.integers(256)
         if number % 10 == 0:
-            del data[rng.integers(len(data)) :]
-        yield written(folder, model, f"mutation {number}", bytes(data))
+            del damaged[rng.integers(len(damaged)) :]
+        yield written(folder, model, f"mutation {number}", bytes(damaged))
 
 
 def contents(state: State) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -253,13 +256,10 @@ def headers() -> Iterator[tuple[str, bytes]]:
             for o in ([4, 0], [0, 2**63], [-4, 0], [0], "x")
         ),
         {**whole, "v": whole["w"]},
+        *({**whole, "__metadata__": value} for value in METADATA),
         *(
-            {**whole, "__metadata__": m}
-            for m in (None, [], {"a": 1}, {"metadata": "x"}, {"format": 1})
-        ),
-        *(
-            {**whole, "__metadata__": {"metadata": m}}
-            for m in ("{", "[]", "5", "null", "NaN", '{"a":' * 5000, "[" * 100_000, "9" * 5000)
+            {**whole, "__metadata__": {"metadata": text}}
+            for text in ("{", "[]", "5", "null", "NaN", '{"a":' * 5000, "[" * 100_000, "9" * 5000)
         ),
     )
     for content in changes:

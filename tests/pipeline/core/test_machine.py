@@ -32,5 +32,5 @@ def test_memory_is_limited_by_version_1(tmp_path: Path) -> None:
 def test_without_a_limit_it_is_what_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine.os, "sysconf", lambda name: 4096 if "SIZE" in name else 1000)
+    monkeypatch.setattr("os.sysconf", lambda name: 4096 if "SIZE" in name else 1000)
     assert machine.memory(tmp_path, tmp_path) == 4_096_000
