@@ -38,7 +38,7 @@ class Finding:
 def findings(folder: Path) -> Iterator[Finding]:
     """Check every artifact of one results' folder."""
     # As deep as artifacts lie: a folder that only looks like results may hold a whole disk.
-    manifests = sorted(m for depth in range(1, 5) for m in folder.glob("*/" * depth + MANIFEST))
+    manifests = sorted(m for depth in range(1, 4) for m in folder.glob("*/" * depth + MANIFEST))
     folders = [path.parent for path in manifests if not _passed_over(path.relative_to(folder))]
     digests = dict(_digests(folder, folders))
     for path in folders:

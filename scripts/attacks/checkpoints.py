@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import datetime
 import gzip
 import io
@@ -35,11 +36,11 @@ KEYS = (
     *("state_dict", "model", "model_state_dict", "net", "network", "params", "module", "weights"),
     *("state_dict_ema", "model_ema", "ema", "", "\x1b[2J", "x" * 300, 5, None, (1, 2), b"model"),
 )
-_PLAIN: tuple[Any, ...] = (None, 0, 1.5, "x", b"x", True, [], (), {})
-_METADATA: tuple[Any, ...] = (None, [], {"a": 1}, {"metadata": "x"}, {"format": 1})
 PREFIXES = ("module.", "model.", "net.", "backbone.", "_orig_mod.", "module.model.", "a.b.c.", ".")
+PLAIN: tuple[Any, ...] = (None, 0, 1.5, "x", b"x", True, [], (), {})
+METADATA: tuple[Any, ...] = (None, [], {"a": 1}, {"metadata": "x"}, {"format": 1})
 VALUES: Mapping[str, Callable[[], Any]] = {
-    **{repr(v)[:30]: partial(lambda v: v, v) for v in _PLAIN},
+    **{repr(value)[:30]: partial(copy.copy, value) for value in PLAIN},
     "a set": lambda: {1, 2},
     "a date": lambda: datetime.date(2025, 2, 3),
     "a path": lambda: Path("x"),
@@ -255,10 +256,10 @@ def headers() -> Iterator[tuple[str, bytes]]:
             for o in ([4, 0], [0, 2**63], [-4, 0], [0], "x")
         ),
         {**whole, "v": whole["w"]},
-        *({**whole, "__metadata__": m} for m in _METADATA),
+        *({**whole, "__metadata__": value} for value in METADATA),
         *(
-            {**whole, "__metadata__": {"metadata": m}}
-            for m in ("{", "[]", "5", "null", "NaN", '{"a":' * 5000, "[" * 100_000, "9" * 5000)
+            {**whole, "__metadata__": {"metadata": text}}
+            for text in ("{", "[]", "5", "null", "NaN", '{"a":' * 5000, "[" * 100_000, "9" * 5000)
         ),
     )
     for content in changes:

@@ -617,3 +617,56 @@ def test_help_imports_no_runtime() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+# Arguments that once walked the disk, or ended in a traceback.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", ".."),
+        ("check", "../engines"),
+        ("check", "/"),
+        ("check", "x" * 300),
+        ("check", "--output", "/proc"),
+        ("check", "--output", "/dev/null"),
+        ("check", "--output", "x" * 300),
+        ("check", "--output", __file__),
+        ("export", "triton", ".."),
+        ("export", "coreml-bench", "../x"),
+        ("run", "x" * 300),
+        ("run", "/dev/zero"),
+        ("bench", "--target", "coreml", "--import", "x" * 300),
+        ("calibrate", "--config", "/dev/zero"),
+    ],
+)
+def test_odd_arguments_are_refused_in_one_line(arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_the_system_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "a\x1b"))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    result = invoke("check", "--output", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {tmp_path}/a\\x1b: Permission denied\n"
+
+
+def test_check_looks_no_deeper_than_artifacts_lie(tmp_path: Path) -> None:
+    output = tmp_path / "engines"
+    deep = output / "trial" / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    (output / "trial" / "a" / "artifact.json").write_text("{}")
+    (deep / "artifact.json").write_text("{}")
+    result = invoke("check", "--output", str(output))
+    assert result.exit_code == 1
+    assert "trial/a:" in result.output
+    assert "trial/a/b" not in result.output

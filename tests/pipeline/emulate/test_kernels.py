@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -151,3 +152,15 @@ def test_reduce_without_axes_keeps_the_shape() -> None:
     x = torch.tensor([[-3.0, 4.0]])
     assert kernels.reduce("l2", x, [], keep=True).tolist() == [[3.0, 4.0]]
     assert kernels.reduce("sum", torch.tensor(2.0), [], keep=False).item() == 2
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [kernels.gelu, kernels.sign, kernels.hard_swish, kernels.elu],
+    ids=lambda k: k.__name__,
+)
+def test_kernels_ask_nothing_of_values(kernel: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Many images are evaluated at once by torch.vmap, which cannot answer."""
+    values = torch.tensor([[-1.0, 0.0, 2.0], [math.inf, -2.0, 0.5]])
+    expected = torch.stack([kernel(row) for row in values])
+    torch.testing.assert_close(torch.vmap(kernel)(values), expected, equal_nan=True)

@@ -12,6 +12,7 @@ from pipeline.core.figures import State
 from pipeline.exports.coreml_bench import write_bench_package
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml import results
 from pipeline.targets.coreml.results import (
     FORMAT,
     Measurements,
@@ -102,6 +103,18 @@ def test_what_is_no_result(write: Callable[[Any], Path], content: Any, message: 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist: give a result file"):
         read(tmp_path / "none.json")
+
+
+def test_files_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="/dev/zero is a device or a pipe, not a file: give"):
+        read(Path("/dev/zero"))
+    (tmp_path / "deep.json").write_text(100_000 * '{"a":')
+    with pytest.raises(DataError, match=r"deep\.json is no JSON"):
+        read(tmp_path / "deep.json")
+    monkeypatch.setattr(results, "MOST_BYTES", 1000)
+    (tmp_path / "large.json").write_text(1001 * " ")
+    with pytest.raises(DataError, match=r"large\.json is larger than 0\.001 MB"):
+        read(tmp_path / "large.json")
 
 
 def test_result_of_another_model_or_device(build: Build) -> None:

@@ -1,0 +1,84 @@
+"""A small part of the attack, and what counts as a fault in it; `scripts/attack.py` tries more."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import attack
+import click
+import pytest
+from attacks.attempt import Attempt, Outcome, tally, tried
+from click.testing import CliRunner
+
+from pipeline.core.errors import DataError
+
+SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "image": 1, "tar": 5}
+"""Every how many of a kind are tried here."""
+
+
+@pytest.mark.parametrize("kind", attack.KINDS)
+def test_odd_input_is_refused_or_works(kind: str, tmp_path: Path) -> None:
+    attempts = attack.KINDS[kind](tmp_path, 0, 60)
+    result = tally(itertools.islice(attempts, 0, None, SHARE[kind]), limit_s=60)
+    assert result.faults == []
+    assert result.counts.total() >= 20
+    assert result.counts[Outcome.REFUSED] > 0
+
+
+def test_equal_seeds_try_equal_inputs(tmp_path: Path) -> None:
+    for kind in ("image", "tar"):
+        (tmp_path / kind).mkdir()
+        first = [a.name for a in attack.KINDS[kind](tmp_path / kind, 3, 20)]
+        assert first == [a.name for a in attack.KINDS[kind](tmp_path / kind, 3, 20)]
+        assert len(set(first)) == len(first)
+
+
+def refuse(message: str) -> None:
+    raise DataError(message)
+
+
+def fail() -> None:
+    raise KeyError("x")
+
+
+def hang() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"),
+    [
+        (Attempt("", lambda: refuse("x is no file")), Outcome.REFUSED),
+        (Attempt("", lambda: refuse("x\n" * 60)), Outcome.TRACEBACK),
+        (Attempt("", lambda: refuse("x" * 5000)), Outcome.TRACEBACK),
+        (Attempt("", lambda: None), Outcome.LOADED),
+        (Attempt("", lambda: None, hostile=True), Outcome.WRONG),
+        (Attempt("", fail), Outcome.TRACEBACK),
+        (Attempt("", hang), Outcome.HANG),
+    ],
+)
+def test_what_came_of_an_attempt(attempt: Attempt, expected: Outcome) -> None:
+    outcome, why = tried(attempt, limit_s=0.05 if expected is Outcome.HANG else 60)
+    assert outcome is expected
+    assert bool(why) == (expected not in (Outcome.LOADED, Outcome.WRONG))
+
+
+def test_a_fault_decides_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("attack.limit_memory", "faulthandler.enable", "faulthandler.dump_traceback_later"):
+        monkeypatch.setattr(name, lambda *_, **__: None)
+    kinds = {
+        "good": lambda *_: iter([Attempt("a", lambda: None), Attempt("b", lambda: refuse("x"))]),
+        "bad": lambda *_: iter([Attempt("c", fail)]),
+    }
+    monkeypatch.setattr(attack, "KINDS", kinds)
+    monkeypatch.setattr(attack.main.params[0], "required", False)
+    monkeypatch.setattr(attack.main.params[0], "type", click.STRING)
+    good = CliRunner().invoke(attack.main, ["good"])
+    assert good.exit_code == 0, good.output
+    assert good.output.startswith("good: 2 inputs: 1 refused clearly, 1 loaded, 0 loaded, and")
+    both = CliRunner().invoke(attack.main, ["good", "bad"])
+    assert both.exit_code == 1
+    assert "  tracebacks: c: KeyError: 'x'" in both.output
