@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from calibration.table import Table
 
 RANGES = "ranges.json"
-STORED = ("int8", "uint8")
-"""Symmetric int8 (TensorRT, Core ML) and asymmetric uint8 (ONNX Runtime)."""
 
 
 class RangesStep(StageStep):
