@@ -28,15 +28,17 @@ from torch import nn
 
 import care  # noqa: F401  registers the networks
 from pipeline.core.network import Network
+from pipeline.core.preprocess import Preprocess
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
-from pipeline.targets.coreml.network import Normalization, deploy
+from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
-from pipeline.targets.coreml.verify import preprocessed, probes
+from pipeline.targets.coreml.verify import probes
 
 NETWORKS = ("care_s0", "mlla_t", "mobilenetv4_conv_small", "fastvit_t8")
 SIZE, CLASSES, IMAGES = 64, 10, 4
+PREPROCESS = Preprocess(SIZE, 1.0, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 HALF = Scheme("pruned", sparsity=0.5)
 STORED: dict[str, tuple[str, tuple[Scheme, ...]]] = {
@@ -82,12 +84,12 @@ def look(name: str, folder: Path) -> Found:
         name,
         tuple(map(str, range(CLASSES))),
         (3, SIZE, SIZE),
-        {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        PREPROCESS.to_dict(),
     )
     module, found = network(name), Found()
-    deployed, pixels = deploy(module, of), probes(of, IMAGES)
+    deployed, pictures = deploy(module, of), probes(of, IMAGES)
     with torch.inference_mode():
-        expected = module(torch.from_numpy(preprocessed(pixels, Normalization.of(of)))).numpy()
+        expected = module(torch.from_numpy(pictures.images)).numpy()
     with logged(lambda line: None):
         models = {target: convert(deployed, of, target, ()) for target in DEPLOYMENT_TARGETS}
     for target, model in models.items():
@@ -95,9 +97,9 @@ def look(name: str, folder: Path) -> Found:
         finish(model, of, package, "fp16")
         executor = MilExecutor(package, precision="float32")
         found.operations[target] = executor.operations()
-        found.errors[target] = _relative(executor.predict(pixels)["logits"], expected)
+        found.errors[target] = _relative(executor.predict(pictures.pixels)["logits"], expected)
     for way, (target, schemes) in STORED.items():
-        _store(way, models[target], schemes, of, folder, pixels, found)
+        _store(way, models[target], schemes, of, folder, pictures.pixels, found)
     return found
 
 

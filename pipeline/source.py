@@ -7,7 +7,7 @@ hashes) is had without importing it; networks and images are loaded when a stage
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from care.data import Dataset
     from care.inference import InferenceForm
-    from pipeline.core.preprocess import Preprocess
+    from pipeline.core.preprocess import Pictures, Preprocess
     from pipeline.steps.step import Progress
 
 EMBEDDED = "embedded"
@@ -296,12 +296,17 @@ class Source:
                 pixels = self.preprocess.pixels(dataset.image(index))
             yield pixels
 
-    def first_images(self, count: int) -> npt.NDArray[np.float32]:
-        """The first validation images, at most so many, (images, channels, height, width)."""
+    def pictures(self, dataset: Dataset, indices: Iterable[int]) -> Pictures:
+        """Some images of a dataset as a batch."""
+        from pipeline.core.preprocess import Pictures
+
+        pixels = [self.preprocess.pixels(dataset.image(index)) for index in indices]
+        return Pictures(np.stack(pixels), self.preprocess)
+
+    def first_pictures(self, count: int) -> Pictures:
+        """The first validation images, at most so many."""
         dataset = self.validation
-        return np.stack(
-            [self.preprocess(dataset.image(i)) for i in range(min(count, len(dataset)))]
-        )
+        return self.pictures(dataset, range(min(count, len(dataset))))
 
 
 def _package_folder(package: str) -> Path:

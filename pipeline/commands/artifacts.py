@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.commands.console import RichConsole
 from pipeline.config import Config
 from pipeline.core.errors import InputError
-from pipeline.core.network import Images
+from pipeline.core.preprocess import Pictures
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.build import BuildStep, in_precisions
 from pipeline.stages.context import RunContext
@@ -44,9 +44,9 @@ def builds_of(context: RunContext, target: str, precisions: Sequence[str]) -> li
 @contextlib.contextmanager
 def one_artifact(
     config: Config, target: str, precision: str | None, images: int
-) -> Iterator[tuple[RunContext, Artifact, Images]]:
+) -> Iterator[tuple[RunContext, Artifact, Pictures]]:
     """One built artifact of a target, the first if none is named, and some validation images."""
     with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console.progress)
         step = builds_of(context, target, (precision,) if precision else ())[0]
-        yield context, step.artifact(), context.source.first_images(images)
+        yield context, step.artifact(), context.source.first_pictures(images)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from pipeline.commands.artifacts import builds_of, log_of
@@ -66,17 +65,17 @@ def bench(
     profiles: dict[str, Profile] = {}
     with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console.progress)
-        one = context.source.preprocess(context.source.validation.image(0))[None]
+        one = context.source.first_pictures(1)
         if target == "torch":
             facts = BenchFacts(target, {}, stages_bench.measure(context, {}, "PyTorch", one))
         else:
             builds = builds_of(context, target, precision)
             facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
             if profile:
-                images = np.repeat(one, config.bench.batches[0], 0)
+                pictures = one.repeated(config.bench.batches[0])
                 profiles = {
                     step.precision: TARGETS[target].profile(
-                        step.artifact(), images, threads=config.bench.threads
+                        step.artifact(), pictures, threads=config.bench.threads
                     )
                     for step in builds
                     if facts.latency[step.precision].value is not None

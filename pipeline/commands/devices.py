@@ -26,7 +26,8 @@ from pipeline.targets.base import DeviceJob
 from pipeline.targets.registry import TARGETS, able
 
 if TYPE_CHECKING:
-    from pipeline.core.network import Images, Logits
+    from pipeline.core.network import Logits
+    from pipeline.core.preprocess import Pictures
     from pipeline.targets.base import DeviceMeasurement
 
 COMPARED = 256
@@ -100,25 +101,25 @@ def measure_on(
 
     def find(context: RunContext, artifacts: Mapping[str, Artifact]) -> Measured:
         @cache
-        def images() -> Images:
-            return context.source.first_images(COMPARED)
+        def pictures() -> Pictures:
+            return context.source.first_pictures(COMPARED)
 
         job = DeviceJob(
             options=options,
             samples=samples or config.bench.samples,
-            images=images,
-            expected=cache(lambda: _reference(context, images())),
+            pictures=pictures,
+            expected=cache(lambda: _reference(context, pictures())),
         )
         return TARGETS[target].measure_on(device, artifacts, job)
 
     return _take_over(config, target, precisions, find, f"measured on the {device}")
 
 
-def _reference(context: RunContext, images: Images) -> Logits:
+def _reference(context: RunContext, pictures: Pictures) -> Logits:
     import torch
 
     with torch.inference_mode():
-        logits: Logits = context.source.fused()(torch.from_numpy(images)).numpy()
+        logits: Logits = context.source.fused()(torch.from_numpy(pictures.images)).numpy()
     return logits
 
 

@@ -15,6 +15,12 @@ from pipeline.core.plain import Plain
 Images = npt.NDArray[np.float32]
 """Preprocessed images, (batch, channels, height, width)."""
 
+Pixels = npt.NDArray[np.uint8]
+"""Images resized and cropped, not yet normalized: (batch, height, width, channels)."""
+
+Batch = npt.NDArray[Any]
+"""What a runner takes: `Images` or `Pixels`, see `Runner.takes`."""
+
 Logits = npt.NDArray[np.float32]
 """(batch, classes), before any softmax."""
 
@@ -68,14 +74,12 @@ class Network(Plain):
         }
 
 
-def in_batches(
-    run: Callable[[Images], Logits], images: Images, size: int, least: int = 1
-) -> Logits:
+def in_batches(run: Callable[[Batch], Logits], images: Batch, size: int, least: int = 1) -> Logits:
     """Logits of any number of images by what takes batches of limited sizes.
 
     Args:
         run: Gives logits of a batch, such as a `Runner`.
-        images: Preprocessed images, (images, channels, height, width).
+        images: What `run` takes, images along the first axis.
         size: Images at a time.
         least: Fewest images that `run` takes: a smaller rest is filled up with its last image.
 

@@ -4,6 +4,9 @@
     spec = Preprocess.from_model(model)      # or Preprocess(size=224, crop=0.875, …)
     batch = spec(decode(data, "cat.jpg"))    # float32 (3, 224, 224)
 
+A batch of `Pictures` holds both forms of images, pixels and normalized: some runtimes take the one,
+some the other, and nobody has to undo a normalization.
+
 What is decided here, once:
 
 - **Orientation.** An EXIF (or XMP) orientation is applied, so that a phone's photograph is seen as
@@ -27,6 +30,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
@@ -34,6 +38,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.errors import DataError, PreprocessError
+from pipeline.core.network import Images, Pixels
 
 Channels = Literal["rgb", "gray"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -280,7 +285,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """The network's input for one image: float32 of shape (depth, size, size)."""
-        normalized: npt.NDArray[np.float32] = self.normalize(self.pixels(image)[None])[0]
+        normalized: Images = self.normalize(self.pixels(image)[None])[0]
         return normalized
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -315,7 +320,7 @@ class Preprocess:
             )
         return (self.resized, longer) if image.width <= image.height else (longer, self.resized)
 
-    def normalize(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def normalize(self, batch: Pixels) -> Images:
         """Scale pixels to 0 … 1, subtract the mean, divide by the standard deviation.
 
         Args:
@@ -338,6 +343,40 @@ class Preprocess:
         output -= np.array(self.mean, dtype=np.float32)[:, None, None]
         output /= np.array(self.std, dtype=np.float32)[:, None, None]
         return output
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """A batch of images before and after their normalization, for whoever takes which.
+
+    Attributes:
+        pixels: uint8 of shape (batch, height, width, channels), as `Preprocess.pixels` makes them.
+        preprocess: How they are normalized.
+    """
+
+    pixels: Pixels
+    preprocess: Preprocess
+
+    @cached_property
+    def images(self) -> Images:
+        """Normalized when first asked for: float32 of shape (batch, channels, height, width)."""
+        return self.preprocess.normalize(self.pixels)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, part: slice) -> Pictures:
+        """Some of them, such as `pictures[:8]`."""
+        return Pictures(self.pixels[part], self.preprocess)
+
+    def repeated(self, times: int) -> Pictures:
+        """Each picture so many times, one after the other."""
+        return Pictures(np.repeat(self.pixels, times, 0), self.preprocess)
+
+    def prepared(self) -> Pictures:
+        """The same, normalized by now: nobody who times a call waits for it."""
+        assert len(self.images) == len(self)
+        return self
 
 
 def problem_with(field: str, value: object) -> str | None:

@@ -7,11 +7,16 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
 
 from pipeline.core.figures import Throughput
-from pipeline.core.network import Images, Logits
+from pipeline.core.network import Batch, Images, Logits
 from pipeline.core.plain import Facts
+
+if TYPE_CHECKING:
+    from pipeline.core.preprocess import Pictures
 
 
 @dataclass(frozen=True)
@@ -46,24 +51,33 @@ class Runner(AbstractContextManager[Any]):
     """A built model that answers: use it as a context manager.
 
     Attributes:
+        takes: What it is called with: "images", which are normalized, or "pixels", which it
+            normalizes itself.
         device: What runs it, for people: runtime, version, device, threads.
         smallest: Smallest batch that it takes.
         largest: Largest batch that it takes; None if there is no limit.
     """
 
+    takes: ClassVar[Literal["images", "pixels"]] = "images"
     device: str
     smallest: int = 1
     largest: int | None = None
 
     @abstractmethod
-    def __call__(self, images: Images) -> Logits:
-        """Logits of preprocessed images; any batch size that the artifact takes.
+    def __call__(self, images: Batch) -> Logits:
+        """Logits of images in the form that it `takes`; any batch size that the artifact takes.
 
         Raises:
             InputError: Shape, type or batch size do not fit.
         """
 
-    def timed(self, images: Images) -> dict[str, float]:
+    def input_of(self, pictures: Pictures | Images) -> Batch:
+        """What the runner is called with for these pictures; an array is that already."""
+        if isinstance(pictures, np.ndarray):
+            return pictures
+        return pictures.pixels if self.takes == "pixels" else pictures.images
+
+    def timed(self, images: Batch) -> dict[str, float]:
         """Run once and time it, by phase, in milliseconds.
 
         The phase "engine" is always there: the runtime's own call. A runtime with its own memory

@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pipeline.core.figures import Latency, Ratio, ratio
 from pipeline.core.network import Images
 from pipeline.core.runner import Runner
+
+if TYPE_CHECKING:
+    from pipeline.core.preprocess import Pictures
 
 ENGINE = "engine"
 END_TO_END = "end to end"
@@ -52,7 +56,7 @@ class Protocol:
 
 def interleaved(
     runners: Mapping[str, Runner],
-    images: Images,
+    images: Pictures | Images,
     protocol: Protocol,
     tick: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, Latency]]:
@@ -62,24 +66,26 @@ def interleaved(
 
     Args:
         runners: What to time, by name.
-        images: One batch, (batch, channels, height, width).
+        images: One batch: pictures, of which every runner is given what it takes, or what all of
+            them take, such as (batch, channels, height, width).
         protocol: How to measure. `max_seconds` counts for all runners together.
         tick: Is told how many calls of each are done.
 
     Returns:
         By runner and phase, the timed calls.
     """
-    for runner in runners.values():
+    inputs = {name: runner.input_of(images) for name, runner in runners.items()}
+    for name, runner in runners.items():
         for _ in range(protocol.warmup):
-            runner(images)
+            runner(inputs[name])
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     deadline = time.monotonic() + protocol.max_seconds
     for done in range(0, protocol.samples, CALLS):
         calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
-            settle(partial(runner, images))
+            settle(partial(runner, inputs[name]))
             for _ in range(calls):
-                for phase, milliseconds in runner.timed(images).items():
+                for phase, milliseconds in runner.timed(inputs[name]).items():
                     phases[name].setdefault(phase, []).append(milliseconds)
         tick(done + calls)
         if time.monotonic() > deadline:
@@ -90,19 +96,21 @@ def interleaved(
     }
 
 
-def end_to_end(runner: Runner, prepare: Callable[[], Images], protocol: Protocol) -> Latency:
+def end_to_end(
+    runner: Runner, prepare: Callable[[], Pictures | Images], protocol: Protocol
+) -> Latency:
     """Time decoding, preprocessing and running one batch.
 
     Args:
         runner: What to time.
-        prepare: Decodes and preprocesses a batch, (batch, channels, height, width).
+        prepare: Decodes and preprocesses a batch: pictures, or what the runner takes.
         protocol: How to measure.
     """
     samples = []
     deadline = time.monotonic() + protocol.max_seconds
     for done in range(protocol.warmup + protocol.samples):
         start = time.perf_counter()
-        runner(prepare())
+        runner(runner.input_of(prepare()))
         if done >= protocol.warmup:
             samples.append(1e3 * (time.perf_counter() - start))
         if samples and time.monotonic() > deadline:
@@ -110,12 +118,14 @@ def end_to_end(runner: Runner, prepare: Callable[[], Images], protocol: Protocol
     return Latency(tuple(samples))
 
 
-def cold_start(open_runner: Callable[[], Runner], images: Images) -> tuple[Runner, float]:
+def cold_start(
+    open_runner: Callable[[], Runner], images: Pictures | Images
+) -> tuple[Runner, float]:
     """Open a runner and run it once; the runner and the milliseconds that both took."""
     start = time.perf_counter()
     runner = open_runner()
     try:
-        runner(images)
+        runner(runner.input_of(images))
     except BaseException:
         runner.close()
         raise

@@ -10,12 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.core import machine, timing
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Latency, Number
-from pipeline.core.network import Images
+from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import batches
@@ -68,7 +66,7 @@ class BenchStep(TargetStep):
 
 
 def measure_target(
-    context: RunContext, runtime: Target, builds: Sequence[BuildStep], one: Images
+    context: RunContext, runtime: Target, builds: Sequence[BuildStep], one: Pictures
 ) -> BenchFacts:
     """Measure artifacts of one target, as far as this machine runs them.
 
@@ -76,7 +74,7 @@ def measure_target(
         context: Configuration and network.
         runtime: The target.
         builds: Which artifacts.
-        one: One preprocessed image, (1, channels, height, width).
+        one: One picture.
     """
     threads = context.config.bench.threads
     missing = {step.precision: runtime.missing(step.artifact()) for step in builds}
@@ -97,7 +95,7 @@ def measure_target(
 
 
 def measure(
-    context: RunContext, openers: Mapping[str, Callable[[], Runner]], title: str, one: Images
+    context: RunContext, openers: Mapping[str, Callable[[], Runner]], title: str, one: Pictures
 ) -> Measured:
     """Measure runners and PyTorch, interleaved.
 
@@ -105,13 +103,13 @@ def measure(
         context: Configuration and network.
         openers: Open the runners, by name; may be empty.
         title: What is measured, for people.
-        one: One preprocessed image, (1, channels, height, width).
+        one: One picture.
     """
     settings = context.config.bench
     protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
     load_before = machine.load()
     smallest = min(settings.batches)
-    first = np.repeat(one, smallest, 0)
+    first = one.repeated(smallest).prepared()
     runners: dict[str, Runner] = {}
     cold: dict[str, float] = {}
     with ExitStack() as stack:
@@ -124,8 +122,8 @@ def measure(
         runners[PYTORCH] = stack.enter_context(baseline)
         by_batch = {}
         for batch in settings.batches:
-            images = np.repeat(one, batch, 0)
-            by_batch[batch] = _measure_batch(context, runners, images, protocol, title)
+            pictures = one.repeated(batch)
+            by_batch[batch] = _measure_batch(context, runners, pictures, protocol, title)
         context.progress(0, None, f"{title}, end to end")
         prepare = _preparation(context, smallest)
         whole = {
@@ -163,14 +161,14 @@ def _check_batches(batches: Sequence[int], runner: Runner, what: str) -> None:
 def _measure_batch(
     context: RunContext,
     runners: Mapping[str, Runner],
-    images: Images,
+    pictures: Pictures,
     protocol: timing.Protocol,
     title: str,
 ) -> BatchLatency:
     def tick(done: int) -> None:
-        context.progress(done, protocol.samples, f"{title}, batch {len(images)}")
+        context.progress(done, protocol.samples, f"{title}, batch {len(pictures)}")
 
-    timed = timing.interleaved(runners, images, protocol, tick)
+    timed = timing.interleaved(runners, pictures, protocol, tick)
     return batch_latency(timed, next(iter(runners)))
 
 
@@ -193,13 +191,13 @@ def batch_latency(timed: Mapping[str, Mapping[str, Latency]], baseline: str) -> 
     )
 
 
-def _preparation(context: RunContext, batch: int) -> Callable[[], Images]:
-    """Decodes and preprocesses so many images after the others, the first few in turn."""
+def _preparation(context: RunContext, batch: int) -> Callable[[], Pictures]:
+    """Decodes, resizes and crops so many images after the others, the first few in turn."""
     source = context.source
     dataset = source.validation
     order = itertools.cycle(range(min(32, len(dataset))))
 
-    def prepare() -> Images:
-        return np.stack([source.preprocess(dataset.image(next(order))) for _ in range(batch)])
+    def prepare() -> Pictures:
+        return source.pictures(dataset, (next(order) for _ in range(batch)))
 
     return prepare

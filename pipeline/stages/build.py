@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError, InputError
-from pipeline.core.network import Images, Network
-from pipeline.stages.calibration_set import read_calibration
+from pipeline.core.network import Network
+from pipeline.core.preprocess import Pictures
 from pipeline.stages.context import RunContext
+from pipeline.stages.images import read_pictures
 from pipeline.stages.names import GRAPH, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.step import Step
@@ -84,8 +85,8 @@ class BuildStep(TargetStep):
         assert options is not None
         batch = context.config.export.batch
 
-        def calibration(count: int) -> Images:
-            return read_calibration(self.calibration.artifact()).images[:count]
+        def calibration(count: int) -> Pictures:
+            return read_pictures(self.calibration.artifact())[:count]
 
         job = BuildJob(
             network=self._network(),

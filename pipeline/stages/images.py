@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.network import Images
-from pipeline.core.preprocess import Preprocess
+from pipeline.core.network import Pixels
+from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.stages.names import LABELS, PIXELS
 from pipeline.steps.artifact import Artifact
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def preprocess_of(artifact: Artifact) -> Preprocess:
@@ -26,9 +24,14 @@ def read_labels(artifact: Artifact) -> npt.NDArray[np.int64]:
     return labels
 
 
-def batches(artifact: Artifact, size: int) -> Iterator[Images]:
-    """The samples as the network's input, in batches of at most `size`."""
+def read_pictures(artifact: Artifact) -> Pictures:
+    """All samples, in memory."""
+    return Pictures(np.load(artifact.path(PIXELS)), preprocess_of(artifact))
+
+
+def batches(artifact: Artifact, size: int) -> Iterator[Pictures]:
+    """The samples, in batches of at most `size`."""
     preprocess = preprocess_of(artifact)
     pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
     for start in range(0, len(pixels), size):
-        yield preprocess.normalize(np.asarray(pixels[start : start + size]))
+        yield Pictures(np.asarray(pixels[start : start + size]), preprocess)

@@ -137,10 +137,10 @@ def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, wha
     done = 0
     batch = context.config.validation.batch
     size = max(runner.smallest, min(batch, runner.largest or batch))
-    for images in batches(step.samples.artifact(), size):
+    for pictures in batches(step.samples.artifact(), size):
         context.progress(done, total, what)
-        results.append(in_batches(runner, images, size, runner.smallest))
-        done += len(images)
+        results.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
+        done += len(pictures)
     return np.concatenate(results)
 
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Number
-from pipeline.core.network import Images, Logits, Network
+from pipeline.core.network import Logits, Network
+from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.forms import Form
@@ -78,7 +79,7 @@ class BuildJob:
         graph: The ONNX graph in the form that the precision needs; None for `MODULE`.
         module: Makes the fused float32 module in evaluation mode, on the CPU; every call makes
             a fresh one.
-        calibration: Gives calibration images, preprocessed: at most so many as asked for.
+        calibration: Gives calibration images: at most so many as asked for.
         batch: Fixed batch size, or None for a dynamic one.
         log: Takes a line of the runtime's chatter for the log file.
     """
@@ -88,7 +89,7 @@ class BuildJob:
     options: TargetOptions
     graph: Path | None
     module: Callable[[], nn.Module]
-    calibration: Callable[[int], Images]
+    calibration: Callable[[int], Pictures]
     batch: int | None
     log: Callable[[str], None]
 
@@ -100,13 +101,13 @@ class DeviceJob:
     Attributes:
         options: The target's own options.
         samples: Timed predictions.
-        images: Preprocessed validation images, (batch, channels, height, width): read when called.
+        pictures: Validation images: read when called.
         expected: Logits of PyTorch for them, (batch, classes): computed when called.
     """
 
     options: TargetOptions
     samples: int
-    images: Callable[[], Images]
+    pictures: Callable[[], Pictures]
     expected: Callable[[], Logits]
 
 
@@ -213,13 +214,13 @@ class Target(ABC):
         """
 
     def profile(
-        self, artifact: Artifact, images: Images, *, threads: int | None = None
+        self, artifact: Artifact, pictures: Pictures, *, threads: int | None = None
     ) -> list[dict[str, Any]] | None:
         """Time by operator, the most expensive first; None where the runtime cannot tell.
 
         Args:
             artifact: What `build` made.
-            images: Preprocessed images, (batch, channels, height, width).
+            pictures: The batch to run.
             threads: As for `open`.
 
         Returns:
@@ -228,14 +229,14 @@ class Target(ABC):
         return None
 
     def diff(
-        self, artifact: Artifact, module: nn.Module, images: Images
+        self, artifact: Artifact, module: nn.Module, pictures: Pictures
     ) -> list[dict[str, Any]] | None:
         """Error against PyTorch layer by layer; None where the target cannot tell.
 
         Args:
             artifact: What `build` made.
             module: The fused float32 module that it was made from.
-            images: A few preprocessed images, (batch, channels, height, width).
+            pictures: A few images.
 
         Returns:
             A row a module, in order: module, operation, line, relative, largest, and `jump`, true
@@ -243,12 +244,12 @@ class Target(ABC):
         """
         return None
 
-    def fitness(self, artifact: Artifact, images: Images) -> list[dict[str, Any]] | None:
+    def fitness(self, artifact: Artifact, pictures: Pictures) -> list[dict[str, Any]] | None:
         """Is the artifact fit for the device's accelerator? None where the target cannot tell.
 
         Args:
             artifact: What `build` made.
-            images: Some real images, preprocessed, (batch, channels, height, width).
+            pictures: Some real images.
 
         Returns:
             A row a check: check, level ("fine", "advice" or "problem"), found, advice, and where.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.targets.base import BuildJob
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply, apply_mixed
-from pipeline.targets.coreml.network import Deployed, Normalization, deploy
+from pipeline.targets.coreml.network import Deployed, deploy
 from pipeline.targets.coreml.verify import COMPRESSED, FLOAT16, FLOAT32, Limits
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _plain(job: BuildJob) -> tuple[Deployed, Facts]:
 def _quantized(job: BuildJob) -> tuple[Deployed, Facts]:
     from pipeline.targets.coreml.quantize import with_quantized_inputs
 
-    images = job.calibration(_options(job).calibration_images)
+    images = job.calibration(_options(job).calibration_images).images
     module, scales = with_quantized_inputs(job.module(), images)
     return deploy(module, job.network), {
         "calibration_images": len(images),
@@ -82,22 +82,20 @@ def _searched(model: Any, job: BuildJob) -> tuple[Any, Facts]:
     import torch
 
     from pipeline.targets.coreml.convert import finish
-    from pipeline.targets.coreml.runner import pixels_of
     from pipeline.targets.coreml.search import Search, tried
 
-    options, network = _options(job), job.network
-    images = job.calibration(options.calibration_images)
+    options = _options(job)
+    pictures = job.calibration(options.calibration_images)
     with torch.inference_mode():
-        reference = job.module()(torch.from_numpy(images)).numpy()
+        reference = job.module()(torch.from_numpy(pictures.images)).numpy()
     limit = None if options.max_size_mb is None else 1e6 * options.max_size_mb
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "float16.mlpackage")
-        finish(model, network, package, "fp16")
-        pixels = pixels_of(images, Normalization.of(network))
-        search = Search(package, pixels, reference, options.weight_threshold, Path(folder))
+        finish(model, job.network, package, "fp16")
+        search = Search(package, pictures.pixels, reference, options.weight_threshold, Path(folder))
         best, mixes = search.run(options.max_top1_drop, limit)
     return apply_mixed(model, best.schemes), {
-        "calibration_images": len(images),
+        "calibration_images": len(pictures),
         "chosen": tried(best).to_dict(),
         "curve": [tried(mix).to_dict() for mix in mixes],
         "weights": search.weights(best),

@@ -14,7 +14,7 @@ from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.network import Network
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import refusals, siblings
-from pipeline.targets.coreml.network import Deployed, Normalization
+from pipeline.targets.coreml.network import Deployed, preprocess_of
 
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 """Oldest system on which a package runs; the macOS versions of the same year are 13, 14 and 15."""
@@ -55,7 +55,7 @@ def convert(
 
     from pipeline.emulate.mil.record import module_owners
 
-    mean = [-value for value in Normalization.of(network).mean]
+    mean = [-value for value in preprocess_of(network).mean]
     gray = network.input_shape[0] == 1
     image = ct.ImageType(
         name=saved.IMAGE,

@@ -23,7 +23,8 @@ import numpy as np
 
 from pipeline.core import figures
 from pipeline.core.errors import BuildError, UnavailableError
-from pipeline.core.network import Images, Logits
+from pipeline.core.network import Logits
+from pipeline.core.preprocess import Pictures
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
@@ -104,12 +105,12 @@ def measure_connected(
     return asyncio.run(measured())
 
 
-def compare_units(artifact: Artifact, images: Images, reference: Logits) -> dict[str, Any]:
+def compare_units(artifact: Artifact, pictures: Pictures, reference: Logits) -> dict[str, Any]:
     """Validate predictions on each set of compute units of this Mac.
 
     Args:
         artifact: What `CoreMLTarget` built.
-        images: Preprocessed images, (batch, channels, height, width).
+        pictures: Real images.
         reference: PyTorch's logits of them, (batch, classes).
 
     Returns:
@@ -127,7 +128,7 @@ def compare_units(artifact: Artifact, images: Images, reference: Logits) -> dict
     found = {}
     for units in COMPUTE_UNITS:
         with CoreMLRunner(artifact.folder / MODEL, artifact.network(), units) as runner:
-            found[units] = asdict(figures.compare(runner(images), reference))
+            found[units] = asdict(figures.compare(runner(pictures.pixels), reference))
     return found
 
 

@@ -1,6 +1,6 @@
 """Where a package departs from PyTorch: errors layer by layer, by the modules' names.
 
-    errors = diff(artifact, module, images)
+    errors = diff(artifact, module, pictures)
     first = jump(errors)            # the first layer where the error jumps, or None
 
 Values of the exported torch program and tensors of the saved package have the same names, up to
@@ -10,7 +10,7 @@ what converters append, so that both can be traced and compared one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +18,10 @@ import numpy as np
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.network import Images, Network
+from pipeline.core.preprocess import Pictures
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml.network import Normalization, deploy
-from pipeline.targets.coreml.runner import pixels_of
+from pipeline.targets.coreml.network import deploy, preprocess_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +59,7 @@ class LayerError:
 def diff(
     artifact: Artifact,
     module: nn.Module,
-    images: Images,
+    pictures: Pictures,
     *,
     precision: Literal["float32", "half"] = "half",
 ) -> list[LayerError]:
@@ -68,8 +68,7 @@ def diff(
     Args:
         artifact: What `CoreMLTarget` built.
         module: The fused float32 module.
-        images: A few preprocessed images, (batch, channels, height, width): all tensors of all of
-            them are in memory at once.
+        pictures: A few images: all tensors of all of them are in memory at once.
         precision: Round as the package's types say, or not at all.
 
     Returns:
@@ -77,36 +76,36 @@ def diff(
 
     Raises:
         ArtifactError: The package was not made from this module.
-        InputError: The images are not preprocessed 8-bit images.
     """
     from pipeline.targets.coreml.package import MODEL
 
     network = artifact.network()
-    return diff_package(artifact.folder / MODEL, network, module, images, precision)
+    return diff_package(artifact.folder / MODEL, network, module, pictures, precision)
 
 
 def diff_package(
     package: Path,
     network: Network,
     module: nn.Module,
-    images: Images,
+    pictures: Pictures,
     precision: Literal["float32", "half"] = "half",
 ) -> list[LayerError]:
     """Like `diff`, for a package's folder."""
     from pipeline.emulate.mil.executor import MilExecutor
     from pipeline.emulate.mil.record import module_owners, torch_name
 
-    normalization = Normalization.of(network)
-    pixels = pixels_of(images, normalization)
+    preprocess = preprocess_of(network)
     program = deploy(module, network).program
     owners = module_owners(program)
-    wanted = _values(program, normalization.shifted(images))
+    # The exported program divides by the standard deviation itself, see `deploy`.
+    undivided = replace(preprocess, std=(1.0,) * preprocess.depth)
+    wanted = _values(program, undivided.normalize(pictures.pixels))
     results = next(node for node in program.graph.nodes if node.op == "output").args[0]
     renamed = {saved.LOGITS: results[0].name, saved.PROBABILITIES: results[1].name}
     executor = MilExecutor(package, precision=precision)
     made_by = {name: op for op in executor.program.operations for name, _ in op.outputs}
     errors, seen = [], set()
-    for tensor, found in executor.trace(pixels).items():
+    for tensor, found in executor.trace(pictures.pixels).items():
         name = renamed.get(tensor, torch_name(tensor))
         expected = wanted.get(name)
         # The first of several tensors of a value is the value; what follows are casts of it.

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.targets.coreml.runner import Pixels
+from pipeline.core.network import Pixels
 
 if TYPE_CHECKING:
     from pipeline.emulate.mil.program import Operation, Program

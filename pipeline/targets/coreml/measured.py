@@ -36,7 +36,7 @@ def measure_on(
         package = artifact.folder / MODEL
         if kind == "mac":
             measured = devices.measure_mac(artifact, package, samples=job.samples)
-            compared = devices.compare_units(artifact, job.images(), job.expected())
+            compared = devices.compare_units(artifact, job.pictures(), job.expected())
         else:
             measured = devices.measure_connected(
                 artifact,

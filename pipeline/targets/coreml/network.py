@@ -12,10 +12,9 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pipeline.core.errors import BuildError, ConfigError
-from pipeline.core.network import Images, Network
+from pipeline.core.errors import BuildError, ConfigError, PreprocessError
+from pipeline.core.network import Network
+from pipeline.core.preprocess import Preprocess
 from pipeline.targets.coreml.rewrites import rewrite
 
 if TYPE_CHECKING:
@@ -23,42 +22,29 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """What happens to a pixel: `(pixel / 255 - mean) / std`, channel by channel.
+def preprocess_of(network: Network) -> Preprocess:
+    """How a network's pixels are normalized, in a form that Core ML's image inputs express.
 
-    Attributes:
-        mean: For pixels scaled to 0 … 1.
-        std: For pixels scaled to 0 … 1.
+    Raises:
+        ConfigError: The network has neither one nor three channels, or its preprocessing does not
+            fit them.
     """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, network: Network) -> Normalization:
-        """Read it from a network's preprocessing.
-
-        Raises:
-            ConfigError: The network has neither one nor three channels, or mean and std do not fit.
-        """
-        channels = network.input_shape[0]
-        mean, std = (tuple(map(float, network.preprocess[key])) for key in ("mean", "std"))
-        if channels not in (1, 3):
-            raise ConfigError(
-                f"Core ML's image inputs have 1 or 3 channels, {network.name} takes {channels}: "
-                "remove coreml from its targets"
-            )
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise ConfigError(
-                f"{network.name} takes {channels} channels, its preprocessing has mean {list(mean)}"
-                f" and std {list(std)}: give one positive std and one mean a channel"
-            )
-        return cls(mean, std)
-
-    def shifted(self, images: Images) -> Images:
-        """From preprocessed images to what enters the exported network: without the division."""
-        return images * np.asarray(self.std, np.float32).reshape(1, -1, 1, 1)
+    channels = network.input_shape[0]
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"Core ML's image inputs have 1 or 3 channels, {network.name} takes {channels}: "
+            "remove coreml from its targets"
+        )
+    try:
+        preprocess = Preprocess.from_dict(network.preprocess)
+    except PreprocessError as error:
+        raise ConfigError(f"preprocess of {network.name}: {error}") from error
+    if preprocess.depth != channels:
+        raise ConfigError(
+            f"{network.name} takes {channels} channels, its preprocessing gives "
+            f"{preprocess.depth}: set preprocess.channels, mean and std to what the network takes"
+        )
+    return preprocess
 
 
 @dataclass(frozen=True)
@@ -84,10 +70,10 @@ def deploy(module: nn.Module, network: Network) -> Deployed:
 
     Raises:
         BuildError: torch cannot export the network.
-        ConfigError: See `Normalization.of`, or the labels do not fit the logits.
+        ConfigError: See `preprocess_of`, or the labels do not fit the logits.
     """
-    normalization = Normalization.of(network)
-    divisor = None if set(normalization.std) == {1.0} else normalization.std
+    std = preprocess_of(network).std
+    divisor = None if set(std) == {1.0} else std
     module = copy.deepcopy(module).eval().requires_grad_(False)
     program = _export(module, network, None)
     _check_logits(program, network)

@@ -6,60 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.core import figures
 from pipeline.core.errors import ArtifactError, InputError
-from pipeline.core.network import Images, Logits, Network
+from pipeline.core.network import Logits, Network, Pixels
 from pipeline.core.runner import Numerics, Runner
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
-from pipeline.targets.coreml.network import Normalization
+from pipeline.targets.coreml.network import preprocess_of
 
 if TYPE_CHECKING:
     from pipeline.emulate.mil.executor import MilExecutor
-
-Pixels = npt.NDArray[np.uint8]
-"""(batch, height, width, channels), as image files hold them."""
-
-_WHOLE = 1e-3
-"""How far a pixel may be from a whole number: float32 keeps normalized pixels much closer."""
 
 _PROBABILITY_ERROR = 5e-3
 """float16 keeps 11 bits of a probability, and Core ML's exponential is an approximation."""
 
 _COMPARED_IMAGES = 32
-
-
-def pixels_of(images: Images, normalization: Normalization) -> Pixels:
-    """Undo the normalization: the pixels that preprocessed images were made from, exactly.
-
-    Args:
-        images: float32 (batch, channels, height, width).
-        normalization: What was applied to them.
-
-    Raises:
-        InputError: They are no preprocessed 8-bit images.
-    """
-    channels = len(normalization.mean)
-    if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != channels:
-        raise InputError(
-            f"the package takes float32 images of shape (batch, {channels}, height, width), not "
-            f"{images.dtype} of shape {images.shape}"
-        )
-    mean, std = (
-        np.asarray(values).reshape(1, -1, 1, 1)
-        for values in (normalization.mean, normalization.std)
-    )
-    values = (images * std + mean) * 255
-    whole = np.rint(values)
-    # Written so that NaN is refused.
-    if not (np.abs(values - whole) <= _WHOLE).all() or whole.min() < 0 or whole.max() > 255:
-        raise InputError(
-            "a Core ML package takes 8-bit pixels, and these images were not made from such by its "
-            "preprocessing: use the preprocessing that the artifact states"
-        )
-    return np.ascontiguousarray(whole.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def check_probabilities(logits: Logits, probabilities: Logits, package: Path) -> None:
@@ -78,7 +40,33 @@ def check_probabilities(logits: Logits, probabilities: Logits, package: Path) ->
         )
 
 
-class EmulatedRunner(Runner):
+class PackageRunner(Runner):
+    """Runs a Core ML package, which takes pixels and normalizes them itself.
+
+    Args:
+        package: The package's folder.
+        network: Its labels and preprocessing.
+
+    Raises:
+        ConfigError: See `preprocess_of`.
+    """
+
+    takes = "pixels"
+
+    def __init__(self, package: Path, network: Network) -> None:
+        self._package, self._labels = package, network.labels
+        self._channels = preprocess_of(network).depth
+
+    def _check(self, pixels: Pixels) -> None:
+        """Raise InputError if these are no pixels of the package's number of channels."""
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != self._channels:
+            raise InputError(
+                f"the package takes uint8 pixels of shape (batch, height, width, {self._channels}),"
+                f" not {pixels.dtype} of shape {pixels.shape}: it normalizes them itself"
+            )
+
+
+class EmulatedRunner(PackageRunner):
     """A package evaluated by the ML Program executor on the CPU.
 
     Args:
@@ -89,18 +77,18 @@ class EmulatedRunner(Runner):
     def __init__(self, package: Path, network: Network) -> None:
         from pipeline.emulate.mil.executor import MilExecutor
 
-        self._package, self._normalization = package, Normalization.of(network)
+        super().__init__(package, network)
         self._executor: MilExecutor | None = MilExecutor(package)
         # What the program means without rounding, and where float16 is short of range.
         self._exact = MilExecutor(package, precision="float32", record=True)
         self._compared: list[tuple[Logits, Logits]] = []
         self.device = "ML Program executor on the CPU, results rounded to float16 where typed so"
 
-    def __call__(self, images: Images) -> Logits:
-        """Logits of preprocessed images, by way of their pixels."""
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Logits of pixels, (batch, height, width, channels)."""
         if self._executor is None:
             raise InputError("the runner is closed: open the artifact again")
-        pixels = pixels_of(images, self._normalization)
+        self._check(pixels)
         logits = answer(self._executor, pixels, self._package)
         count = _COMPARED_IMAGES - sum(len(exact) for exact, _ in self._compared)
         if count > 0:
@@ -146,7 +134,7 @@ def answer(executor: MilExecutor, pixels: Pixels, package: Path) -> Logits:
     return logits
 
 
-class CoreMLRunner(Runner):
+class CoreMLRunner(PackageRunner):
     """A package run by Core ML, on a Mac.
 
     Args:
@@ -163,8 +151,7 @@ class CoreMLRunner(Runner):
 
         import coremltools as ct
 
-        self._package, self._labels = package, network.labels
-        self._normalization = Normalization.of(network)
+        super().__init__(package, network)
         units = getattr(ct.ComputeUnit, COMPUTE_UNITS[compute_units])
         try:
             self._model: Any = ct.models.MLModel(str(package), compute_units=units)
@@ -176,11 +163,11 @@ class CoreMLRunner(Runner):
             f"{compute_units.replace('_', ' ')}"
         )
 
-    def __call__(self, images: Images) -> Logits:
-        """Logits of preprocessed images, by way of their pixels."""
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Logits of pixels, (batch, height, width, channels)."""
         if self._model is None:
             raise InputError("the runner is closed: open the artifact again")
-        pixels = pixels_of(images, self._normalization)
+        self._check(pixels)
         # Several images go to Core ML in one call, which batches them as it sees fit.
         inputs = [{saved.IMAGE: _picture(image)} for image in pixels]
         answers = [self._model.predict(inputs[0])] if len(inputs) == 1 else self._predict(inputs)

@@ -22,11 +22,11 @@ import numpy as np
 
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
-from pipeline.core.network import Logits
+from pipeline.core.network import Logits, Pixels
 from pipeline.steps.facts.graphs import TriedCompression
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, Weight, simulate
-from pipeline.targets.coreml.runner import Pixels, answer
+from pipeline.targets.coreml.runner import answer
 
 SCHEMES = (INT8, PALETTE6, PALETTE4)
 _MIXES = 12

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core import published
 from pipeline.core.errors import ArtifactError, ConfigError, UnavailableError
-from pipeline.core.network import Images
+from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import (
@@ -29,7 +29,6 @@ from pipeline.targets.base import (
 )
 from pipeline.targets.coreml.build import RECIPES, Recipe
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
-from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.options import CoreMLOptions
 from pipeline.targets.coreml.package import MODEL
 from pipeline.targets.coreml.quiet import logged
@@ -103,24 +102,25 @@ class CoreMLTarget(Target):
                 return f"loaded by Core ML: {read}"
         return f"specification and weights read: {read}"
 
-    def diff(self, artifact: Artifact, module: nn.Module, images: Images) -> list[dict[str, Any]]:
+    def diff(
+        self, artifact: Artifact, module: nn.Module, pictures: Pictures
+    ) -> list[dict[str, Any]]:
         """Compare the saved program with the module; see `Target.diff`."""
         from pipeline.targets.coreml.diff import by_module, diff, jump
 
-        errors = diff(artifact, module, images)
+        errors = diff(artifact, module, pictures)
         first = jump(errors)
         return [
             {**error.to_dict(), "jump": first is not None and error.module == first.module}
             for error in by_module(errors)
         ]
 
-    def fitness(self, artifact: Artifact, images: Images) -> list[dict[str, Any]]:
+    def fitness(self, artifact: Artifact, pictures: Pictures) -> list[dict[str, Any]]:
         """Check for the Neural Engine, ranges on real images included; see `Target.fitness`."""
         from pipeline.targets.coreml.fitness import fitness
-        from pipeline.targets.coreml.runner import pixels_of
 
-        pixels = pixels_of(images, Normalization.of(artifact.network()))
-        return [finding.to_dict() for finding in fitness(artifact.folder / MODEL, pixels)]
+        findings = fitness(artifact.folder / MODEL, pictures.pixels)
+        return [finding.to_dict() for finding in findings]
 
     def missing(self, artifact: Artifact) -> str | None:
         """A Mac."""

@@ -12,8 +12,9 @@ import numpy as np
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
 from pipeline.core.network import Images, Logits, Network
-from pipeline.targets.coreml.network import Normalization
-from pipeline.targets.coreml.runner import Pixels, answer
+from pipeline.core.preprocess import Pictures
+from pipeline.targets.coreml.network import preprocess_of
+from pipeline.targets.coreml.runner import answer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,8 +46,12 @@ FLOAT16 = Limits(2e-2, 5e-2, half_weights=True)
 COMPRESSED = Limits(None, None)
 
 
-def probes(network: Network, count: int = 4) -> Pixels:
-    """Pictures with structure at every scale, always the same: (count, height, width, channels)."""
+def probes(network: Network, count: int = 4) -> Pictures:
+    """Pictures with structure at every scale, always the same.
+
+    Raises:
+        ConfigError: See `preprocess_of`.
+    """
     channels, height, width = network.input_shape
     rng = np.random.default_rng(0)
     values = np.zeros((count, height, width, channels))
@@ -56,18 +61,8 @@ def probes(network: Network, count: int = 4) -> Pixels:
         coarse = rng.normal(size=(count, cells, cells, channels))
         values += coarse[:, rows][:, :, columns]
         cells *= 4
-    scaled: Pixels = np.clip(128 + 45 * values, 0, 255).astype(np.uint8)
-    return scaled
-
-
-def preprocessed(pixels: Pixels, normalization: Normalization) -> Images:
-    """Normalize pixels (batch, height, width, channels) to (batch, channels, height, width)."""
-    mean, std = (
-        np.asarray(values, np.float32).reshape(1, -1, 1, 1)
-        for values in (normalization.mean, normalization.std)
-    )
-    images = (pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std
-    return np.ascontiguousarray(images, np.float32)
+    pixels = np.clip(128 + 45 * values, 0, 255).astype(np.uint8)
+    return Pictures(pixels, preprocess_of(network))
 
 
 def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -> dict[str, Any]:
@@ -87,31 +82,30 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
     """
     from pipeline.emulate.mil.executor import MilExecutor
 
-    pixels = probes(network)
-    images = preprocessed(pixels, Normalization.of(network))
-    expected = _logits(module, images)
-    facts: dict[str, Any] = {"images": len(pixels)}
+    pictures = probes(network)
+    expected = _logits(module, pictures.images)
+    facts: dict[str, Any] = {"images": len(pictures)}
     modes: tuple[tuple[Mode, str, float | None], ...] = (
         ("float32", "exact", limits.exact),
         ("half", "rounded", limits.rounded),
     )
     for mode, name, limit in modes:
         executor = MilExecutor(package, precision=mode)
-        found = figures.compare(answer(executor, pixels, package), expected)
+        found = figures.compare(answer(executor, pictures.pixels, package), expected)
         if not found.finite:
             raise BuildError(
                 f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): a "
                 "value leaves the range of float16; use precision mixed or fp32"
             )
         if limit is not None and limits.half_weights and found.relative_error > limit:
-            own = _error_of_half_weights(module, images, expected)
+            own = _error_of_half_weights(module, pictures.images, expected)
             facts["float16_weights_relative_error"] = own
             limit = max(limit, 2 * own)
         if limit is not None and found.relative_error > limit:
             raise BuildError(
                 f"{network.name}: the logits of the Core ML package differ from PyTorch's by "
                 f"{found.relative_error:.2g} of their size ({name} arithmetic, limit {limit:g}); "
-                f"{_where(package, module, network, images, mode)}"
+                f"{_where(package, module, network, pictures, mode)}"
             )
         facts[f"{name}_relative_error"] = found.relative_error
         facts[f"{name}_flips"] = found.flips
@@ -127,11 +121,13 @@ def _error_of_half_weights(module: nn.Module, images: Images, expected: Logits) 
     return figures.compare(_logits(rounded, images), expected).relative_error
 
 
-def _where(package: Path, module: nn.Module, network: Network, images: Images, mode: Mode) -> str:
+def _where(
+    package: Path, module: nn.Module, network: Network, pictures: Pictures, mode: Mode
+) -> str:
     """Where the error begins, for the message of a build that failed and left no package."""
     from pipeline.targets.coreml.diff import diff_package, jump
 
-    first = jump(diff_package(package, network, module, images[:1], mode))
+    first = jump(diff_package(package, network, module, pictures[:1], mode))
     if first is None:
         return "it grows slowly over all layers"
     return f"it begins at {first.module or 'the network itself'} ({first.operation} {first.tensor})"

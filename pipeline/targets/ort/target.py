@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pipeline.core import machine, published
 from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.network import Images
+from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob, Requirement, Target
@@ -93,10 +94,10 @@ class OrtTarget(Target):
         return None if provider == "cpu" else providers.missing(provider, runtime())
 
     def profile(
-        self, artifact: Artifact, images: Images, *, threads: int | None = None
+        self, artifact: Artifact, pictures: Pictures, *, threads: int | None = None
     ) -> list[dict[str, Any]]:
         """See `Target.profile`."""
-        return [asdict(row) for row in profile(artifact, images, threads=threads)]
+        return [asdict(row) for row in profile(artifact, pictures.images, threads=threads)]
 
     def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
         """See `Target.open`.

@@ -18,7 +18,7 @@ from timm.data import create_transform
 
 import care
 from pipeline.core.errors import DataError, PreprocessError
-from pipeline.core.preprocess import Preprocess, decode, to_rgb
+from pipeline.core.preprocess import Pictures, Preprocess, decode, to_rgb
 
 IMAGENET: dict[str, Any] = {
     "size": 224,
@@ -44,6 +44,21 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def flat(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(image)
+
+
+def test_pictures_are_pixels_and_what_becomes_of_them() -> None:
+    spec = Preprocess(**{**IMAGENET, "size": 8, "crop": 1.0})
+    files = [noise(8, 8), noise(8, 9), noise(9, 8)]
+    pictures = Pictures(np.stack([spec.pixels(image) for image in files]), spec)
+    np.testing.assert_array_equal(pictures.images, np.stack([spec(image) for image in files]))
+    assert pictures.images is pictures.images  # normalized once
+    assert len(pictures) == 3
+    last = pictures[1:]
+    np.testing.assert_array_equal(last.pixels, pictures.pixels[1:])
+    np.testing.assert_array_equal(last.images, pictures.images[1:])
+    twice = pictures[:2].repeated(2)
+    np.testing.assert_array_equal(twice.images, pictures.images[[0, 0, 1, 1]])
+    assert "images" in vars(twice[:1].prepared())
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "bicubic", "lanczos"])

@@ -11,12 +11,14 @@ from pipeline.config import BenchConfig
 from pipeline.core import machine
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Throughput
-from pipeline.core.network import Images, Logits
+from pipeline.core.network import Batch, Images, Logits, Pixels
+from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.core.runner import DeviceState, Runner
 from pipeline.stages import bench
 from pipeline.steps.facts.bench import Measured
 
-ONE = np.zeros((1, 3, 4, 4), np.float32)
+HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+ONE = Pictures(np.zeros((1, 4, 4, 3), np.uint8), HALF)
 
 
 class Echo(Runner):
@@ -38,12 +40,23 @@ class Echo(Runner):
         return DeviceState(("heat",))
 
 
+class TakesPixels(Echo):
+    """Takes what it must not be normalized for, and keeps every batch."""
+
+    takes = "pixels"
+
+    def __init__(self, batches: list[Pixels]) -> None:
+        super().__init__([])
+        self.batches = batches
+
+    def __call__(self, images: Batch) -> Logits:
+        self.batches.append(images)
+        return super().__call__(images)
+
+
 class Dataset:
     def __len__(self) -> int:
         return 2
-
-    def image(self, index: int) -> int:
-        return index
 
 
 @pytest.fixture
@@ -53,7 +66,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     source = SimpleNamespace(
         module=torch.nn.Flatten(),
         validation=Dataset(),
-        preprocess=lambda image: np.full((3, 4, 4), image, np.float32),
+        pictures=lambda dataset, indices: ONE.repeated(len(list(indices))),
     )
     monkeypatch.setattr(machine, "load", lambda: 0.5)
     return SimpleNamespace(source=source, progress=lambda *arguments: None, config=None)
@@ -75,6 +88,14 @@ def test_the_end_to_end_latency_says_of_which_batch_it_is(
     assert set(measured.end_to_end.latency) == {"fp32", "pytorch"}
     assert tuple(measured.batches) == batches
     assert measured.first_batch == batches[0]
+
+
+def test_a_runner_that_takes_pixels_is_measured_with_pixels(context: Any) -> None:
+    batches: list[Pixels] = []
+    measured = measure(context, TakesPixels(batches), batches=(2, 1))
+    assert {batch.dtype.name for batch in batches} == {"uint8"}
+    assert {batch.shape for batch in batches} == {(2, 4, 4, 3), (1, 4, 4, 3)}
+    assert set(measured.end_to_end.latency) == {"fp32", "pytorch"}
 
 
 def test_what_is_measured_beside_latency(context: Any) -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core.network import Images, Network
+from pipeline.core.network import Network
+from pipeline.core.preprocess import Pictures
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
-from pipeline.targets.coreml.network import Normalization
+from pipeline.targets.coreml.network import preprocess_of
 from pipeline.targets.coreml.options import CoreMLOptions
 from pipeline.targets.coreml.target import CoreMLTarget
-from pipeline.targets.coreml.verify import preprocessed
 
 LABELS = ("trouser", "coat", "bag", "boot", "größe")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,12 +68,12 @@ def network(channels: int = 3, size: int = 16, **changes: Any) -> Network:
     )
 
 
-def photos(count: int, of: Network) -> Images:
-    """Preprocessed random pixels."""
+def photos(count: int, of: Network) -> Pictures:
+    """Random pixels."""
     channels, height, width = of.input_shape
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
-    return preprocessed(pixels, Normalization.of(of))
+    return Pictures(pixels, preprocess_of(of))
 
 
 Build = Callable[..., Artifact]
@@ -98,7 +98,7 @@ def make_network() -> Callable[..., Network]:
 
 
 @pytest.fixture(scope="session")
-def make_photos() -> Callable[[int, Network], Images]:
+def make_photos() -> Callable[[int, Network], Pictures]:
     return photos
 
 

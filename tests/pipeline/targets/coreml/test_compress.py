@@ -12,14 +12,13 @@ from torch import nn
 
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
-from pipeline.core.network import Images, Network
+from pipeline.core.network import Network
+from pipeline.core.preprocess import Pictures
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, palette, simulate
-from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.quantize import with_quantized_inputs
-from pipeline.targets.coreml.runner import pixels_of
 from pipeline.targets.coreml.search import SCHEMES, Search, WeightFile
 from pipeline.targets.coreml.target import CoreMLTarget
 
@@ -85,7 +84,7 @@ def test_compressed_packages(
     build: Build,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
     precision: str,
     system: str,
     kind: str,
@@ -93,12 +92,12 @@ def test_compressed_packages(
 ) -> None:
     built = build(precision, deployment_target=system)
     assert built.facts["operations"][kind] >= 3
-    images = make_photos(64, make_network())
+    pictures = make_photos(64, make_network())
     runner = CoreMLTarget().emulate(built, None)
     assert runner is not None
     with torch.inference_mode():
-        expected = tiny()(torch.from_numpy(images)).numpy()
-    assert figures.compare(runner(images), expected).agreement >= agreement
+        expected = tiny()(torch.from_numpy(pictures.images)).numpy()
+    assert figures.compare(runner(pictures.pixels), expected).agreement >= agreement
 
 
 @pytest.mark.parametrize(
@@ -113,14 +112,14 @@ def test_compressed_packages(
 def test_simulation_gives_the_logits_of_the_real_package(
     build: Build,
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
     tmp_path: Path,
     precision: str,
     system: str,
     schemes: list[Scheme],
 ) -> None:
     of = make_network()
-    pixels = pixels_of(make_photos(16, of), Normalization.of(of))
+    pixels = make_photos(16, of).pixels
     weights = WeightFile(build().folder / "model.mlpackage", 32)
     values = {
         name: functools.reduce(simulate, schemes, weight)
@@ -135,10 +134,10 @@ def test_simulation_gives_the_logits_of_the_real_package(
 def test_w8a8_quantizes_what_enters_every_layer_but_the_first(
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
 ) -> None:
     module = tiny()
-    images = make_photos(16, make_network())
+    images = make_photos(16, make_network()).images
     quantized, scales = with_quantized_inputs(module, images)
     assert set(scales) == {"mixer", "wide", "head"}
     with torch.inference_mode():
@@ -154,7 +153,7 @@ def test_w8a8_quantizes_what_enters_every_layer_but_the_first(
 
 def test_w8a8_needs_layers(make_network: Callable[..., Network], make_photos: Any) -> None:
     with pytest.raises(BuildError, match="no convolution or linear layer after the first"):
-        with_quantized_inputs(nn.Conv2d(3, 4, 1), make_photos(2, make_network()))
+        with_quantized_inputs(nn.Conv2d(3, 4, 1), make_photos(2, make_network()).images)
 
 
 @pytest.fixture
@@ -162,15 +161,15 @@ def search(
     build: Build,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
     tmp_path: Path,
 ) -> Search:
     of = make_network()
-    images = make_photos(24, of)
+    pictures = make_photos(24, of)
     with torch.inference_mode():
-        reference = tiny()(torch.from_numpy(images)).numpy()
+        reference = tiny()(torch.from_numpy(pictures.images)).numpy()
     package = build().folder / "model.mlpackage"
-    return Search(package, pixels_of(images, Normalization.of(of)), reference, 32, tmp_path)
+    return Search(package, pictures.pixels, reference, 32, tmp_path)
 
 
 def test_fewer_bits_are_more_sensitive(search: Search) -> None:

@@ -15,13 +15,15 @@ import pytest
 
 from pipeline.core.errors import ArtifactError, BuildError, UnavailableError
 from pipeline.core.figures import State
-from pipeline.core.network import Images, Network
+from pipeline.core.network import Network
+from pipeline.core.preprocess import Pictures
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import device
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.results import numbers
 from pipeline.targets.coreml.target import CoreMLTarget
+from pipeline.targets.coreml.verify import probes
 
 ct = pytest.importorskip("coremltools")
 
@@ -254,17 +256,17 @@ def test_phones_that_are_missing_or_refuse(build: Build, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("fakes")
 def test_predictions_on_a_mac(
-    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Images]
+    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Pictures]
 ) -> None:
-    built, images = build(), make_photos(3, make_network())
+    built, pictures = build(), make_photos(3, make_network())
     emulated = CoreMLTarget().emulate(built, None)
     assert emulated is not None
-    expected = emulated(images)
+    expected = emulated(pictures.pixels)
     with CoreMLTarget().open(built) as runner:
-        np.testing.assert_array_equal(runner(images), expected)
-        np.testing.assert_array_equal(runner(images[:1]), expected[:1])
+        np.testing.assert_array_equal(runner(pictures.pixels), expected)
+        np.testing.assert_array_equal(runner(pictures.pixels[:1]), expected[:1])
         assert "macOS 15.2" in runner.device
-    found = device.compare_units(built, images, expected)
+    found = device.compare_units(built, pictures, expected)
     assert set(found) == set(COMPUTE_UNITS)
     assert found["cpu_only"]["agreement"] == 1.0
     assert CoreMLTarget().inspect(built).startswith("loaded by Core ML")
@@ -343,14 +345,14 @@ def test_thermal_state_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="this is a Mac")
-def test_off_a_mac_nothing_is_measured(build: Build) -> None:
+def test_off_a_mac_nothing_is_measured(build: Build, make_network: Callable[..., Network]) -> None:
     built, package = build(), build().folder / "model.mlpackage"
-    nothing = np.zeros((1, 3, 16, 16), np.float32), np.zeros((1, 5), np.float32)
+    one, logits = probes(make_network(), 1), np.zeros((1, 5), np.float32)
     for call in (
         lambda: device.measure_mac(built, package),
         lambda: device.measure_connected(built, package),
         lambda: device.placement(package, "all"),
-        lambda: device.compare_units(built, *nothing),
+        lambda: device.compare_units(built, one, logits),
     ):
         with pytest.raises(UnavailableError, match="export coreml-bench"):
             call()

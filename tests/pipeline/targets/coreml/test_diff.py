@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.network import Images, Network
+from pipeline.core.network import Network
+from pipeline.core.preprocess import Pictures
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.diff import by_module, diff, diff_package, jump
@@ -26,7 +27,7 @@ def test_whole_package_has_small_errors_everywhere(
     build: Build,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
 ) -> None:
     errors = diff(build(), tiny(), make_photos(3, make_network()))
     assert max(error.relative for error in errors) < 1e-2
@@ -43,7 +44,7 @@ def test_damaged_layer_is_named(
     package: Path,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
 ) -> None:
     other = tiny()
     other.get_parameter("wide.weight").mul_(1.2)
@@ -58,7 +59,7 @@ def test_foreign_module_departs_at_once(
     package: Path,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
 ) -> None:
     other = tiny()
     for parameter in other.parameters():
@@ -71,7 +72,7 @@ def test_foreign_module_departs_at_once(
 def test_package_with_nothing_in_common(
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
     package: Path,
 ) -> None:
     of = make_network()
@@ -94,7 +95,7 @@ def checks(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_fit_network(package: Path, make_network: Callable[..., Network]) -> None:
-    found = checks(fitness(package, probes(make_network())))
+    found = checks(fitness(package, probes(make_network()).pixels))
     assert {name for name, finding in found.items() if finding.level == "problem"} == set()
     assert "0 overflows" in found["range"].found
     assert "0 transposes" in found["layout"].found

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.network import Images, Network
+from pipeline.core.network import Network
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml.network import Normalization, deploy
+from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
-from pipeline.targets.coreml.runner import check_probabilities, pixels_of
-from pipeline.targets.coreml.verify import preprocessed, probes
+from pipeline.targets.coreml.runner import check_probabilities
+from pipeline.targets.coreml.verify import probes
 
 Build = Callable[..., Artifact]
 
@@ -71,7 +71,7 @@ def test_twin_takes_and_gives_arrays(
 ) -> None:
     twin = tmp_path / "twin.mlpackage"
     saved.as_arrays(package, twin)
-    pixels = probes(make_network())
+    pixels = probes(make_network()).pixels
     executor = MilExecutor(twin)
     assert executor.labels == ()
     assert [feature.name for feature in executor.program.outputs] == ["logits"]
@@ -110,15 +110,6 @@ def test_digest_changes_with_any_file(package: Path, tmp_path: Path) -> None:
     assert saved.digest(package) != before
     with pytest.raises(ArtifactError, match="no Core ML package"):
         saved.digest(tmp_path / "none")
-
-
-def test_every_pixel_survives_the_normalization(
-    make_network: Callable[..., Network],
-) -> None:
-    normalization = Normalization.of(make_network())
-    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    images: Images = preprocessed(pixels, normalization)
-    np.testing.assert_array_equal(pixels_of(images, normalization), pixels)
 
 
 def test_probabilities_are_checked() -> None:

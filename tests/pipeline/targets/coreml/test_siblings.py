@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from pipeline.core.network import Network
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.program import read_program
 from pipeline.targets.coreml.convert import convert, finish
-from pipeline.targets.coreml.network import Normalization, deploy
+from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
-from pipeline.targets.coreml.verify import FLOAT16, preprocessed, probes, verify
+from pipeline.targets.coreml.verify import FLOAT16, probes, verify
 
 SIZES = (4, 8, 8, 12)
 
@@ -71,10 +72,10 @@ def converted(make_network: Callable[..., Network], tmp_path: Path) -> Convert:
         with logged(lambda line: None):
             finish(convert(deploy(module, of), of, "iOS16", None), of, path, "fp32")
         executor = MilExecutor(path, precision="float32")
-        pixels = probes(of)
+        pictures = probes(of)
         with torch.inference_mode():
-            expected = module(torch.from_numpy(preprocessed(pixels, Normalization.of(of))))
-        found = executor.predict(pixels)["logits"]
+            expected = module(torch.from_numpy(pictures.images))
+        found = executor.predict(pictures.pixels)["logits"]
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
         return executor
 
@@ -128,14 +129,12 @@ def test_the_order_is_kept(converted: Convert) -> None:
 
 @pytest.mark.slow
 def test_care_s0_has_few_operations_and_holds_in_half_precision(
-    parity_model: Callable[[str], nn.Module], tmp_path: Path
+    parity_model: Callable[[str], nn.Module],
+    make_network: Callable[..., Network],
+    tmp_path: Path,
 ) -> None:
-    of = Network(
-        name="care_s0",
-        labels=tuple(f"class {i}" for i in range(1000)),
-        input_shape=(3, 224, 224),
-        preprocess={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-    )
+    labels = tuple(f"class {i}" for i in range(1000))
+    of = dataclasses.replace(make_network(size=224), name="care_s0", labels=labels)
     module, package = fuse(parity_model("care_s0")), tmp_path / "model.mlpackage"
     with logged(lambda line: None):
         finish(convert(deploy(module, of), of, "iOS16", ()), of, package, "fp16")

@@ -22,6 +22,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.files import file_hash
 from pipeline.core.network import Images, Network
+from pipeline.core.preprocess import Pictures
 from pipeline.emulate.mil.program import read_program
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
@@ -45,15 +46,15 @@ def test_emulated_package_gives_the_logits_of_pytorch(
     build: Build,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
     precision: str,
     error: float,
 ) -> None:
-    images = make_photos(40, make_network())
+    pictures = make_photos(40, make_network())
     runner = TARGET.emulate(build(precision), None)
     assert runner is not None
     with runner:
-        found = figures.compare(runner(images), logits(tiny(), images))
+        found = figures.compare(runner(pictures.pixels), logits(tiny(), pictures.images))
         numerics = runner.numerics()
     assert found.relative_error < error
     assert found.flips == 0
@@ -62,7 +63,7 @@ def test_emulated_package_gives_the_logits_of_pytorch(
     assert (numerics.overflowed_values, numerics.overflowed_tensors) == (0, ())
     assert "executor" in runner.device
     with pytest.raises(InputError, match="closed"):
-        runner(images)
+        runner(pictures.pixels)
 
 
 def test_mixed_by_module(build: Build) -> None:
@@ -136,13 +137,14 @@ def test_gray_images(
     build: Build,
     tiny: Callable[..., nn.Module],
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
 ) -> None:
-    gray, images = make_network(channels=1), make_photos(4, make_network(channels=1))
+    gray, pictures = make_network(channels=1), make_photos(4, make_network(channels=1))
     built = build(of=gray, module=lambda: tiny(1))
     runner = TARGET.emulate(built, None)
     assert runner is not None
-    assert figures.compare(runner(images), logits(tiny(1), images)).relative_error < 5e-3
+    found = figures.compare(runner(pictures.pixels), logits(tiny(1), pictures.images))
+    assert found.relative_error < 5e-3
     program = read_program(built.folder / "model.mlpackage")
     assert program.inputs[0].colour == "GRAYSCALE"
 
@@ -223,19 +225,29 @@ def test_module_that_cannot_be_exported(
         TARGET.build(make_job(module=lambda: Branching().eval()), tmp_path)
 
 
-def test_images_that_are_no_pixels_are_refused(
-    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Images]
+def test_preprocessing_that_does_not_fit_the_channels_is_refused(
+    make_job: Callable[..., BuildJob], make_network: Callable[..., Network], tmp_path: Path
+) -> None:
+    gray = make_network(channels=1)
+    with pytest.raises(ConfigError, match="takes 3 channels, its preprocessing gives 1: set"):
+        TARGET.build(make_job(of=dataclasses.replace(gray, input_shape=(3, 16, 16))), tmp_path)
+    without = dataclasses.replace(gray, preprocess={"mean": [0.5], "std": [0.5]})
+    with pytest.raises(ConfigError, match="preprocess of tiny: preprocessing lacks size"):
+        TARGET.build(make_job(of=without), tmp_path)
+
+
+def test_what_is_no_batch_of_pixels_is_refused(
+    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Pictures]
 ) -> None:
     runner = TARGET.emulate(build(), None)
     assert runner is not None
-    images = make_photos(2, make_network())
-    for wrong in (images + np.float32(0.002), images * 100, np.full_like(images, np.nan)):
-        with pytest.raises(InputError, match="8-bit pixels"):
+    assert runner.takes == "pixels"
+    pictures = make_photos(2, make_network())
+    assert runner.input_of(pictures) is pictures.pixels
+    pixels = pictures.pixels
+    for wrong in (pictures.images, pixels.astype(np.int64), pixels[..., :2], pixels[0]):
+        with pytest.raises(InputError, match=r"takes uint8 pixels of shape \(batch, .*, 3\), not"):
             runner(wrong)
-    shapes: list[Any] = [images[:, :2], images[0], images.astype(np.float64)]
-    for shape in shapes:
-        with pytest.raises(InputError, match="float32 images of shape"):
-            runner(shape)
 
 
 @off_a_mac
@@ -261,7 +273,7 @@ def test_foreign_labels_are_found(build: Build) -> None:
 def test_care_tiny(
     build: Build,
     make_network: Callable[..., Network],
-    make_photos: Callable[..., Images],
+    make_photos: Callable[..., Pictures],
     parity_model: Callable[[str], nn.Module],
 ) -> None:
     from care.fuse import fuse
@@ -276,9 +288,9 @@ def test_care_tiny(
     assert not {"transpose", "inverse"} & set(operations)
     # Clamps from below are no clips with an infinite upper bound.
     assert (operations["maximum"], operations["clip"]) == (10, 5)
-    images = make_photos(16, of)
+    pictures = make_photos(16, of)
     runner = TARGET.emulate(built, None)
     assert runner is not None
-    found = figures.compare(runner(images), logits(module(), images))
+    found = figures.compare(runner(pictures.pixels), logits(module(), pictures.images))
     assert found.relative_error < 3e-3
     assert found.flips == 0
