@@ -77,19 +77,28 @@ class Folders:
     def images(self) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
         """Every folder with images, by its path below the root, and its files by name.
 
-        Images may lie at any depth below their class folder. Links are followed.
+        Images may lie at any depth below their class folder. Links are followed. Folders turn out
+        to be no classes while their images are listed, since a second pass over all of them would
+        take as long as the first.
 
         Raises:
-            DataError: A class has no images, a folder holds other files, or cannot be read.
+            DataError: A class has no images, a folder holds other files, or cannot be read; or the
+                folders are no classes, but splits or datasets.
         """
+        within: dict[str, list[str]] = {}
         for name in self.classes:
             empty = True
-            for folder, files in _folders_below(self.root, name):
+            for folder, inner, files in _folders_below(self.root, name):
+                if folder == name:
+                    within[name] = inner
+                    require_classes({name: inner}, str(self.root))
+                _require_images(files)
                 empty = empty and not files
                 if files:
                     yield folder, files
             if empty:
                 raise DataError(f"class folder {self.root / name} has no images: fill or remove it")
+        require_classes(within, str(self.root))
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,6 @@ def list_folder(path: str, split: str) -> Folders:
         )
     if stray:
         raise DataError(f"{root / stray[0]} lies outside the class folders: move it into one")
-    require_classes({name: _visible(root / name)[0] for name in classes}, str(root))
     require_distinct(classes, str(root))
     return Folders(root, tuple(classes))
 
@@ -205,17 +213,22 @@ def _holds_folders(folder: Path) -> bool:
     return bool(folders) and not any(is_image(file.name) for file in files)
 
 
-def _folders_below(root: Path, folder: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """`folder` and those in it, by their paths below `root`, with the files of each."""
+def _require_images(files: list[os.DirEntry[str]]) -> None:
+    for file in files:
+        if not is_image(file.name):
+            require_image(file.name, file.path)
+
+
+def _folders_below(
+    root: Path, folder: str
+) -> Iterator[tuple[str, list[str], list[os.DirEntry[str]]]]:
+    """`folder` and those below it: path below `root`, folders in it, and files in it."""
     if folder.count("/") > _MOST_LEVELS:
         raise DataError(
             f"{root / folder} lies more than {_MOST_LEVELS} folders deep: does a link lead back up?"
         )
     folders, files = _visible(root / folder)
-    for file in files:
-        if not is_image(file.name):
-            require_image(file.name, str(root / folder / file.name))
-    yield folder, files
+    yield folder, folders, files
     for inner in folders:
         yield from _folders_below(root, f"{folder}/{inner}")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,31 @@ def test_a_split_of_folders(tmp_path: Path) -> None:
     assert isinstance(listed, Folders)
     assert listed.root == tmp_path / "train"
     assert listed.classes == ("ant", "bee")
+
+
+def test_every_folder_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "train/bee/a.png", "val/ant/b.png", "val/bee/in/c.png", "val/bee/b.png")
+    scanned: list[str] = []
+    scan = os.scandir
+
+    def counted(folder: Path) -> Any:
+        scanned.append(str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert files_of(tmp_path, "validation") == ["ant/b.png", "bee/b.png", "bee/in/c.png"]
+    below = [path for path in scanned if path.startswith(f"{tmp_path}/val/")]
+    assert sorted(below) == [f"{tmp_path}/val/{name}" for name in ("ant", "bee", "bee/in")]
+
+
+def test_folders_that_are_no_classes_are_refused_before_anything_is_hashed(tmp_path: Path) -> None:
+    write(tmp_path / "sets", "cats/a.png", "flowers/Train/b.png", "flowers/Val/c.png")
+    write(tmp_path / "sets", "flowers/README.md")
+    with pytest.raises(DataError, match=r"sets/flowers holds Train/, Val/: it is a dataset"):
+        files_of(tmp_path / "sets", "validation")
+    write(tmp_path / "seg", "seg_test/sea/a.png", "seg_train/sea/b.png")
+    with pytest.raises(DataError, match=r"seg has seg_test/, seg_train/, which hold the same"):
+        files_of(tmp_path / "seg", "validation")
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
