@@ -159,3 +159,17 @@ def test_the_packages_say_what_lives_in_them() -> None:
             if len(text.strip().splitlines()) < 3:
                 short.append(name)
     assert short == []
+
+
+def test_json_of_files_is_read_in_one_place() -> None:
+    """`core.plain` limits size and depth; elsewhere JSON is only parsed that was just made."""
+    found = []
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
+                made_here = ast.unparse(node.args[0]).startswith("json.dumps(")
+                # A process of TensorRT-RTX alone, which takes its job from us.
+                own_job = name.endswith(".tensorrt.builder") and ast.unparse(node.args[0]) == "job"
+                if not made_here and not own_job:
+                    found.append(name)
+    assert found == ["pipeline.core.plain"]

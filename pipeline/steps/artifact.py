@@ -25,6 +25,7 @@ from typing import Any
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.files import digest_of, file_hash
 from pipeline.core.network import Network
+from pipeline.core.plain import read_json
 from pipeline.core.replacing import (
     Whose,
     cannot_write,
@@ -141,8 +142,10 @@ class Artifact:
             ArtifactError: There is none, or it is damaged.
         """
         path = folder / MANIFEST
+        if not os.path.lexists(path):
+            raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there")
         try:
-            plain = json.loads(path.read_text())
+            plain = _manifest(path)
             if plain["format"] != FORMAT:
                 raise ArtifactError(
                     f"{path} has format {plain['format']}, this version reads {FORMAT}: build again"
@@ -162,12 +165,15 @@ class Artifact:
                 inputs=dict(plain["inputs"]) if "inputs" in plain else None,
                 code=dict(plain.get("code", {})),
             )
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is damaged: build again") from error
+
+
+def _manifest(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}: mend that, or build again") from error
 
 
 def _inside(manifest: Path, name: str) -> str:

@@ -86,7 +86,15 @@ def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], Any], message:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is damaged"),
+        ("", r"is no JSON \(Expecting value.*: mend that, or build again"),
+        ("[" * 1000, "is nested deeper than 64 levels: mend that"),
+        ('{"format": 1, "format": 1}', "names 'format' twice"),
+        (
+            '{"format": 1, "kind": "", "name": "", "key": "", "files": {"a": '
+            '{"sha256": "", "size": 1e999}}}',
+            "is damaged",
+        ),
+        ('{"format": 1, "kind": "", "name": "", "key": "", "files": 5}', "is damaged"),
         ("[]", "is damaged"),
         ('{"format": 1}', "is damaged"),
         ('{"format": 99}', "format 99"),
