@@ -15,8 +15,12 @@ from pipeline.core.replacing import Whose, cannot_write, put, refuse_foreign, wh
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed read names no file by itself
+        raise
 
 
 def digest_of(value: Any) -> str:

@@ -28,6 +28,7 @@ from pipeline.core.network import Network
 from pipeline.core.plain import read_json
 from pipeline.core.replacing import (
     Whose,
+    cannot_read,
     cannot_write,
     disk_is_full,
     foreign_paths,
@@ -114,8 +115,15 @@ class Artifact:
         """Hash all files again.
 
         Raises:
-            ArtifactError: A file is missing, foreign or changed; the message names it.
+            ArtifactError: A file is missing, foreign, changed or cannot be read; the message names
+                it.
         """
+        try:
+            self._verify()
+        except OSError as error:
+            raise ArtifactError(cannot_read(error.filename or self.folder, error)) from error
+
+    def _verify(self) -> None:
         present = {
             path.relative_to(self.folder).as_posix()
             for path in self.folder.rglob("*")
@@ -188,8 +196,11 @@ def whose_folder(folder: Path) -> Whose:
         return Whose.FREE
     if folder.is_symlink() or not folder.is_dir():
         return Whose.FOREIGN
-    if not any(folder.iterdir()):
-        return Whose.FREE
+    try:
+        if not any(folder.iterdir()):
+            return Whose.FREE
+    except OSError as error:
+        raise ArtifactError(cannot_read(folder, error)) from error
     if not os.path.lexists(folder / MANIFEST):
         return Whose.FOREIGN
     try:

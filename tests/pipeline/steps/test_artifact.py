@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -80,6 +81,19 @@ def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], Any], message:
     made = make(tmp_path / "a")
     damage(made.folder)
     with pytest.raises(ArtifactError, match=message):
+        made.verify()
+
+
+def test_a_file_that_the_disk_does_not_give_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(tmp_path / "a")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")  # a failed read names no file
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    with pytest.raises(ArtifactError, match=r"cannot read .*\.bin: Input/output error; make it"):
         made.verify()
 
 
