@@ -45,7 +45,8 @@ def write_atomically(
             is full; the old content stays.
     """
     refuse_foreign_file(path, is_ours)
-    data = content.encode() if isinstance(content, str) else content
+    # Text may hold names of files that are not UTF-8.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with workspace(path) as new:
             with new.open("wb") as stream:

@@ -125,7 +125,7 @@ def workspace(place: Path) -> Iterator[Path]:
     prefix = f"{TEMPORARY_PREFIX}{place.name}-"
     work = Path(tempfile.mkdtemp(dir=place.parent, prefix=prefix))
     try:
-        (work / _MARK).write_text(place.name)
+        (work / _MARK).write_bytes(os.fsencode(place.name))
         yield work / _NEW
     finally:
         _clear(work, place)
@@ -200,7 +200,7 @@ def _place_name(work: Path) -> str | None:
     if not held <= {_MARK, _NEW, _OLD} or mark.is_symlink() or not mark.is_file():
         return None
     # A kill, or a full disk, may have cut the mark short.
-    return name if name.encode().startswith(mark.read_bytes()) else None
+    return name if os.fsencode(name).startswith(mark.read_bytes()) else None
 
 
 def _clear(work: Path, place: Path) -> None:

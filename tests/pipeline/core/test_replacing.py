@@ -204,7 +204,7 @@ def leave(folder: Path, place: str = "export") -> Path:
     work = folder / f".making-{place}-abcd_123"
     (work / "new").mkdir(parents=True)
     (work / "new" / "half").write_text("x")
-    (work / "made-by-care-deploy").write_text(place)
+    (work / "made-by-care-deploy").write_bytes(os.fsencode(place))
     return work
 
 
@@ -336,3 +336,14 @@ def test_a_file_whose_owner_cannot_be_told_is_named(
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ArtifactError, match=r"cannot read .*: Permission denied; make it"):
         artifact.whose_folder(tmp_path)
+
+
+def test_names_that_are_not_utf8_can_be_written_to(tmp_path: Path) -> None:
+    name = os.fsdecode(b"x\xff")
+    make(tmp_path / name)
+    assert names(tmp_path) == [name]
+    files.write_atomically(tmp_path / f"{name}.md", f"a page about {name}")
+    assert (tmp_path / f"{name}.md").read_bytes() == b"a page about x\\udcff"
+    leave(tmp_path, name)
+    replacing.sweep(tmp_path)
+    assert names(tmp_path) == [name, f"{name}.md"]
