@@ -166,8 +166,8 @@ def _extended(path: Path, base: str, place: Place) -> Path:
     for name in (str(parent), os.path.realpath(parent) if os.path.lexists(parent) else ""):
         if name and not name.endswith(ENDINGS):
             raise ConfigError(
-                f"{place}: extends: {shown(name, 300)} does not end in {' or '.join(ENDINGS)}: name a "
-                "configuration file"
+                f"{place}: extends: {shown(name, 300)} does not end in {' or '.join(ENDINGS)}: "
+                "name a configuration file"
             )
     try:
         read_input(parent, MOST_BYTES, ConfigError, "name the file to extend")
