@@ -6,12 +6,15 @@
     read_metadata("model.safetensors")["model"]
 
 The format is told from a file's content, never from its name. A pickle is read with PyTorch's
-restricted unpickler only, so that no checkpoint can run code.
+restricted unpickler only, so that no checkpoint can run code. A file is read once: what is hashed,
+checked and loaded are the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import os
 import re
@@ -21,14 +24,14 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from care import layouts
+from care import layouts, zipped
 from pipeline.core.errors import CheckpointError, about
-from pipeline.core.inputs import why_no_path
+from pipeline.core.inputs import read_input, why_no_path
+from pipeline.core.plain import parse_json
 from pipeline.core.words import shown
 
 # Under these keys training programs keep the weights, in order of preference.
@@ -41,6 +44,9 @@ _LEVELS = 3
 
 # What DistributedDataParallel and torch.compile put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
+
+# BatchNorm's average of variances: a square root is taken of it.
+_VARIANCE = "running_var"
 
 # What torch.optim.swa_utils.AveragedModel counts beside the weights.
 _COUNTERS = ("n_averaged",)
@@ -79,6 +85,13 @@ _INDEX = (
     "safetensors.torch.load_file of each shard does"
 )
 _LARGEST_INDEX = 50_000_000
+_LARGEST = 8 * 2**30
+"""Bytes of a checkpoint: it is read into memory."""
+_LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header, as the library itself has it."""
+_LARGEST_METADATA = 10_000_000
+_LENGTH = 8
+"""Bytes that state the length of a safetensors header."""
 
 # Numbers that weights are made of; others need scales that a state dict does not name.
 _NUMBERS = frozenset(
@@ -114,35 +127,45 @@ def embedded(variant: str = "care_tiny") -> Path | None:
     return path
 
 
-def load(path: str | os.PathLike[str], model: nn.Module, *, ema: bool = False) -> None:
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    ema: bool = False,
+    sha256: str | None = None,
+) -> None:
     """Load a checkpoint's weights into `model`, in place; all of them or none.
 
     Args:
         path: A published `.pth.tar`, a safetensors file, or a training checkpoint of `care.train`.
         model: The model, of the variant and number of classes that the checkpoint was made for.
         ema: Take the moving average of the weights.
+        sha256: SHA-256 that the file has to have, in hexadecimal; None for any.
 
     Raises:
-        CheckpointError: The file cannot be read, or a name or shape does not fit.
+        CheckpointError: The file cannot be read, is another one than the hash says, or a name,
+            shape or value does not fit.
     """
-    state = read(path, ema=ema)
+    state = read(path, ema=ema, sha256=sha256)
     with about(str(path)):
         state = layouts.fitting(state, model)
     fit(state, model, str(path))
     model.load_state_dict(state, strict=True)
 
 
-def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor]:
+def read(
+    path: str | os.PathLike[str], *, ema: bool = False, sha256: str | None = None
+) -> dict[str, Tensor]:
     """Read a checkpoint's weights, on the CPU, under the names that the model uses.
 
     Wrapper prefixes (`module.`) are dropped. Complex buffers, as MLLA's published rotations, become
-    real ones with a last axis (real, imaginary).
+    real ones with a last axis (real, imaginary). For the arguments see `load`.
 
     Raises:
-        CheckpointError: The file is missing, empty, damaged, unsafe or no checkpoint, or lacks an
-            EMA that was asked for.
+        CheckpointError: The file is missing, empty, damaged, unsafe or no checkpoint, another one
+            than the hash says, or lacks an EMA that was asked for.
     """
-    content = read_all(path)
+    content = read_all(path, sha256=sha256)
     state: dict[str, Tensor] = {}
     for name, value in _select(content, ema, str(path)).items():
         bare = _strip_wrappers(name)
@@ -153,22 +176,33 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor
     return state
 
 
-def read_all(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict[str, Any]:
     """Read all that a checkpoint holds, as `save` was given it (training resumes from this).
 
     A safetensors file gives `{"state_dict": …, "metadata": …}`.
 
+    Args:
+        path: The file.
+        sha256: SHA-256 that it has to have, in hexadecimal; None for any.
+
     Raises:
-        CheckpointError: The file is missing, empty, damaged, unsafe or no checkpoint.
+        CheckpointError: The file is missing, empty, damaged, unsafe, no checkpoint, or another one
+            than the hash says.
     """
     path = _existing(path)
-    if _is_safetensors(path):
-        try:
-            state = safetensors.torch.load_file(path)
-        except Exception as error:  # a header may lie about anything
-            raise _damaged(path, error) from error
-        return {"state_dict": state, METADATA_KEY: read_metadata(path)}
-    return _read_pickle(path)
+    data = read_input(path, _LARGEST, CheckpointError, "give the checkpoint file")
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{path} has changed since this run began: let nothing write to it, and run again"
+        )
+    if not _begins_as_safetensors(data):
+        return _read_pickle(data, path)
+    metadata = _metadata_of(_header(data, path), path)
+    try:
+        state = safetensors.torch.load(data)
+    except Exception as error:  # a header may lie about anything
+        raise _damaged(path, error) from error
+    return {"state_dict": state, METADATA_KEY: metadata}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -181,15 +215,44 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: The file is missing, empty, damaged, unsafe or no checkpoint.
     """
     path = _existing(path)
-    if not _is_safetensors(path):
-        metadata = _read_pickle(path).get(METADATA_KEY, {})
-        return dict(metadata) if isinstance(metadata, Mapping) else {}
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            stated = file.metadata() or {}
-        return dict(json.loads(stated.get(METADATA_KEY, "{}")))
-    except Exception as error:  # the header may be anybody's: nested, or of another type
-        raise _damaged(path, error) from error
+        with path.open("rb") as file:
+            start = file.read(_LENGTH)
+            if not _begins_as_safetensors(start + file.read(1)):
+                metadata = read_all(path).get(METADATA_KEY, {})
+                return dict(metadata) if isinstance(metadata, Mapping) else {}
+            file.seek(0)
+            begin = file.read(_LENGTH + min(int.from_bytes(start, "little"), _LARGEST_HEADER))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    return _metadata_of(_header(begin, path), path)
+
+
+def _header(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON with which a safetensors file begins, after the length of it."""
+    length = int.from_bytes(data[:_LENGTH], "little")
+    if length > min(len(data) - _LENGTH, _LARGEST_HEADER):
+        raise _unreadable(path, f"its header would have {length} bytes")
+    return _json_mapping(data[_LENGTH : _LENGTH + length], _LARGEST_HEADER, "its header", path)
+
+
+def _metadata_of(header: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What `save` was given; other programs may state more, which is not read."""
+    stated = header.get("__metadata__") or {}
+    if not isinstance(stated, dict) or not all(isinstance(v, str) for v in stated.values()):
+        raise _unreadable(path, "its metadata is no text by name")
+    text = stated.get(METADATA_KEY, "{}").encode("utf-8", "surrogatepass")
+    return _json_mapping(text, _LARGEST_METADATA, "its metadata", path)
+
+
+def _json_mapping(data: bytes, most: int, what: str, path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(data, what, CheckpointError, most)
+    except CheckpointError as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, f"{what} is no mapping")
+    return content
 
 
 def save(
@@ -230,7 +293,7 @@ def save(
 
 
 def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
-    """Check that `state` has exactly the model's names and shapes, and finite values.
+    """Check that `state` has exactly the model's names and shapes, and values that can be.
 
     BatchNorm's `num_batches_tracked` counters, which nothing computes with and some tools drop, are
     added to `state` from the model where it lacks them.
@@ -277,28 +340,40 @@ def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
             f"{where} holds NaN or infinity {_listing('in', broken)}: the training that made it "
             "diverged, or the file is damaged; use an earlier checkpoint"
         )
+    negative = [n for n, value in state.items() if n.endswith(_VARIANCE) and (value < 0).any()]
+    if negative:
+        raise CheckpointError(
+            f"{where} holds variances below zero {_listing('in', negative)}: the file is damaged, "
+            "or its weights were changed; copy it again, or use an earlier checkpoint"
+        )
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if problem := why_no_path(str(path)):
         raise CheckpointError(f"the checkpoint's path {shown(path)} {problem}")
+    try:
+        start = _beginning(path)
+        what = _other_kind(path, start)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
+    if what:
+        raise CheckpointError(f"{path} is no checkpoint but {what}")
+    return path
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file, which has to be one, and not an empty one."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the checkpoint file in it")
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}: check the path")
     if not path.is_file():
         raise CheckpointError(f"{path} is a device or a pipe: give the checkpoint file")
-    try:
-        if path.stat().st_size == 0:
-            raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
-    if what := _other_kind(path, start):
-        raise CheckpointError(f"{path} is no checkpoint but {what}")
-    return path
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+    with path.open("rb") as file:
+        return file.read(64)
 
 
 def _other_kind(path: Path, start: bytes) -> str | None:
@@ -316,28 +391,25 @@ def _other_kind(path: Path, start: bytes) -> str | None:
 
 def _is_index(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_bytes(), "the index", CheckpointError, _LARGEST_INDEX)
+    except (OSError, CheckpointError):
         return False
     return isinstance(content, dict) and "weight_map" in content
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _begins_as_safetensors(file.read(9))
-
-
 def _begins_as_safetensors(start: bytes) -> bool:
     """A safetensors file starts with the length of its JSON header, then the header."""
-    return start[8:9] == b"{"
+    return start[_LENGTH : _LENGTH + 1] == b"{"
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(data: bytes, path: Path) -> dict[str, Any]:
+    if zipped.is_zip(data) and (damage := zipped.why_damaged(data, _LARGEST)):
+        raise _unreadable(path, damage)
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             # Either the file can be read all the same, or an error below says more.
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes lead to has no end
         unsafe = _UNSAFE.search(str(error))
         if unsafe is None:
@@ -362,6 +434,10 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
         )
     text = said.rpartition("WeightsUnpickler error:")[2].strip()
     reason = text.splitlines()[0] if text else type(error).__name__
+    return _unreadable(path, reason)
+
+
+def _unreadable(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is no checkpoint, or truncated or corrupt ({reason[:120]}): copy or download it "
         "again"

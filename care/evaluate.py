@@ -20,7 +20,6 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -33,6 +32,7 @@ from pipeline.core.commandline import Command
 from pipeline.core.errors import CheckpointError, ConfigError, DataError
 from pipeline.core.figures import wilson
 from pipeline.core.preprocess import Preprocess
+from pipeline.core.screen import Screen
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -143,7 +143,7 @@ def main(
     with distributed.world(device) as world:
         network = trained.network.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batches = validation_loader(dataset, trained.preprocess, batch_size, workers, world)
-        console = Console(quiet=not world.is_main, highlight=False, soft_wrap=True)
+        console = Screen(quiet=not world.is_main, soft_wrap=True)
         shown = track(
             batches, "evaluating", console=console, transient=True, disable=not console.is_terminal
         )

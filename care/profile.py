@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,7 @@ from care.factory import create_model
 from pipeline.core import published
 from pipeline.core.commandline import Command
 from pipeline.core.preprocess import Preprocess
+from pipeline.core.screen import Screen
 
 PUBLISHED = {row.model: row for row in published.PUBLISHED}
 DEFAULT_MODELS = (*PUBLISHED, "care_tiny")
@@ -168,7 +168,7 @@ def main(
         profile(create_model(name, **kwargs), name, image_size) for name in models or DEFAULT_MODELS
     ]
     # Wide enough for every column where there is no terminal to ask.
-    console = Console(highlight=False)
+    console = Screen()
     if not console.is_terminal:
         console.width = 120
     console.print(_summary(profiles))

@@ -6,8 +6,9 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from pipeline.core.screen import Screen
 
 LINE_SECONDS = 30.0
 """Without a terminal a line is printed this often, so that a log shows life but stays readable."""
@@ -24,14 +25,14 @@ class Report:
     """
 
     def __init__(self, total: int, done: int, shown: bool, bar: bool) -> None:
-        self.console = Console(quiet=not shown, soft_wrap=True, highlight=False)
+        self.console = Screen(quiet=not shown, soft_wrap=True)
         self.total, self.done, self.first = total, done, done
         self.images = 0
         self.started = self.printed = time.perf_counter()
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
         self.bar = Progress(
             *columns,
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=self.console,
             transient=True,
             disable=not (shown and bar and self.console.is_terminal),
@@ -71,7 +72,7 @@ class Report:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self.console.print(line, markup=False)
+        self.console.print(line)
         sys.stdout.flush()
 
     def _remaining(self) -> float:

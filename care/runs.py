@@ -26,6 +26,7 @@ from care import checkpoint
 from care.settings import TrainSettings
 from pipeline.core import yamlfile
 from pipeline.core.errors import CheckpointError, ConfigError
+from pipeline.core.plain import parse_json
 
 Facts = Mapping[str, Any]
 
@@ -157,7 +158,7 @@ class Logbook:
         self.board: Any = None
         if not writes:
             return
-        for log, parse in ((self.events, json.loads), (self.table, _epoch_of_row)):
+        for log, parse in ((self.events, _entry), (self.table, _epoch_of_row)):
             _keep_before(log, epoch, parse)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -252,6 +253,10 @@ def _refuse_another_run(path: Path, settings: TrainSettings) -> None:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names)
+
+
+def _entry(line: str) -> Any:
+    return parse_json(line, "an entry of the log", ConfigError)
 
 
 def _epoch_of_row(line: str) -> dict[str, int]:

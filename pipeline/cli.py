@@ -16,7 +16,7 @@ import click
 
 from pipeline.core.commandline import Group
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
-from pipeline.core.words import nearest_or_all, shown
+from pipeline.core.words import nearest_or_all, printable, shown
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -161,10 +161,15 @@ def run(
     loaded = load_config(config)
     selection = Selection(only, start, targets, force)
     if dry_run:
-        click.echo(run.dry_run(loaded, selection))
+        show(run.dry_run(loaded, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
     ctx.exit(run.run(loaded, config, selection, look=look, wait_s=wait))
+
+
+def show(text: str) -> None:
+    """Print plain text; names in it are other people's, and no terminal obeys them."""
+    click.echo(printable(text))
 
 
 def load_config(path: Path) -> Config:
@@ -238,7 +243,7 @@ def bench(
             assert device is not None
             samples = options["samples"]
             text = devices.measure_on(config, target, device, precisions=chosen, samples=samples)
-        click.echo(text)
+        show(text)
         return
     report = bench.bench(config, target, **options)
     if not json_only:
@@ -266,7 +271,7 @@ def calibrate(config: Path, method: str | None, stored: str, limit: int | None) 
     from pipeline.commands import calibrate
 
     loaded = load_config(config)
-    click.echo(calibrate.calibrate(loaded, method=method, stored=stored, limit=limit))
+    show(calibrate.calibrate(loaded, method=method, stored=stored, limit=limit))
 
 
 @main.group()
@@ -296,7 +301,7 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
     """Write the results NAME as a model of NVIDIA Triton Inference Server."""
     from pipeline.commands import export
 
-    click.echo(export.export_triton(output, name, repository, target=target, precision=precision))
+    show(export.export_triton(output, name, repository, target=target, precision=precision))
 
 
 @export.command()
@@ -314,7 +319,7 @@ def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -
     """Write a Swift package that measures the Core ML model of the results NAME on a device."""
     from pipeline.commands import export
 
-    click.echo(export.export_coreml_bench(output, name, folder, precision=precision))
+    show(export.export_coreml_bench(output, name, folder, precision=precision))
 
 
 @main.command()
@@ -344,7 +349,7 @@ def fitness(target: str | None, config: Path, precision: str | None, images: int
     from pipeline.commands import fitness
 
     loaded = load_config(config)
-    click.echo(fitness.fitness(loaded, target, precision=precision, images=images))
+    show(fitness.fitness(loaded, target, precision=precision, images=images))
 
 
 @main.command()

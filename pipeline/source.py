@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.config import Config
 from pipeline.core.errors import DataError, ModelError, about
+from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.listing import Files, Folders, list_split
 from pipeline.core.network import Network
@@ -83,9 +84,23 @@ class Source:
 
     @cached_property
     def checkpoint_hash(self) -> str:
-        """SHA-256 of the checkpoint, one for the whole run; "random" for random weights."""
+        """SHA-256 of the checkpoint, one for the whole run; "random" for random weights.
+
+        Weights decide everything, so they are hashed in every run: a date can be set back. What is
+        loaded later has to have this very hash.
+
+        Raises:
+            ModelError: The file cannot be read.
+        """
         path = self.checkpoint()
-        return RANDOM if path is None else self.hashes.hash(path)
+        if path is None:
+            return RANDOM
+        try:
+            return file_hash(path)
+        except OSError as error:
+            raise ModelError(
+                f"model.checkpoint: cannot read {path}: {error.strerror or error}"
+            ) from error
 
     def network_inputs(self) -> dict[str, Any]:
         """Everything but the checkpoint that decides what the network computes, for a key."""
@@ -256,7 +271,7 @@ class Source:
         path = self.checkpoint()
         if path is not None:
             with about("model.checkpoint"):
-                checkpoint.load(path, module, ema=stated.ema)
+                checkpoint.load(path, module, ema=stated.ema, sha256=self.checkpoint_hash)
         return module
 
     def inference_form(self) -> InferenceForm:

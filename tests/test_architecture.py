@@ -159,3 +159,33 @@ def test_the_packages_say_what_lives_in_them() -> None:
             if len(text.strip().splitlines()) < 3:
                 short.append(name)
     assert short == []
+
+
+def test_json_of_files_is_read_in_one_place() -> None:
+    """`core.plain` limits size and depth; elsewhere JSON is only parsed that was just made."""
+    found = []
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
+                made_here = ast.unparse(node.args[0]).startswith("json.dumps(")
+                # A process of TensorRT-RTX alone, which takes its job from us.
+                own_job = name.endswith(".tensorrt.builder") and ast.unparse(node.args[0]) == "job"
+                if not made_here and not own_job:
+                    found.append(name)
+    assert found == ["pipeline.core.plain"]
+
+
+def test_screens_take_text_for_text() -> None:
+    """Of rich only what takes no markup: names of other people reach every screen."""
+    found = []
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich"):
+                found += [name for a in node.names if a.name in ("Console", "print", "escape")]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "TextColumn":
+                column = ast.unparse(node)
+                if "{" in column and "markup=False" not in column:
+                    found.append(name)
+            if isinstance(node, ast.Attribute) and node.attr == "from_markup":
+                found.append(name)
+    assert found == ["pipeline.core.screen"]

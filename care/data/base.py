@@ -16,6 +16,9 @@ from pipeline.core.preprocess import decode
 
 Labels = npt.NDArray[np.int64]
 
+MOST_BYTES = 500_000_000
+"""Largest encoded image: a file may call itself one and fill the memory."""
+
 
 class Dataset(ABC):
     """Labelled images, addressed by index.

@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ _REMEDY = (
 
 _UNSIGNED_BYTE = 0x08  # idx's type code
 _SIDE = 28
+_TYPE = 4  # bytes that state it
 _AXES = 3
 _LARGEST = 100_000_000
 """Bytes of a file, packed or not: twice those of the training images."""
@@ -104,32 +106,36 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: The file is missing, truncated, damaged or of another format.
     """
-    data = read_input(path, _LARGEST, DataError, _REMEDY)
-    if path.suffix == ".gz":
-        data = _unpacked(data, path)
-    axes = data[3] if len(data) > 3 else 0
-    start = 4 + 4 * axes
-    if data[:3] != bytes((0, 0, _UNSIGNED_BYTE)) or not 1 <= axes <= _AXES or len(data) < start:
-        raise DataError(f"{path} is not an idx file of bytes: copy or download it again")
-    shape = tuple(int(length) for length in np.frombuffer(data, ">u4", axes, offset=4))
-    values = np.frombuffer(data, np.uint8, offset=start)
-    if values.size != math.prod(shape):
+    data = io.BytesIO(read_input(path, _LARGEST, DataError, _REMEDY))
+    try:
+        with gzip.open(data) if path.suffix == ".gz" else data as stream:
+            shape = _shape(stream, path)
+            # No more than is stated, and one byte that shows whether there is more: packed, a
+            # small file may stand for gigabytes.
+            stated = math.prod(shape)
+            values = np.frombuffer(stream.read(stated + 1), np.uint8)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): copy or download it again") from error
+    if values.size != stated:
+        more = " or more" if values.size > stated else ""
         raise DataError(
-            f"{path} holds {values.size} bytes of {'x'.join(map(str, shape))}: it is truncated or "
-            "damaged, copy or download it again"
+            f"{path} holds {values.size}{more} bytes of {'x'.join(map(str, shape))}: it is "
+            "truncated or damaged, copy or download it again"
         )
     return values.reshape(shape)
 
 
-def _unpacked(data: bytes, path: Path) -> bytes:
-    try:
-        with gzip.open(io.BytesIO(data)) as stream:
-            unpacked = stream.read(_LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): copy or download it again") from error
-    if len(unpacked) > _LARGEST:
-        raise DataError(f"{path} unpacks to more than Fashion-MNIST has: copy it again")
-    return unpacked
+def _shape(stream: IO[bytes], path: Path) -> tuple[int, ...]:
+    """Lengths of the axes, from the beginning of an idx file."""
+    start = stream.read(_TYPE)
+    axes = start[-1] if len(start) == _TYPE else 0
+    lengths = stream.read(4 * axes) if 1 <= axes <= _AXES else b""
+    if start[:-1] != bytes((0, 0, _UNSIGNED_BYTE)) or not lengths or len(lengths) < 4 * axes:
+        raise DataError(f"{path} is not an idx file of bytes: copy or download it again")
+    shape = tuple(int(length) for length in np.frombuffer(lengths, ">u4"))
+    if math.prod(shape) > _LARGEST:
+        raise DataError(f"{path} would hold more than Fashion-MNIST does: copy it again")
+    return shape
 
 
 def _dataset(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from care.data.base import Dataset, EncodedDataset, Labels
+from care.data.base import MOST_BYTES, Dataset, EncodedDataset, Labels
 from pipeline.core.listing import list_folder
 
 
@@ -34,7 +34,11 @@ class FolderDataset(EncodedDataset):
         file = self.root / self.names[index]
         if file.exists() and not file.is_file():
             raise OSError("it is a device or a pipe")  # reading it might never end
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise OSError(f"it is larger than {MOST_BYTES / 1e6:g} MB")
+        return data
 
 
 def open_folder(path: str, split: str) -> Dataset:

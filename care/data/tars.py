@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from care.data.base import Dataset, EncodedDataset, Labels
+from care.data.base import MOST_BYTES, Dataset, EncodedDataset, Labels
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import expanded
 from pipeline.core.labels import read_labels, require_distinct
@@ -78,6 +78,8 @@ class TarDataset(EncodedDataset):
 
     def _read(self, index: int) -> bytes:
         tar, offset, length = (int(value) for value in self.places[index])
+        if length > MOST_BYTES:
+            raise OSError(f"it is larger than {MOST_BYTES / 1e6:g} MB")
         # Opened anew for every image, so that processes share no file position; next to decoding
         # the image this takes no time.
         with self.tars[tar].open("rb") as file:

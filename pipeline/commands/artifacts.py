@@ -18,9 +18,14 @@ from pipeline.steps.log import Log
 
 
 @contextlib.contextmanager
-def log_of(config: Config) -> Iterator[Log]:
-    """The log file of a configuration's results, closed at the end."""
-    log = Log(config.folder / LOG_FILE)
+def log_of(config: Config, *, required: bool = True) -> Iterator[Log]:
+    """The log file of a configuration's results, closed at the end.
+
+    Args:
+        config: The configuration.
+        required: Whether it has to be written; commands that only look work on read-only results.
+    """
+    log = Log(config.folder / LOG_FILE, required=required)
     try:
         yield log
     finally:
@@ -46,7 +51,11 @@ def one_artifact(
     config: Config, target: str, precision: str | None, images: int
 ) -> Iterator[tuple[RunContext, Artifact, Pictures]]:
     """One built artifact of a target, the first if none is named, and some validation images."""
-    with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
+    with (
+        log_of(config, required=False) as log,
+        log.captured() as screen,
+        RichConsole(screen) as console,
+    ):
         context = make_context(config, log, console.progress)
         step = builds_of(context, target, (precision,) if precision else ())[0]
         yield context, step.artifact(), context.source.first_pictures(images)

@@ -63,7 +63,11 @@ def bench(
     settings = {name: value for name, value in chosen.items() if value is not None}
     config = config.model_copy(update={"bench": config.bench.model_copy(update=settings)})
     profiles: dict[str, Profile] = {}
-    with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
+    with (
+        log_of(config, required=False) as log,
+        log.captured() as screen,
+        RichConsole(screen) as console,
+    ):
         context = make_context(config, log, console.progress)
         one = context.source.first_pictures(1)
         if target == "torch":

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from pipeline.core.errors import ArtifactError, GateFailedError, PipelineError
 from pipeline.core.files import file_hash
-from pipeline.core.replacing import is_set_aside, is_temporary
+from pipeline.core.replacing import cannot_read, is_set_aside, is_temporary
+from pipeline.core.screen import styled
+from pipeline.core.words import in_short, printable
 from pipeline.report.terminal import render
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import results_folders
@@ -48,17 +50,27 @@ def findings(folder: Path) -> Iterator[Finding]:
         except PipelineError as error:
             yield Finding(name, 0, "", str(error))
             continue
-        try:
-            artifact.verify()
-            _check_chain(artifact, digests)
-            yield Finding(name, artifact.size, _open(artifact), "")
-        except PipelineError as error:
-            yield Finding(name, artifact.size, "", str(error))
+        yield _looked_at(name, artifact, digests)
     for path in sorted(folder.glob("*/*")):
         is_lost = path.is_dir() and path.parent.name in TARGETS and not (path / MANIFEST).exists()
         if is_lost and not _passed_over(path.relative_to(folder)):
             name = path.relative_to(folder.parent).as_posix()
             yield Finding(name, 0, "", f"{path / MANIFEST} is missing")
+
+
+def _looked_at(name: str, artifact: Artifact, digests: dict[str, str]) -> Finding:
+    """Verify an artifact, its chain and its model; one that cannot be looked at stops no other."""
+    try:
+        artifact.verify()
+        _check_chain(artifact, digests)
+        return Finding(name, artifact.size, _open(artifact), "")
+    except PipelineError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = printable(cannot_read(error.filename or artifact.folder, error))
+    except Exception as error:  # facts that lack what a target needs to open a model
+        problem = f"{artifact.folder} cannot be opened ({printable(in_short(error))}): build again"
+    return Finding(name, artifact.size, "", problem)
 
 
 def _passed_over(path: Path) -> bool:
@@ -115,7 +127,7 @@ def check(output: Path, name: str | None) -> int:
     for folder in results_folders(output, name):
         for finding in findings(folder):
             size = f"{finding.size / 1e6:.2f}"
-            state = "[red]damaged[/]" if finding.problem else "[green]ok[/]"
+            state = styled("damaged", "red") if finding.problem else styled("ok", "green")
             table.add_row(finding.name, size, finding.opened, state)
             if finding.problem:
                 problems.append(f"{finding.name}: {finding.problem}")

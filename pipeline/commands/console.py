@@ -8,16 +8,17 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Self, TextIO
 
+from pipeline.core.words import printable
 from pipeline.steps.step import StageResult, State, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_MARKS = {
-    State.DONE: "[green]done[/]",
-    State.UP_TO_DATE: "[dim]up to date[/]",
-    State.FAILED: "[bold red]failed[/]",
-    State.SKIPPED: "[yellow]skipped[/]",
+_STYLES = {
+    State.DONE: "green",
+    State.UP_TO_DATE: "dim",
+    State.FAILED: "bold red",
+    State.SKIPPED: "yellow",
 }
 
 
@@ -50,7 +51,7 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
     def finished(self, result: StageResult) -> None:
         """A step ended."""
         if result.state is State.FAILED:
-            self.screen.write(f"{result.name} failed: {result.why}\n")
+            self.screen.write(printable(f"{result.name} failed: {result.why}") + "\n")
 
 
 class JsonConsole(QuietConsole):
@@ -74,7 +75,6 @@ class RichConsole(QuietConsole):
     """Shows a line for every step that ended, and a bar for the one that runs."""
 
     def __init__(self, screen: TextIO) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -85,11 +85,13 @@ class RichConsole(QuietConsole):
             TimeRemainingColumn,
         )
 
+        from pipeline.core.screen import Screen
+
         super().__init__(screen)
-        self.console = Console(file=screen, highlight=False)
+        self.console = Screen(file=screen)
         self.bar: Progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -122,21 +124,24 @@ class RichConsole(QuietConsole):
 
     def progress(self, done: int, total: int | None = None, what: str = "") -> None:
         """How far the running step is; without a step, what is being done."""
-        text = " · ".join(part for part in (self.name, what) if part)
+        text = printable(" · ".join(part for part in (self.name, what) if part))
         if not self.bar.task_ids:
             self.bar.add_task(text, total=total)
         self.bar.update(self.bar.task_ids[0], completed=done, total=total, description=text)
 
     def finished(self, result: StageResult) -> None:
         """A step ended."""
-        from rich.markup import escape
+        from rich.text import Text
+
+        from pipeline.core.screen import styled
 
         self.ended += 1
         for task in self.bar.task_ids:
             self.bar.remove_task(task)
         seconds = f"{result.seconds:6.1f} s" if result.seconds else " " * 8
-        why = f"  [dim]{escape(result.why)}[/]" if result.why else ""
-        self.console.print(
-            f"{self.ended:2}/{self.total} {result.name:32} {seconds}  {_MARKS[result.state]}{why}",
-            soft_wrap=True,
+        line = Text.assemble(
+            printable(f"{self.ended:2}/{self.total} {result.name:32} {seconds}  "),
+            styled(str(result.state), _STYLES[result.state]),
+            styled(f"  {result.why}" if result.why else "", "dim"),
         )
+        self.console.print(line, soft_wrap=True)

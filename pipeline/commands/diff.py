@@ -7,6 +7,7 @@ from rich.table import Table
 from pipeline.commands.artifacts import one_artifact
 from pipeline.config import Config
 from pipeline.core.errors import InputError
+from pipeline.core.screen import styled
 from pipeline.report.terminal import render
 from pipeline.targets.registry import TARGETS, able
 
@@ -30,7 +31,7 @@ def diff(config: Config, target: str | None, *, precision: str | None, images: i
             str(row["line"]),
             f"{row['relative']:.2e}",
             f"{row['largest']:.2e}",
-            "[red]jumps here[/]" if row["jump"] else "",
+            styled("jumps here", "red") if row["jump"] else "",
         )
     first = next((row["module"] or "the network itself" for row in rows if row["jump"]), None)
     verdict = f"the error jumps at {first}" if first else "the error grows slowly: it jumps nowhere"

@@ -43,12 +43,10 @@ def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: 
 def dry_run(config: Config, selection: Selection) -> str:
     """The plan, with the reason for every step."""
     refuse_foreign(config, selection)
-    with log_of(config) as log:
-        context = make_context(config, log, QuietConsole(sys.stderr).progress)
-        rows = [
-            (step.stage, step.name, why or "up to date")
-            for step, why in plan_run(context, selection)
-        ]
+    context = make_context(config, lambda line: None, QuietConsole(sys.stderr).progress)
+    rows = [
+        (step.stage, step.name, why or "up to date") for step, why in plan_run(context, selection)
+    ]
     # Lines, not a table: reasons may name long paths, and scripts read this.
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows)

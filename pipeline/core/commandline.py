@@ -8,6 +8,7 @@ A mistake that the user can mend is printed as one line, `error: …`, without a
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -49,6 +50,7 @@ class _Outermost(click.Command):
         """
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        _show_all_characters()
         try:
             with signals.raised():
                 status = super().main(args, prog_name, complete_var, False, **extra)
@@ -96,6 +98,13 @@ def unforeseen(error: Exception) -> str:
         f"an unforeseen fault: {in_short(error)}; please report it with {stream.name}, which says "
         "where"
     )
+
+
+def _show_all_characters() -> None:
+    """Escape what the terminal's encoding lacks: a name ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(message: str, status: int) -> None:

@@ -15,8 +15,12 @@ from pipeline.core.replacing import Whose, cannot_write, put, refuse_foreign, wh
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed read names no file by itself
+        raise
 
 
 def digest_of(value: Any) -> str:
@@ -41,7 +45,8 @@ def write_atomically(
             is full; the old content stays.
     """
     refuse_foreign_file(path, is_ours)
-    data = content.encode() if isinstance(content, str) else content
+    # Text may hold names of files that are not UTF-8.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with workspace(path) as new:
             with new.open("wb") as stream:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pipeline.core.errors import DataError
 from pipeline.core.files import digest_of, file_hash
 from pipeline.core.listing import Files, Folders
+from pipeline.core.words import printable
 
 KEEP_SECONDS = 3.0
 """How often hashes are written down while a dataset is hashed: a kill costs this much work."""
@@ -98,24 +99,24 @@ class HashCache:
         known = self.known(file)
         if known is not None:
             return known
-        path, found = str(file.absolute()), file_hash(file)
+        path, found = _key(file), file_hash(file)
         self._known_files()[path] = (stamp, found)
         self._new_files[path] = (path, *stamp, found)
         return found
 
     def known(self, file: Path) -> str | None:
         """SHA-256 of a file, where it need not be read for it."""
-        stamp, found = self._known_files().get(str(file.absolute()), (None, None))
+        stamp, found = self._known_files().get(_key(file), (None, None))
         return found if stamp == _stamp(file) else None
 
     def folder_digest(self, folder: Path, stamp: bytes) -> str | None:
         """Digest of a folder's files, if they are as they were when it was made."""
-        known = self._known_folders().get(str(folder.absolute()))
+        known = self._known_folders().get(_key(folder))
         return known[1] if known is not None and known[0] == stamp else None
 
     def folder_files(self, folder: Path) -> dict[str, str]:
         """Hashes of a folder's files, by name, size, date and inode in one text."""
-        path = str(folder.absolute())
+        path = _key(folder)
         blobs: list[Any] = [self._new_folders[path][3]] if path in self._new_folders else []
         query = "SELECT files FROM folders WHERE path = ?"
         for blob in blobs or [row[0] for row in self._read(query, path)]:
@@ -130,7 +131,7 @@ class HashCache:
         self, folder: Path, files: Iterable[str], stamp: bytes = b"", digest: str = ""
     ) -> None:
         """Remember a folder's files; without a stamp, that they are not hashed to the end."""
-        path = str(folder.absolute())
+        path = _key(folder)
         self._known_folders()[path] = (stamp, digest)
         self._new_folders[path] = (path, stamp, digest, os.fsencode("".join(files)))
 
@@ -224,6 +225,11 @@ def _silent(done: int, total: int) -> None:
     """Nobody asked."""
 
 
+def _key(path: Path) -> str:
+    """A path as it is remembered; SQLite takes no name that is not UTF-8."""
+    return printable(str(path.absolute()))
+
+
 def _stamp(file: Path) -> Stamp:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
@@ -310,7 +316,7 @@ def _sample_folders(split: Folders, cache: HashCache) -> Identity:
     for name, listed, count in folders:
         names = [file for file, _ in _files_of(listed)]
         sizes = listed.split("/")[1::_LISTED]
-        chosen = random.Random(name).sample(names, min(each, count))
+        chosen = random.Random(os.fsencode(name)).sample(names, min(each, count))
         contents = [(file, cache.hash(split.root / name / file)) for file in sorted(chosen)]
         rows.append((name, count, digest_of([names, sizes]), contents))
     return Identity(digest_of(["fingerprint", rows]), sum(row[1] for row in rows), "fingerprint")

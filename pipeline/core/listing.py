@@ -244,11 +244,18 @@ def _visible(folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                else:
-                    files.append(entry)
+                    continue
+                _require_file(entry)
+                files.append(entry)
     except OSError as error:
         raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
     return sorted(folders), sorted(files, key=_name)
+
+
+def _require_file(entry: os.DirEntry[str]) -> None:
+    """Refuse what lies among the images and may have no end; a link to nothing is seen later."""
+    if not entry.is_file() and (not entry.is_symlink() or os.path.exists(entry)):  # noqa: PTH110
+        raise DataError(f"{entry.path} is a device or a pipe: move it out of the dataset")
 
 
 def _name(entry: os.DirEntry[str]) -> str:

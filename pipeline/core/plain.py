@@ -2,22 +2,123 @@
 
 A class names its fields and their types once. Reading is strict: a missing key, an unknown one or
 a value of another type is one error that says which.
+
+JSON itself comes in by `parse_json` and `read_json` alone, which limit its size and depth.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, PipelineError
+from pipeline.core.words import in_short, shown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MORE = "more"
 """Field of `Facts` for whatever else was written down."""
+
+
+MOST_BYTES = 100_000_000
+"""Largest JSON that is read; a performance report of Xcode has some megabytes."""
+
+MOST_LEVELS = 64
+"""Deepest nesting: far more than anything that is read here has, far less than Python can take."""
+
+
+def read_json(path: Path, kind: type[PipelineError] = ArtifactError, most: int = MOST_BYTES) -> Any:
+    """Read a JSON file that anybody may have written.
+
+    Args:
+        path: The file.
+        kind: The error to raise.
+        most: Largest size in bytes.
+
+    Raises:
+        PipelineError: Of that kind, for whatever keeps it from being read; in one line.
+    """
+    try:
+        # Opened without waiting: a pipe in its place would be waited for without end.
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise kind(f"{path} is no file, but a folder, a device or a pipe")
+            data = stream.read(most + 1)
+    except FileNotFoundError as error:
+        raise kind(f"{path} is missing") from error
+    except IsADirectoryError as error:
+        raise kind(f"{path} is no file, but a folder, a device or a pipe") from error
+    except OSError as error:
+        raise kind(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a null character
+        raise kind(f"{shown(path)} is no path") from error
+    return parse_json(data, str(path), kind, most)
+
+
+def parse_json(
+    data: str | bytes, where: str, kind: type[PipelineError] = ArtifactError, most: int = MOST_BYTES
+) -> Any:
+    """The values of JSON that anybody may have written.
+
+    Args:
+        data: The text, UTF-8 if it is bytes.
+        where: What it is from, for messages.
+        kind: The error to raise.
+        most: Largest size in bytes, or characters.
+
+    Raises:
+        PipelineError: Of that kind: it is too large or too deep, no JSON, or names a key twice.
+    """
+    if len(data) > most:
+        raise kind(f"{where} is larger than {most / 1e6:g} MB")
+    try:
+        content = json.loads(data, object_pairs_hook=_distinct)
+    except _DoubledError as error:
+        raise kind(f"{where} names {shown(error)!r} twice") from error
+    except RecursionError as error:
+        raise kind(f"{where} is nested deeper than {MOST_LEVELS} levels") from error
+    except ValueError as error:  # of JSON's grammar, of UTF-8, or a number of too many digits
+        raise kind(f"{where} is no JSON ({in_short(error).partition(': ')[2][:120]})") from error
+    if _depth_exceeds(content, MOST_LEVELS):
+        raise kind(f"{where} is nested deeper than {MOST_LEVELS} levels")
+    return content
+
+
+class _DoubledError(Exception):
+    """A key that an object names twice: which value counts is anybody's guess."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DoubledError(key)
+            seen.add(key)
+    return made
+
+
+def _depth_exceeds(content: Any, most: int) -> bool:
+    """Whether containers lie deeper in each other; level by level, without recursion."""
+    level = [content]
+    for _ in range(most):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [v for v in value.values() if isinstance(v, dict | list)]
+            elif isinstance(value, list):
+                inner += [v for v in value if isinstance(v, dict | list)]
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,20 @@ def whose_file(path: Path, is_ours: Callable[[Path], bool]) -> Whose:
     Args:
         path: The file. A link or a folder in its place is not ours: we write neither.
         is_ours: Whether its content is of the kind that we write.
+
+    Raises:
+        ArtifactError: It cannot be read, so that nobody knows whose it is.
     """
     if not os.path.lexists(path):
         return Whose.FREE
     if path.is_symlink() or not path.is_file():
         return Whose.FOREIGN
-    if path.stat().st_size == 0:
-        return Whose.FREE
-    return Whose.OURS if is_ours(path) else Whose.FOREIGN
+    try:
+        if path.stat().st_size == 0:
+            return Whose.FREE
+        return Whose.OURS if is_ours(path) else Whose.FOREIGN
+    except OSError as error:
+        raise ArtifactError(cannot_read(path, error)) from error
 
 
 def refuse_foreign(path: Path, whose: Whose, sign: str) -> None:
@@ -119,7 +125,7 @@ def workspace(place: Path) -> Iterator[Path]:
     prefix = f"{TEMPORARY_PREFIX}{place.name}-"
     work = Path(tempfile.mkdtemp(dir=place.parent, prefix=prefix))
     try:
-        (work / _MARK).write_text(place.name)
+        (work / _MARK).write_bytes(os.fsencode(place.name))
         yield work / _NEW
     finally:
         _clear(work, place)
@@ -194,7 +200,7 @@ def _place_name(work: Path) -> str | None:
     if not held <= {_MARK, _NEW, _OLD} or mark.is_symlink() or not mark.is_file():
         return None
     # A kill, or a full disk, may have cut the mark short.
-    return name if name.encode().startswith(mark.read_bytes()) else None
+    return name if os.fsencode(name).startswith(mark.read_bytes()) else None
 
 
 def _clear(work: Path, place: Path) -> None:
@@ -204,11 +210,37 @@ def _clear(work: Path, place: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
+def cannot_read(path: Path | str, error: OSError) -> str:
+    """What to tell the user after a failed read."""
+    return (
+        f"cannot read {path}: {error.strerror or error}; make it readable, or check the disk that "
+        "it lies on"
+    )
+
+
 def cannot_write(path: Path | str, error: OSError) -> str:
-    """What to tell the user after a failed write."""
+    """What to tell the user after something could not be written, or read for it.
+
+    Args:
+        path: What should be written.
+        error: What the system said; if it names another file, that one could not be read.
+    """
+    stated = error.filename
+    if isinstance(stated, str | bytes) and not _is_written(Path(os.fsdecode(stated)), Path(path)):
+        return cannot_read(os.fsdecode(stated), error)
     return (
         f"cannot write {path}: {error.strerror or error}; make the folder writable, free disk "
         "space, or choose another output folder"
+    )
+
+
+def _is_written(stated: Path, place: Path) -> bool:
+    """Whether a path is written when something is put in a place: it, parts of it, or around it."""
+    return (
+        is_temporary(stated)
+        or stated.is_relative_to(place)
+        or place.is_relative_to(stated)
+        or (stated.parent == place.parent and is_set_aside(stated))
     )
 
 

@@ -27,6 +27,9 @@ KeyPath = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
+ENDINGS = (".yaml", ".yml")
+"""How files that may be extended are called."""
+
 # Far more than a configuration needs, and little enough to be read at once.
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000
@@ -87,10 +90,10 @@ def read(
 ) -> Document:
     """Read a YAML file, with what it extends.
 
-    `extends: other.yaml` (relative to the file) takes over the other file's values; mappings are
-    merged key by key, everything else replaces. `${NAME}` and `${NAME:-default}` in text are filled
-    from the environment. What is filled in is text, whatever it looks like; only a value that is
-    one empty variable is null.
+    `extends: other.yaml` (relative to the file, always .yaml or .yml) takes over the other file's
+    values; mappings are merged key by key, everything else replaces. `${NAME}` and
+    `${NAME:-default}` in text are filled from the environment. What is filled in is text, whatever
+    it looks like; only a value that is one empty variable is null.
 
     Args:
         path: The file.
@@ -159,6 +162,13 @@ def _read(
 def _extended(path: Path, base: str, place: Place) -> Path:
     """The file that another one extends; read once more by itself, so that it can be named."""
     parent = path.parent / expanded(base)
+    # Messages quote what stands in a configuration; a file that is none may hold secrets.
+    for name in (str(parent), os.path.realpath(parent) if os.path.lexists(parent) else ""):
+        if name and not name.endswith(ENDINGS):
+            raise ConfigError(
+                f"{place}: extends: {shown(name, 300)} does not end in {' or '.join(ENDINGS)}: "
+                "name a configuration file"
+            )
     try:
         read_input(parent, MOST_BYTES, ConfigError, "name the file to extend")
     except ConfigError as error:

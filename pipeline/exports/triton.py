@@ -38,6 +38,7 @@ from pipeline.core.replacing import (
     set_aside,
     workspace,
 )
+from pipeline.core.words import in_short
 from pipeline.steps.artifact import MANIFEST, Artifact, FileRecord, write_manifest
 
 _ENGINE, _GRAPH = "model.engine", "model.onnx"
@@ -118,8 +119,8 @@ def export(
         with workspace(folder) as new:
             (new / _VERSION).mkdir(parents=True)
             shutil.copyfile(model.source, new / _VERSION / model.file)
-            (new / _LABELS).write_text("\n".join(network.labels) + "\n")
-            (new / _CONFIG).write_text(config)
+            (new / _LABELS).write_text("\n".join(network.labels) + "\n", encoding="utf-8")
+            (new / _CONFIG).write_text(config, encoding="utf-8")
             made_from = {artifact.name: artifact.digest}
             origin = {"kind": _KIND, "name": f"{_KIND}/{chosen}", "key": artifact.digest}
             write_manifest(new, {**origin, "made_from": made_from, "tools": {}, "facts": {}})
@@ -214,7 +215,16 @@ def _describe(artifact: Artifact, max_batch: int) -> _Model:
 
 
 def _engine(artifact: Artifact) -> _Model:
-    facts = artifact.facts
+    try:
+        return _described_engine(artifact, artifact.facts)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{artifact.folder} does not state input, output and batches of its engine "
+            f"({in_short(error)}): build it again"
+        ) from error
+
+
+def _described_engine(artifact: Artifact, facts: Mapping[str, Any]) -> _Model:
     if facts.get("library") != "tensorrt":
         raise InputError(
             f"Triton has no backend for TensorRT-RTX, which built {artifact.name}; build it with "
@@ -239,10 +249,17 @@ def _engine(artifact: Artifact) -> _Model:
 def _graph(path: Path, max_batch: int) -> _Model:
     import onnx
 
-    graph = onnx.load(path, load_external_data=False).graph
-    source, result = graph.input[0], graph.output[0]
-    shape = tuple(d.dim_value or -1 for d in source.type.tensor_type.shape.dim)
-    dynamic = shape[0] < 0
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+        source, result = graph.input[0], graph.output[0]
+        shape = tuple(d.dim_value or -1 for d in source.type.tensor_type.shape.dim)
+        dynamic = shape[0] < 0
+    except OSError:
+        raise
+    except Exception as error:  # protobuf raises kinds of its own, an empty graph has no input
+        raise ArtifactError(
+            f"{path} is no model with an input and an output ({in_short(error)}): build it again"
+        ) from error
     return _Model(
         source=path,
         file=_GRAPH,

@@ -6,7 +6,6 @@ in this package takes attributes of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Number, State
 from pipeline.core.machine import Machine
 from pipeline.core.network import Network
-from pipeline.core.plain import Facts, Plain
+from pipeline.core.plain import Facts, Plain, read_json
 from pipeline.core.published import Published
 from pipeline.core.runner import Numerics
 from pipeline.steps.artifact import FileRecord
@@ -267,11 +266,9 @@ class Run(Plain):
         """
         again = "run python -m pipeline run again"
         try:
-            values = json.loads(path.read_bytes())
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ArtifactError(f"{path} is no JSON ({error}): {again}") from error
+            values = read_json(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: {again}") from error
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
             raise ArtifactError(

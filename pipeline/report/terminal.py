@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from pipeline.core.screen import Screen, styled
 from pipeline.report import overview, text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, Run
 
@@ -19,11 +19,10 @@ def render(*parts: Any, width: int | None = None) -> str:
     """Text of rich tables and lines, for the width of the screen or 100 columns."""
     buffer = io.StringIO()
     is_terminal = sys.stdout.isatty()
-    console = Console(
+    console = Screen(
         file=buffer,
         width=width or (None if is_terminal else 100),
         force_terminal=is_terminal,
-        highlight=False,
     )
     for part in parts:
         console.print(part)
@@ -40,7 +39,7 @@ def summary(run: Run) -> str:
         agreement = artifact.accuracy.agreement
         known = agreement is not None and agreement.value is not None
         table.add_row(
-            escape(artifact.name),
+            artifact.name,
             text.percent(artifact.accuracy.top1),
             text.percent(agreement) if agreement and known else "",
             text.milliseconds(artifact.latency),
@@ -50,16 +49,16 @@ def summary(run: Run) -> str:
     lines = dict.fromkeys(_lines(run))
     return render(
         table,
-        *map(escape, lines),
-        escape(overview.verdict(run).line),
-        f"report: {escape(run.folder)}/report.html",
+        *lines,
+        overview.verdict(run).line,
+        f"report: {run.folder}/report.html",
     )
 
 
-def _state(artifact: BuiltArtifact) -> str:
+def _state(artifact: BuiltArtifact) -> str | Text:
     """How an artifact and its accuracy came about, in a few words."""
     if artifact.failure:
-        return "[red]failed[/]"
+        return styled("failed", "red")
     if artifact.standing == NOT_SELECTED:
         return NOT_SELECTED
     state = str(artifact.accuracy.top1.state)

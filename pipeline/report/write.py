@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.core.errors import ArtifactError
 from pipeline.core.files import refuse_foreign_file, write_atomically
+from pipeline.core.plain import read_json
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
 from pipeline.report.model import RESULTS_FILE, Run
@@ -19,8 +21,8 @@ PAGES = {"report.md": markdown_page, "report.html": html_page}
 def is_results_file(path: Path) -> bool:
     """Whether a file is one that `write` wrote."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plain = read_json(path)
+    except ArtifactError:
         return False
     keys = {"format", "name", "steps", "artifacts", "machine"}
     return isinstance(plain, dict) and keys <= set(plain)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError, DataError
+from pipeline.core.plain import read_json
 from pipeline.stages.calibration_set import read_calibration
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
@@ -73,6 +74,13 @@ def read_ranges(artifact: Artifact) -> Table:
 
     path = artifact.path(RANGES)
     try:
-        return Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+        return Table.from_dict(read_json(path))
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        DataError,
+    ) as error:
         raise ArtifactError(f"{path} is damaged: calibrate again") from error

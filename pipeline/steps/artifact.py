@@ -25,8 +25,10 @@ from typing import Any
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.files import digest_of, file_hash
 from pipeline.core.network import Network
+from pipeline.core.plain import read_json
 from pipeline.core.replacing import (
     Whose,
+    cannot_read,
     cannot_write,
     disk_is_full,
     foreign_paths,
@@ -113,8 +115,15 @@ class Artifact:
         """Hash all files again.
 
         Raises:
-            ArtifactError: A file is missing, foreign or changed; the message names it.
+            ArtifactError: A file is missing, foreign, changed or cannot be read; the message names
+                it.
         """
+        try:
+            self._verify()
+        except OSError as error:
+            raise ArtifactError(cannot_read(error.filename or self.folder, error)) from error
+
+    def _verify(self) -> None:
         present = {
             path.relative_to(self.folder).as_posix()
             for path in self.folder.rglob("*")
@@ -141,8 +150,10 @@ class Artifact:
             ArtifactError: There is none, or it is damaged.
         """
         path = folder / MANIFEST
+        if not os.path.lexists(path):
+            raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there")
         try:
-            plain = json.loads(path.read_text())
+            plain = _manifest(path)
             if plain["format"] != FORMAT:
                 raise ArtifactError(
                     f"{path} has format {plain['format']}, this version reads {FORMAT}: build again"
@@ -162,12 +173,15 @@ class Artifact:
                 inputs=dict(plain["inputs"]) if "inputs" in plain else None,
                 code=dict(plain.get("code", {})),
             )
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is damaged: build again") from error
+
+
+def _manifest(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}: mend that, or build again") from error
 
 
 def _inside(manifest: Path, name: str) -> str:
@@ -182,8 +196,11 @@ def whose_folder(folder: Path) -> Whose:
         return Whose.FREE
     if folder.is_symlink() or not folder.is_dir():
         return Whose.FOREIGN
-    if not any(folder.iterdir()):
-        return Whose.FREE
+    try:
+        if not any(folder.iterdir()):
+            return Whose.FREE
+    except OSError as error:
+        raise ArtifactError(cannot_read(folder, error)) from error
     if not os.path.lexists(folder / MANIFEST):
         return Whose.FOREIGN
     try:

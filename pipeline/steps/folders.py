@@ -38,18 +38,22 @@ def locked(folder: Path, wait_s: float = 0) -> Iterator[None]:
         ArtifactError: The folder cannot be written, or its lock is somebody else's file.
     """
     refuse_foreign_lock(folder)
+    lock = filelock.FileLock(folder / LOCK_FILE, timeout=wait_s)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK_FILE, timeout=wait_s)
-        with lock:
-            sweep(folder)
-            yield
+        lock.acquire()
     except filelock.Timeout as error:
         raise LockedError(
             f"another run works on {folder}: wait for it, or give --wait SECONDS"
         ) from error
     except OSError as error:
-        raise ArtifactError(cannot_write(error.filename or folder, error)) from error
+        raise ArtifactError(cannot_write(folder / LOCK_FILE, error)) from error
+    # What goes wrong from here on is no matter of the lock, and says so itself.
+    try:
+        sweep(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def refuse_foreign_lock(folder: Path) -> None:

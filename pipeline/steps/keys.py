@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import write_atomically
+from pipeline.core.plain import read_json
 
 PROJECT = Path(__file__).parents[2]
 """Where the packages of this project lie."""
@@ -220,8 +221,8 @@ def project() -> Code:
 def is_cache(path: Path) -> bool:
     """Whether a file is one in which imports are remembered: by digests of sources, lists."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plain = read_json(path)
+    except ArtifactError:
         return False
     return isinstance(plain, dict) and all(
         len(digest) == _DIGEST and isinstance(found, list) for digest, found in plain.items()
@@ -230,7 +231,7 @@ def is_cache(path: Path) -> bool:
 
 def _read_cache(path: Path) -> dict[str, list[Import]]:
     try:
-        plain = json.loads(path.read_text())
+        plain = read_json(path)
         return {
             digest: [
                 (int(level), str(module), tuple(names), str(function))
@@ -238,7 +239,7 @@ def _read_cache(path: Path) -> dict[str, list[Import]]:
             ]
             for digest, imports in plain.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ArtifactError, ArithmeticError, ValueError, TypeError, AttributeError):
         return {}  # none yet, or damaged
 
 

@@ -15,6 +15,7 @@ from typing import TextIO
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.replacing import cannot_write, refuse_foreign, whose_file
+from pipeline.core.words import printable
 
 HEADER = "log of CARE Deploy"
 _FIRST_LINE = re.compile(rf"{HEADER}$|\d\d:\d\d:\d\d ".encode())
@@ -23,23 +24,27 @@ _FIRST_LINE = re.compile(rf"{HEADER}$|\d\d:\d\d:\d\d ".encode())
 class Log:
     """A log file that people and runtimes write to.
 
-    A disk that is full ends no run for the log's sake: lines are then lost.
+    A disk that is full ends no run for the log's sake: lines are then lost. Names of other people
+    may be in them: what a terminal would obey is escaped.
 
     Args:
         path: The file; lines are appended.
+        required: Whether the file has to be written; else, where it cannot be, lines go nowhere.
 
     Raises:
         ArtifactError: The file is somebody else's, or cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, required: bool = True) -> None:
         refuse_foreign(path, whose_file(path, is_log), "is no log of ours")
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = path.open("a", encoding="utf-8", buffering=1)
+            self.stream = _appending(path)
         except OSError as error:
-            raise ArtifactError(cannot_write(path, error)) from error
+            if required:
+                raise ArtifactError(cannot_write(path, error)) from error
+            self.stream = _appending(Path(os.devnull))
         self.lock = threading.Lock()
         if self.stream.tell() == 0:
             self._write(f"{HEADER}\n")
@@ -47,7 +52,7 @@ class Log:
     def __call__(self, line: str) -> None:
         """Write a line with the time of day."""
         with self.lock:
-            self._write(f"{time.strftime('%H:%M:%S')} {line.rstrip()}\n")
+            self._write(f"{time.strftime('%H:%M:%S')} {printable(line.rstrip())}\n")
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -91,6 +96,11 @@ class Log:
                 screen.close()
 
 
+def _appending(path: Path) -> TextIO:
+    # Libraries print names that are not UTF-8, too.
+    return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
 def is_log(path: Path) -> bool:
     """Whether a file is a log of ours."""
     with path.open("rb") as stream:
@@ -101,7 +111,9 @@ def _screen() -> TextIO:
     """Where progress is shown: the error stream as it is now."""
     try:
         if sys.stderr.fileno() == 2:
-            return os.fdopen(os.dup(2), "w", encoding="utf-8", buffering=1)
+            return os.fdopen(
+                os.dup(2), "w", encoding="utf-8", errors="backslashreplace", buffering=1
+            )
     except (OSError, ValueError):
         pass  # A stream in memory, as in tests: it stays reachable under its own name.
     return sys.stderr

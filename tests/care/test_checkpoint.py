@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +181,128 @@ def test_damaged_weights_are_refused(model: nn.Module, tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"NaN or infinity in stem\.0\.bias"):
         checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize("record", ["data/0", "data.pkl"])
+def test_a_flipped_bit_is_found_by_the_checksum(
+    record: str, model: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(other(model), path)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        found = next(r for r in archive.infolist() if r.filename.endswith(f"/{record}"))
+        content = archive.read(found)
+    data[data.index(content) + len(content) // 2] ^= 1
+    path.write_bytes(data)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for read in (checkpoint.read_metadata, lambda path: checkpoint.load(path, model)):
+        with pytest.raises(CheckpointError, match=f"its record .*/{record} differs from its CRC"):
+            read(path)
+    assert_same(dict(model.state_dict()), before)
+
+
+def test_variances_below_zero_are_refused(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    state = other(model)
+    name = next(name for name in state if name.endswith("running_var"))
+    torch.save({**state, name: state[name].clone().zero_()}, path)
+    checkpoint.load(path, model)
+    state[name][3] = -1e-6
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=f"variances below zero in {re.escape(name)}: "):
+        checkpoint.load(path, model)
+
+
+@pytest.mark.parametrize("form", ["x.pt", "x.safetensors"])
+def test_only_a_file_of_the_hash_that_is_asked_for_is_loaded(
+    form: str, model: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / form
+    checkpoint.save(path, other(model))
+    stated = hashlib.sha256(path.read_bytes()).hexdigest()
+    checkpoint.load(path, model, sha256=stated)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    checkpoint.save(path, {name: value * 2 for name, value in other(model).items()})
+    with pytest.raises(CheckpointError, match=f"{form} has changed since this run began"):
+        checkpoint.load(path, model, sha256=stated)
+    assert_same(dict(model.state_dict()), before)
+
+
+@pytest.mark.parametrize("form", ["x.pt", "x.safetensors"])
+def test_a_file_is_opened_once_for_its_content(
+    form: str, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever swaps it after that changes nothing."""
+    path = tmp_path / form
+    checkpoint.save(path, other(model))
+    stated = hashlib.sha256(path.read_bytes()).hexdigest()
+    read_input = checkpoint.read_input
+
+    def then_swap(path: Path, *rest: Any) -> bytes:
+        data = read_input(path, *rest)
+        path.write_bytes(b"swapped")
+        return data
+
+    monkeypatch.setattr(checkpoint, "read_input", then_swap)
+    checkpoint.load(path, model, sha256=stated)
+    assert_same(dict(model.state_dict()), other(timm_tiny()))
+
+
+def timm_tiny() -> nn.Module:
+    torch.manual_seed(0)
+    created: nn.Module = timm.create_model("care_tiny")
+    return created
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b'{"a":' * 200 + b"1" + b"}" * 200, "its header is nested deeper than 64 levels"),
+        (b'{"__metadata__":{"metadata":5}}', "its metadata is no text by name"),
+        (b'{"__metadata__":[]} ', None),
+        (b'{"__metadata__":{"a":"1"},"__metadata__":{"a":"2"}}', "names '__metadata__' twice"),
+        (b'{"__metadata__":{"metadata":"[1]"}}', "its metadata is no mapping"),
+        (b'{"__metadata__":{"metadata":"{\\"a\\":1,\\"a\\":2}"}}', "its metadata names 'a' twice"),
+        (
+            json.dumps({"__metadata__": {"metadata": "[" * 100 + "]" * 100}}).encode(),
+            "its metadata is nested deeper than 64 levels",
+        ),
+    ],
+)
+def test_headers_of_anybody_are_limited(header: bytes, message: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    if message is None:
+        assert checkpoint.read_metadata(path) == {}
+        return
+    for read in (checkpoint.read_metadata, checkpoint.read_all):
+        with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+            read(path)
+        assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_a_header_longer_than_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(CheckpointError, match="its header would have 4611686018427387904 bytes"):
+        checkpoint.read_metadata(path)
+
+
+def test_a_file_that_the_system_does_not_give_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, {"w": torch.zeros(1)})
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    for name in ("is_dir", "open"):
+        with monkeypatch.context() as changed:
+            changed.setattr(Path, name, refuse)
+            with pytest.raises(CheckpointError, match=r"x\.pt cannot be opened: Permission denied"):
+                checkpoint.read(path)
 
 
 ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {

@@ -16,7 +16,7 @@ import timm.data
 import torch
 from PIL import Image
 
-from care.data import Dataset, check_classes, fashion_mnist, hold_out, open_dataset
+from care.data import Dataset, check_classes, fashion_mnist, folders, hold_out, open_dataset, tars
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.preprocess import decode
 
@@ -554,9 +554,21 @@ def test_paths_that_cannot_be(kind: str, path: str) -> None:
 
 def test_what_never_ends_among_the_images(tmp_path: Path) -> None:
     uri = write_folder(tmp_path / "d", {"a/1.png": picture(1), "b/1.png": picture(2)})
+    opened = open_dataset(uri)
     os.mkfifo(tmp_path / "d" / "a" / "2.png")
-    with pytest.raises(DataError, match=r"a/2\.png cannot be read \(it is a device or a pipe\)"):
-        open_dataset(uri).image(1)
+    with pytest.raises(DataError, match=r"a/2\.png is a device or a pipe: move it out"):
+        open_dataset(uri)
+    (tmp_path / "d" / "a" / "2.png").unlink()
+    (tmp_path / "d" / "a" / "1.png").unlink()
+    os.mkfifo(tmp_path / "d" / "a" / "1.png")
+    with pytest.raises(DataError, match=r"a/1\.png cannot be read \(it is a device or a pipe\)"):
+        opened.image(0)
+    (tmp_path / "d" / "a" / "1.png").unlink()
+    (tmp_path / "d" / "a" / "1.png").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"a/1\.png is a device or a pipe: move it out"):
+        open_dataset(uri)
+    (tmp_path / "d" / "a" / "1.png").unlink()
+    (tmp_path / "d" / "a" / "1.png").write_bytes(picture(1))
     (tmp_path / "d" / "b" / "up").symlink_to("..")
     with pytest.raises(DataError, match="more than 16 folders deep: does a link lead back up"):
         open_dataset(uri)
@@ -647,9 +659,36 @@ def test_names_of_classes_beside_shards_are_distinct(tmp_path: Path) -> None:
 def test_a_packed_file_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mnist, "_LARGEST", 10_000)
     path = tmp_path / "x.gz"
-    path.write_bytes(gzip.compress(bytes(20_000)))
-    with pytest.raises(DataError, match="unpacks to more than Fashion-MNIST has"):
+    path.write_bytes(gzip.compress(b"\0\0\x08\x02\0\0\0\x64\0\0\0\x65" + bytes(10_100)))
+    with pytest.raises(DataError, match="would hold more than Fashion-MNIST does"):
         fashion_mnist.read_idx(path)
+    read: list[int] = []
+    real = gzip.GzipFile.read
+
+    def counted(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        data = real(self, size)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    path.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x64" + bytes(20_000)))
+    with pytest.raises(DataError, match="holds 101 or more bytes of 100: it is truncated or damag"):
+        fashion_mnist.read_idx(path)
+    assert sum(read) == 4 + 4 + 100 + 1
     path.write_bytes(gzip.compress(b"\0\0\x08\xff" + bytes(4 * 255)))
     with pytest.raises(DataError, match="is not an idx file"):
         fashion_mnist.read_idx(path)
+
+
+def test_an_image_without_end_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (folders, tars):
+        monkeypatch.setattr(module, "MOST_BYTES", 5_000)
+    uri = write_folder(tmp_path / "d", {"a/1.png": picture(1), "b/1.png": bytes(5_001)})
+    tar = write_tar(tmp_path / "x.tar", {"a/1.png": picture(1), "b/1.png": bytes(5_001)})
+    for name in (uri, f"tar:{tar}"):
+        opened = open_dataset(name)
+        opened.image(0)
+        with pytest.raises(DataError, match=r"b/1\.png .*\(it is larger than 0\.005 MB\)"):
+            opened.image(1)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from pipeline.core.errors import ArtifactError
+from pipeline.core.plain import read_json
 from pipeline.emulate.mil.constants import ConstantReader, TensorType, Value, tensor_type
 
 _COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
@@ -161,7 +161,7 @@ def _specification_path(package: Path) -> Path:
         what = "there is no such folder" if not package.exists() else "it has no Manifest.json"
         raise ArtifactError(f"{package} is not a Core ML package: {what}; name an .mlpackage")
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest)
         item = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
         path = package / "Data" / str(item)
     except (ValueError, KeyError, TypeError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,8 +62,25 @@ def edit(package: Path, change: Callable[[Any], None]) -> None:
     # Maps of a protobuf have no order of their own.
     path.write_bytes(specification.SerializeToString(deterministic=True))
     _write_manifest(package)
+    # coremltools moves files out of temporary folders, which their owner alone may read.
+    for_files, for_folders = _usual_modes(package)
     for path in package.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod(for_folders if path.is_dir() else for_files)
+
+
+def _usual_modes(folder: Path) -> tuple[int, int]:
+    """Modes of a new file and a new folder: what the user's umask leaves of them.
+
+    The umask itself can only be read by setting it, for all threads.
+    """
+    inside = folder / ".modes"
+    inside.mkdir()
+    file = inside / "file"
+    file.touch()
+    modes = stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(inside.stat().st_mode)
+    file.unlink()
+    inside.rmdir()
+    return modes
 
 
 def digest(package: Path) -> str:

@@ -8,7 +8,6 @@ performance reports.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,13 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.figures import Latency, Number, State
 from pipeline.core.inputs import read_input
+from pipeline.core.plain import MOST_BYTES, parse_json
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 
 FORMAT: Literal["care-deploy/coreml-bench/1"] = "care-deploy/coreml-bench/1"
-MOST_BYTES = 100_000_000
-"""Largest result file or report that is read."""
-
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Units = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"]
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
@@ -124,12 +121,11 @@ def read(path: Path) -> Measurements:
     Raises:
         DataError: It cannot be read, or is no result file; the message says where it departs.
     """
+    data = read_input(path, MOST_BYTES, DataError, "give a result file")
     try:
-        plain = json.loads(read_input(path, MOST_BYTES, DataError, "give a result file"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is no JSON ({error}): give the file that coreml-bench wrote"
-        ) from error
+        plain = parse_json(data, str(path), DataError)
+    except DataError as error:
+        raise DataError(f"{error}: give the file that coreml-bench wrote") from error
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise DataError(f"{path} is no result file: its format is not {FORMAT}")
     try:

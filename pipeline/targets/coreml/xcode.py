@@ -20,10 +20,10 @@ from pydantic.alias_generators import to_camel
 
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import read_input
+from pipeline.core.plain import MOST_BYTES, parse_json
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.results import (
-    MOST_BYTES,
     Device,
     Measurements,
     Model,
@@ -93,6 +93,7 @@ def read(path: Path) -> Report:
     file = path / REPORT if path.is_dir() else path
     try:
         data = read_input(file, MOST_BYTES, DataError, "give the .mlperf folder that Xcode exports")
+        parse_json(data, str(file), DataError)  # sets the limits; pydantic's own is strict on JSON
         return Report.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
@@ -132,7 +133,7 @@ def measurements(report: Report, file: Path, artifact: Artifact, package: Path) 
     placed = tuple(
         Operation(
             name=_result(operation),
-            operator=operation["operatorName"],
+            operator=str(operation["operatorName"]),
             device=_device(operation),
             cost=_cost(operation),
         )
@@ -162,6 +163,8 @@ def _operations(report: Report) -> Iterator[dict[str, Any]]:
         for key in ("program", "_0", "functions", "main", "block"):
             program = program[key]
         for operation in program["operations"]:
+            if not isinstance(operation, dict):
+                raise TypeError("an operation is no mapping")
             if _kind(operation) != "const":
                 yield operation
     except (KeyError, TypeError) as error:
@@ -176,16 +179,25 @@ def _kind(operation: dict[str, Any]) -> str:
 
 
 def _result(operation: dict[str, Any]) -> str:
-    outputs = operation.get("outputs") or [{}]
-    return str(outputs[0].get("name", ""))
+    return str(_at(operation, "outputs", 0, "name") or "")
 
 
 def _device(operation: dict[str, Any]) -> Literal["cpu", "gpu", "neural_engine", "unknown"]:
-    preferred = (operation.get("deviceUsage") or {}).get("preferred") or {}
-    text = str(preferred.get("deviceType", "")).lower().replace("_", "")
+    stated = _at(operation, "deviceUsage", "preferred", "deviceType")
+    text = str(stated or "").lower().replace("_", "")
     return next((device for part, device in _DEVICES if part in text), "unknown")
 
 
 def _cost(operation: dict[str, Any]) -> float | None:
-    weight = (operation.get("cost") or {}).get("weight")
+    weight = _at(operation, "cost", "weight")
     return weight if isinstance(weight, float) and 0 <= weight <= 1 else None
+
+
+def _at(value: Any, *path: str | int) -> Any:
+    """What lies at a path of keys and places in lists; None where there is no such thing."""
+    for key in path:
+        if isinstance(value, dict if isinstance(key, str) else list):
+            value = value.get(key) if isinstance(key, str) else next(iter(value[key:]), None)
+        else:
+            return None
+    return value

@@ -6,7 +6,6 @@ optimization, and nodes that a provider does not take run elsewhere.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -16,8 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.errors import BuildError
 from pipeline.core.network import Images
+from pipeline.core.plain import read_json
 from pipeline.targets.ort.session import Settings, start
+
+_MOST_BYTES = 2_000_000_000
+"""Of what the profiler writes: it is ours, and has a line for each operator of each run."""
 
 _KERNEL = "_kernel_time"
 _BLOCKED = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Upsample")
@@ -100,7 +104,7 @@ def trace(
         warmup = min(runs, 10)
         for _ in range(warmup + runs):
             session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = read_json(Path(session.end_profiling()), BuildError, _MOST_BYTES)
     kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
     times: dict[str, list[float]] = defaultdict(list)
     last: dict[str, dict[str, Any]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 from pipeline.core import machine, published
 from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.network import Images
+from pipeline.core.plain import parse_json
 from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
@@ -81,7 +81,10 @@ class OrtTarget(Target):
         """See `Target.inspect`."""
         model, settings = how_to_open(artifact)
         session = start(model, settings, 1)
-        labels = json.loads(session.get_modelmeta().custom_metadata_map.get("labels", "[]"))
+        stated = session.get_modelmeta().custom_metadata_map.get("labels", "[]")
+        labels = parse_json(stated, f"{model}: its labels")
+        if not isinstance(labels, list):
+            raise ArtifactError(f"{model}: its labels are no list: build again")
         shape = ", ".join(str(side) for side in session.get_inputs()[0].shape)
         return f"{model.name} opened by ONNX Runtime: input ({shape}), {len(labels)} labels"
 

@@ -7,13 +7,13 @@ TensorRT times kernels on the GPU at hand, so that its builds differ.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import BuildError, UnsupportedOperatorError
+from pipeline.core.plain import read_json
 from pipeline.targets.tensorrt import builder, facts
 from pipeline.targets.tensorrt.api import cuda_major
 from pipeline.targets.tensorrt.builder import ENGINE as ENGINE
@@ -112,7 +112,7 @@ def facts_of(
         "cuda_major": cuda_major(library),
         "compute_capabilities": capabilities,
         "tf32": job.tf32,
-        "network": facts.summary(json.loads((folder / LAYERS).read_text())),
+        "network": facts.summary(read_json(folder / LAYERS, BuildError)),
         "weight_bytes": facts.weight_bytes(graph),
         "memory": facts.memory(told["log"]),
         "graph_sha256": hashlib.sha256(graph).hexdigest(),

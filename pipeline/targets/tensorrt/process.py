@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.core.plain import parse_json
 from pipeline.targets.tensorrt import api, builder
 from pipeline.targets.tensorrt.build import EngineJob, facts_of, refusal
 
@@ -115,8 +116,8 @@ def _packages() -> str:
 def _parse(line: str) -> tuple[str, Any]:
     """An answer of the process; whatever the library prints by itself is for the log."""
     try:
-        ((kind, answer),) = json.loads(line).items()
-    except (AttributeError, ValueError):
+        ((kind, answer),) = parse_json(line, "an answer", BuildError).items()
+    except (AttributeError, ValueError, BuildError):
         return ("log", line)
     return (kind, answer) if kind in _ANSWERS else ("log", line)
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline.core import hashes
 from pipeline.core.errors import DataError
 from pipeline.core.files import file_hash
-from pipeline.core.hashes import HashCache, Identity, identify
+from pipeline.core.hashes import HashCache, Identity, Kind, identify
 from pipeline.core.listing import Files, list_folder
 
 NAMES = ("ant/a.jpg", "ant/b.jpg", "ant/deep/c.jpg", "bee/d.jpg")
@@ -347,3 +347,37 @@ def test_the_fingerprint_of_a_small_file_reads_all_of_it(
         file.write_bytes(content[:place] + b"x" + content[place + 1 :])
         found.add(identify(Files(file, (".",), (".",)), cache, "fingerprint"))
     assert len(found) == 64
+
+
+@pytest.mark.parametrize("kind", ["content", "fingerprint"])
+def test_names_that_are_not_utf8_are_known_again(
+    kind: Kind, tmp_path: Path, cache: HashCache, read: list[Path]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    for name in (b"a/\xfe.png", b"b/in\xfd/1.png"):
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(name)
+    first = identify(list_folder(str(folder), "validation"), cache, kind)
+    assert len(read) == first.files == 2
+    assert identify(list_folder(str(folder), "validation"), again(cache), kind) == first
+    assert len(read) == 2
+
+
+def test_what_has_no_end_is_not_hashed(images: Path, cache: HashCache) -> None:
+    os.mkfifo(images / "ant/pipe.jpg")
+    with pytest.raises(DataError, match=r"ant/pipe\.jpg is a device or a pipe: move it out"):
+        identity_of(images, cache)
+
+
+def test_images_beside_linked_ones_count_too(images: Path, cache: HashCache) -> None:
+    """A class folder may be linked in part."""
+    (images / "ant/e.jpg").symlink_to(images.parent / "elsewhere")
+    (images.parent / "elsewhere").write_text("one")
+    first = identity_of(images, cache)
+    assert first.files == len(NAMES) + 1
+    (images.parent / "elsewhere").write_text("two!")
+    second = identity_of(images, again(cache))
+    assert second != first
+    (images / "ant/a.jpg").write_text("three")
+    assert identity_of(images, again(cache)) not in (first, second)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -203,7 +204,7 @@ def leave(folder: Path, place: str = "export") -> Path:
     work = folder / f".making-{place}-abcd_123"
     (work / "new").mkdir(parents=True)
     (work / "new" / "half").write_text("x")
-    (work / "made-by-care-deploy").write_text(place)
+    (work / "made-by-care-deploy").write_bytes(os.fsencode(place))
     return work
 
 
@@ -297,3 +298,52 @@ def test_whose_it_is(tmp_path: Path) -> None:
     assert artifact.whose_folder(place) is Whose.MIXED
     (place / MANIFEST).unlink()
     assert artifact.whose_folder(place) is Whose.FOREIGN
+
+
+@pytest.mark.parametrize(
+    ("stated", "verb"),
+    [
+        (None, "write out/model"),
+        ("out/model", "write out/model"),
+        ("out/model/part", "write out/model"),
+        ("out", "write out/model"),
+        ("out/.making-model-abcdefgh/new/part", "write out/model"),
+        ("out/model.before-20250203-040506", "write out/model"),
+        ("out/other", "read out/other"),
+        ("/data/image.png", "read /data/image.png"),
+        (b"/data/\xff.png", "read /data/\\udcff.png"),
+        (7, "write out/model"),
+    ],
+)
+def test_what_could_not_be_read_is_not_called_unwritable(stated: object, verb: str) -> None:
+    error = OSError(errno.EACCES, "Permission denied", stated)
+    message = str(ArtifactError(replacing.cannot_write(Path("out/model"), error)))
+    assert message.startswith(f"cannot {verb}: Permission denied; make ")
+    assert ("free disk space" in message) == verb.startswith("write")
+
+
+def test_a_file_whose_owner_cannot_be_told_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.log"
+    path.write_text("x")
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with pytest.raises(ArtifactError, match=r"cannot read .*run\.log: Permission denied; make it"):
+        files.refuse_foreign_file(path, refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot read .*: Permission denied; make it"):
+        artifact.whose_folder(tmp_path)
+
+
+def test_names_that_are_not_utf8_can_be_written_to(tmp_path: Path) -> None:
+    name = os.fsdecode(b"x\xff")
+    make(tmp_path / name)
+    assert names(tmp_path) == [name]
+    files.write_atomically(tmp_path / f"{name}.md", f"a page about {name}")
+    assert (tmp_path / f"{name}.md").read_bytes() == b"a page about x\\udcff"
+    leave(tmp_path, name)
+    replacing.sweep(tmp_path)
+    assert names(tmp_path) == [name, f"{name}.md"]

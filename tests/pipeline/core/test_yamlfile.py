@@ -198,6 +198,17 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             yamlfile.read(tmp_path / name)
+        with pytest.raises(ConfigError, match=r"a\.yaml:1: extends: .* does not end in \.yaml"):
+            yamlfile.read(write(tmp_path, f"extends: {name}\n"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    for name, message in (
+        ("pipe.yaml", "is a device or a pipe"),
+        ("folder.yaml", "is a folder"),
+        ("loop.yaml", "cannot read"),
+        (f"{'x' * 300}.yaml", "has a name of 305 bytes"),
+    ):
         with pytest.raises(ConfigError, match=rf"a\.yaml:1: extends: .*{message}"):
             yamlfile.read(write(tmp_path, f"extends: {name}\n"))
     with pytest.raises(ConfigError, match="is no path"):
@@ -221,3 +232,18 @@ def test_a_single_value_is_read_with_the_same_limits() -> None:
     assert [yamlfile.plain(text) for text in ("5", "1.5", "true", "x", "[1]", "[")] == [
         *(5, 1.5, True, "x", "[1]", "["),
     ]
+
+
+@pytest.mark.parametrize(
+    "content", ["root:$6$SECRET:19000:0:::\n", "password: SECRET\n", "a: *SECRET\n", "!!int SECRET"]
+)
+@pytest.mark.parametrize("link", [None, "hosts.yaml", "hosts.yml"])
+def test_a_file_that_is_no_configuration_is_not_quoted(
+    tmp_path: Path, content: str, link: str | None
+) -> None:
+    (tmp_path / "shadow").write_text(content)
+    if link:
+        (tmp_path / link).symlink_to("shadow")
+    with pytest.raises(ConfigError, match=r"a\.yaml:1: extends: .*shadow does not end") as caught:
+        yamlfile.read(write(tmp_path, f"extends: {link or 'shadow'}\n"))
+    assert "SECRET" not in str(caught.value)

@@ -238,3 +238,39 @@ def test_the_exported_model_answers(ort: Artifact, tmp_path: Path) -> None:
     answer = session.run(None, {"image": np.ones((2, 3, 8, 8), np.float32)})[0]
     assert answer.shape == (2, 3, 1, 1)
     assert onnx.load(folder / "1" / "model.onnx").graph.input[0].name == "image"
+
+
+def without(part: str) -> bytes:
+    """A graph that lacks its inputs, its outputs, or all shapes."""
+    model = onnx.load_from_string(graph(4))
+    if part == "shape":
+        model.graph.input[0].ClearField("type")
+    else:
+        model.graph.ClearField(part)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xff", without("input"), without("output"), without("shape")],
+    ids=["empty", "no protobuf", "no input", "no output", "no shape"],
+)
+def test_a_graph_without_an_input_or_output_is_refused(content: bytes, tmp_path: Path) -> None:
+    odd = built(tmp_path / "ort", "ort/fp32", {"model.onnx": content}, {})
+    with pytest.raises(ArtifactError, match=r"model\.onnx is no model with an input and an output"):
+        triton.export(odd, NETWORK, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("fact", ["input", "output", "batches"])
+@pytest.mark.parametrize("value", [None, 5, {}, {"name": 1, "shape": []}])
+def test_an_engine_that_does_not_state_itself_is_refused(
+    fact: str, value: object, plan: Artifact, tmp_path: Path
+) -> None:
+    facts = {**plan.facts, fact: value}
+    odd = built(tmp_path / "odd", "trt/fp16", {"model.engine": b"plan"}, facts)
+    if (fact, value) == ("output", {"name": 1, "shape": []}):
+        return  # a name is all that is asked of it
+    with pytest.raises(ArtifactError, match=r"odd does not state input, output and batches"):
+        triton.export(odd, NETWORK, tmp_path / "models")
+    assert not (tmp_path / "models").exists()

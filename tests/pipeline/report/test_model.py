@@ -89,7 +89,10 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"cannot read .*: No such file or directory"):
+    with pytest.raises(ArtifactError, match=r"results\.json is missing: run python -m"):
+        Run.read(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text('{"a":' * 5000)
+    with pytest.raises(ArtifactError, match=r"results\.json is nested deeper .*: run python -m"):
         Run.read(tmp_path / "results.json")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from pipeline.scheduler.plan import Selection
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import locked
+from pipeline.steps.log import Log
 from pipeline.steps.step import StageResult, State, Step
 
 Settings = dict[str, Any]
@@ -309,3 +311,80 @@ def test_consoles(toy: Toy) -> None:
         "bench/ort": "skipped",
         "other": "up to date",
     }
+
+
+@pytest.mark.parametrize("look", [RichConsole, QuietConsole, JsonConsole])
+def test_names_of_other_people_reach_no_terminal(
+    look: Callable[[Any], QuietConsole], toy: Toy
+) -> None:
+    import io
+
+    odd = "x[red]y[/z] \x1b[2J\udcff"
+    screen = io.StringIO()
+    step = Export(context(toy), odd)
+    with look(screen) as console:
+        console.planned([step])
+        console.started(step, odd)
+        console.progress(1, 2, odd)
+        console.finished(StageResult("export", odd, State.FAILED, odd))
+    shown = screen.getvalue().replace("\n", "").replace("\\\\", "\\")
+    assert "x[red]y[/z]" in shown
+    assert shown.isprintable()
+    assert "\udcff" not in shown
+
+
+def test_the_log_takes_every_name_and_no_terminal_obeys_it(tmp_path: Path) -> None:
+    log = Log(tmp_path / "run.log")
+    log("x\x1b[2J\udcff")
+    with log.captured():
+        print("y\udcff")
+    log.close()
+    text = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert text.endswith(" x\\x1b[2J\\udcff\ny\\udcff\n")
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, name: str, error: int = errno.EACCES) -> None:
+    """Let the system refuse a file of that name, as it does a user who is not root."""
+    real = Path.open
+
+    def open_other(self: Path, *arguments: Any, **keywords: Any) -> Any:
+        if self.name == name:
+            raise OSError(error, os.strerror(error), str(self))
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", open_other)
+
+
+def test_a_log_that_cannot_be_written_is_said_or_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_open(monkeypatch, "run.log")
+    with pytest.raises(ArtifactError, match=r"cannot write .*run\.log: Permission denied; make"):
+        Log(tmp_path / "run.log")
+    log = Log(tmp_path / "run.log", required=False)
+    log("goes nowhere")
+    with log.captured() as screen:
+        print("so does this")
+        assert screen.fileno() != log.stream.fileno()
+    log.close()
+    assert not (tmp_path / "run.log").exists()
+
+
+def test_what_goes_wrong_under_a_lock_is_not_called_a_matter_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing"), locked(tmp_path):
+        (tmp_path / "nothing").read_bytes()
+    with locked(tmp_path):
+        pass
+
+
+def test_an_artifact_that_cannot_be_read_is_made_again(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute_toy(toy)
+    toy.ran.clear()
+    with monkeypatch.context() as changed:
+        refuse_to_open(changed, "file", errno.EIO)
+        reasons = {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
+    assert reasons["export"] is not None
+    assert "damaged: cannot read" in reasons["export"]
+    assert "export/file: Input/output error" in reasons["export"]

@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from care import checkpoint
+from care.factory import create_model
 from pipeline import config
 from pipeline.core import hashes, machine
+from pipeline.core.errors import CheckpointError
+from pipeline.core.files import file_hash
 from pipeline.core.listing import Folders
 from pipeline.core.network import Network
 from pipeline.scheduler.plan import make_context, plan
+from pipeline.source import Source
 from pipeline.stages.context import StageStep
 from pipeline.steps import keys
 from pipeline.steps.artifact import MANIFEST, Artifact
@@ -493,3 +500,32 @@ def test_samples_say_how_their_images_are_known(project: Path) -> None:
     assert facts["uri"] == "folder:data"
     assert facts["identity"] == "content"
     assert facts["files"] == 4
+
+
+def test_a_checkpoint_that_changes_during_a_run_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where size, date and inode are as they were."""
+    monkeypatch.chdir(write_project(tmp_path))
+    weights = tmp_path / "weights.pt"
+    module = create_model("test_resnet", num_classes=2)
+    first = {name: value.clone() for name, value in module.state_dict().items()}
+    checkpoint.save(weights, first)
+    date = weights.stat().st_mtime_ns
+    before = source_of(tmp_path)
+    known = before.checkpoint_hash
+    other = {name: torch.zeros_like(value) for name, value in first.items()}
+    checkpoint.save(tmp_path / "other.pt", other)
+    weights.write_bytes((tmp_path / "other.pt").read_bytes())
+    os.utime(weights, ns=(date, date))
+    with pytest.raises(CheckpointError, match=r"^model.checkpoint: weights\.pt has changed since"):
+        _ = before.module
+    after = source_of(tmp_path)
+    assert after.checkpoint_hash == file_hash(weights) != known
+    assert not any(value.any() for value in after.module.state_dict().values())
+
+
+def source_of(folder: Path) -> Source:
+    context = make_context(config.load(folder / "pipeline.yaml"), SILENT, lambda *told: None)
+    context.source.hashes.save()
+    return context.source

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -83,10 +84,31 @@ def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], Any], message:
         made.verify()
 
 
+def test_a_file_that_the_disk_does_not_give_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(tmp_path / "a")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")  # a failed read names no file
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    with pytest.raises(ArtifactError, match=r"cannot read .*\.bin: Input/output error; make it"):
+        made.verify()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is damaged"),
+        ("", r"is no JSON \(Expecting value.*: mend that, or build again"),
+        ("[" * 1000, "is nested deeper than 64 levels: mend that"),
+        ('{"format": 1, "format": 1}', "names 'format' twice"),
+        (
+            '{"format": 1, "kind": "", "name": "", "key": "", "files": {"a": '
+            '{"sha256": "", "size": 1e999}}}',
+            "is damaged",
+        ),
+        ('{"format": 1, "kind": "", "name": "", "key": "", "files": 5}', "is damaged"),
         ("[]", "is damaged"),
         ('{"format": 1}', "is damaged"),
         ('{"format": 99}', "format 99"),

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +123,23 @@ def test_probabilities_are_checked() -> None:
         check_probabilities(logits, logits, Path("p"))
     with pytest.raises(ArtifactError, match="no softmax"):
         check_probabilities(logits[:1], np.full((1, 3), np.nan, np.float32), Path("p"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a umask")
+@pytest.mark.parametrize(
+    ("umask", "for_files", "for_folders"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_the_umask_decides_who_may_read_a_package(
+    package: Path, tmp_path: Path, umask: int, for_files: int, for_folders: int
+) -> None:
+    copy = tmp_path / "model.mlpackage"
+    shutil.copytree(package, copy)
+    before = os.umask(umask)
+    try:
+        saved.edit(copy, lambda specification: None)
+    finally:
+        os.umask(before)
+    assert not (copy / ".modes").exists()
+    for path in copy.rglob("*"):
+        expected = for_folders if path.is_dir() else for_files
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path

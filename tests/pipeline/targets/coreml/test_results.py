@@ -109,7 +109,7 @@ def test_files_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DataError, match="/dev/zero is a device or a pipe, not a file: give"):
         read(Path("/dev/zero"))
     (tmp_path / "deep.json").write_text(100_000 * '{"a":')
-    with pytest.raises(DataError, match=r"deep\.json is no JSON"):
+    with pytest.raises(DataError, match=r"deep\.json is nested deeper"):
         read(tmp_path / "deep.json")
     monkeypatch.setattr(results, "MOST_BYTES", 1000)
     (tmp_path / "large.json").write_text(1001 * " ")

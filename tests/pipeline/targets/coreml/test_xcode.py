@@ -155,8 +155,41 @@ def test_a_report_without_an_ml_program(build: Build, write: Callable[[Any], Pat
 
 
 def test_files_that_are_none(write: Callable[[Any], Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Invalid JSON"):
+    with pytest.raises(DataError, match=r"report\.json is no JSON"):
         xcode.read(write("bplist00"))
     (tmp_path / "empty.mlperf").mkdir()
     with pytest.raises(DataError, match=r"give the \.mlperf folder"):
         xcode.read(tmp_path / "empty.mlperf")
+
+
+ODD: tuple[Any, ...] = (None, 5, "x", [], {}, [5], [[]], [None], {"name": 5}, [{"name": None}])
+
+
+@pytest.mark.parametrize("key", ["operatorName", "outputs", "deviceUsage", "cost", None])
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_operations_of_other_forms_are_refused_or_claim_nothing(
+    build: Build, write: Callable[[Any], Path], key: str | None, value: Any
+) -> None:
+    artifact = build()
+    package = artifact.folder / "model.mlpackage"
+    content = plain(package)
+    main = content["deviceResults"]["modelStructure"]["program"]["_0"]["functions"]["main"]
+    operations = main["block"]["operations"]
+    if key is None:
+        operations[-1] = value
+    else:
+        operations[-1][key] = value
+    file = write(content)
+    report = xcode.read(file)
+    if key is None:
+        with pytest.raises(DataError, match="no structure of an ML Program"):
+            xcode.fits(report, package)
+        return
+    found = xcode.measurements(report, file, artifact, package)
+    assert xcode.fits(report, package) == (key in ("deviceUsage", "cost"))
+    assert key != "cost" or found.runs[0].operations[-1].cost is None
+
+
+def test_nested_reports_are_refused(write: Callable[[Any], Path]) -> None:
+    with pytest.raises(DataError, match=r"report\.json is nested deeper than 64 levels"):
+        xcode.read(write('{"a":' * 5000))
