@@ -21,6 +21,9 @@ LOCK_FILE = ".lock"
 HASHES = ".hashes.sqlite"
 IMPORTS = ".imports.json"
 LOG_FILE = "run.log"
+RESULTS_FILE = "results.json"
+UNREPORTED = ".unreported.json"
+"""Seals of what was made since results.json was written."""
 
 
 @contextmanager
