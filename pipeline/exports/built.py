@@ -38,7 +38,8 @@ def built(output: Path, name: str, target: str, precision: str | None) -> tuple[
     folder = results_folders(output, name)[0]
     found = [path.parent for path in (folder / target).glob(f"*/{MANIFEST}")]
     there = {path.name: path for path in found if not is_set_aside(path.relative_to(folder))}
-    wanted = precision or _to_use(folder, target)
+    to_use = _to_use(folder, target)  # in any case: a damaged report vouches for nothing
+    wanted = precision or to_use
     if wanted not in there and precision is None:
         wanted = min(there, default=None)
     if wanted is None or wanted not in there:

@@ -7,20 +7,14 @@ results' folder states (`pipeline.steps.stated`).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import file_hash
-from pipeline.core.replacing import is_set_aside, is_temporary
 from pipeline.core.words import shown
 from pipeline.steps.artifact import CHECKPOINT, MANIFEST, Artifact
-from pipeline.steps.folders import RESULTS_FILE
+from pipeline.steps.folders import RESULTS_FILE, artifact_folders
 from pipeline.steps.stated import Stated
-
-DEEPEST = 3
-"""Folders below the results' one in which artifacts are looked for: it may hold a whole disk."""
 
 _AGAIN = "run python -m pipeline run again"
 
@@ -42,7 +36,7 @@ class Library:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stated = Stated(folder)
-        self.places = dict(sorted(_places(folder, folder, DEEPEST)))
+        self.places = dict(sorted(artifact_folders(folder)))
         self.artifacts: dict[str, Artifact] = {}
         self.unreadable: dict[str, str] = {}
         for name, place in self.places.items():
@@ -109,7 +103,9 @@ class Library:
             source = self.artifact(name)
             if source.digest != artifact.made_from[name]:
                 raise ArtifactError(f"{artifact.name} was made from another {name} than lies here")
-            if source.seal != artifact.seals[name]:
+            # What came out the same, and tells something else, is stated anew by the next run.
+            remade = source.seal in self.stated.of(name)
+            if source.seal != artifact.seals[name] and not remade:
                 raise ArtifactError(
                     f"{artifact.name} was made from a {name} of which other facts were stated than "
                     f"lie here: {_AGAIN}"
@@ -138,20 +134,3 @@ def _read(name: str, place: Path) -> Artifact:
     if artifact.name != name:
         raise ArtifactError(f"{place} holds {shown(artifact.name)}, which does not belong there")
     return artifact
-
-
-def _places(root: Path, folder: Path, depth: int) -> Iterator[tuple[str, Path]]:
-    """Folders with a manifest; what is still being made, or was set aside, is passed over."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        relative = path.relative_to(root)
-        if not entry.is_dir() or is_temporary(relative) or is_set_aside(relative):
-            continue
-        if os.path.lexists(path / MANIFEST):
-            yield relative.as_posix(), path
-        if depth > 1 and not entry.is_symlink():
-            yield from _places(root, path, depth - 1)

@@ -8,6 +8,7 @@ not what was made here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from typing import Any
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, write_atomically
 from pipeline.core.seals import sealed, unsealed
-from pipeline.steps.folders import RESULTS_FILE, UNREPORTED
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.folders import RESULTS_FILE, UNREPORTED, artifact_folders
 
 MOST_BYTES = 256_000_000
 """Largest results.json that is read."""
@@ -59,10 +61,25 @@ class Stated:
             return {}
         return {name: [s for s in seals if isinstance(s, str)] for name, seals in found.items()}
 
+    @cached_property
+    def by_others(self) -> Mapping[str, set[str]]:
+        """Seals that artifacts state of what they were made from, by name."""
+        found: dict[str, set[str]] = {}
+        for _, place in artifact_folders(self.folder):
+            with contextlib.suppress(ArtifactError):
+                for name, seal in Artifact.read(place).seals.items():
+                    found.setdefault(name, set()).add(seal)
+        return found
+
     def of(self, name: str) -> set[str]:
-        """Seals that an artifact may have; none if nothing states one."""
-        reported = {self.reported[name]} if name in self.reported else set()
-        return reported.union(self.made_since.get(name, ()))
+        """Seals that an artifact may have; none if nothing states one.
+
+        Without a report, which knows of every artifact, those count that others were made from.
+        """
+        since = set(self.made_since.get(name, ()))
+        if name in self.reported:
+            return {self.reported[name], *since}
+        return since or (set() if self.reported else self.by_others.get(name, set()))
 
     def allows(self, name: str, seal: str) -> bool:
         """Whether nothing states that an artifact has other seals."""

@@ -231,7 +231,7 @@ class Step(ABC):
         if existing.seals == seals:
             return
         for step in self.requires:
-            if not self.context.stated.allows(step.name, seals[step.name]):
+            if seals[step.name] not in self.context.stated.of(step.name):
                 return  # it was changed, and not by us: no reason to agree with it
         text, seal = existing.restated(seals)
         self.context.stated.announce(self.name, seal)
