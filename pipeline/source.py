@@ -128,13 +128,13 @@ class Source:
         """What a split of the data is, and how that is known, for the artifact that it makes."""
         identity = self._identity(split)
         return {
-            "uri": self._uri(split),
             "identity": identity.kind,
             "digest": identity.digest,
             "files": identity.files,
         }
 
-    def _uri(self, split: Split) -> str:
+    def uri(self, split: Split) -> str:
+        """Where a split of the data lies, as the configuration says it."""
         data = self.config.data
         return data.validation if split == "validation" else data.calibration
 
@@ -143,13 +143,13 @@ class Source:
 
         Only the embedded set has a split of its own for calibration; else it is the training's.
         """
-        own = self._uri(split).partition(":")[0] == "fashion-mnist" or split == "validation"
+        own = self.uri(split).partition(":")[0] == "fashion-mnist" or split == "validation"
         return split if own else "train"
 
     def _files(self, split: Split) -> Folders | Files:
         with about(f"data.{split}"):
             return list_split(
-                self._uri(split), self._split_of_dataset(split), _package_folder("care") / "assets"
+                self.uri(split), self._split_of_dataset(split), _package_folder("care") / "assets"
             )
 
     def _identity(self, split: Split) -> Identity:
@@ -217,7 +217,7 @@ class Source:
         from care.data import open_dataset
 
         with about(f"data.{split}"):
-            return open_dataset(self._uri(split), self._split_of_dataset(split))
+            return open_dataset(self.uri(split), self._split_of_dataset(split))
 
     @cached_property
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -42,7 +42,7 @@ def builds_of(context: RunContext, target: str, precisions: Sequence[str]) -> li
     for step in chosen:
         if not step.folder.exists():
             raise InputError(f"{step.folder} is not built yet: run {path} --target {target}")
-        step.artifact().verify()
+        step.verified()
     return chosen
 
 

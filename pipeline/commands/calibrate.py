@@ -39,7 +39,11 @@ def calibrate(config: Config, *, method: str | None, stored: str, limit: int | N
         step = _ranges(context, method or config.calibration.method, stored)
         why = step.stale()
         log(f"{step.name}: {why or 'up to date'}")
-        artifact = step.run() if why else step.artifact()
+        if why:
+            step.run()
+        else:
+            step.restate()
+        artifact = step.artifact()
     return text(read_ranges(artifact), limit)
 
 

@@ -138,7 +138,7 @@ def _take_over(
     with locked(config.folder), log_of(config) as log:
         context = make_context(config, log, QuietConsole(log.stream).progress)
         step = _bench_step(context, target)
-        chosen = {b.precision: b.artifact() for b in in_precisions(step.builds, precisions)}
+        chosen = {b.precision: b.verified() for b in in_precisions(step.builds, precisions)}
         new = find(context, chosen)
         measured = {**_earlier(step), **new}
 

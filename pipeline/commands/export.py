@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.exports.built import built
-from pipeline.steps.artifact import Artifact
 
 
 def export_triton(
@@ -15,11 +14,11 @@ def export_triton(
 
     Raises:
         InputError: There is no such artifact, or Triton cannot run it.
+        ArtifactError: It, or something that it was made from, is not what was stated.
     """
     from pipeline.exports import triton
 
-    artifact = built(output, name, target, precision)
-    network = Artifact.read(output / name / "onnx").network()
+    artifact, network = built(output, name, target, precision)
     notes: list[str] = []
     folder = triton.export(artifact, network, repository, say=notes.append)
     return "\n".join([f"wrote {folder}", *notes])
@@ -30,7 +29,9 @@ def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str
 
     Raises:
         InputError: There is no such artifact, or the folder holds something.
+        ArtifactError: It, or something that it was made from, is not what was stated.
     """
     from pipeline.exports.coreml_bench import write_bench_package
 
-    return f"wrote {write_bench_package(built(output, name, 'coreml', precision), folder)}"
+    artifact, _ = built(output, name, "coreml", precision)
+    return f"wrote {write_bench_package(artifact, folder)}"

@@ -17,8 +17,16 @@ from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import Selection, make_context, plan
 from pipeline.steps import keys
 from pipeline.steps.artifact import refuse_foreign_folder
-from pipeline.steps.folders import HASHES, IMPORTS, LOG_FILE, locked, refuse_foreign_lock
+from pipeline.steps.folders import (
+    HASHES,
+    IMPORTS,
+    LOG_FILE,
+    UNREPORTED,
+    locked,
+    refuse_foreign_lock,
+)
 from pipeline.steps.log import is_log
+from pipeline.steps.stated import is_unreported
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -66,4 +74,5 @@ def refuse_foreign(config: Config, selection: Selection) -> None:
     refuse_foreign_file(folder / LOG_FILE, is_log)
     refuse_foreign_file(folder / HASHES, HashCache.is_cache)
     refuse_foreign_file(folder / IMPORTS, keys.is_cache)
+    refuse_foreign_file(folder / UNREPORTED, is_unreported)
     write.refuse_foreign(folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,57 @@ def file_hash(path: Path) -> str:
     except OSError as error:
         error.filename = error.filename or str(path)  # a failed read names no file by itself
         raise
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file to read it; nothing is followed, and nothing waited for.
+
+    Raises:
+        ArtifactError: It is a link, a folder, a pipe, a socket or a device, or cannot be read.
+        FileNotFoundError: Nothing is there.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ArtifactError(f"{path} is {what_is(path)}, where a regular file belongs")
+        return os.fdopen(os.open(path, flags), "rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def what_is(path: Path) -> str:
+    """What lies at a path, for messages: "a link", "a folder", "a file", "a pipe or a device"."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a pipe, a socket or a device"
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a whole regular file; see `open_regular`.
+
+    Args:
+        path: The file.
+        most: Largest size in bytes that such a file may have.
+
+    Raises:
+        ArtifactError: It is no regular file, larger, or cannot be read.
+        FileNotFoundError: Nothing is there.
+    """
+    with open_regular(path) as stream:
+        try:
+            data = stream.read(most + 1)
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > most:
+        raise ArtifactError(f"{path} is larger than {most / 1e6:g} MB")
+    return data
 
 
 def digest_of(value: Any) -> str:

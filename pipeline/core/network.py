@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, DataError
+from pipeline.core.labels import require_distinct
 from pipeline.core.plain import Plain
 
 Images = npt.NDArray[np.float32]
@@ -49,9 +50,12 @@ class Network(Plain):
         """The inverse of `to_dict`.
 
         Raises:
-            ArtifactError: A value is missing or of another type.
+            ArtifactError: A value is missing or of another type, or the labels are no names.
         """
         try:
+            if isinstance(plain["labels"], str):
+                raise TypeError
+            require_distinct(plain["labels"], "the network")
             channels, height, width = plain["input_shape"]
             return cls(
                 name=plain["name"],
@@ -60,7 +64,9 @@ class Network(Plain):
                 preprocess=plain["preprocess"],
                 description=plain.get("description", {}),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except DataError as error:
+            raise ArtifactError(f"{error}: build it again") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError("the network is not stated in full: build it again") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,18 +1,27 @@
-"""Built artifacts, as exports take them: whole, in the precision that the last run said to use."""
+"""Built artifacts, as exports take them: whole, in the precision that the last run said to use.
+
+What leaves the pipeline is held against all that is stated of it, from its own files to the graph
+that was exported first; nothing skips that.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.errors import InputError
+from pipeline.core.network import Network
 from pipeline.core.replacing import is_set_aside
-from pipeline.report.model import RESULTS_FILE, Run
+from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
-from pipeline.steps.folders import results_folders
+from pipeline.steps.folders import RESULTS_FILE, results_folders
+from pipeline.steps.library import Library
+
+NETWORK_OF = "onnx"
+"""The artifact whose labels and preprocessing are exported."""
 
 
-def built(output: Path, name: str, target: str, precision: str | None) -> Artifact:
-    """A built artifact, verified.
+def built(output: Path, name: str, target: str, precision: str | None) -> tuple[Artifact, Network]:
+    """A built artifact and its network, verified with all that they were made from.
 
     Args:
         output: Where results lie.
@@ -23,20 +32,22 @@ def built(output: Path, name: str, target: str, precision: str | None) -> Artifa
 
     Raises:
         InputError: There is none.
-        ArtifactError: It is damaged, or what the last run said cannot be read.
+        ArtifactError: It, or something that it was made from, is damaged or not what was stated; or
+            what the last run said cannot be read.
     """
     folder = results_folders(output, name)[0]
     found = [path.parent for path in (folder / target).glob(f"*/{MANIFEST}")]
     there = {path.name: path for path in found if not is_set_aside(path.relative_to(folder))}
-    wanted = precision or _to_use(folder, target)
+    to_use = _to_use(folder, target)  # in any case: a damaged report vouches for nothing
+    wanted = precision or to_use
     if wanted not in there and precision is None:
         wanted = min(there, default=None)
     if wanted is None or wanted not in there:
         known = ", ".join(sorted(there)) or "none"
         raise InputError(f"{folder} has no {target} artifact in that precision; built are: {known}")
-    artifact = Artifact.read(there[wanted])
-    artifact.verify()
-    return artifact
+    library = Library(folder)
+    artifact = library.require_whole(f"{target}/{wanted}")
+    return artifact, library.require_whole(NETWORK_OF).network()
 
 
 def _to_use(folder: Path, target: str) -> str | None:
@@ -44,8 +55,5 @@ def _to_use(folder: Path, target: str) -> str | None:
     path = folder / RESULTS_FILE
     if not path.exists():
         return None
-    try:
-        choice = Run.read(path).choice.get(target)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}, or name the precision with --precision") from error
+    choice = Run.read(path).choice.get(target)
     return choice.precision if choice else None

@@ -62,10 +62,13 @@ def _write(artifact: Artifact, folder: Path, samples: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(templates / f"{name}.txt", path)
     resources = folder / _RESOURCES
-    shutil.copytree(artifact.folder / MODEL, resources / "model.mlpackage")
+    for name in artifact.files:
+        if name.startswith(f"{MODEL}/"):
+            rest = name.removeprefix(f"{MODEL}/")
+            artifact.copy(name, resources / "model.mlpackage" / rest)
     facts = {
         "name": f"{artifact.network().name} {artifact.name}",
-        "digest": saved.digest(artifact.folder / MODEL),
+        "digest": saved.digest(resources / "model.mlpackage"),
         "samples": samples,
     }
     (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -20,13 +20,12 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.errors import ArtifactError, InputError, PipelineError
 from pipeline.core.files import file_hash
 from pipeline.core.network import Network
 from pipeline.core.replacing import (
@@ -52,7 +51,7 @@ class _Model:
     """What Triton needs to know of a model file.
 
     Attributes:
-        source: The file.
+        source: Name of the file in the artifact.
         file: Its name in the repository.
         backend: Triton's name of what runs it.
         source_name: Name of the input.
@@ -63,7 +62,7 @@ class _Model:
         gpu: It runs on a GPU.
     """
 
-    source: Path
+    source: str
     file: str
     backend: str
     source_name: str
@@ -118,12 +117,14 @@ def export(
         there = _written_before(folder)
         with workspace(folder) as new:
             (new / _VERSION).mkdir(parents=True)
-            shutil.copyfile(model.source, new / _VERSION / model.file)
+            artifact.copy(model.source, new / _VERSION / model.file)
             (new / _LABELS).write_text("\n".join(network.labels) + "\n", encoding="utf-8")
             (new / _CONFIG).write_text(config, encoding="utf-8")
-            made_from = {artifact.name: artifact.digest}
             origin = {"kind": _KIND, "name": f"{_KIND}/{chosen}", "key": artifact.digest}
-            write_manifest(new, {**origin, "made_from": made_from, "tools": {}, "facts": {}})
+            made_from = {artifact.name: artifact.digest}
+            seals = {artifact.name: artifact.seal}
+            stated = {"made_from": made_from, "seals": seals, "tools": {}, "facts": {}}
+            write_manifest(new, {**origin, **stated})
             if there is None:
                 put(new, folder, Whose.FREE)
             else:
@@ -204,6 +205,21 @@ def _as_written(folder: Path, part: str, files: Mapping[str, FileRecord]) -> boo
 
 
 def _describe(artifact: Artifact, max_batch: int) -> _Model:
+    """What Triton needs to know of an artifact.
+
+    Raises:
+        InputError: Triton cannot run it.
+        ArtifactError: Its model or its facts are none.
+    """
+    try:
+        return _model(artifact, max_batch)
+    except PipelineError:
+        raise
+    except Exception as error:  # protobuf raises kinds of its own
+        raise ArtifactError(f"{artifact.name} is no model: {in_short(error)}") from error
+
+
+def _model(artifact: Artifact, max_batch: int) -> _Model:
     if _ENGINE in artifact.files:
         return _engine(artifact)
     if _GRAPH in artifact.files:
@@ -234,7 +250,7 @@ def _described_engine(artifact: Artifact, facts: Mapping[str, Any]) -> _Model:
     shape = tuple(int(extent) for extent in facts["input"]["shape"])
     dynamic = shape[0] < 0
     return _Model(
-        source=artifact.path(_ENGINE),
+        source=_ENGINE,
         file="model.plan",
         backend="tensorrt",
         source_name=str(facts["input"]["name"]),
@@ -261,7 +277,7 @@ def _graph(path: Path, max_batch: int) -> _Model:
             f"{path} is no model with an input and an output ({in_short(error)}): build it again"
         ) from error
     return _Model(
-        source=path,
+        source=_GRAPH,
         file=_GRAPH,
         backend="onnxruntime",
         source_name=source.name,

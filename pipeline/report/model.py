@@ -13,11 +13,14 @@ from typing import Generic, TypeVar
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Number, State
+from pipeline.core.files import read_regular
 from pipeline.core.machine import Machine
 from pipeline.core.network import Network
-from pipeline.core.plain import Facts, Plain, read_json
+from pipeline.core.plain import Facts, Plain
 from pipeline.core.published import Published
 from pipeline.core.runner import Numerics
+from pipeline.core.seals import unsealed
+from pipeline.core.words import shown
 from pipeline.steps.artifact import FileRecord
 from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts
 from pipeline.steps.facts.bench import BenchFacts, Measured
@@ -28,10 +31,10 @@ from pipeline.steps.facts.graphs import (
     FormFacts,
     SimplifyFacts,
 )
+from pipeline.steps.stated import MOST_BYTES
 from pipeline.steps.step import State as StepState
 
-FORMAT = 2
-RESULTS_FILE = "results.json"
+FORMAT = 3
 
 NOT_SELECTED = "not selected in this run"
 EARLIER = "from an earlier run"
@@ -205,6 +208,7 @@ class Run(Plain):
         not_selected: Names of the configuration's other steps, in order.
         gates: What became of its limits.
         problems: What lies there and cannot be read, a line each.
+        seals: Seal of every artifact that lies there, by name.
         machine: Where it ran.
         versions: Versions of packages, or "missing".
         export: The exported graph.
@@ -228,6 +232,7 @@ class Run(Plain):
     not_selected: tuple[str, ...]
     gates: GateReport
     problems: tuple[str, ...]
+    seals: Mapping[str, str]
     machine: Machine
     versions: Mapping[str, str]
     export: Part[ExportFacts] | None
@@ -266,15 +271,19 @@ class Run(Plain):
         """
         again = "run python -m pipeline run again"
         try:
-            values = read_json(path)
+            values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
         except ArtifactError as error:
             raise ArtifactError(f"{error}: {again}") from error
-        found = values.get("format") if isinstance(values, dict) else None
+        found = values.get("format")
         if found != FORMAT:
             raise ArtifactError(
-                f"{path} has format {found}, this version reads {FORMAT}: {again}, which keeps "
-                "what is up to date"
+                f"{path} has format {shown(found)}, this version reads {FORMAT}: {again}, which "
+                "keeps what is up to date"
             )
+        if not seal:
+            raise ArtifactError(f"{path} has lost its seal: {again}")
         try:
             return cls.from_dict(values, str(path))
         except ArtifactError as error:

@@ -27,7 +27,9 @@ from pipeline.steps.facts.graphs import (
     FormFacts,
     SimplifyFacts,
 )
+from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.keys import versions
+from pipeline.steps.library import Library
 from pipeline.steps.step import State
 from pipeline.targets.registry import TARGETS
 
@@ -84,6 +86,7 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         forms=forms,
         calibration=shelf.part("calibration", CalibrationFacts),
         reference=shelf.part("validate/pytorch", ReferenceFacts),
+        seals=shelf.seals(),
         artifacts=artifacts,
         bench=bench,
         choice=choice,
@@ -100,19 +103,20 @@ class _Shelf:
     """
 
     def __init__(self, folder: Path, outcome: Outcome) -> None:
-        self._folder = folder
+        self._library = Library(folder)
+        self._stated = self._library.stated
         self._ended = {end.name: end for end in outcome.results}
         self.problems: dict[str, str] = {}
 
     def part(self, name: str, facts: type[FactsT]) -> Part[FactsT] | None:
         """One artifact; None where there is none, or none that can be read."""
-        folder = self._folder / name
-        if not folder.exists():
+        if name not in self._library.places:
             return None
         try:
-            artifact = Artifact.read(folder)
-            told = dict(artifact.facts)
-            seconds = told.pop("build_seconds", None)
+            artifact = self._library.artifact(name)
+            artifact.require_seal()
+            if not self._counts(artifact):
+                raise ArtifactError(f"it is not what {RESULTS_FILE} told of")
             return Part(
                 name=artifact.name,
                 earlier=not self.is_current(name),
@@ -122,12 +126,26 @@ class _Shelf:
                 files=artifact.files,
                 made_from=artifact.made_from,
                 tools=artifact.tools,
-                build_seconds=seconds,
-                facts=facts.from_facts(told, name),
+                build_seconds=artifact.made().seconds,
+                facts=facts.from_facts(artifact.facts, name),
             )
         except ArtifactError as error:
             self.problems[name] = f"{name} cannot be read: {error}: run it again"
             return None
+
+    def _counts(self, artifact: Artifact) -> bool:
+        """Whether an artifact was looked at in this run, or is what was stated before."""
+        return self.is_current(artifact.name) or self._stated.allows(artifact.name, artifact.seal)
+
+    def seals(self) -> dict[str, str]:
+        """Seals of all that lies there; of what was changed behind our back, the one stated."""
+        found = {}
+        for name, artifact in self._library.artifacts.items():
+            if artifact.seal and self._counts(artifact):
+                found[name] = artifact.seal
+            elif name in self._stated.reported:
+                found[name] = self._stated.reported[name]
+        return found
 
     def is_selected(self, name: str) -> bool:
         """Whether this run looked at the step."""

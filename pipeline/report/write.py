@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.core.plain import read_json
+from pipeline.core.seals import sealed
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
-from pipeline.report.model import RESULTS_FILE, Run
+from pipeline.report.model import Run
 from pipeline.report.results import collect
 from pipeline.scheduler.execute import Outcome
+from pipeline.steps.folders import RESULTS_FILE
+from pipeline.steps.stated import Stated
 
 PAGES = {"report.md": markdown_page, "report.html": html_page}
 
@@ -60,7 +62,8 @@ def write(config: Config, path: Path, outcome: Outcome) -> Run:
     """
     refuse_foreign(config.folder)
     run = collect(config, path, outcome)
-    write_atomically(config.folder / RESULTS_FILE, json.dumps(run.to_dict(), indent=1) + "\n")
+    write_atomically(config.folder / RESULTS_FILE, sealed(run.to_dict()))
+    Stated(config.folder).is_reported()
     for name, page in PAGES.items():
         write_atomically(config.folder / name, page(run))
     return run

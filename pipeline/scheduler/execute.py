@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.core.errors import BuildError, PipelineError, UnforeseenError
+from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
 from pipeline.stages.context import RunContext
@@ -96,7 +96,9 @@ def _run_one(
     try:
         why = "asked for" if selection.forces(step) else step.stale()
         if why is None:
+            step.restate()
             return StageResult(step.stage, step.name, State.UP_TO_DATE)
+        _require_whole(step, ended)
         observer.started(step, why)
         context.log(f"{step.name}: {why}")
         step.run()
@@ -112,6 +114,22 @@ def _run_one(
         return StageResult(step.stage, step.name, State.FAILED, str(failure), seconds, failure)
     seconds = time.monotonic() - start
     return StageResult(step.stage, step.name, State.DONE, "; ".join([why, *step.notes]), seconds)
+
+
+def _require_whole(step: Step, ended: dict[str, StageResult]) -> None:
+    """Refuse to make something from a damaged artifact that this run did not look at.
+
+    Raises:
+        ArtifactError: One of those that the step is made from is damaged.
+    """
+    for required in step.requires:
+        if required.name not in ended:
+            try:
+                required.verified()
+            except ArtifactError as error:
+                raise ArtifactError(
+                    f"{required.name} is damaged ({error}) and not selected: run it as well"
+                ) from error
 
 
 def _unforeseen(step: Step, error: Exception) -> PipelineError:

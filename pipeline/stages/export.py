@@ -85,12 +85,12 @@ class ExportStep(StageStep):
                 f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
                 f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
             )
+        self.beside["checkpoint"] = str(source.checkpoint() or "")
         return ExportFacts(
             inference_form=form.how,
             nodes=len(model.graph.node),
             opset=settings.opset,
             difference_to_pytorch=difference,
-            checkpoint=str(source.checkpoint()),
             network=network,
         ).to_facts()
 

@@ -51,6 +51,7 @@ class SampleStep(StageStep):
         count = min(wanted, len(dataset))
         indices = np.linspace(0, len(dataset), count, endpoint=False).astype(np.int64)
         write_samples(folder, self.context, dataset, indices)
+        self.beside["data"] = self.source.uri("validation")
         return {
             "images": count,
             "of": len(dataset),
@@ -93,6 +94,7 @@ class CalibrationStep(StageStep):
             judging = sample.hashes_of(source.validation)
             chosen = sample.draw(dataset, settings.images, validation=judging, seed=settings.seed)
         write_samples(folder, self.context, dataset, np.array(chosen.indices, dtype=np.int64))
+        self.beside["data"] = source.uri("calibration")
         return CalibrationFacts(
             images=len(chosen.indices),
             digest=chosen.digest,

@@ -5,27 +5,43 @@ moved into place whole, so that a directory with an `artifact.json` was finished
 killed. Content is never trusted: `Artifact.verify` hashes it again. The `artifact.json` is also the
 mark by which a folder is known as ours: what carries none is never replaced (`core.replacing`).
 
-    {"format": 1, "kind": "build", "name": "trt/fp16", "key": "…",
-     "files": {"model.engine": {"sha256": "…", "size": 1234}},
+    {"format": 2, "kind": "build", "name": "trt/fp16", "key": "…",
      "made_from": {"precision/float16": "…digest of that artifact"},
+     "seals": {"precision/float16": "…seal of that artifact"},
      "tools": {"tensorrt_rtx": "1.7.1.116"}, "facts": {…},
-     "inputs": {"settings options.batches": …}, "code": {"pipeline/stages/build.py": "…"}}
+     "inputs": {"settings options.batches": …}, "code": {"pipeline/stages/build.py": "…"},
+     "files": {"model.engine": {"sha256": "…", "size": 1234}},
+     "seal": "…SHA-256 of all of the above"}
+
+There are two digests. That of the files decides what has to be made again: keys and `made_from`
+hold it. The seal is that of all that is claimed, and is part of no key: the next artifact and
+results.json state it, so that an edited fact is found (`pipeline.steps.library`). What differs
+from run to run and is no claim, such as how long it took, lies beside it in `made.json`, without
+a seal.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.core.errors import ArtifactError, BuildError
-from pipeline.core.files import digest_of, file_hash
+from pipeline.core.files import (
+    digest_of,
+    file_hash,
+    open_regular,
+    read_regular,
+    what_is,
+)
 from pipeline.core.network import Network
-from pipeline.core.plain import read_json
+from pipeline.core.plain import Facts, parse_json
 from pipeline.core.replacing import (
     Whose,
     cannot_read,
@@ -36,10 +52,22 @@ from pipeline.core.replacing import (
     refuse_foreign,
     workspace,
 )
-from pipeline.core.words import in_short
+from pipeline.core.seals import sealed, unsealed
+from pipeline.core.words import in_short, shown
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_SEAL = 1
+"""Format of artifacts that earlier versions made: these have no seal."""
+
 MANIFEST = "artifact.json"
+MADE = "made.json"
+CHECKPOINT = "checkpoint"
+"""Name in `made_from` of what is no artifact: the file that holds the weights."""
+
+MOST_BYTES = 64_000_000
+"""Largest manifest that is read."""
+
+_MOST_OF_MADE = 1_000_000
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -67,6 +95,8 @@ class Artifact:
         inputs: Settings and all else that its key holds, by name; None if an earlier version of
             this program, which did not tell, made it.
         code: Hash of every module that its key holds, by file name.
+        seals: Seal of every artifact that it was made from, by name.
+        seal: SHA-256 of the manifest; "" if an earlier version of this program made it.
     """
 
     folder: Path
@@ -79,6 +109,8 @@ class Artifact:
     facts: Mapping[str, Any]
     inputs: Mapping[str, Any] | None = None
     code: Mapping[str, str] = field(default_factory=dict)
+    seals: Mapping[str, str] = field(default_factory=dict)
+    seal: str = ""
 
     @property
     def digest(self) -> str:
@@ -111,82 +143,192 @@ class Artifact:
         except (KeyError, ArtifactError) as error:
             raise ArtifactError(f"{self.folder} states no network: build it again") from error
 
+    @property
+    def sources(self) -> list[str]:
+        """Names of the artifacts that it was made from."""
+        return [name for name in self.made_from if name != CHECKPOINT]
+
     def verify(self) -> None:
-        """Hash all files again.
+        """Hash all files again; nothing is followed.
 
         Raises:
-            ArtifactError: A file is missing, foreign, changed or cannot be read; the message names
-                it.
+            ArtifactError: A file is missing, foreign, changed or cannot be read, something is no
+                regular file, or there is no seal; the message names it.
         """
+        self.require_seal()
+        if self.folder.is_symlink():
+            raise ArtifactError(f"{self.folder} is a link, where an artifact belongs")
+        for name, record in self.files.items():
+            self._verify(name, record)
+        known = {**self.files, MANIFEST: None, MADE: None}
         try:
-            self._verify()
+            foreign = foreign_paths(self.folder, known)
         except OSError as error:
             raise ArtifactError(cannot_read(error.filename or self.folder, error)) from error
+        if foreign:
+            raise ArtifactError(
+                f"{foreign[0]} does not belong to this artifact: it is {what_is(foreign[0])}"
+            )
+        made = self.folder / MADE
+        if os.path.lexists(made):
+            open_regular(made).close()
 
-    def _verify(self) -> None:
-        present = {
-            path.relative_to(self.folder).as_posix()
-            for path in self.folder.rglob("*")
-            if path.is_file() and path.name != MANIFEST
-        }
-        for name, record in self.files.items():
-            path = self.folder / name
-            if name not in present:
-                raise ArtifactError(f"{path} is missing")
-            if path.stat().st_size != record.size:
-                raise ArtifactError(
-                    f"{path} has {path.stat().st_size} bytes where {record.size} were written"
-                )
-            if file_hash(path) != record.sha256:
-                raise ArtifactError(f"{path} has changed since it was written")
-        if foreign := sorted(present - set(self.files)):
-            raise ArtifactError(f"{self.folder / foreign[0]} does not belong to this artifact")
+    def require_seal(self) -> None:
+        """Refuse what an earlier version made.
+
+        Raises:
+            ArtifactError: There is no seal.
+        """
+        if not self.seal:
+            raise ArtifactError(
+                f"{self.folder} has no seal: made by an older version; run python -m pipeline run "
+                "again"
+            )
+
+    def _verify(self, name: str, record: FileRecord) -> None:
+        path = self.folder / name
+        try:
+            with open_regular(path) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size != record.size:
+                    raise ArtifactError(f"{path} has {size} bytes where {record.size} were written")
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{path} is missing") from error
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+        if found != record.sha256:
+            raise ArtifactError(f"{path} has changed since it was written")
+
+    def copy(self, name: str, destination: Path) -> None:
+        """Copy one of the files out of the artifact, as it was written.
+
+        Raises:
+            ArtifactError: There is no such file, or it is another one by now.
+            OSError: The destination cannot be written.
+        """
+        source, record = self.path(name), self.files[name]
+        try:
+            data = read_regular(source, record.size)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{source} is missing") from error
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise ArtifactError(f"{source} has changed since it was written")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.write_bytes(data)
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
         """Read the manifest of an artifact, without looking at its files.
 
         Raises:
-            ArtifactError: There is none, or it is damaged.
+            ArtifactError: There is none, it is damaged, or does not fit its seal.
         """
         path = folder / MANIFEST
         if not os.path.lexists(path):
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there")
         try:
-            plain = _manifest(path)
-            if plain["format"] != FORMAT:
-                raise ArtifactError(
-                    f"{path} has format {plain['format']}, this version reads {FORMAT}: build again"
-                )
+            values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
+        try:
+            _check_format(path, values["format"], seal)
             return cls(
                 folder=folder,
-                kind=str(plain["kind"]),
-                name=str(plain["name"]),
-                key=str(plain["key"]),
+                kind=_text(values["kind"]),
+                name=_text(values["name"]),
+                key=_text(values["key"]),
                 files={
-                    _inside(path, name): FileRecord(str(f["sha256"]), int(f["size"]))
-                    for name, f in plain["files"].items()
+                    _inside(path, name): FileRecord(_text(f["sha256"]), _count(f["size"]))
+                    for name, f in values["files"].items()
                 },
-                made_from=dict(plain["made_from"]),
-                tools=dict(plain["tools"]),
-                facts=dict(plain["facts"]),
-                inputs=dict(plain["inputs"]) if "inputs" in plain else None,
-                code=dict(plain.get("code", {})),
+                made_from=_texts(values["made_from"]),
+                tools=_texts(values["tools"]),
+                facts=dict(values["facts"]),
+                inputs=dict(values["inputs"]) if "inputs" in values else None,
+                code=_texts(values.get("code", {})),
+                seals=_texts(values["seals"] if seal else {}),
+                seal=seal,
             )
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"{path} is damaged: build again") from error
 
+    def made(self) -> Made:
+        """What is known of its making; what cannot be read is not known."""
+        try:
+            values = parse_json(read_regular(self.folder / MADE, _MOST_OF_MADE), MADE)
+            return Made.from_facts(values, MADE)
+        except (ArtifactError, OSError, ValueError, TypeError, AttributeError):
+            return Made()
 
-def _manifest(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}: mend that, or build again") from error
+    def restated(self, seals: Mapping[str, str]) -> tuple[str, str]:
+        """The manifest with other seals of what the artifact was made from.
+
+        Its files, its facts and its key stay what they are.
+
+        Returns:
+            The text, and its seal.
+
+        Raises:
+            ArtifactError: The manifest is another one by now.
+        """
+        path = self.folder / MANIFEST
+        values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+        if seal != self.seal:
+            raise ArtifactError(f"{path} has changed meanwhile")
+        text = sealed({**values, "seals": dict(seals)})
+        return text, unsealed(text.encode(), MANIFEST)[1]
+
+
+@dataclass(frozen=True)
+class Made(Facts):
+    """How an artifact was made: what differs from run to run, and is no claim.
+
+    Attributes:
+        seconds: How long that took; None if it was made elsewhere.
+        date: Day and time, as "YYYY-MM-DD hh:mm".
+        checkpoint: Path of the checkpoint, where it was read.
+        data: Where the images lay.
+    """
+
+    seconds: float | None = None
+    date: str = ""
+    checkpoint: str = ""
+    data: str = ""
+
+
+def _check_format(path: Path, found: Any, seal: str) -> None:
+    if found == FORMAT and not seal:
+        raise ArtifactError(f"{path} is damaged, its seal is lost: build again")
+    if found != (FORMAT if seal else WITHOUT_SEAL):
+        raise ArtifactError(
+            f"{path} has format {shown(found)}, this version reads {FORMAT}: build again"
+        )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError
+    return value
+
+
+def _texts(values: Any) -> dict[str, str]:
+    return {name: _text(value) for name, value in values.items()}
 
 
 def _inside(manifest: Path, name: str) -> str:
-    if name.startswith("/") or ".." in name.split("/"):
-        raise ArtifactError(f"{manifest} names the file {name}, outside of its folder")
+    """The name of a file, if it is one inside of the artifact, written in the one way."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ArtifactError(f"{manifest} names the file {shown(name)}, outside of its folder")
+    if not path.parts or path.as_posix() != name or name in (MANIFEST, MADE):
+        raise ArtifactError(f"{manifest} names the file {shown(name)}, which can be none")
     return name
 
 
@@ -207,7 +349,8 @@ def whose_folder(folder: Path) -> Whose:
         files = Artifact.read(folder).files
     except ArtifactError:
         return Whose.MIXED
-    return Whose.MIXED if foreign_paths(folder, {**files, MANIFEST: None}) else Whose.OURS
+    known = {**files, MANIFEST: None, MADE: None}
+    return Whose.MIXED if foreign_paths(folder, known) else Whose.OURS
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -231,6 +374,9 @@ def make(
     say: Callable[[str], object] = lambda line: None,
     inputs: Mapping[str, Any] | None = None,
     code: Mapping[str, str] | None = None,
+    seals: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
+    announce: Callable[[str], object] = lambda seal: None,
 ) -> Artifact:
     """Make an artifact beside `folder` and move it there, whole.
 
@@ -246,6 +392,9 @@ def make(
         say: Is told if something was set aside.
         inputs: Settings and all else that the key holds, by name.
         code: Hashes of the modules that the key holds, by file name.
+        seals: Seals of the artifacts that it is made from, by name.
+        beside: Fields of `Made`, read after `build`.
+        announce: Is told the seal before the artifact is in its place.
 
     Raises:
         ArtifactError: The folder is somebody else's or cannot be written. Whatever `build` raises
@@ -257,9 +406,12 @@ def make(
             new.mkdir()
             facts = _built(folder, new, build)
             origin = {"kind": kind, "name": name, "key": key, "made_from": dict(made_from)}
+            stated = {"seals": dict(seals or {}), "tools": dict(tools), "facts": facts}
             parts = {"inputs": dict(inputs or {}), "code": dict(code or {})}
-            write_manifest(new, {**origin, "tools": dict(tools), "facts": facts, **parts})
+            seal = write_manifest(new, {**origin, **stated, **parts})
+            _write_made(new, beside or {})
             refuse_foreign_folder(folder)  # once more: building may take hours
+            announce(seal)
             aside = put(new, folder, whose_folder(folder))
     except OSError as error:
         raise ArtifactError(cannot_write(folder, error)) from error
@@ -290,18 +442,53 @@ def _built(
         raise BuildError(f"{folder.name} cannot be made: {in_short(error)}") from error
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def _write_made(folder: Path, beside: Mapping[str, Any]) -> None:
+    made = Made(**{"date": time.strftime("%Y-%m-%d %H:%M"), **beside})
+    (folder / MADE).write_text(json.dumps(made.to_facts(), indent=1) + "\n")
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> str:
     """Write down what a folder holds, after all else is in it; see `make`.
 
     Args:
         folder: The folder.
-        manifest: All that `artifact.json` says, but for its format and the files.
+        manifest: All that `artifact.json` says, but for its format, the files and the seal.
+
+    Returns:
+        The seal.
+
+    Raises:
+        ArtifactError: It holds something else than regular files.
     """
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as stream:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        with open_regular(path) as stream:
             os.fsync(stream.fileno())
         record = {"sha256": file_hash(path), "size": path.stat().st_size}
         files[path.relative_to(folder).as_posix()] = record
-    whole = {"format": FORMAT, **manifest, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n")
+    if empty := foreign_paths(folder, files):
+        raise ArtifactError(f"{empty[0]} is {what_is(empty[0])}: artifacts hold regular files only")
+    text = sealed({"format": FORMAT, **manifest, "files": files})
+    (folder / MANIFEST).write_text(text)
+    return unsealed(text.encode(), MANIFEST)[1]
+
+
+def rewrite_manifest(artifact: Artifact, text: str) -> Artifact:
+    """Put another manifest in the place of an artifact's; see `Artifact.restated`.
+
+    Raises:
+        ArtifactError: The folder cannot be written; the old one stays.
+    """
+    try:
+        # Beside the folder, where leftovers of a killed run are swept, and not in it.
+        with workspace(artifact.folder) as new:
+            with new.open("w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            put(new, artifact.folder / MANIFEST, Whose.FREE)
+    except OSError as error:
+        raise ArtifactError(cannot_write(artifact.folder, error)) from error
+    return Artifact.read(artifact.folder)

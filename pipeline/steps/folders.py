@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,20 @@ from pipeline.core.errors import (
     LockedError,
 )
 from pipeline.core.files import refuse_foreign_file
-from pipeline.core.replacing import cannot_write, sweep
+from pipeline.core.replacing import cannot_write, is_set_aside, is_temporary, sweep
 from pipeline.steps.artifact import MANIFEST
 
 LOCK_FILE = ".lock"
 HASHES = ".hashes.sqlite"
 IMPORTS = ".imports.json"
 LOG_FILE = "run.log"
+RESULTS_FILE = "results.json"
+UNREPORTED = ".unreported.json"
+"""Seals of what was made since results.json was written."""
+
+
+DEEPEST = 3
+"""Folders below the results' one in which artifacts are looked for: it may hold a whole disk."""
 
 
 @contextmanager
@@ -86,3 +94,24 @@ def _folders(output: Path) -> list[Path]:
     if not output.is_dir():
         return []
     return [path for path in sorted(output.iterdir()) if any(path.glob(f"*/{MANIFEST}"))]
+
+
+def artifact_folders(
+    root: Path, below: str = "", depth: int = DEEPEST
+) -> Iterator[tuple[str, Path]]:
+    """Folders with a manifest in a results' folder, by name; links to such ones as well.
+
+    No link is followed. What is still being made, or was set aside, is passed over.
+    """
+    try:
+        entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        name, path = f"{below}{entry.name}", Path(entry.path)
+        if not entry.is_dir() or is_temporary(Path(name)) or is_set_aside(Path(name)):
+            continue
+        if os.path.lexists(path / MANIFEST):
+            yield name, path
+        if depth > 1 and not entry.is_symlink():
+            yield from artifact_folders(root, f"{name}/", depth - 1)

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +22,8 @@ from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.files import digest_of
 from pipeline.steps import artifact, keys
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.folders import RESULTS_FILE
+from pipeline.steps.stated import Stated
 
 
 class State(StrEnum):
@@ -89,6 +92,16 @@ class Context:
         """Where the configuration's results lie."""
         return self.config.folder
 
+    @cached_property
+    def stated(self) -> Stated:
+        """Seals that the results' folder states."""
+        return Stated(self.folder)
+
+    @cached_property
+    def artifacts(self) -> dict[str, Artifact]:
+        """Artifacts by name, as a step last read or made them: manifests are read once a run."""
+        return {}
+
 
 class Step(ABC):
     """One step: makes the artifact `name` under the results' folder.
@@ -99,6 +112,8 @@ class Step(ABC):
         requires: Steps whose artifacts it is made from.
         target: The target that it belongs to, or None if it serves all.
         notes: What the user should know of how it was made.
+        beside: What `build` tells of the making and is no claim: fields of
+            `pipeline.steps.artifact.Made`.
     """
 
     stage: ClassVar[str]
@@ -111,6 +126,7 @@ class Step(ABC):
         self.requires = tuple(requires)
         self.target = target
         self.notes: list[str] = []
+        self.beside: dict[str, Any] = {}
 
     @property
     def folder(self) -> Path:
@@ -127,7 +143,11 @@ class Step(ABC):
 
     def made_from(self) -> dict[str, str]:
         """Digests of what the artifact is made from, by name."""
-        return {step.name: Artifact.read(step.folder).digest for step in self.requires}
+        return {step.name: step.artifact().digest for step in self.requires}
+
+    def seals(self) -> dict[str, str]:
+        """Seals of the artifacts that it is made from, by name: stated, and part of no key."""
+        return {step.name: step.artifact().seal for step in self.requires}
 
     def tools(self) -> dict[str, str]:
         """Versions of the packages that decide the result."""
@@ -162,20 +182,23 @@ class Step(ABC):
         return digest_of({"stage": self.stage, "name": self.name, **parts})
 
     def artifact(self) -> Artifact:
-        """The finished artifact.
+        """The finished artifact, read once a run.
 
         Raises:
             ArtifactError: There is none.
         """
-        return Artifact.read(self.folder)
+        known = self.context.artifacts
+        if self.name not in known:
+            known[self.name] = Artifact.read(self.folder)
+        return known[self.name]
 
     def stale(self) -> str | None:
         """Why the step has to run, or None if its artifact is up to date and undamaged."""
+        self.context.artifacts.pop(self.name, None)
         if not self.folder.exists():
             return "not built yet"
         try:
-            existing = self.artifact()
-            existing.verify()
+            existing = self.verified()
         except ArtifactError as error:
             return f"damaged: {error}"
         if existing.inputs is None:
@@ -183,13 +206,46 @@ class Step(ABC):
         parts = self.parts()
         return what_changed(existing, parts) if existing.key != self._key_of(parts) else None
 
+    def verified(self) -> Artifact:
+        """The finished artifact, whole and as the results' folder states it.
+
+        Raises:
+            ArtifactError: It is not.
+        """
+        existing = self.artifact()
+        existing.verify()
+        if not self.context.stated.allows(self.name, existing.seal):
+            raise ArtifactError(f"{self.folder} is not what {RESULTS_FILE} tells of")
+        return existing
+
+    def restate(self) -> None:
+        """State the seals of what the artifact is made from anew, where they changed.
+
+        What is made again may come out the same and tell something else, such as another tool's
+        version. All that is made from it stays up to date, and names the new seal from now on.
+
+        Raises:
+            ArtifactError: The folder cannot be written.
+        """
+        existing, seals = self.artifact(), self.seals()
+        if existing.seals == seals:
+            return
+        for step in self.requires:
+            if seals[step.name] not in self.context.stated.of(step.name):
+                return  # it was changed, and not by us: no reason to agree with it
+        text, seal = existing.restated(seals)
+        self.context.stated.announce(self.name, seal)
+        self.context.artifacts[self.name] = artifact.rewrite_manifest(existing, text)
+        self.context.log(f"{self.name}: states the seals of {', '.join(seals)} anew")
+
     def run(self) -> Artifact:
         """Make the artifact."""
         start = time.monotonic()
 
-        def build(folder: Path) -> dict[str, Any]:
-            facts = dict(self.build(folder))
-            return {**facts, "build_seconds": round(time.monotonic() - start, 3)}
+        def build(folder: Path) -> Mapping[str, Any]:
+            facts = self.build(folder)
+            self.beside["seconds"] = round(time.monotonic() - start, 3)
+            return facts
 
         return self.make(build)
 
@@ -200,16 +256,24 @@ class Step(ABC):
             self.notes.append(line)
             self.context.log(f"{self.name}: {line}")
 
+        def announce(seal: str) -> None:
+            self.context.stated.announce(self.name, seal)
+
         parts = self.parts()
-        return artifact.make(
+        made = artifact.make(
             self.folder,
             kind=self.stage,
             name=self.name,
             key=self._key_of(parts),
             build=build,
             say=say,
+            seals=self.seals(),
+            beside=self.beside,
+            announce=announce,
             **parts,
         )
+        self.context.artifacts[self.name] = made
+        return made
 
 
 MOST_NAMED = 4

@@ -142,6 +142,7 @@ IN_THE_WAY = (
     ".lock",
     ".hashes.sqlite",
     ".imports.json",
+    ".unreported.json",
 )
 
 
@@ -238,6 +239,10 @@ PLACES = {
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/core/files.py:write_atomically": "refuses what is not ours; in a workspace",
     "pipeline/steps/artifact.py:write_manifest": MADE,
+    "pipeline/steps/artifact.py:_write_made": MADE,
+    "pipeline/steps/artifact.py:Artifact.copy": "into an export that is being made",
+    "pipeline/steps/artifact.py:rewrite_manifest": "in a workspace, onto a manifest of ours",
+    "pipeline/steps/stated.py:Stated.is_reported": "only what holds seals that were announced",
     "pipeline/targets/floats.py:Float32.convert": MADE,
     "pipeline/graphs/float16.py:write_graph": MADE,
     "pipeline/targets/ort/quantize.py:Int8Ort.convert": MADE,

@@ -20,7 +20,6 @@ class ExportFacts(Facts):
         opset: Version of the operator set.
         difference_to_pytorch: Largest difference of logits, relative to the largest logit.
         network: What it was exported from.
-        checkpoint: Path of the checkpoint.
         inference_form: What was done to the trained network.
     """
 
@@ -28,7 +27,6 @@ class ExportFacts(Facts):
     opset: int
     difference_to_pytorch: float
     network: Network
-    checkpoint: str = ""
     inference_form: str = ""
 
 

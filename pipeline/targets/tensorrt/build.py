@@ -101,7 +101,7 @@ def facts_of(
 
     Returns:
         Library, CUDA and compute capabilities, input and output, profile, layers, memory, hash of
-        the graph, size and hash of the engine, warnings, the whole log, seconds.
+        the graph, size and hash of the engine, warnings, the whole log.
     """
     engine = (folder / ENGINE).read_bytes()
     capabilities = list(job.capabilities)

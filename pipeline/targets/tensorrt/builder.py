@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -196,12 +195,11 @@ def build(
         workspace: Upper limit of scratch memory in bytes, or None.
 
     Returns:
-        The library's version, input and output, batches, warnings, the whole log, seconds.
+        The library's version, input and output, batches, warnings, the whole log.
 
     Raises:
         RefusedError: The parser or the builder refuses the graph; the message carries the reason.
     """
-    start = time.perf_counter()
     lines: list[str] = []
 
     def keep(line: str) -> None:
@@ -228,7 +226,6 @@ def build(
             "batches": dict(zip(("min", "opt", "max"), served, strict=True)),
             "warnings": messages.warnings,
             "log": lines,
-            "build_seconds": round(time.perf_counter() - start, 3),
         }
 
 

@@ -67,15 +67,20 @@ class Maker:
         self.rng = rng
 
     def make(
-        self, name: str, facts: Facts | Mapping[str, Any], *made_from: str, size: int = 20_000
+        self,
+        name: str,
+        facts: Facts | Mapping[str, Any],
+        *made_from: str,
+        size: int = 20_000,
+        seconds: float | None = None,
     ) -> artifact.Artifact:
         def build(folder: Path) -> Mapping[str, Any]:
             (folder / "model.bin").write_bytes(name.encode() * (size // len(name)))
             return facts.to_facts() if isinstance(facts, Facts) else facts
 
         digests = {"checkpoint": "c0ffee" * 10 + "dead"} if not made_from else {}
-        for other in made_from:
-            digests[other] = artifact.Artifact.read(self.config.folder / other).digest
+        sources = [artifact.Artifact.read(self.config.folder / other) for other in made_from]
+        digests |= {source.name: source.digest for source in sources}
         return artifact.make(
             self.config.folder / name,
             kind="build",
@@ -84,6 +89,8 @@ class Maker:
             made_from=digests,
             tools={"some-builder": "1.2.3"},
             build=build,
+            seals={source.name: source.seal for source in sources},
+            beside={"seconds": seconds},
         )
 
     def reference(self) -> None:

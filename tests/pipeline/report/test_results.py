@@ -187,7 +187,7 @@ def test_what_a_form_found_against_itself_reaches_the_artifact(tmp_path: Path) -
 def test_seconds_are_of_the_step_and_no_fact_of_it(tmp_path: Path) -> None:
     config = configured(tmp_path)
     make = fill(config)
-    make.make("ort/fp32", {"target": "ort", "precision": "fp32", "build_seconds": 2.5}, "onnx")
+    make.make("ort/fp32", {"target": "ort", "precision": "fp32"}, "onnx", seconds=2.5)
     built = artifact_of(collect(config, tmp_path / "x.yaml", ended()), "ort/fp32").built
     assert built is not None
     assert built.build_seconds == 2.5

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.core.replacing import TEMPORARY_PREFIX
 from pipeline.report import write
-from pipeline.report.model import RESULTS_FILE, Run
+from pipeline.report.model import Run
+from pipeline.steps.folders import RESULTS_FILE
 from tests.pipeline.report.making import STEPS, configured, ended, fill
 
 

@@ -20,8 +20,11 @@ from pipeline.scheduler.plan import Selection
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import locked
+from pipeline.steps.library import Library
 from pipeline.steps.log import Log
+from pipeline.steps.stated import Stated
 from pipeline.steps.step import StageResult, State, Step
+from tests.pipeline.steps import making
 
 Settings = dict[str, Any]
 
@@ -56,7 +59,7 @@ class ToyStep(Step):
             raise self.toy.fail
         value = self.toy.settings.get("content", "same")
         (folder / "file").write_text(f"{self.name} {value}")
-        return {}
+        return {"told": self.toy.settings[self.stage]}
 
 
 class Export(ToyStep):
@@ -143,6 +146,160 @@ def test_an_input_that_differs_reaches_what_is_made_from_it(toy: Toy) -> None:
     _, recorder = execute_toy(toy)
     assert toy.ran == ALL
     assert recorder.reasons["ort/fp32"] == "changed: export"
+
+
+def seals(toy: Toy) -> dict[str, str]:
+    return {name: Artifact.read(toy.folder / name).seal for name in ALL}
+
+
+def problems(toy: Toy) -> list[str]:
+    library = Library(toy.folder)
+    found = []
+    for name in library.places:
+        try:
+            library.check(name)
+        except ArtifactError as error:
+            found.append(str(error))
+    return found
+
+
+def reported(toy: Toy) -> None:
+    """What the report does after a run."""
+    making.state(toy.folder)
+    Stated(toy.folder).is_reported()
+
+
+@pytest.mark.parametrize("with_report", [True, False])
+def test_seals_that_changed_are_stated_anew_and_nothing_runs(toy: Toy, with_report: bool) -> None:
+    execute_toy(toy)
+    before, digests = seals(toy), [Artifact.read(toy.folder / name).digest for name in ALL]
+    if with_report:
+        reported(toy)
+    toy.settings["export"] = 2  # comes out the same, and tells something else
+    outcome, _ = execute_toy(toy)
+    assert toy.ran == ["export", "other"]
+    assert states(outcome) == ["done", "up to date", "up to date", "done"]
+    after = seals(toy)
+    assert all(before[name] != after[name] for name in ALL)
+    for name, source in (("ort/fp32", "export"), ("bench/ort", "ort/fp32")):
+        assert Artifact.read(toy.folder / name).seals == {source: after[source]}
+    assert [Artifact.read(toy.folder / name).digest for name in ALL] == digests
+    assert problems(toy) == []
+    reported(toy)
+    assert problems(toy) == []
+    execute_toy(toy)
+    assert toy.ran == []
+    assert seals(toy) == after
+
+
+def test_a_partial_run_leaves_nothing_that_check_calls_damaged(toy: Toy) -> None:
+    execute_toy(toy)
+    reported(toy)
+    toy.settings["export"] = 2
+    execute_toy(toy, Selection(only=("export",)))
+    assert problems(toy) == []
+    reported(toy)
+    assert problems(toy) == []
+    execute_toy(toy)
+    assert (toy.ran, problems(toy)) == ([], [])
+    exported = Artifact.read(toy.folder / "export").seal
+    assert Artifact.read(toy.folder / "ort/fp32").seals == {"export": exported}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("killed", [True, False])
+def test_edited_facts_are_made_again(toy: Toy, name: str, killed: bool) -> None:
+    execute_toy(toy)
+    if not killed:
+        reported(toy)
+    before = seals(toy)
+    making.other_fact(toy.folder / name)
+    assert problems(toy) != []
+    _, recorder = execute_toy(toy)
+    assert toy.ran == [name]
+    assert recorder.reasons[name].startswith("damaged: ")
+    assert seals(toy) == before
+    assert problems(toy) == []
+
+
+def test_without_a_report_edited_facts_are_found_by_what_others_state(toy: Toy) -> None:
+    execute_toy(toy)
+    before = seals(toy)
+    Stated(toy.folder).is_reported()  # and there is no results.json
+    making.other_fact(toy.folder / "ort/fp32")
+    execute_toy(toy)
+    assert toy.ran == ["ort/fp32"]
+    assert seals(toy) == before
+
+
+def test_nothing_is_made_from_what_is_damaged(toy: Toy) -> None:
+    execute_toy(toy)
+    reported(toy)
+    making.other_fact(toy.folder / "export")
+    toy.settings["build"] = 2
+    outcome, _ = execute_toy(toy, Selection(only=("build",)))
+    assert states(outcome) == ["failed"]
+    assert "export is damaged (" in outcome.results[0].why
+    assert "and not selected: run it as well" in outcome.results[0].why
+    assert toy.ran == []
+    execute_toy(toy)
+    assert toy.ran == ["export", "ort/fp32"]
+
+
+def test_what_was_edited_is_not_agreed_with(toy: Toy) -> None:
+    execute_toy(toy)
+    reported(toy)
+    before = Artifact.read(toy.folder / "ort/fp32")
+    making.other_fact(toy.folder / "export")
+    execute_toy(toy, Selection(only=("build",)))
+    assert Artifact.read(toy.folder / "ort/fp32") == before
+    assert len(problems(toy)) == 2
+
+
+def test_what_a_killed_run_made_is_not_made_again(toy: Toy) -> None:
+    execute_toy(toy)
+    reported(toy)
+    toy.settings["build"] = 2
+    execute_toy(toy, Selection(only=("build",)))  # and no report is written
+    assert problems(toy) == []
+    execute_toy(toy)
+    assert toy.ran == []
+
+
+def test_a_build_that_fails_leaves_what_there_was_as_it_was(toy: Toy) -> None:
+    execute_toy(toy)
+    reported(toy)
+    toy.fail = BuildError("no")
+    toy.settings["build"] = 2
+    execute_toy(toy)
+    assert problems(toy) == []
+
+
+def test_an_artifact_of_an_earlier_version_is_made_again(toy: Toy) -> None:
+    execute_toy(toy)
+    path = toy.folder / "ort/fp32" / MANIFEST
+    values = json.loads(path.read_text())
+    old = {key: value for key, value in values.items() if key not in ("seal", "seals")}
+    path.write_text(json.dumps({**old, "format": 1}))
+    _, recorder = execute_toy(toy)
+    assert toy.ran == ["ort/fp32"]
+    assert "has no seal: made by an older version" in recorder.reasons["ort/fp32"]
+    assert not list(toy.folder.rglob("*.before-*"))
+
+
+def test_manifests_are_read_once_in_a_run(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute_toy(toy)
+    reported(toy)
+    read: list[Path] = []
+    original = Artifact.read
+
+    def counted(folder: Path) -> Artifact:
+        read.append(folder)
+        return original(folder)
+
+    monkeypatch.setattr(Artifact, "read", counted)
+    execute_toy(toy)
+    assert sorted(read) == sorted(toy.folder / name for name in ALL)
 
 
 def test_touched_files_change_nothing(toy: Toy) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from pipeline.core import files
 from pipeline.core.errors import ArtifactError, BuildError
+from pipeline.core.seals import sealed
 from pipeline.steps import artifact
-from pipeline.steps.artifact import MANIFEST, Artifact
+from pipeline.steps.artifact import MADE, MANIFEST, Artifact, Made
 
 CONTENT = bytes(range(256)) * 4
 
@@ -121,12 +123,30 @@ def test_damaged_manifests_are_refused(tmp_path: Path, content: str, message: st
         Artifact.read(made.folder)
 
 
-def test_manifests_that_point_outside_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../secret", "outside of its folder"),
+        ("weights/../../secret", "outside of its folder"),
+        ("/etc/passwd", "outside of its folder"),
+        ("a\0b", "outside of its folder"),
+        ("", "which can be none"),
+        (".", "which can be none"),
+        ("weights//w.bin", "which can be none"),
+        ("./model.bin", "which can be none"),
+        ("artifact.json", "which can be none"),
+        ("made.json", "which can be none"),
+    ],
+)
+def test_manifests_that_name_no_file_of_theirs_are_refused(
+    tmp_path: Path, name: str, message: str
+) -> None:
     made = make(tmp_path / "a")
     plain = json.loads((made.folder / MANIFEST).read_text())
-    plain["files"]["../secret"] = plain["files"]["model.bin"]
-    (made.folder / MANIFEST).write_text(json.dumps(plain))
-    with pytest.raises(ArtifactError, match="outside of its folder"):
+    del plain["seal"]
+    plain["files"][name] = plain["files"]["model.bin"]
+    (made.folder / MANIFEST).write_text(sealed(plain))
+    with pytest.raises(ArtifactError, match=message):
         Artifact.read(made.folder)
 
 
@@ -206,3 +226,189 @@ def test_files_are_written_whole_or_not_at_all(
 def test_digests_do_not_depend_on_the_order_of_keys() -> None:
     assert files.digest_of({"a": 1, "b": [1, 2]}) == files.digest_of({"b": [1, 2], "a": 1})
     assert files.digest_of([1, 2]) != files.digest_of([2, 1])
+
+
+def test_every_changed_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    path = made.folder / MANIFEST
+    whole = path.read_bytes()
+    assert len(whole) > 450
+    passed = []
+    for place in range(len(whole)):
+        path.write_bytes(whole)
+        flip(path, place)
+        try:
+            Artifact.read(made.folder).verify()
+            passed.append(place)
+        except ArtifactError:
+            continue
+    assert passed == []
+    path.write_bytes(whole)
+    Artifact.read(made.folder).verify()
+
+
+def test_the_seal_is_of_what_is_claimed_and_the_digest_of_the_files(tmp_path: Path) -> None:
+    first = make(tmp_path / "a")
+    told = make(tmp_path / "b", lambda folder: {**write_files(folder), "top1": 0.9})
+    assert first.digest == told.digest
+    assert first.seal != told.seal
+    again = artifact.make(
+        tmp_path / "c",
+        kind=first.kind,
+        name=first.name,
+        key=first.key,
+        made_from=first.made_from,
+        tools=first.tools,
+        build=write_files,
+        beside={"seconds": 3.5, "date": "2026-01-02 03:04", "checkpoint": "/elsewhere/x.pth"},
+    )
+    assert again.seal == first.seal
+    assert again.made() == Made(3.5, "2026-01-02 03:04", "/elsewhere/x.pth")
+
+
+def test_what_is_known_of_the_making_is_no_part_of_the_artifact(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    assert set(made.files) == {"model.bin", "weights/w.bin"}
+    path = made.folder / MADE
+    for text in ("", "{", "[]", '{"seconds": "x"}', "[" * 100_000, "\0" * 2_000_000):
+        path.write_text(text)
+        made.verify()
+        assert made.made() == Made()
+    path.unlink()
+    made.verify()
+    assert made.made() == Made()
+
+
+def test_an_artifact_of_an_earlier_version_is_read_and_is_not_whole(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    values = json.loads((made.folder / MANIFEST).read_text())
+    for name in ("seal", "seals"):
+        del values[name]
+    (made.folder / MANIFEST).write_text(json.dumps({**values, "format": 1}, indent=1) + "\n")
+    old = Artifact.read(made.folder)
+    assert (old.seal, old.digest) == ("", made.digest)
+    with pytest.raises(ArtifactError, match="has no seal: made by an older version; run python"):
+        old.verify()
+    # Ours all the same: what takes its place sets nothing aside.
+    make(tmp_path / "a", write_one).verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_seal_that_was_taken_away_makes_no_older_artifact(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    values = json.loads((made.folder / MANIFEST).read_text())
+    del values["seal"]
+    (made.folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match="its seal is lost"):
+        Artifact.read(made.folder)
+
+
+def to_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def to_socket(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.chdir(path.parent)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(path.name)
+
+
+def outside(path: Path) -> None:
+    """A link whose target has the right content."""
+    kept = path.parents[1] / f"kept-{path.name}"
+    path.rename(kept)
+    path.symlink_to(kept)
+
+
+IRREGULAR: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a linked file": (lambda f: outside(f / "model.bin"), "model.bin is a link"),
+    "a linked folder": (lambda f: outside(f / "weights"), "weights does not belong .* a link"),
+    "a foreign link": (lambda f: (f / "more").symlink_to("/etc"), "more does not .* a link"),
+    "a broken link": (lambda f: (f / "more").symlink_to("nowhere"), "more does not .* a link"),
+    "a pipe": (lambda f: os.mkfifo(f / "more"), "more does not .* a pipe, a socket"),
+    "a pipe for a file": (lambda f: to_pipe(f / "model.bin"), "model.bin is a pipe"),
+    "a socket": (lambda f: to_socket(f / "more"), "more does not .* a pipe, a socket"),
+    "a socket for a file": (lambda f: to_socket(f / "model.bin"), "model.bin is a pipe, a socket"),
+    "an empty folder": (lambda f: (f / "weights/more").mkdir(), "more does not .* a folder"),
+    "a folder for a file": (
+        lambda f: ((f / "model.bin").unlink(), (f / "model.bin").mkdir()),
+        "model.bin is a folder",
+    ),
+    "a linked artifact": (to_link, "is a link, where an artifact belongs"),
+    "linked facts of its making": (lambda f: outside(f / MADE), "made.json does not .* a link"),
+    "a pipe for these": (lambda f: to_pipe(f / MADE), "made.json is a pipe"),
+}
+
+
+@pytest.mark.parametrize("what", IRREGULAR)
+def test_artifacts_hold_regular_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = make(tmp_path / "results" / "a")
+    change, message = IRREGULAR[what]
+    change(made.folder)
+    with pytest.raises(ArtifactError, match=message):
+        Artifact.read(made.folder).verify()
+
+
+@pytest.mark.parametrize("change", [outside, to_pipe])
+def test_a_manifest_is_a_regular_file(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    made = make(tmp_path / "results" / "a")
+    change(made.folder / MANIFEST)
+    with pytest.raises(ArtifactError, match=r"artifact\.json is a (link|pipe)"):
+        Artifact.read(made.folder)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda f: (f / "more").symlink_to("/etc/hostname"),
+        lambda f: (f / "more").symlink_to("/etc"),
+        lambda f: (f / "more").mkdir(),
+        lambda f: os.mkfifo(f / "more"),
+    ],
+)
+def test_nothing_else_is_made_into_an_artifact(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        write(folder)
+        return {}
+
+    with pytest.raises(ArtifactError, match="more is a"):
+        make(tmp_path / "a", build)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_holds_what_was_written(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    made.copy("weights/w.bin", tmp_path / "deep" / "copy")
+    assert (tmp_path / "deep" / "copy").read_bytes() == b"w"
+    (made.folder / "weights/w.bin").write_bytes(b"v")
+    with pytest.raises(ArtifactError, match="has changed since it was written"):
+        made.copy("weights/w.bin", tmp_path / "other")
+    outside(made.folder / "model.bin")
+    with pytest.raises(ArtifactError, match="is a link"):
+        made.copy("model.bin", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_seals_of_its_sources_change_nothing_else(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    text, seal = made.restated({"onnx": "5" * 64})
+    again = artifact.rewrite_manifest(made, text)
+    assert again.seal == seal != made.seal
+    assert (again.seals, again.key) == ({"onnx": "5" * 64}, made.key)
+    assert (again.facts, again.files, again.inputs) == (made.facts, made.files, made.inputs)
+    again.verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(ArtifactError, match="has changed meanwhile"):
+        made.restated({})
