@@ -76,6 +76,7 @@ def test_what_was_not_measured_fails_nothing_and_counts_as_unjudged(
     unknown = replace(artifact, latency=Number.not_measured("no GPU", unit="ms"))
     found = judge_all(config, [unknown])
     assert (found.limits, found.judged, found.failures) == (3, 2, ())
+    assert all(limit.holds for limit in limits_of(Gates(max_latency_ms=1), unknown))
 
 
 def test_a_limit_that_is_not_set_is_none(artifact: BuiltArtifact) -> None:

@@ -1,8 +1,13 @@
+"""What is measured of a target, on which images, in which order, and what its key holds."""
+
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,12 +15,17 @@ import pytest
 from pipeline.config import BenchConfig
 from pipeline.core import machine
 from pipeline.core.errors import InputError
-from pipeline.core.figures import Throughput
-from pipeline.core.network import Batch, Images, Logits, Pixels
+from pipeline.core.figures import Number, State, Throughput
+from pipeline.core.network import Batch, Images, Logits, Network, Pixels
 from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.core.runner import DeviceState, Runner
+from pipeline.core.timing import Protocol
 from pipeline.stages import bench
-from pipeline.steps.facts.bench import Measured
+from pipeline.stages.bench import BenchStep
+from pipeline.stages.names import PIXELS
+from pipeline.steps import artifact
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.bench import BenchFacts, Measured
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 ONE = Pictures(np.zeros((1, 4, 4, 3), np.uint8), HALF)
@@ -114,3 +124,192 @@ def test_what_is_measured_beside_latency(context: Any) -> None:
 def test_a_batch_that_a_runner_does_not_take_is_refused(context: Any, runner: Any) -> None:
     with pytest.raises(InputError, match=r"Echo fp32 takes batches of .*: change bench\.batches"):
         measure(context, runner([]), batches=(4, 1))
+
+
+def test_how_and_where_it_was_measured_is_told(context: Any) -> None:
+    told: list[str] = []
+    context.progress = lambda done, total, what: told.append(f"{done} of {total}: {what}")
+    measured = measure(context, Echo([]), batches=(2,))
+    assert measured.protocol == Protocol(warmup=1, samples=3, max_seconds=60)
+    assert measured.machine == machine.Machine.here()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", measured.date)
+    assert measured.batches[2].phases["fp32"]["engine"].samples == 3
+    assert measured.end_to_end.latency["fp32"].samples == 3
+    assert told == [
+        "0 of None: opening Echo fp32",
+        "3 of 3: Echo, batch 2",
+        "0 of None: Echo, end to end",
+        "0 of None: Echo, throughput",
+    ]
+
+
+class Keeping(Runner):
+    """Writes down what it is given, whoever else does so: a letter and the images' shades."""
+
+    device = "keeping"
+
+    def __init__(self, letter: str, events: list[str]) -> None:
+        self.letter, self.events = letter, events
+
+    def __call__(self, images: Images) -> Logits:
+        self.events.append(self.letter + "".join(f"{image.max():.0f}" for image in images))
+        return np.zeros((len(images), 2), np.float32)
+
+    def close(self) -> None:
+        self.events.append(f"{self.letter} closed")
+
+
+def test_runners_are_opened_together_measured_in_turn_and_closed(context: Any) -> None:
+    events: list[str] = []
+    openers = {letter: partial(Keeping, letter, events) for letter in "ab"}
+    config = BenchConfig(samples=6, warmup=1, max_seconds=60, threads=1, batches=(1,))
+    context.config = SimpleNamespace(bench=config)
+    measured = bench.measure(context, openers, "Echo", ONE)
+    letters = [event[0] for event in events]
+    # A first call, a warm-up, two turns and the way from end to end, of each; then both are closed.
+    turns = [letter for i, letter in enumerate(letters) if i == 0 or letters[i - 1] != letter]
+    assert "".join(turns) == 5 * "ab" + "a"
+    assert events[-2:] == ["b closed", "a closed"]
+    assert measured.batches[1].baseline == "a"
+    assert set(measured.batches[1].ratio_to_pytorch) == {"a", "b"}
+    assert (measured.throughput, measured.device_state) == ({}, {})
+    # From end to end, the dataset's images take turns: shades 0 and 1.
+    whole = [event for event in events if event.startswith("a") and not event.endswith("closed")]
+    assert whole[-7:] == ["a0", "a1", "a0", "a1", "a0", "a1", "a0"]
+
+
+def test_the_first_images_take_turns_from_end_to_end(context: Any) -> None:
+    class Many(Dataset):
+        def __len__(self) -> int:
+            return 99
+
+    context.source.validation = Many()
+    prepare = bench._preparation(context, 20)
+    shades = [image.max() for _ in range(2) for image in prepare()]
+    assert shades == [*range(32), *range(8)]
+
+
+class Target:
+    """Opens artifacts of a precision that runs here."""
+
+    name, title = "toy", "Toy"
+
+    def __init__(self, lacking: Mapping[str, str] | None = None) -> None:
+        self.lacking = lacking or {}
+        self.opened: list[tuple[str, int | None]] = []
+
+    def missing(self, built: Artifact) -> str | None:
+        return self.lacking.get(built.name)
+
+    def open(self, built: Artifact, *, threads: int | None) -> Runner:
+        self.opened.append((built.name, threads))
+        return Echo([])
+
+    def versions(self) -> dict[str, str]:
+        return {"toy": "1"}
+
+    def hardware(self) -> dict[str, Any]:
+        return {"gpu": "none"}
+
+
+NETWORK = Network(
+    "toy",
+    ("a", "b"),
+    (3, 4, 4),
+    {
+        "size": 4,
+        "crop": 1.0,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "channels": "rgb",
+    },
+)
+
+
+def made(folder: Path, name: str) -> Any:
+    """Stands for a step with an artifact."""
+
+    def build(new: Path) -> Mapping[str, Any]:
+        with (new / PIXELS).open("wb") as stream:
+            np.save(stream, np.full((3, 4, 4, 3), [[[[255]]], [[[9]]], [[[9]]]], np.uint8))
+        return {"network": NETWORK.to_dict()}
+
+    found = artifact.make(
+        folder / name, kind="x", name=name, key="k", made_from={}, tools={}, build=build
+    )
+    precision = name.rpartition("/")[2]
+    return SimpleNamespace(
+        name=name, folder=folder / name, precision=precision, artifact=lambda: found
+    )
+
+
+@pytest.fixture
+def make_step(context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the step of a target with the precisions fp32 and int8."""
+
+    def make(target: Target) -> BenchStep:
+        monkeypatch.setattr(bench, "TARGETS", {"toy": target})
+        config = BenchConfig(samples=3, warmup=1, max_seconds=60, threads=1, batches=(2,))
+        context.config, context.folder = SimpleNamespace(bench=config), tmp_path
+        context.source.network_inputs = lambda: {"settings name": "toy"}
+        context.source.tools = lambda: {"torch": "2"}
+        context.source.checkpoint_hash = "c0ffee"
+        builds = [made(tmp_path, name) for name in ("toy/fp32", "toy/int8")]
+        return BenchStep(context, "toy", cast(Any, builds), made(tmp_path, "validate/samples"))
+
+    return make
+
+
+def test_what_runs_here_is_measured_and_the_rest_says_why_not(
+    make_step: Any, tmp_path: Path
+) -> None:
+    target = Target({"toy/int8": "no such device"})
+    step = make_step(target)
+    facts = step.build(tmp_path)
+    found = BenchFacts.from_facts({k: v for k, v in facts.items() if k != "measured_on"}, "here")
+    assert found.target == "toy"
+    assert found.latency["int8"] == Number.not_measured("no such device", unit="ms")
+    fp32 = found.latency["fp32"]
+    assert (fp32.state, fp32.unit, fp32.by, fp32.samples) == (State.MEASURED, "ms", "echo", 3)
+    assert target.opened == [("toy/fp32", 1)]
+    assert found.measured is not None
+    assert set(found.measured.devices) == {"fp32", "pytorch"}
+    assert facts["measured_on"] == {**machine.cpu_class(), "gpu": "none"}
+
+
+def test_nothing_is_measured_where_nothing_runs(make_step: Any, tmp_path: Path) -> None:
+    target = Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"})
+    facts = make_step(target).build(tmp_path)
+    assert BenchFacts.from_facts(facts, "here").measured is None
+    assert target.opened == []
+
+
+def test_the_first_sample_is_measured(
+    make_step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Images] = []
+    real = bench.measure_target
+
+    def keep(context: Any, runtime: Any, builds: Any, one: Images) -> BenchFacts:
+        seen.append(one)
+        return real(context, runtime, builds, one)
+
+    monkeypatch.setattr(bench, "measure_target", keep)
+    make_step(Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"})).build(tmp_path)
+    assert seen[0].shape == (1, 3, 4, 4)
+    assert np.all(seen[0] == 1)
+
+
+def test_what_decides_a_measurement_is_in_its_key(make_step: Any) -> None:
+    step = make_step(Target({"toy/int8": "no such device"}))
+    assert (step.stage, step.name, step.target) == ("bench", "bench/toy", "toy")
+    assert step.inputs() == {
+        "settings name": "toy",
+        "settings bench": step.context.config.bench.model_dump(mode="json"),
+        "machine": {**machine.cpu_class(), "gpu": "none"},
+        "what this machine lacks for": {"toy/fp32": None, "toy/int8": "no such device"},
+    }
+    assert list(step.made_from()) == ["toy/fp32", "toy/int8", "validate/samples", "checkpoint"]
+    assert step.made_from()["checkpoint"] == "c0ffee"
+    assert step.tools() == {"torch": "2", "toy": "1"}

@@ -1,17 +1,34 @@
+"""How accurate an artifact is: measured, emulated, or why it is neither."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 
-from pipeline.core.figures import State
-from pipeline.stages.validate import accuracy, judge
+from pipeline.core.errors import UnsupportedOperatorError
+from pipeline.core.figures import Number, State
+from pipeline.core.network import Images, Logits, Network
+from pipeline.core.runner import Numerics, Runner
+from pipeline.stages.names import GRAPH, LABELS, LOGITS, OWN_GRAPH, PIXELS
+from pipeline.stages.validate import ReferenceStep, ValidateStep, accuracy, judge
+from pipeline.steps import artifact
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.accuracy import ReferenceFacts, ValidationFacts
+from pipeline.steps.keys import versions
 
-LABELS = np.array([0, 1, 1, 0])
+RIGHT = np.array([0, 1, 1, 0])
 REFERENCE = np.array([[2.0, 1], [1, 2], [1, 2], [1, 2]], np.float32)
 
 
 def test_shares_of_the_first_and_the_first_five() -> None:
-    top1, top5 = accuracy(REFERENCE, LABELS, State.MEASURED, "PyTorch", "")
+    top1, top5 = accuracy(REFERENCE, RIGHT, State.MEASURED, "PyTorch", "")
     assert (top1.value, top5.value) == (0.75, 1.0)
     assert (top1.by, top1.samples, top1.state) == ("PyTorch", 4, State.MEASURED)
     assert top1.interval is not None
@@ -21,7 +38,7 @@ def test_shares_of_the_first_and_the_first_five() -> None:
 def test_an_artifact_is_held_against_pytorch() -> None:
     logits = REFERENCE.copy()
     logits[1] = [4, 2]  # right before, wrong now
-    found = judge(logits, REFERENCE, LABELS, State.EMULATED, "executor", "no GPU")
+    found = judge(logits, REFERENCE, RIGHT, State.EMULATED, "executor", "no GPU")
     values = [found.agreement, found.flips, found.max_difference, found.top1_drop]
     assert [number.value for number in values if number] == [0.75, 1.0, 3.0, 0.25]
     assert found.top1.value == 0.5
@@ -33,3 +50,238 @@ def test_an_artifact_is_held_against_pytorch() -> None:
         assert (number.state, number.by, number.why) == (State.EMULATED, "executor", "no GPU")
     assert found.agreement is not None
     assert found.agreement.interval is None
+
+
+class Toy(Runner):
+    """Answers by the mean of each image, and keeps the sizes of its batches."""
+
+    device = "the toy"
+
+    def __init__(self, smallest: int = 1, largest: int | None = None) -> None:
+        self.smallest, self.largest = smallest, largest
+        self.seen: list[int] = []
+        self.closed = False
+
+    def __call__(self, images: Images) -> Logits:
+        self.seen.append(len(images))
+        mean = images.mean((1, 2, 3))
+        return np.stack([mean, 0 * mean], axis=1)
+
+    def numerics(self) -> Numerics:
+        return Numerics(overflowed_values=7)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ToyTarget:
+    """Runs or emulates artifacts by a `Toy`, or fails to."""
+
+    name, title = "toy", "Toy"
+
+    def __init__(self, runner: Runner | Exception | None, lacking: str | None) -> None:
+        self.runner, self.lacking = runner, lacking
+        self.graphs: list[Path | None] = []
+
+    def missing(self, artifact: Artifact) -> str | None:
+        return self.lacking
+
+    def versions(self) -> dict[str, str]:
+        return {"toy": "1"}
+
+    def open(self, artifact: Artifact) -> Runner | None:
+        assert self.lacking is None
+        return self._answer()
+
+    def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
+        assert self.lacking is not None
+        self.graphs.append(graph)
+        return self._answer()
+
+    def _answer(self) -> Runner | None:
+        if isinstance(self.runner, Exception):
+            raise self.runner
+        return self.runner
+
+
+IMAGES = 5
+SHADES = np.array([250, 20, 240, 30, 10], np.uint8)
+"""Above 127 the toy says the first class, below the second."""
+KNOWN = np.array([0, 1, 1, 1, 0])
+
+NETWORK = Network(
+    "toy",
+    ("light", "dark"),
+    (3, 2, 2),
+    {
+        "size": 2,
+        "crop": 1.0,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "channels": "rgb",
+    },
+)
+
+
+class Steps:
+    """Stands for the steps that validation is made from, below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.told: list[tuple[Any, ...]] = []
+        self.context = SimpleNamespace(
+            folder=folder,
+            progress=lambda *told: self.told.append(told),
+            config=SimpleNamespace(validation=SimpleNamespace(batch=2)),
+            source=SimpleNamespace(
+                module=Flat(),
+                checkpoint_hash="c0ffee",
+                network_inputs=lambda: {"settings name": "toy"},
+                tools=lambda: {"torch": "2"},
+            ),
+        )
+        pixels = np.broadcast_to(SHADES[:, None, None, None], (IMAGES, 2, 2, 3))
+        files = {PIXELS: pixels, LABELS: KNOWN}
+        self.samples = self.step("validate/samples", files)
+        self.reference = self.step("validate/pytorch", {LOGITS: Toy()(normalized(pixels))})
+
+    def step(self, name: str, arrays: Mapping[str, Any], **more: Any) -> Any:
+        def build(folder: Path) -> Mapping[str, Any]:
+            for file, array in arrays.items():
+                with (folder / file).open("wb") as stream:
+                    np.save(stream, array)
+            return {"network": NETWORK.to_dict()}
+
+        made = artifact.make(
+            self.folder / name, kind="x", name=name, key="k", made_from={}, tools={}, build=build
+        )
+        return SimpleNamespace(
+            name=name, folder=made.folder, artifact=lambda: made, target="toy", **more
+        )
+
+    def validate(self, target: ToyTarget, *files: str, graph: bool = True) -> ValidateStep:
+        forms = self.step("precision/toy", {GRAPH: np.zeros(1)}) if graph else None
+        build = self.step(
+            "toy/fp8",
+            dict.fromkeys(("model.toy", *files), np.zeros(1)),
+            precision="fp8",
+            graph=forms,
+            runtime=target,
+        )
+        return ValidateStep(cast(Any, self.context), build, self.samples, self.reference)
+
+
+class Flat(torch.nn.Module):
+    """PyTorch's answer is the toy's."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean = images.mean((1, 2, 3))
+        return torch.stack([mean, 0 * mean], dim=1)
+
+
+def normalized(pixels: npt.NDArray[np.uint8]) -> Images:
+    images: Images = np.moveaxis((pixels / np.float32(255) - 0.5) / 0.5, 3, 1).astype(np.float32)
+    return images
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    return Steps(tmp_path)
+
+
+def built(step: ValidateStep, folder: Path) -> ValidationFacts:
+    folder.mkdir()
+    return ValidationFacts.from_facts(step.build(folder), "here")
+
+
+def test_an_artifact_that_runs_here_is_measured(steps: Steps, tmp_path: Path) -> None:
+    runner = Toy()
+    found = built(steps.validate(ToyTarget(runner, None)), tmp_path / "new")
+    assert (found.target, found.precision) == ("toy", "fp8")
+    assert found.numerics == Numerics(overflowed_values=7)
+    top1 = found.numbers.top1
+    assert (top1.value, top1.state, top1.by, top1.why) == (0.6, State.MEASURED, "the toy", "")
+    assert found.numbers.agreement is not None
+    assert found.numbers.agreement.value == 1
+    assert np.load(tmp_path / "new" / LOGITS).argmax(1).tolist() == [0, 1, 0, 1, 1]
+    assert runner.closed
+    assert steps.told == [(done, IMAGES, "Toy fp8") for done in (0, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("runner", "seen"),
+    [(Toy(), [2, 2, 1]), (Toy(largest=1), [1] * 5), (Toy(smallest=4), [4, 4]), (Toy(2, 2), [2] * 3)],
+)
+def test_images_come_in_batches_that_the_runner_takes(
+    runner: Toy, seen: list[int], steps: Steps, tmp_path: Path
+) -> None:
+    found = built(steps.validate(ToyTarget(runner, None)), tmp_path / "new")
+    assert runner.seen == seen
+    assert found.numbers.top1.samples == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("files", "graph", "expected"),
+    [
+        ((), True, "precision/toy/model.onnx"),
+        ((OWN_GRAPH,), True, "toy/fp8/graph.onnx"),
+        ((), False, None),
+    ],
+)
+def test_what_cannot_run_here_is_emulated_by_its_graph(
+    files: tuple[str, ...], graph: bool, expected: str | None, steps: Steps, tmp_path: Path
+) -> None:
+    target = ToyTarget(Toy(), "no such device")
+    found = built(steps.validate(target, *files, graph=graph), tmp_path / "new")
+    top1 = found.numbers.top1
+    assert (top1.value, top1.state, top1.why) == (0.6, State.EMULATED, "no such device")
+    assert target.graphs == [tmp_path / expected if expected else None]
+
+
+def test_what_cannot_be_emulated_says_why(steps: Steps, tmp_path: Path) -> None:
+    none = built(steps.validate(ToyTarget(None, "no such device")), tmp_path / "none")
+    assert none.numbers.top1 == Number.not_measured("no such device")
+    gap = UnsupportedOperatorError("no Foo")
+    found = built(steps.validate(ToyTarget(gap, "no such device")), tmp_path / "gap")
+    why = "no such device; and it cannot be emulated: no Foo"
+    assert found.numbers.top1 == Number.not_measured(why)
+    assert not (tmp_path / "gap" / LOGITS).exists()
+    # Where it runs, that is no gap of an executor.
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UnsupportedOperatorError, match="no Foo"):
+        steps.validate(ToyTarget(gap, None)).build(tmp_path / "new")
+    nothing = built(steps.validate(ToyTarget(None, None)), tmp_path / "nothing")
+    assert nothing.numbers.top1 == Number.not_measured("there is no executor for it")
+
+
+def test_what_decides_a_validation_is_in_its_key(steps: Steps) -> None:
+    step = steps.validate(ToyTarget(Toy(), "no such device"))
+    assert (step.stage, step.name, step.target) == ("validate", "validate/toy-fp8", "toy")
+    assert step.inputs() == {
+        "what this machine lacks": "no such device",
+        "network": NETWORK.to_dict(),
+    }
+    assert step.tools() == {**versions("numpy", "torch"), "toy": "1"}
+    made_from = ["toy/fp8", "validate/samples", "validate/pytorch", "precision/toy"]
+    assert list(step.made_from()) == made_from
+    without = steps.validate(ToyTarget(Toy(), None), graph=False)
+    assert list(without.made_from()) == made_from[:3]
+
+
+def test_pytorch_is_what_artifacts_are_held_against(steps: Steps, tmp_path: Path) -> None:
+    step = ReferenceStep(cast(Any, steps.context), steps.samples)
+    (tmp_path / "new").mkdir()
+    found = ReferenceFacts.from_facts(step.build(tmp_path / "new"), "here")
+    top1, top5 = found.numbers.top1, found.numbers.top5
+    assert (top1.value, top1.samples, top5.value) == (0.6, IMAGES, 1.0)
+    assert top1.by == f"PyTorch {torch.__version__}, float32, CPU"
+    assert np.allclose(np.load(tmp_path / "new" / LOGITS)[:, 0], SHADES / 127.5 - 1, atol=1e-6)
+    assert step.made_from() == {
+        "validate/samples": steps.samples.artifact().digest,
+        "checkpoint": "c0ffee",
+    }
+    assert step.inputs() == {"settings name": "toy"}
+    assert step.tools() == {"torch": "2"}
+    assert (step.stage, step.name) == ("validate", "validate/pytorch")
+    assert steps.told[0] == (0, IMAGES, "PyTorch float32")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.core.errors import ArtifactError
+from pipeline.steps import keys
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.step import flat, what_changed
+from pipeline.steps.step import Context, Step, flat, what_changed
 
 
 def test_nested_values_have_one_name_each() -> None:
@@ -69,3 +72,171 @@ def test_what_changed_is_named(kind: str, now: Mapping[str, Any], expected: str)
         code=PARTS["code"],
     )
     assert what_changed(existing, {**PARTS, kind: now}).endswith(expected)
+
+
+class Other(Step):
+    """A step that others are made from."""
+
+    stage = "export"
+
+    def inputs(self) -> Mapping[str, Any]:
+        return {}
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        (folder / "graph").write_text("graph")
+        return {}
+
+
+class Toy(Step):
+    """A step of which every part of the key can be changed."""
+
+    stage = "build"
+
+    def __init__(self, context: Context, requires: Sequence[Step] = ()) -> None:
+        super().__init__(context, "toy/plain", requires, "toy")
+        self.settings: dict[str, Any] = {"settings": {"size": 1}}
+        self.versions = {"torch": "2"}
+
+    def inputs(self) -> Mapping[str, Any]:
+        return self.settings
+
+    def tools(self) -> dict[str, str]:
+        return self.versions
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        (folder / "file").write_text("content")
+        return {"told": 1}
+
+
+class Modules(keys.Code):
+    """Stands for the code: remembers of which modules it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.found = {"pipeline/toy.py": "one"}
+
+    def hashes(self, roots: Sequence[str], **options: Any) -> dict[str, str]:
+        self.asked.append(list(roots))
+        return dict(self.found)
+
+
+Make = Callable[[], Toy]
+
+
+@pytest.fixture
+def logged() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def make(tmp_path: Path, logged: list[str]) -> Make:
+    """Makes the step as another run would: of what lies there."""
+
+    def made() -> Toy:
+        context = Context(
+            config=SimpleNamespace(folder=tmp_path),
+            log=logged.append,
+            progress=lambda *told: None,
+            code=Modules(),
+        )
+        other = Other(context, "export")
+        if other.stale():
+            other.run()
+        return Toy(context, [other])
+
+    return made
+
+
+def test_a_step_knows_what_it_was_made_with(make: Make, tmp_path: Path) -> None:
+    step = make()
+    made = step.run()
+    assert step.artifact() == made == Artifact.read(tmp_path / "toy/plain")
+    assert (made.kind, made.name, made.key) == ("build", "toy/plain", step.key())
+    assert made.made_from == {"export": step.requires[0].artifact().digest}
+    assert made.inputs == {"settings.size": 1}
+    assert made.tools == {"torch": "2"}
+    assert made.code == {"pipeline/toy.py": "one"}
+    assert made.facts["told"] == 1
+    assert step.target == "toy"
+    assert isinstance(step.context.code, Modules)
+    assert step.context.code.asked[-1] == [Toy.__module__]
+
+
+def test_seconds_of_a_step_are_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make()
+    monkeypatch.setattr("time.monotonic", iter([10.0, 12.34567]).__next__)
+    assert step.run().facts == {"told": 1, "build_seconds": 2.346}
+
+
+def test_a_finished_step_need_not_run(make: Make) -> None:
+    assert make().stale() == "not built yet"
+    make().run()
+    assert make().stale() is None
+    with pytest.raises(ArtifactError, match="nothing was built there"):
+        Other(make().context, "none").artifact()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda step: step.settings.update(more=2), "changed: more"),
+        (lambda step: step.versions.update(torch="3"), "changed: torch 2 -> 3"),
+        (
+            lambda step: step.context.code.found.update({"pipeline/toy.py": "two"}),
+            "changed: pipeline/toy.py",
+        ),
+        (lambda step: setattr(step, "requires", ()), "changed: export"),
+        (lambda step: setattr(type(step), "stage", "bench"), "changed: its name"),
+    ],
+)
+def test_each_part_of_the_key_makes_a_step_run(
+    change: Callable[[Any], object], why: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "stage", "build")
+    make().run()
+    step = make()
+    before = step.key()
+    change(step)
+    assert step.key() != before
+    assert step.stale() == why
+
+
+def test_what_it_is_made_from_counts_by_content(make: Make) -> None:
+    make().run()
+    step = make()
+    step.requires[0].run()
+    assert step.stale() is None
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        (folder / "graph").write_text("other graph")
+        return {}
+
+    step.requires[0].make(build)
+    assert step.stale() == "changed: export"
+
+
+def test_damage_makes_a_step_run(make: Make, tmp_path: Path) -> None:
+    make().run()
+    (tmp_path / "toy/plain/file").write_text("damagE!")
+    why = make().stale()
+    assert why is not None
+    assert why.startswith("damaged: ")
+    assert why.endswith("file has changed since it was written")
+
+
+def test_what_was_set_aside_is_noted_and_logged(
+    make: Make, tmp_path: Path, logged: list[str]
+) -> None:
+    make().run()
+    (tmp_path / "toy/plain/notes.txt").write_text("mine")
+    step = make()
+    step.run()
+    (note,) = step.notes
+    assert note.startswith("what was there was set aside as ")
+    assert logged == [f"toy/plain: {note}"]
+
+
+def test_values_are_short_up_to_eighty_characters() -> None:
+    fits, long = "x" * 78, "x" * 79  # and two quotes
+    assert flat({"a": fits}) == {"a": fits}
+    assert flat({"a": long})["a"].startswith("sha256:")

@@ -1,0 +1,322 @@
+"""The network and the images that a configuration names: which ones, in which order, how known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline import config
+from pipeline.core.errors import DataError, ModelError
+from pipeline.core.files import file_hash
+from pipeline.core.hashes import HashCache
+from pipeline.source import Source, _package_folder
+from pipeline.steps.keys import versions
+
+SPLITS = {"train": 3, "val": 2, "calibration": 1}
+"""Images of a class."""
+
+CLASSES = ("ant", "bee", "cat")
+
+CONFIG: dict[str, Any] = {
+    "name": "trial",
+    "model": {"name": "timm/test_resnet", "checkpoint": "random"},
+    "data": {"validation": "folder:data", "calibration": "folder:data"},
+    "preprocess": {"size": 32, "crop": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3},
+    "targets": {"ort": {"precisions": ["fp32"]}},
+}
+
+Make = Callable[..., Source]
+"""Makes a source of a project: (**sections, each replacing keys of its own)."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images, each of its own shade; the working directory."""
+    shade = 0
+    for split, count in SPLITS.items():
+        for name in CLASSES:
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                shade += 10
+                image = Image.new("RGB", (32, 32), (shade, 0, 255 - shade))
+                image.save(tmp_path / "data" / split / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(folder: Path, **sections: dict[str, Any] | None) -> Source:
+    """A source, with its configuration as a file would have it."""
+    import yaml
+
+    plain = dict(CONFIG)
+    for name, values in sections.items():
+        if values is None:
+            del plain[name]
+        else:
+            plain[name] = {**CONFIG[name], **values}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain))
+    return Source(config.load(folder / "pipeline.yaml"), HashCache(folder / "hashes"))
+
+
+@pytest.fixture
+def make(project: Path) -> Make:
+    return lambda **sections: made(project, **sections)
+
+
+def test_weights_are_random_embedded_or_in_a_file(make: Make, project: Path) -> None:
+    assert make().checkpoint() is None
+    assert make().checkpoint_hash == "random"
+    embedded = make(model={"name": "care_tiny", "checkpoint": "embedded"})
+    path = embedded.checkpoint()
+    assert path is not None
+    assert path.name == "care_tiny.safetensors"
+    assert embedded.checkpoint_hash == file_hash(path)
+    (project / "own.pt").write_bytes(b"weights")
+    assert make(model={"checkpoint": "own.pt"}).checkpoint_hash == file_hash(project / "own.pt")
+
+
+def test_weights_may_lie_in_the_home_folder(
+    make: Make, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    (project / "own.pt").write_bytes(b"weights")
+    assert make(model={"checkpoint": "~/own.pt"}).checkpoint() == project / "own.pt"
+    (project / "names.txt").write_text("ant\nbee\ncat\n")
+    assert make(data={"labels": "~/names.txt"}).classes[0] == CLASSES
+
+
+def test_weights_that_are_not_there(make: Make) -> None:
+    with pytest.raises(ModelError, match="carries no weights of test_resnet: name a checkpoint"):
+        make(model={"checkpoint": "embedded"}).checkpoint()
+    for path in ("gone.pt", "data"):
+        with pytest.raises(ModelError, match=rf"model\.checkpoint: {path} is no file"):
+            make(model={"checkpoint": path}).checkpoint()
+    with pytest.raises(ModelError, match="the package no_such_package is not installed"):
+        _package_folder("no_such_package")
+
+
+def test_all_that_decides_what_the_network_computes_is_told(make: Make) -> None:
+    source = make(model={"ema": True, "kwargs": {"drop_rate": 0.1}})
+    told = source.network_inputs()
+    settings = CONFIG["preprocess"]
+    assert told == {
+        "settings name": "trial",
+        "settings model": {"name": "timm/test_resnet", "ema": True, "kwargs": {"drop_rate": 0.1}},
+        "settings preprocess": {**settings, "interpolation": "bicubic", "channels": "rgb"},
+        "the labels": list(CLASSES),
+    }
+    assert source.tools() == versions("torch", "timm")
+    assert make(preprocess=None).network_inputs()["settings preprocess"] is None
+
+
+def labels_of(source: Source) -> Any:
+    return source.network_inputs()["the labels"]
+
+
+def test_labels_are_known_by_name_content_or_folders(make: Make, project: Path) -> None:
+    assert labels_of(make(data={"labels": "imagenet-1k"})) == "imagenet-1k"
+    (project / "names.txt").write_text("bee\nant\ncat\n")
+    named = make(data={"labels": "names.txt"})
+    assert labels_of(named) == file_hash(project / "names.txt")
+    (project / "data/val/ant").rename(project / "data/val/dog")
+    assert labels_of(make()) == ["bee", "cat", "dog"]
+
+
+def test_labels_of_shards_are_known_by_what_states_them(make: Make, project: Path) -> None:
+    for name in ("s-0.tar", "s-1.tar"):
+        (project / name).write_text(name)
+    (project / "classes.txt").write_text("ant\nbee\n")
+    data = {"validation": "wds:s-{0..1}.tar", "calibration": "folder:data"}
+    first = labels_of(make(data=data))
+    (project / "s-0.tar").write_text("other images")
+    assert labels_of(make(data=data)) == first
+    (project / "classes.txt").write_text("bee\nant\n")
+    assert labels_of(make(data=data)) != first
+    # Without that file the labels are in the images' records.
+    (project / "classes.txt").unlink()
+    bare = labels_of(make(data=data))
+    (project / "s-1.tar").write_text("yet others")
+    assert labels_of(make(data=data)) != bare
+
+
+def test_a_file_of_labels_that_is_not_there(make: Make) -> None:
+    source = make(data={"labels": "gone.txt"})
+    for ask in (source.network_inputs, lambda: source.classes):
+        with pytest.raises(DataError, match=r"data\.labels: gone\.txt is no file"):
+            ask()
+
+
+def test_the_splits_are_those_that_the_configuration_names(make: Make) -> None:
+    source = make(data={"calibration": "folder:data/train"})
+    found = {split: source.data_facts(split) for split in ("validation", "calibration")}
+    assert [facts["uri"] for facts in found.values()] == ["folder:data", "folder:data/train"]
+    assert [facts["files"] for facts in found.values()] == [6, 9]
+    assert [facts["identity"] for facts in found.values()] == ["content", "content"]
+    assert found["validation"]["digest"] != found["calibration"]["digest"]
+    for split, facts in found.items():
+        assert source.data_inputs(split) == {
+            f"the images of data.{split}": facts["digest"],
+            "settings data.identity": "content",
+        }
+    assert (len(source.validation), len(source.calibration)) == (6, 9)
+
+
+def test_calibration_images_are_the_trainings(make: Make) -> None:
+    """Also where a folder is called so: it may hold anything; what is hashed is what is read."""
+    source = make()
+    assert source.data_facts("calibration")["files"] == 9
+    assert len(source.calibration) == 9
+    embedded = make(data={"validation": "fashion-mnist", "calibration": "fashion-mnist"})
+    assert len(embedded.calibration) < len(embedded.validation) == 10_000
+    digests = {embedded.data_facts(split)["digest"] for split in ("validation", "calibration")}
+    assert len(digests) == 2
+
+
+def test_a_split_is_identified_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make()
+    first = source.data_facts("validation")
+    monkeypatch.setattr("pipeline.source.identify", None)
+    assert source.data_facts("validation") == first
+
+
+def test_what_is_wrong_with_data_says_where_it_is_named(make: Make, project: Path) -> None:
+    (project / "data/val/ant/notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"^data\.validation: .*notes\.txt is not an image"):
+        make().data_facts("validation")
+    source = make(data={"calibration": "folder:gone"})
+    for ask in (lambda: source.data_facts("calibration"), lambda: source.calibration):
+        with pytest.raises(DataError, match=r"^data\.calibration: no folder at gone"):
+            ask()
+
+
+def test_hashing_tells_of_which_split_it_is(project: Path) -> None:
+    told: list[str] = []
+    plain = made(project)
+    source = Source(plain.config, plain.hashes, lambda done, total=None, what="": told.append(what))
+    source.data_facts("validation")
+    assert set(told) == {"hashing the images of data.validation"}
+
+
+def test_preprocessing_is_stated_or_the_networks_own(make: Make) -> None:
+    assert make().preprocess.size == 32
+    assert make(preprocess=None).preprocess.size == 160
+
+
+def test_classes_are_the_datasets_or_as_the_labels_say(make: Make, project: Path) -> None:
+    assert make().classes == (CLASSES, CLASSES)
+    (project / "names.txt").write_text("cat\tcats\nant\tants\nbee\tbees\n")
+    source = make(data={"labels": "names.txt"})
+    assert source.classes == (("cat", "ant", "bee"), ("cats", "ants", "bees"))
+    assert source.class_indices(source.validation).tolist() == [1, 2, 0]
+    assert source.class_indices(source.calibration).dtype == np.int64
+    assert source.network.labels == ("cats", "ants", "bees")
+    assert len(make(data={"labels": "imagenet-1k"}).classes[0]) == 1000
+
+
+def test_a_class_that_the_labels_do_not_know(make: Make, project: Path) -> None:
+    (project / "names.txt").write_text("cat\ndog\nemu\n")
+    source = make(data={"labels": "names.txt"})
+    with pytest.raises(DataError, match=r"the class 'ant', .* does not name \(2 such classes\)"):
+        source.class_indices(source.validation)
+    (project / "names.txt").write_text("cat\x1b\n")
+    with pytest.raises(DataError, match=r"^data\.labels: .*control character"):
+        _ = make(data={"labels": "names.txt"}).classes
+
+
+def test_classes_without_names_are_the_logits_in_order(make: Make) -> None:
+    source = make()
+    dataset = source.validation
+    dataset.classes, dataset.names_known = ("0", "1"), False
+    assert source.class_indices(dataset).tolist() == [0, 1]
+
+
+def state_of(source: Source) -> dict[str, torch.Tensor]:
+    return source.module.state_dict()
+
+
+def test_the_network_has_a_logit_a_class_and_always_the_same_weights(make: Make) -> None:
+    first, second = make(), make()
+    assert not first.module.training
+    with torch.inference_mode():
+        assert first.module(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    torch.manual_seed(99)
+    assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (first, second)), strict=True))
+
+
+def _weights(source: Source) -> list[torch.Tensor]:
+    return list(state_of(source).values())
+
+
+def test_weights_are_those_of_the_checkpoint(make: Make, project: Path) -> None:
+    plain = {name: value + 1 for name, value in state_of(make()).items()}
+    ema = {name: value + 2 for name, value in plain.items()}
+    torch.save({"state_dict": plain, "state_dict_ema": ema}, project / "own.pt")
+    for averaged, expected in ((False, plain), (True, ema)):
+        source = make(model={"checkpoint": "own.pt", "ema": averaged})
+        found = state_of(source)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (project / "own.pt").write_bytes(b"no weights")
+    with pytest.raises(Exception, match=r"^model\.checkpoint: "):
+        _ = make(model={"checkpoint": "own.pt"}).module
+
+
+def test_arguments_reach_the_network(make: Make) -> None:
+    source = make(model={"kwargs": {"drop_rate": 0.25}})
+    assert source.module.drop_rate == 0.25
+    with pytest.raises(ModelError, match=r"^model: .*no_such"):
+        _ = make(model={"name": "timm/no_such_network"}).module
+
+
+def test_a_count_of_classes_that_differs(make: Make) -> None:
+    assert make(model={"kwargs": {"num_classes": 3}}).module is not None
+    with pytest.raises(ModelError, match="num_classes is 7, and data.labels names 3 classes"):
+        _ = make(model={"kwargs": {"num_classes": 7}}).module
+
+
+def test_what_every_artifact_carries(make: Make) -> None:
+    network = make().network
+    assert network.name == "trial"
+    assert network.input_shape == (3, 32, 32)
+    assert network.labels == CLASSES
+    assert network.preprocess["size"] == 32
+    assert network.description == {"model": "timm/test_resnet"}
+
+
+def test_a_network_that_does_not_take_such_images(make: Make) -> None:
+    gray = {"channels": "gray", "mean": [0.5], "std": [0.5]}
+    with pytest.raises(ModelError, match=r"^model: "):
+        _ = make(preprocess=gray).network
+
+
+def test_what_is_deployed_is_a_fresh_copy(make: Make) -> None:
+    source = make()
+    fused = source.fused()
+    assert isinstance(fused, nn.Module)
+    assert fused is not source.module
+    assert source.inference_form().module is not fused
+
+
+def test_samples_are_the_images_asked_for(make: Make, project: Path) -> None:
+    source = make()
+    found = list(source.samples(source.validation, np.array([4, 0])))
+    assert [image.shape for image in found] == [(32, 32, 3)] * 2
+    for image, path in zip(found, ("val/cat/0.png", "val/ant/0.png"), strict=True):
+        assert image[0, 0].tolist() == list(Image.open(project / "data" / path).getpixel((0, 0)))
+    (project / "data/val/ant/0.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"^data: .*0\.png"):
+        list(source.samples(source.validation, np.array([0])))
+
+
+def test_the_first_images_are_the_networks_input(make: Make) -> None:
+    source = make()
+    first = source.first_images(2)
+    assert first.shape == (2, 3, 32, 32)
+    assert np.array_equal(first[1], source.preprocess(source.validation.image(1)))
+    assert len(source.first_images(99)) == 6
