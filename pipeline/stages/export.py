@@ -17,6 +17,7 @@ from pipeline.graphs.compare import (
     relative_difference,
     run_graph,
 )
+from pipeline.source import RANDOM_WEIGHTS
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
 from pipeline.steps.facts.graphs import ExportFacts
@@ -66,7 +67,7 @@ class ExportStep(StageStep):
             nodes=len(model.graph.node),
             opset=settings.opset,
             difference_to_pytorch=difference,
-            checkpoint=str(source.checkpoint()),
+            checkpoint=str(source.checkpoint() or RANDOM_WEIGHTS),
             network=network,
         ).to_facts()
 

@@ -32,3 +32,9 @@ def batches(artifact: Artifact, size: int) -> Iterator[Images]:
     pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
     for start in range(0, len(pixels), size):
         yield preprocess.normalize(np.asarray(pixels[start : start + size]))
+
+
+def images_at(artifact: Artifact, indices: npt.NDArray[np.int64]) -> Images:
+    """Some of the samples as the network's input."""
+    pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
+    return preprocess_of(artifact).normalize(np.asarray(pixels[indices]))

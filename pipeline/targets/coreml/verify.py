@@ -14,6 +14,7 @@ from pipeline.core.errors import BuildError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.runner import Pixels, answer
+from pipeline.targets.pytorch import range_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,9 +100,10 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
         executor = MilExecutor(package, precision=mode)
         found = figures.compare(answer(executor, pixels, package), expected)
         if not found.finite:
+            reason = range_of(module.eval(), images).words or "a value leaves the range of float16"
             raise BuildError(
-                f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): a "
-                "value leaves the range of float16; use precision mixed or fp32"
+                f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): "
+                f"{reason}; use precision mixed or fp32"
             )
         if limit is not None and limits.half_weights and found.relative_error > limit:
             own = _error_of_half_weights(module, images, expected)
