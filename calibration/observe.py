@@ -21,9 +21,10 @@ import numpy.typing as npt
 from calibration.histogram import Doubles, Floats, Histogram
 from pipeline.core import machine
 from pipeline.core.errors import BuildError, DataError
+from pipeline.core.network import whole_batches
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
     from pipeline.core.network import Images
 
@@ -203,7 +204,8 @@ def observe(
         model: The float32 graph, with one input.
         images: (images, channels, height, width).
         tensors: Which ones; None for all of floating point that depend on the input.
-        batch: Most images of one call; a graph with a fixed batch takes its own.
+        batch: Most images of one call; a graph with a fixed batch takes its own, and the last one
+            is filled up with the first images.
         channels: Axis of the channels of those tensors whose channels are kept apart.
         memory: Bytes that the observed tensors of one call may take together.
         threads: CPU threads; None for as many as this process may use.
@@ -221,6 +223,7 @@ def observe(
     if missing := sorted(set(channels or {}) - set(wanted)):
         raise DataError(f"the graph has no observed tensor {missing[0]}: check its name")
     graph.check(images)
+    images = whole_batches(images, graph.fixed_batch or 1)
     size, groups = graph.plan(wanted, batch, memory)
     statistics: dict[str, Statistics] = {}
     for group in groups:
@@ -296,8 +299,7 @@ class GraphTensors:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the graph demands, or None if it takes any."""
-        shape = self._input.type.tensor_type.shape
-        return int(shape.dim[0].dim_value) or None if shape.dim else None
+        return _batch_of(self._input)
 
     def check(self, images: Images) -> None:
         """Raise DataError if the graph does not take these images."""
@@ -310,11 +312,6 @@ class GraphTensors:
         for axis, (dim, found) in enumerate(zip(dims[1:], images.shape[1:], strict=True), 1):
             if dim and dim != found:
                 raise DataError(f"axis {axis} of the images is {found}, the graph takes {dim}")
-        if (fixed := self.fixed_batch) and len(images) % fixed:
-            raise DataError(
-                f"the graph takes {fixed} images at a time: give a multiple of them, not "
-                f"{len(images)}"
-            )
 
     def plan(
         self, names: Sequence[str], batch: int, memory: int
@@ -360,6 +357,21 @@ class GraphTensors:
         return run
 
 
+def fixed_batch(model: ModelProto) -> int | None:
+    """The batch size that a graph demands, or None if it takes any. Images are its first input."""
+    return _batch_of(_images_of(model.graph))
+
+
+def _images_of(graph: GraphProto) -> ValueInfoProto:
+    initializers = {tensor.name for tensor in graph.initializer}
+    return next(value for value in graph.input if value.name not in initializers)
+
+
+def _batch_of(value: ValueInfoProto) -> int | None:
+    shape = value.type.tensor_type.shape
+    return int(shape.dim[0].dim_value) or None if shape.dim else None
+
+
 def open_session(
     model: ModelProto, outputs: Sequence[str], threads: int | None = None
 ) -> Callable[..., dict[str, npt.NDArray[Any]]]:
@@ -381,8 +393,7 @@ def open_session(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    initializers = {tensor.name for tensor in copy.graph.initializer}
-    first = next(value.name for value in copy.graph.input if value.name not in initializers)
+    first = _images_of(copy.graph).name
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     options = onnxruntime.SessionOptions()

@@ -134,15 +134,16 @@ class ExportConfig(Section):
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     batch: Literal["dynamic"] | Batch = Field(
-        default="dynamic", description="Batch size of the graph: 'dynamic' or a number."
+        default="dynamic",
+        description="Batch size that engines and models take: 'dynamic' or a number.",
     )
     simplify: bool = True
     simplify_timeout_s: Annotated[int, Field(gt=0, le=24 * 3600)] = 300
 
     @property
-    def tried_batch(self) -> int:
-        """Images to trace and to compare with: of a dynamic batch more than one."""
-        return 2 if self.batch == "dynamic" else self.batch
+    def fixed_batch(self) -> int | None:
+        """The batch size, None for a dynamic one."""
+        return None if self.batch == "dynamic" else self.batch
 
 
 class CalibrationConfig(Section):
@@ -374,7 +375,7 @@ def _check_memory(config: Config, document: yamlfile.Document) -> None:
 def _batches(config: Config) -> Iterator[tuple[yamlfile.KeyPath, int]]:
     """Every size of a batch that is made, and where it is stated."""
     yield ("validation", "batch"), config.validation.batch
-    yield ("export", "batch"), config.export.tried_batch
+    yield ("export", "batch"), config.export.fixed_batch or 1
     for number, batch in enumerate(config.bench.batches):
         yield ("bench", "batches", number), batch
 

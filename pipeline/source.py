@@ -36,6 +36,7 @@ RANDOM = "random"
 IMAGENET = "imagenet-1k"
 TIMM_PREFIX = "timm/"
 RANDOM_SEED = 0
+RANDOM_WEIGHTS = f"random (seed {RANDOM_SEED}), BatchNorm statistics of noise"
 
 Split = Literal["validation", "calibration"]
 """The data that a configuration names."""
@@ -201,7 +202,7 @@ class Source:
         with about("preprocess"):
             if stated is not None:
                 return Preprocess.from_dict(stated.model_dump())
-            return Preprocess.from_model(self.module)
+            return Preprocess.from_model(self._loaded)
 
     @cached_property
     def validation(self) -> Dataset:
@@ -251,7 +252,32 @@ class Source:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The network in evaluation mode, in float32, with its weights."""
+        """The network in evaluation mode, in float32, with its weights.
+
+        Random weights are settled: see `care.settle`.
+        """
+        module = self._loaded
+        if self.checkpoint() is None:
+            from care.settle import settle
+
+            self._check_input(module)
+            settle(module, self._input_shape)
+        return module
+
+    @property
+    def _input_shape(self) -> tuple[int, int, int]:
+        preprocess = self.preprocess
+        return (preprocess.depth, preprocess.size, preprocess.size)
+
+    def _check_input(self, module: nn.Module) -> None:
+        from care.factory import check_input
+
+        with about("model"):
+            check_input(module, self._input_shape, len(self.classes[1]))
+
+    @cached_property
+    def _loaded(self) -> nn.Module:
+        """The network with the weights that its checkpoint, or its constructor, gives it."""
         import torch
 
         from care import checkpoint
@@ -288,18 +314,16 @@ class Source:
     @cached_property
     def network(self) -> Network:
         """Labels, shape and preprocessing, which every artifact carries."""
-        from care.factory import check_input
-
-        preprocess, names = self.preprocess, self.classes[1]
-        shape = (preprocess.depth, preprocess.size, preprocess.size)
-        with about("model"):
-            check_input(self.module, shape, len(names))
+        self._check_input(self.module)
+        description = {"model": self.config.model.name}
+        if self.checkpoint() is None:
+            description["weights"] = RANDOM_WEIGHTS
         return Network(
             name=self.config.name,
-            labels=names,
-            input_shape=shape,
-            preprocess=preprocess.to_dict(),
-            description={"model": self.config.model.name},
+            labels=self.classes[1],
+            input_shape=self._input_shape,
+            preprocess=self.preprocess.to_dict(),
+            description=description,
         )
 
     def samples(

@@ -151,7 +151,9 @@ def measure_limits(trials: Trials, modules: Sequence[str]) -> dict[str, float]:
     return limits
 
 
-def judge(trials: Trials, chosen: Sequence[Mutant], memory: Memory) -> Iterator[tuple[Mutant, bool]]:
+def judge(
+    trials: Trials, chosen: Sequence[Mutant], memory: Memory
+) -> Iterator[tuple[Mutant, bool]]:
     """Try what is not known yet; every change with whether it was noticed."""
     new = [mutant for mutant in chosen if mutant.name not in memory.killed]
     limits = measure_limits(trials, list(dict.fromkeys(mutant.module for mutant in new)))
@@ -161,7 +163,8 @@ def judge(trials: Trials, chosen: Sequence[Mutant], memory: Memory) -> Iterator[
             tests, limit = TESTS[mutant.module], limits[mutant.module]
             passed, _ = trials.changed(mutant.module, source, tests, limit)
             memory.keep(mutant.name, not passed)
-            if passed: print("SURVIVED", mutant.module, mutant.change.words, flush=True)
+            if passed:
+                print("SURVIVED", mutant.module, mutant.change.words, flush=True)
         yield mutant, memory.killed[mutant.name]
 
 

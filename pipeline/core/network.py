@@ -98,3 +98,11 @@ def in_batches(run: Callable[[Batch], Logits], images: Batch, size: int, least: 
         filled = np.concatenate([part, np.repeat(part[-1:], max(0, least - len(part)), 0)])
         parts.append(run(filled)[: len(part)])
     return np.concatenate(parts)
+
+
+def whole_batches(images: Images, size: int) -> Images:
+    """As many images as fill batches of `size`: the first ones again behind the last."""
+    total = -(-len(images) // size) * size
+    if total == len(images):
+        return images
+    return images[np.arange(total) % len(images)]

@@ -102,6 +102,13 @@ class Runner(AbstractContextManager[Any]):
         """What values the network had so far; None where nothing looks at them."""
         return None
 
+    def narrow_sums(self) -> Runner | None:
+        """The same artifact with sums of products as an accumulator in half precision has them.
+
+        None where it runs for real, or where nothing sums products in half precision.
+        """
+        return None
+
     def device_state(self) -> DeviceState | None:
         """What the device says of itself since the start; None where it cannot tell."""
         return None

@@ -248,7 +248,7 @@ def _described_engine(artifact: Artifact, facts: Mapping[str, Any]) -> _Model:
         )
     batches = facts["batches"]
     shape = tuple(int(extent) for extent in facts["input"]["shape"])
-    dynamic = shape[0] < 0
+    dynamic = batches["min"] < batches["max"]
     return _Model(
         source=_ENGINE,
         file="model.plan",
@@ -256,7 +256,7 @@ def _described_engine(artifact: Artifact, facts: Mapping[str, Any]) -> _Model:
         source_name=str(facts["input"]["name"]),
         result_name=str(facts["output"]["name"]),
         batch=int(batches["max"]) if dynamic else 0,
-        shape=shape[1:] if dynamic else shape,
+        shape=shape[1:] if dynamic else (int(batches["max"]), *shape[1:]),
         preferred=(int(batches["opt"]), int(batches["max"])) if dynamic else (),
         gpu=True,
     )

@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.histogram import Doubles
-from calibration.observe import open_session
+from calibration.observe import fixed_batch, open_session
 from pipeline.core.errors import BuildError, DataError
+from pipeline.core.network import whole_batches
 from pipeline.graphs.links import Links, attribute
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def mean_errors(
         reference: The float graph.
         images: (images, channels, height, width).
         chosen: Which layers.
-        batch: Images of one run.
+        batch: Images of one run; a graph with a fixed batch takes its own.
         threads: CPU threads; None for as many as this process may use.
 
     Returns:
@@ -130,17 +131,22 @@ def mean_errors(
         mine, wanted = quantized_means(part), float_means(part)
         return {name: mine[name] - wanted[name] for name in mine}
 
-    return _averaged(errors, images, chosen, batch)
+    return _averaged(errors, images, chosen, batch, fixed_batch(reference))
 
 
 def _averaged(
-    measure: Callable[[Images], Means], images: Images, chosen: Sequence[Layer], batch: int
+    measure: Callable[[Images], Means],
+    images: Images,
+    chosen: Sequence[Layer],
+    batch: int,
+    fixed: int | None,
 ) -> dict[str, Doubles]:
-    """Average over the images of what is measured batch by batch."""
+    """Average over the images of what is measured batch by batch, in the graph's own if fixed."""
     if not len(images):
         raise DataError("there are no calibration images to measure biases with")
+    images = whole_batches(images, fixed or 1)
     total = {layer.output: np.zeros(layer.channels) for layer in chosen}
-    for part in _batches(images, batch):
+    for part in _batches(images, fixed or batch):
         for name, values in measure(part).items():
             if not np.isfinite(values).all():
                 raise DataError(f"tensor {name} is not finite on the calibration images")
@@ -270,7 +276,8 @@ def correct_biases(
         quantized: Its quantized form, with the same names of layers' outputs.
         images: Calibration images, (images, channels, height, width). Beyond `batch` of them the
             corrections of the batches are averaged.
-        batch: Images of one run; more give better means and take more memory.
+        batch: Images of one run; more give better means and take more memory. A graph with a fixed
+            batch takes its own.
         threads: CPU threads; None for as many as this process may use.
 
     Returns:
@@ -290,7 +297,7 @@ def correct_biases(
         feeds = {f"{name}_wanted": mean for name, mean in wanted(part).items()}
         return {names[error]: value for error, value in correct(part, feeds).items()}
 
-    found = _averaged(errors, images, order, batch)
+    found = _averaged(errors, images, order, batch, fixed_batch(model))
     return Correction(fold(model, found), found)
 
 

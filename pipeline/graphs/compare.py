@@ -14,10 +14,24 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference between two graphs' logits, relative to the largest logit, in float32."""
 
+DYNAMIC_IMAGES = 2
+"""Images to try a graph with that takes any number: more than one, so that a mix-up of axes shows.
+"""
+
 
 def random_images(batch: int, shape: tuple[int, int, int]) -> Images:
     """Images of seeded noise, (batch, *shape), to compare two forms of one network with."""
     return np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
+
+
+def images_for(path: Path, shape: tuple[int, int, int]) -> Images:
+    """Images of seeded noise, as many as a graph demands, or as many as show a mix-up of axes."""
+    import onnx
+
+    from calibration.observe import fixed_batch
+
+    model = onnx.load(path, load_external_data=False)
+    return random_images(fixed_batch(model) or DYNAMIC_IMAGES, shape)
 
 
 def relative_difference(logits: Images, expected: Images) -> float:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pipeline.config import Config, Gates
 from pipeline.core.figures import Number
 from pipeline.report.model import BuiltArtifact, GateFailure, GateReport
+from pipeline.steps.facts.accuracy import ModuleRange
 
 
-def judge_all(config: Config, artifacts: Sequence[BuiltArtifact]) -> GateReport:
+def judge_all(
+    config: Config, artifacts: Sequence[BuiltArtifact], layers: ModuleRange | None = None
+) -> GateReport:
     """Judge every limit of every artifact.
 
     A figure that was not measured fails no gate; the report says that it is missing.
@@ -18,14 +21,18 @@ def judge_all(config: Config, artifacts: Sequence[BuiltArtifact]) -> GateReport:
     Args:
         config: The configuration.
         artifacts: What it asks for; failures come in this order.
+        layers: The range of PyTorch's values, if known.
     """
+    cause = layers.words if layers else ""
     limits = [
         (artifact, limit)
         for artifact in artifacts
         for limit in limits_of(config.gates(artifact.target), artifact)
     ]
     judged = [(artifact, limit) for artifact, limit in limits if limit.number.value is not None]
-    failures = tuple(limit.failure(artifact) for artifact, limit in judged if not limit.holds)
+    failures = tuple(
+        limit.failure(artifact, cause) for artifact, limit in judged if not limit.holds
+    )
     return GateReport(len(limits), len(judged), failures)
 
 
@@ -55,12 +62,24 @@ class Limit:
             return True
         return value <= self.allowed if self.is_upper else value >= self.allowed
 
-    def failure(self, artifact: BuiltArtifact) -> GateFailure:
-        """The limit as one that does not hold."""
+    def failure(self, artifact: BuiltArtifact, cause: str = "") -> GateFailure:
+        """The limit as one that does not hold.
+
+        Args:
+            artifact: Whose it is.
+            cause: That the network itself leaves the range of float16; told where the artifact did.
+        """
         value, state = self.number.value, self.number.state
         assert value is not None
         return GateFailure(
-            artifact.target, artifact.precision, self.figure, self.gate, self.allowed, value, state
+            artifact.target,
+            artifact.precision,
+            self.figure,
+            self.gate,
+            self.allowed,
+            value,
+            state,
+            cause if artifact.overflowed and self.gate != "max_latency_ms" else "",
         )
 
 

@@ -22,7 +22,7 @@ from pipeline.core.runner import Numerics
 from pipeline.core.seals import unsealed
 from pipeline.core.words import shown
 from pipeline.steps.artifact import FileRecord
-from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts
+from pipeline.steps.facts.accuracy import Accuracy, NarrowSums, ReferenceFacts
 from pipeline.steps.facts.bench import BenchFacts, Measured
 from pipeline.steps.facts.graphs import (
     BuildFacts,
@@ -86,6 +86,7 @@ class BuiltArtifact(Plain):
         accuracy: Its accuracy, or why there is none.
         accuracy_earlier: Its accuracy is from an earlier run.
         numerics: What values an executor saw in it.
+        narrow_sums: The second verdict, with sums of products in half precision.
         latency: The latency that stands for it, or why there is none.
         latency_earlier: Its latency is from an earlier run.
     """
@@ -102,6 +103,13 @@ class BuiltArtifact(Plain):
     numerics: Numerics | None
     latency: Number
     latency_earlier: bool
+    narrow_sums: NarrowSums | None = None
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether an executor saw values that are not finite."""
+        seen = self.numerics
+        return seen is not None and bool(seen.overflowed_values or seen.overflowed_tensors)
 
     @property
     def name(self) -> str:
@@ -144,6 +152,7 @@ class GateFailure(Plain):
         limit: What it allows.
         value: What was found; may be NaN.
         state: How that came about.
+        cause: What in the network itself explains it; "" if nothing is known.
     """
 
     target: str
@@ -153,12 +162,15 @@ class GateFailure(Plain):
     limit: float
     value: float
     state: State
+    cause: str = ""
 
     @property
     def words(self) -> str:
         """What does not hold, without the artifact's name."""
+        cause = f"; {self.cause}" if self.cause else ""
         return (
             f"{self.figure} is {self.value:.4g}, {self.gate} allows {self.limit:g} ({self.state})"
+            f"{cause}"
         )
 
     def __str__(self) -> str:

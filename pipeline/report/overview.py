@@ -9,6 +9,7 @@ from pipeline.core.figures import State
 from pipeline.core.runner import Numerics
 from pipeline.report import view
 from pipeline.report.model import NOT_SELECTED, GateReport, Run
+from pipeline.steps.facts.accuracy import NarrowSums
 from pipeline.steps.step import State as StepState
 
 EXIT_CODES = {
@@ -104,8 +105,12 @@ def _gates_in_words(gates: GateReport) -> str:
 def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     """What a reader should know before any figure, though nothing failed."""
     yield from run.problems
+    layers = run.reference.facts.range if run.reference else None
+    if layers and layers.words and any(artifact.overflowed for artifact in run.artifacts):
+        yield layers.words
     for artifact, one in zip(run.artifacts, cards, strict=True):
         yield from _overflow(one.name, artifact.numerics)
+        yield from _sums(one.name, artifact.narrow_sums)
         for link in one.chain:
             if link.problem:
                 yield f"{one.name} is outdated: {link.name} was {link.problem}; run again"
@@ -132,6 +137,15 @@ def _overflow(name: str, numerics: Numerics | None) -> Iterator[str]:
     elif numerics.overflowed_tensors:
         tensors = ", ".join(numerics.overflowed_tensors)
         yield f"{name}: values that are not finite were carried on in {tensors}"
+
+
+def _sums(name: str, narrow: NarrowSums | None) -> Iterator[str]:
+    if narrow is not None and narrow.differ:
+        wide, half = (f"{100 * n.value:.1f} %" for n in (narrow.agreement_wide, narrow.agreement))
+        yield (
+            f"{name}: accuracy depends on the accumulator: {wide} of {narrow.images} images have "
+            f"PyTorch's class where products are summed in float32, {half} where in half precision"
+        )
 
 
 def choices(run: Run) -> Iterator[str]:

@@ -61,7 +61,8 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         for target, measured in bench.items()
         for precision in config.precisions(target)
     )
-    gates = judge_all(config, artifacts)
+    reference = shelf.part("validate/pytorch", ReferenceFacts)
+    gates = judge_all(config, artifacts, reference.facts.range if reference else None)
     choice = {}
     for target, measured in bench.items():
         of_target = [artifact for artifact in artifacts if artifact.target == target]
@@ -85,7 +86,7 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         simplified=shelf.part("onnx", SimplifyFacts),
         forms=forms,
         calibration=shelf.part("calibration", CalibrationFacts),
-        reference=shelf.part("validate/pytorch", ReferenceFacts),
+        reference=reference,
         seals=shelf.seals(),
         artifacts=artifacts,
         bench=bench,
@@ -184,9 +185,10 @@ def _built(
     validated = shelf.part(validation, ValidationFacts)
     why_no_accuracy = _why_not(shelf, name, built, validation, validated)
     if validated is None or why_no_accuracy:
-        accuracy, numerics = Accuracy.not_measured(why_no_accuracy), None
+        accuracy, numerics, narrow = Accuracy.not_measured(why_no_accuracy), None, None
     else:
-        accuracy, numerics = validated.facts.numbers, validated.facts.numerics
+        seen = validated.facts
+        accuracy, numerics, narrow = seen.numbers, seen.numerics, seen.narrow_sums
     why_no_latency = _why_not(shelf, name, built, f"bench/{target}", measured)
     if measured is None or why_no_latency:
         latency = Number.not_measured(why_no_latency, unit="ms")
@@ -205,6 +207,7 @@ def _built(
         accuracy_earlier=not why_no_accuracy and not shelf.is_current(validation),
         numerics=numerics,
         latency=latency,
+        narrow_sums=narrow,
         latency_earlier=not why_no_latency and not shelf.is_current(f"bench/{target}"),
     )
 

@@ -194,6 +194,20 @@ def measurements(run: Run) -> Iterator[Measured]:
             yield measured
 
 
+def _narrow_sums(artifact: BuiltArtifact) -> dict[str, Any]:
+    """The second verdict as facts; none where there is none."""
+    narrow = artifact.narrow_sums
+    if narrow is None:
+        return {}
+    return {
+        "agreement_where_sums_are_in": {
+            "float32": text.percent(narrow.agreement_wide),
+            "half precision": text.percent(narrow.agreement),
+            "images": narrow.images,
+        }
+    }
+
+
 def card(run: Run, artifact: BuiltArtifact) -> Card:
     """Everything about one artifact of a run."""
     accuracy, built = artifact.accuracy, artifact.built
@@ -219,7 +233,7 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         timings=tuple(timings(measured, artifact.precision)) if measured else (),
         comparisons=compared,
         cold_start=f"{cold:.1f} ms" if cold is not None else "",
-        numerics=tuple(facts.blocks("", numerics)),
+        numerics=tuple(facts.blocks("", {**numerics, **_narrow_sums(artifact)})),
         warnings=repeated(built.facts.warnings) if built else (),
         facts=tuple(facts.blocks("Build", build_facts(built))) if built else (),
         files=tuple(_files(built)) if built else (),

@@ -83,7 +83,6 @@ class BuildStep(TargetStep):
         context.progress(0, None, f"{self.runtime.title} {self.precision}")
         options = context.config.target(self.runtime.name)
         assert options is not None
-        batch = context.config.export.batch
 
         def calibration(count: int) -> Pictures:
             return read_pictures(self.calibration.artifact())[:count]
@@ -95,7 +94,7 @@ class BuildStep(TargetStep):
             graph=self.graph.artifact().path(GRAPH) if self.graph else None,
             module=self._module,
             calibration=calibration,
-            batch=None if batch == "dynamic" else batch,
+            batch=context.config.export.fixed_batch,
             log=context.log,
         )
         try:

@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.core.errors import BuildError
-from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
+from pipeline.graphs.compare import (
+    DYNAMIC_IMAGES,
+    TOLERANCE,
+    random_images,
+    relative_difference,
+    run_graph,
+)
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
 from pipeline.steps.facts.graphs import ExportFacts
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from pipeline.core.network import Images
+    from pipeline.core.network import Images, Network
 
 KEPT_METADATA = "pkg.torch.onnx.name_scopes"
 """Names of the modules around a node: what reports need. The exporter's other notes hold file paths
@@ -49,42 +57,10 @@ class ExportStep(StageStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Export, strip, describe and check the graph."""
-        import onnx
-        import torch
-
         source, settings = self.source, self.context.config.export
         self.context.progress(0, 3, "loading the network")
         form, network = source.inference_form(), source.network
-        module = form.module
-        dynamic = settings.batch == "dynamic"
-        images = random_images(settings.tried_batch, network.input_shape)
-        self.context.progress(1, 3, "tracing")
-        try:
-            model = trace(module, images, opset=settings.opset, dynamic=dynamic)
-        except Exception as error:  # the exporter raises whatever the network's code raises
-            raise BuildError(
-                f"{self.context.config.model.name} does not export to ONNX: {error}"
-            ) from error
-        labels = json.dumps(network.labels, ensure_ascii=False)
-        onnx.helper.set_model_props(
-            model,
-            {
-                "labels": labels,
-                "preprocess": json.dumps(dict(network.preprocess)),
-                "name": network.name,
-                **network.description,
-            },
-        )
-        onnx.save(model, folder / GRAPH)
-        self.context.progress(2, 3, "comparing with PyTorch")
-        with torch.no_grad():
-            expected = module(torch.from_numpy(images)).numpy()
-        difference = relative_difference(run_graph(folder / GRAPH, images), expected)
-        if not difference <= TOLERANCE:
-            raise BuildError(
-                f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
-                f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
-            )
+        model, difference = self._export(form.module, network, folder / GRAPH)
         self.beside["checkpoint"] = str(source.checkpoint() or "")
         return ExportFacts(
             inference_form=form.how,
@@ -93,6 +69,84 @@ class ExportStep(StageStep):
             difference_to_pytorch=difference,
             network=network,
         ).to_facts()
+
+    def _export(
+        self, module: nn.Module, network: Network, path: Path
+    ) -> tuple[onnx.ModelProto, float]:
+        """Write the graph; returns it, and its difference to PyTorch.
+
+        It takes any batch even where `export.batch` fixes that of the models: calibration runs it
+        with many images, and TensorRT-RTX fails on some graphs of one image. A module that gives no
+        such graph is traced with the fixed batch alone.
+
+        Raises:
+            BuildError: The module cannot be traced, or its graph computes something else.
+        """
+        try:
+            return self._export_one(module, network, path, dynamic=True)
+        except BuildError as error:
+            fixed = self.context.config.export.fixed_batch
+            if fixed is None:
+                raise
+            refusal = error
+        self.context.log(f"export: {refusal}; trying a graph for batches of {fixed} alone")
+        try:
+            return self._export_one(module, network, path, dynamic=False)
+        except BuildError:
+            raise refusal from None
+
+    def _export_one(
+        self, module: nn.Module, network: Network, path: Path, *, dynamic: bool
+    ) -> tuple[onnx.ModelProto, float]:
+        import onnx
+
+        settings = self.context.config.export
+        images = random_images(settings.fixed_batch or DYNAMIC_IMAGES, network.input_shape)
+        # A dynamic batch cannot be traced with a single image.
+        traced = np.repeat(images, DYNAMIC_IMAGES, 0) if dynamic and len(images) == 1 else images
+        self.context.progress(1, 3, "tracing")
+        try:
+            model = trace(module, traced, opset=settings.opset, dynamic=dynamic)
+        except Exception as error:  # the exporter raises whatever the network's code raises
+            raise BuildError(
+                f"{self.context.config.model.name} does not export to ONNX: {error}"
+            ) from error
+        _describe(model, network)
+        onnx.save(model, path)
+        self.context.progress(2, 3, "comparing with PyTorch")
+        return model, _compare(path, module, images)
+
+
+def _describe(model: onnx.ModelProto, network: Network) -> None:
+    """Labels, preprocessing and description go into the graph's metadata."""
+    import onnx
+
+    about = {
+        "labels": json.dumps(network.labels, ensure_ascii=False),
+        "preprocess": json.dumps(dict(network.preprocess)),
+        "name": network.name,
+        **network.description,
+    }
+    onnx.helper.set_model_props(model, about)
+
+
+def _compare(path: Path, module: nn.Module, images: Images) -> float:
+    """Difference of a graph to PyTorch.
+
+    Raises:
+        BuildError: It is too large.
+    """
+    import torch
+
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    difference = relative_difference(run_graph(path, images), expected)
+    if not difference <= TOLERANCE:
+        raise BuildError(
+            f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
+            f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
+        )
+    return difference
 
 
 def trace(

@@ -35,3 +35,9 @@ def batches(artifact: Artifact, size: int) -> Iterator[Pictures]:
     pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
     for start in range(0, len(pixels), size):
         yield Pictures(np.asarray(pixels[start : start + size]), preprocess)
+
+
+def pictures_at(artifact: Artifact, indices: npt.NDArray[np.int64]) -> Pictures:
+    """Some of the samples."""
+    pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
+    return Pictures(np.asarray(pixels[indices]), preprocess_of(artifact))

@@ -43,6 +43,7 @@ class PrecisionStep(StageStep):
             found["settings calibration"] = self._options()
         if self.form.timed:
             found["machine"] = machine.cpu_class()
+            found["settings export.batch"] = self.context.config.export.batch
         return found
 
     def _options(self) -> dict[str, Any]:
@@ -73,5 +74,6 @@ class PrecisionStep(StageStep):
             options=self._options(),
             calibration=calibration,
             log=self.context.log,
+            batch=self.context.config.export.fixed_batch,
         )
         return {**self.form.convert(job, destination), "network": network.to_dict()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
+from pipeline.graphs.compare import TOLERANCE, images_for, relative_difference, run_graph
 from pipeline.stages import onnxsim_process
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
@@ -47,7 +47,7 @@ class SimplifyStep(StageStep):
 
     def inputs(self) -> Mapping[str, Any]:
         """Whether to simplify at all."""
-        settings = self.context.config.export.model_dump(include={"simplify", "batch"})
+        settings = self.context.config.export.model_dump(include={"simplify"})
         return {"settings export": settings}
 
     def tools(self) -> dict[str, str]:
@@ -94,7 +94,7 @@ class SimplifyStep(StageStep):
         if refusal:
             return refusal
         self.context.progress(1, 2, "comparing")
-        images = random_images(settings.tried_batch, shape)
+        images = images_for(graph, shape)
         difference = relative_difference(run_graph(result, images), run_graph(graph, images))
         if not difference <= TOLERANCE:
             return Refusal(f"onnxsim changed the logits by {difference:.1e} of the largest")

@@ -16,16 +16,27 @@ from pipeline.core.figures import Number
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
-from pipeline.stages.images import batches, read_labels
+from pipeline.stages.images import batches, pictures_at, read_labels
 from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
-from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts, ValidationFacts
+from pipeline.steps.facts.accuracy import (
+    Accuracy,
+    NarrowSums,
+    ReferenceFacts,
+    ValidationFacts,
+)
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
 if TYPE_CHECKING:
     from pipeline.stages.build import BuildStep
     from pipeline.stages.samples import SampleStep
+
+RANGE_IMAGES = 32
+"""Images over which the range of PyTorch's layers is looked at."""
+
+NARROW_IMAGES = 256
+"""Most images of the second verdict: it takes several times as long for each."""
 
 
 class ReferenceStep(StageStep):
@@ -54,16 +65,18 @@ class ReferenceStep(StageStep):
         """Run the network over the samples."""
         import torch
 
-        from pipeline.targets.pytorch import TorchRunner
+        from pipeline.targets.pytorch import TorchRunner, range_of
 
         samples = self.samples.artifact()
         labels = read_labels(samples)
         with TorchRunner(self.source.module) as runner:
             logits = run_over(self, runner, len(labels), "PyTorch float32")
+            pictures = next(batches(samples, RANGE_IMAGES))
+            layers = range_of(self.source.module, pictures.images)
         np.save(folder / LOGITS, logits)
         by = f"PyTorch {torch.__version__}, float32, CPU"
         top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
-        return ReferenceFacts(Accuracy(top1, top5)).to_facts()
+        return ReferenceFacts(Accuracy(top1, top5), layers).to_facts()
 
 
 class ValidateStep(TargetStep):
@@ -108,6 +121,7 @@ class ValidateStep(TargetStep):
                 what = f"{target.title} {self.built.precision}"
                 logits = run_over(self, runner, len(labels), what)
                 numerics = runner.numerics()
+                narrow = self._with_narrow_sums(runner, logits, reference)
         except UnsupportedOperatorError as error:
             if missing is None:
                 raise
@@ -117,7 +131,22 @@ class ValidateStep(TargetStep):
         np.save(folder / LOGITS, logits)
         state = figures.State.MEASURED if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
-        return self._facts(numbers, numerics).to_facts()
+        return self._facts(numbers, numerics, narrow).to_facts()
+
+    def _with_narrow_sums(
+        self, runner: Runner, logits: Logits, reference: Logits
+    ) -> NarrowSums | None:
+        """The second verdict, over some of the images; None where there is none to have."""
+        second = runner.narrow_sums()
+        if second is None:
+            return None
+        count = min(NARROW_IMAGES, len(logits))
+        chosen = np.sort(np.random.default_rng(0).choice(len(logits), count, replace=False))
+        self.context.progress(0, None, f"{self.runtime.title}: sums in half precision")
+        with second:
+            images = second.input_of(pictures_at(self.samples.artifact(), chosen))
+            narrow = in_batches(second, images, self.context.config.validation.batch)
+        return compare_sums(narrow, logits[chosen], reference[chosen], second.device)
 
     def _graph(self) -> Path | None:
         """The ONNX graph that the artifact was built from, if it was."""
@@ -126,8 +155,14 @@ class ValidateStep(TargetStep):
             return built.path(OWN_GRAPH)
         return self.built.graph.artifact().path(GRAPH) if self.built.graph else None
 
-    def _facts(self, numbers: Accuracy, numerics: Numerics | None = None) -> ValidationFacts:
-        return ValidationFacts(self.built.runtime.name, self.built.precision, numbers, numerics)
+    def _facts(
+        self,
+        numbers: Accuracy,
+        numerics: Numerics | None = None,
+        narrow: NarrowSums | None = None,
+    ) -> ValidationFacts:
+        built = self.built
+        return ValidationFacts(built.runtime.name, built.precision, numbers, numerics, narrow)
 
 
 def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, what: str) -> Logits:
@@ -196,4 +231,26 @@ def judge(
         cosine=figure(comparison.cosine),
         max_difference=figure(comparison.max_difference),
         top1_drop=figure(drop.value, drop.interval),
+    )
+
+
+def compare_sums(narrow: Logits, wide: Logits, reference: Logits, by: str) -> NarrowSums:
+    """The second verdict beside the first.
+
+    Args:
+        narrow: Logits with sums of products in half precision, (images, classes).
+        wide: Logits with sums in float32, of the same images.
+        reference: PyTorch's.
+        by: What gave the narrow ones.
+    """
+    drop = figures.paired_drop(narrow, wide, reference.argmax(1))
+
+    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
+        return Number(value, figures.State.EMULATED, by=by, samples=len(narrow), interval=interval)
+
+    return NarrowSums(
+        len(narrow),
+        figure(figures.compare(narrow, reference).agreement),
+        figure(figures.compare(wide, reference).agreement),
+        figure(drop.value, drop.interval),
     )

@@ -30,6 +30,8 @@ class FormJob:
         options: Settings of the form, from the configuration.
         calibration: Reads the calibration set; costs time, so only forms that need it call it.
         log: Takes a line for the log file.
+        batch: Fixed batch size that models are built for, or None for a dynamic one. The source
+            may take any batch all the same.
     """
 
     source: Path
@@ -37,6 +39,7 @@ class FormJob:
     options: Mapping[str, Any]
     calibration: Callable[[], CalibrationSet]
     log: Callable[[str], None]
+    batch: int | None = None
 
 
 class Form(ABC):

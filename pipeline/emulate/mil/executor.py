@@ -116,6 +116,12 @@ class MilExecutor:
         """Class labels of a classifier, in the order of its probabilities."""
         return self.program.labels
 
+    @property
+    def holds_float16(self) -> bool:
+        """Whether any operation gives float16."""
+        outputs = (kind for op in self.program.operations for _, kind in op.outputs)
+        return any(kind.dtype == "FLOAT16" for kind in outputs)
+
     def operations(self) -> Counter[str]:
         """How often each kind of operation occurs, without constants."""
         return Counter(op.type for op in self.program.operations if op.type != "const")

@@ -113,6 +113,10 @@ class GraphExecutor:
         """The type of a tensor, as the graph's inputs and operators tell it."""
         return self._types[name]
 
+    def holds(self, dtype: torch.dtype) -> bool:
+        """Whether any tensor of the graph has a type."""
+        return dtype in self._types.values()
+
     def overflow_report(self) -> list[TensorRange]:
         """The ranges of all tensors so far, in execution order.
 

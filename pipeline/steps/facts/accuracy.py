@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pipeline.core.figures import Number
@@ -37,15 +38,73 @@ class Accuracy(Plain):
         return cls(*[Number.not_measured(why)] * 7)
 
 
+FLOAT16_LIMIT = 65504.0
+"""Largest value of float16."""
+
+
+@dataclass(frozen=True)
+class ModuleRange(Plain):
+    """The largest value that any layer gives, in PyTorch and float32.
+
+    Attributes:
+        largest: Its magnitude; infinite where a layer gives infinity or NaN.
+        at: The layer.
+        first_beyond: The first layer that gives more than float16 can hold; "" if none does.
+        images: Images looked at.
+    """
+
+    largest: float
+    at: str
+    first_beyond: str
+    images: int
+
+    @property
+    def words(self) -> str:
+        """That the network itself leaves the range of float16; "" if it does not."""
+        if not self.first_beyond:
+            return ""
+        value = f"{self.largest:.2g}" if math.isfinite(self.largest) else "no finite value"
+        return (
+            f"the network itself leaves the range of float16: {value} at {self.at}, first at "
+            f"{self.first_beyond} (PyTorch in float32, {self.images} images)"
+        )
+
+
 @dataclass(frozen=True)
 class ReferenceFacts(Facts):
     """PyTorch's accuracy.
 
     Attributes:
         numbers: The figures.
+        range: The range of the layers' values; None where nothing looked at them.
     """
 
     numbers: Accuracy
+    range: ModuleRange | None = None
+
+
+@dataclass(frozen=True)
+class NarrowSums(Plain):
+    """The second verdict: sums of products rounded as an accumulator in half precision does.
+
+    Attributes:
+        images: Images of both readings: some of the validation set, chosen with a seed.
+        agreement: Share of them with PyTorch's class, with such sums.
+        agreement_wide: The same with sums in float32.
+        drop: `agreement_wide` minus `agreement`, with the interval of paired shares.
+    """
+
+    images: int
+    agreement: Number
+    agreement_wide: Number
+    drop: Number
+
+    @property
+    def differ(self) -> bool:
+        """Whether the two readings judge differently, beyond noise."""
+        assert self.drop.interval is not None
+        low, high = self.drop.interval
+        return low > 0 or high < 0
 
 
 @dataclass(frozen=True)
@@ -57,9 +116,11 @@ class ValidationFacts(Facts):
         precision: The precision.
         numbers: The figures.
         numerics: What values the artifact had; None where nothing looks at them.
+        narrow_sums: The second verdict; None where nothing sums in half precision, or it ran.
     """
 
     target: str
     precision: str
     numbers: Accuracy
     numerics: Numerics | None = None
+    narrow_sums: NarrowSums | None = None

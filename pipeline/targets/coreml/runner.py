@@ -96,6 +96,12 @@ class EmulatedRunner(PackageRunner):
             self._compared.append((exact, logits[:count]))
         return logits
 
+    def narrow_sums(self) -> Runner | None:
+        """See `Runner`."""
+        if self._executor is None or not self._executor.holds_float16:
+            return None
+        return _NarrowRunner(self._package, self._normalization)
+
     def numerics(self) -> Numerics | None:
         """How far rounding moved the logits, and the range of the network's values."""
         if not self._compared:
@@ -122,6 +128,21 @@ class EmulatedRunner(PackageRunner):
     def close(self) -> None:
         """Let go of the package."""
         self._executor = None
+
+
+class _NarrowRunner(Runner):
+    """A package whose sums of products are rounded to float16 on the way."""
+
+    def __init__(self, package: Path, normalization: Normalization) -> None:
+        from pipeline.emulate.mil.executor import MilExecutor
+
+        self._package, self._normalization = package, normalization
+        self._executor = MilExecutor(package, accumulate="float16")
+        self.device = "ML Program executor on the CPU, sums of products in float16"
+
+    def __call__(self, images: Images) -> Logits:
+        """Logits of preprocessed images, by way of their pixels."""
+        return answer(self._executor, pixels_of(images, self._normalization), self._package)
 
 
 def answer(executor: MilExecutor, pixels: Pixels, package: Path) -> Logits:

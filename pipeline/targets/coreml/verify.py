@@ -15,6 +15,7 @@ from pipeline.core.network import Images, Logits, Network
 from pipeline.core.preprocess import Pictures
 from pipeline.targets.coreml.network import preprocess_of
 from pipeline.targets.coreml.runner import answer
+from pipeline.targets.pytorch import range_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,9 +94,13 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
         executor = MilExecutor(package, precision=mode)
         found = figures.compare(answer(executor, pictures.pixels, package), expected)
         if not found.finite:
+            reason = (
+                range_of(module.eval(), pictures.images).words
+                or "a value leaves the range of float16"
+            )
             raise BuildError(
-                f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): a "
-                "value leaves the range of float16; use precision mixed or fp32"
+                f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): "
+                f"{reason}; use precision mixed or fp32"
             )
         if limit is not None and limits.half_weights and found.relative_error > limit:
             own = _error_of_half_weights(module, pictures.images, expected)

@@ -106,8 +106,25 @@ def read_graph(graph: Path) -> ir.Model:
 def _save(model: ir.Model, path: Path, job: BuildJob) -> None:
     import onnx_ir as ir
 
+    if job.batch is not None:
+        fix_batch(model, job.batch)
     model.metadata_props.update(_about(job.network, job.precision))
     ir.save(model, path)
+
+
+def fix_batch(model: ir.Model, batch: int) -> None:
+    """State the batch in all shapes of a graph that takes any."""
+    import onnx_ir as ir
+
+    graph = model.graph
+    shape = graph.inputs[0].shape
+    symbol = shape[0] if shape is not None else None
+    if not isinstance(symbol, ir.SymbolicDim):
+        return
+    inside = (value for node in graph for value in node.outputs)
+    for value in (*graph.inputs, *inside):
+        if value.shape is not None:
+            value.shape = ir.Shape([batch if dim == symbol else dim for dim in value.shape])
 
 
 def _about(network: Network, precision: str) -> Mapping[str, str]:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from calibration.sample import CalibrationSet
 from pipeline.core.errors import BuildError
+from pipeline.core.network import in_batches, whole_batches
 from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
 
@@ -47,7 +48,7 @@ DECISION_IMAGES = 256
 """Most images on which accuracy is judged."""
 
 BATCH = 16
-"""Images at a time."""
+"""Images at a time, where the graph leaves that open."""
 
 MEASURE_SECONDS = 3.0
 """How long each comparison of latency takes."""
@@ -198,14 +199,13 @@ def _by_onnxruntime(model: Graph, images: Images) -> Logits:
     """Logits of a graph by the runtime that it is made for."""
     import onnx
 
-    from calibration.observe import open_session
+    from calibration.observe import fixed_batch, open_session
 
     graph = onnx.load(model) if isinstance(model, Path) else model
     name = graph.graph.output[0].name
     run = open_session(graph, [name])
-    parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    logits: Logits = np.concatenate([run(part)[name] for part in parts])
-    return logits
+    fixed = fixed_batch(graph)
+    return in_batches(lambda part: run(part)[name], images, fixed or BATCH, fixed or 1)
 
 
 class _Work:
@@ -334,7 +334,10 @@ class _Work:
         return self._measure({"float32": None, "int8": model}).ratios["int8"]
 
     def _measure(self, graphs: Mapping[str, onnx.ModelProto | None]) -> Choice:
-        """Compare latencies, with all threads, at batch 1; None stands for our float32 build."""
+        """Compare latencies, with all threads; None stands for our float32 build.
+
+        At the batch that the model is built for, or at batch 1 where that is dynamic.
+        """
         import onnx
 
         from pipeline.core.machine import granted
@@ -342,6 +345,7 @@ class _Work:
         from pipeline.targets.ort.tune import Candidate as Way
         from pipeline.targets.ort.tune import choose
 
+        batch = self.job.batch or 1
         with tempfile.TemporaryDirectory(prefix="int8-") as name:
             folder = Path(name)
             candidates = {}
@@ -356,7 +360,7 @@ class _Work:
                 folder,
                 candidates,
                 granted(),
-                self.images.images[:1],
+                whole_batches(self.images.images[:batch], batch),
                 seconds=MEASURE_SECONDS,
                 margin=MARGIN,
             )

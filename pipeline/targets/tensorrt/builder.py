@@ -255,7 +255,11 @@ def _profile(
         raise RefusedError(f"{graph}: only the batch of the input may be dynamic")
     if batch >= 0:
         return (batch, batch, batch)
-    library.add_profile(builder, config, network, batches)
+    smallest, _, largest = batches
+    if smallest == largest:
+        network.get_input(0).shape = (smallest, *others)
+    else:
+        library.add_profile(builder, config, network, batches)
     return batches
 
 

@@ -17,6 +17,7 @@ from pipeline.core.runner import Numerics, Runner
 from pipeline.steps.artifact import Artifact
 
 if TYPE_CHECKING:
+    from pipeline.emulate.onnx.plan import Accumulate
     from pipeline.emulate.ranges import TensorRange
 
 
@@ -26,6 +27,8 @@ class EmulatedRunner(Runner):
     Args:
         artifact: The engine.
         graph: The graph that it was built from.
+        accumulate: Where running sums of products are rounded, see `OnnxExecutor`; what values the
+            tensors have is recorded for "float32" only.
 
     Raises:
         ArtifactError: The graph is another one.
@@ -33,22 +36,40 @@ class EmulatedRunner(Runner):
 
     device = "emulated: strict ONNX executor"
 
-    def __init__(self, artifact: Artifact, graph: Path) -> None:
+    def __init__(self, artifact: Artifact, graph: Path, accumulate: Accumulate = "float32") -> None:
         from pipeline.emulate.onnx.executor import OnnxExecutor
 
         if file_hash(graph) != artifact.facts.get("graph_sha256"):
             raise ArtifactError(
                 f"{graph} is not the graph that {artifact.folder} was built from: build it again"
             )
-        self._executor = OnnxExecutor(graph, record=True, tf32=bool(artifact.facts.get("tf32")))
+        self._artifact, self._graph = artifact, graph
+        self._record = accumulate == "float32"
+        self._executor = OnnxExecutor(
+            graph,
+            record=self._record,
+            accumulate=accumulate,
+            tf32=bool(artifact.facts.get("tf32")),
+        )
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images, (batch, channels, height, width); any batch size."""
         return self._executor.run_all(images)
 
-    def numerics(self) -> Numerics:
+    def narrow_sums(self) -> Runner | None:
+        """See `Runner`. Sums in bfloat16 are none: tensor cores have no such accumulator."""
+        import torch
+
+        if not self._executor.holds(torch.float16):
+            return None
+        return EmulatedRunner(self._artifact, self._graph, accumulate="output")
+
+    def numerics(self) -> Numerics | None:
         """Overflows, and the headroom by block; see `Runner`."""
         from pipeline.emulate.ranges import tightest
+
+        if not self._record:
+            return None
 
         report = self.overflow_report()
         overflowed = [entry for entry in report if not entry.finite]

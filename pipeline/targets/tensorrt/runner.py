@@ -38,6 +38,7 @@ class GpuRunner(Runner):
         path: Where it lies, for messages.
         gpu: The GPU.
         cache: File for what TensorRT-RTX compiles on the GPU.
+        largest: Largest batch that the engine is meant for; None for what it takes.
         log: Takes lines of the library's chatter.
 
     Attributes:
@@ -60,6 +61,7 @@ class GpuRunner(Runner):
         gpu: Gpu,
         *,
         cache: Path,
+        largest: int | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         start = time.perf_counter()
@@ -77,7 +79,8 @@ class GpuRunner(Runner):
             self._stack.close()
             raise
         self.load_ms = 1e3 * (time.perf_counter() - start)
-        self.smallest, self.largest = self._session.smallest, self._session.largest
+        self.smallest = self._session.smallest
+        self.largest = min(self._session.largest, largest or self._session.largest)
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images; see `Runner`."""
@@ -122,7 +125,7 @@ class GpuRunner(Runner):
         The first calls of each are not counted: clocks rise and kernels are loaded then.
         """
         rows = []
-        for batch in sorted({self.smallest, self._session.usual, self._session.largest}):
+        for batch in sorted({self.smallest, self._session.usual, self.largest}):
             self._loop(batch, _QUEUED)
             times, total = self._loop(batch, calls)
             latency = Latency(tuple(times))
@@ -205,17 +208,16 @@ class GpuRunner(Runner):
             yield
 
     def _check(self, images: Images) -> None:
-        smallest, largest = self._session.smallest, self._session.largest
         if images.dtype != np.float32 or images.shape[1:] != self._session.image:
             expected = " x ".join(map(str, self._session.image))
             raise InputError(
                 f"the engine takes float32 images of {expected}, not {images.dtype} of "
                 f"{' x '.join(map(str, images.shape[1:]))}"
             )
-        if not smallest <= len(images) <= largest:
+        if not self.smallest <= len(images) <= self.largest:
             raise InputError(
-                f"the engine was built for batches of {smallest} to {largest}, not {len(images)}; "
-                "set the target's option batches and build again"
+                f"the engine was built for batches of {self.smallest} to {self.largest}, not "
+                f"{len(images)}; set the target's option batches and build again"
             )
 
     def _run(self, images: Images) -> None:

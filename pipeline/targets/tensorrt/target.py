@@ -6,16 +6,23 @@ GPU box, for its GPU. Details are in `pipeline.targets.tensorrt`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from pipeline.core import published
-from pipeline.core.errors import ArtifactError, BuildError, ConfigError, UnavailableError
+from pipeline.core.errors import (
+    ArtifactError,
+    BuildError,
+    ConfigError,
+    UnavailableError,
+    UnsupportedOperatorError,
+)
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
@@ -115,9 +122,7 @@ class TrtTarget(Target):
             workspace=options.workspace_mib and options.workspace_mib << 20,
             gpu=gpu if isinstance(gpu, Gpu) else None,
         )
-        if name == api.RTX:
-            return build_apart(engine, folder, job.log)
-        return build_engine(api.load(name), engine, folder, job.log)
+        return _build(name, engine, folder, job.log)
 
     def inspect(self, artifact: Artifact) -> str:
         """Look at the header, or deserialize the engine where a GPU is; see `Target`."""
@@ -174,6 +179,7 @@ class TrtTarget(Target):
             path.read_bytes(),
             path,
             gpu,
+            largest=int(artifact.facts["batches"]["max"]),
             cache=cache_path(artifact, gpu),
             log=_LOG.debug,
         )
@@ -183,6 +189,43 @@ class TrtTarget(Target):
         from pipeline.targets.tensorrt.emulation import EmulatedRunner
 
         return EmulatedRunner(artifact, graph) if graph is not None else None
+
+
+def _build(name: str, job: EngineJob, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """Build an engine; one for a fixed batch with a profile to one image more, if it must be.
+
+    TensorRT-RTX 1.7.1 dies on linear attention with a single head and a single image, where the
+    product with the normalizer has a single row: it drops all axes of one, and then looks for them.
+    With a profile it has to keep that of the batch.
+
+    Raises:
+        BuildError: The graph is refused in either way: the first refusal.
+    """
+    smallest, _, largest = job.batches
+    try:
+        return _build_once(name, job, folder, log)
+    except UnsupportedOperatorError:
+        raise
+    except BuildError as error:
+        if smallest != largest:
+            raise
+        refusal = error
+    log(f"{refusal}; trying a profile of {smallest} to {smallest + 1} images")
+    wider = dataclasses.replace(job, batches=(smallest, smallest, smallest + 1))
+    try:
+        facts = _build_once(name, wider, folder, log)
+    except BuildError:
+        raise refusal from None
+    served = dict.fromkeys(("min", "opt", "max"), smallest)
+    return {**facts, "batches": served, "profile": facts["batches"], "why_wider": str(refusal)}
+
+
+def _build_once(
+    name: str, job: EngineJob, folder: Path, log: Callable[[str], None]
+) -> dict[str, Any]:
+    if name == api.RTX:
+        return build_apart(job, folder, log)
+    return build_engine(api.load(name), job, folder, log)
 
 
 def cache_path(artifact: Artifact, gpu: Gpu) -> Path:

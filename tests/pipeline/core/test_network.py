@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.core.network import Images, Logits, in_batches
+from pipeline.core.network import Images, Logits, in_batches, whole_batches
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,12 @@ def test_any_number_of_images_in_batches_of_limited_sizes(
     logits = in_batches(run, images, size, least)
     assert batches == seen
     np.testing.assert_array_equal(logits, images[:, 0, 0, :])
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "order"),
+    [(3, 2, [0, 1, 2, 0]), (4, 2, [0, 1, 2, 3]), (1, 3, [0, 0, 0]), (2, 1, [0, 1])],
+)
+def test_the_last_batch_is_filled_up(count: int, size: int, order: list[int]) -> None:
+    images = np.arange(count, dtype=np.float32).reshape(count, 1, 1, 1)
+    assert whole_batches(images, size).ravel().tolist() == order

@@ -111,6 +111,14 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
     assert [w.batch_size for w in config.model_warmup] == [0]
 
 
+def test_an_engine_for_a_fixed_batch_that_takes_more(plan: Artifact, tmp_path: Path) -> None:
+    facts = {**plan.facts, "batches": {"min": 2, "opt": 2, "max": 2}}
+    fixed = built(tmp_path / "fixed", "trt/fp16", {"model.engine": b"plan"}, facts)
+    config = parsed(triton.export(fixed, NETWORK, tmp_path / "repository"))
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [2, 3, 8, 8]
+
+
 def test_exporting_again_replaces_the_model_and_leaves_others(
     ort: Artifact, tmp_path: Path
 ) -> None:

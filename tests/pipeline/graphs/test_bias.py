@@ -109,6 +109,22 @@ def test_correction_removes_the_mean_error(
     assert max(np.abs(error).max() for error in left.values()) < 1e-4
 
 
+def test_a_graph_with_a_fixed_batch_gets_its_own(make_model: Callable[..., ModelProto]) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("Gemm", ["image", "w"], ["logits"], "gemm")]
+    constants = {"w": rng.standard_normal((6, 6)).astype(np.float32)}
+    fixed = make_model(nodes, constants, [3, 6], [3, 6])
+    dynamic = make_model(nodes, constants, ["b", 6], ["b", 6])
+    x = rng.standard_normal((8, 6)).astype(np.float32)
+    whole = np.concatenate([x, x[:1]])
+    expected = mean_errors(coarse(dynamic), dynamic, whole, layers(dynamic))["logits"]
+    assert np.abs(expected).max() > 1e-3
+    measured = mean_errors(coarse(fixed), fixed, x, layers(fixed))["logits"]
+    np.testing.assert_allclose(measured, expected, atol=1e-6)
+    corrected = correct_biases(fixed, coarse(fixed), x)
+    np.testing.assert_allclose(corrected.errors["logits"], expected, atol=1e-6)
+
+
 def test_deep_networks_do_not_diverge(make_model: Callable[..., ModelProto]) -> None:
     rng = np.random.default_rng(0)
     nodes, constants, name = [], {}, "image"

@@ -140,6 +140,21 @@ def test_the_result_is_close_and_says_what_was_decided(
     assert low <= facts["ratio_to_float32"]["value"] <= high
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_graph_with_a_fixed_batch_is_quantized(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    pictures: np.ndarray[Any, Any],
+    batch: int,
+) -> None:
+    fixed = small_graph()
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    model, facts = convert(fixed, FORM, method="min-max", max_top1_drop=1.0, batch=batch)
+    assert facts["sensitivity"]["holds"] is True
+    assert run(model, pictures[:batch]).shape == (batch, 4)
+
+
 def test_a_faster_graph_is_worth_it(
     convert: Convert, small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:

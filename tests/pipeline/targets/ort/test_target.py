@@ -74,7 +74,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds the small network: (options by name; graph, log)."""
 
     def make(
-        graph: bytes | None = None, log: Callable[[str], None] = lambda line: None, **options: Any
+        graph: bytes | None = None,
+        log: Callable[[str], None] = lambda line: None,
+        batch: int | None = None,
+        **options: Any,
     ) -> Artifact:
         folder = tmp_path_factory.mktemp("ort")
         source = folder / "source.onnx"
@@ -86,7 +89,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
             graph=source,
             module=lambda: pytest.fail("this target builds from the graph"),
             calibration=lambda n: pytest.fail("float32 needs no calibration"),
-            batch=None,
+            batch=batch,
             log=log,
         )
         return artifact.make(
@@ -119,6 +122,21 @@ def test_it_answers_as_the_graph(built: Artifact, pictures: Images, batch: int) 
         logits = runner(pictures[:batch])
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, reference(pictures[:batch]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_batch_is_stated_and_kept(build: Build, pictures: Images) -> None:
+    fixed = build(batch=2)
+    names = [PORTABLE, *({BLOCKED} & set(fixed.files))]
+    for graph in (onnx.load(fixed.path(name)).graph for name in names):
+        for value in (*graph.input, *graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_value == 2
+    with TARGET.open(fixed, threads=1) as runner:
+        assert (runner.smallest, runner.largest) == (2, 2)
+        np.testing.assert_allclose(
+            runner(pictures[:2]), reference(pictures[:2]), rtol=1e-4, atol=1e-5
+        )
+        with pytest.raises(InputError, match=r"shape \(2, 3, 16, 16\)"):
+            runner(pictures)
 
 
 def test_the_portable_file_answers_alike(built: Artifact, pictures: Images) -> None:

@@ -68,6 +68,15 @@ def test_logits_of_any_batch_in_the_profile(start: Callable[[], GpuRunner], cuda
     assert cuda.is_free()
 
 
+def test_an_engine_for_a_fixed_batch_may_take_more(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    with GpuRunner(library, b"engine", path, ADA, cache=tmp_path / "cache", largest=1) as runner:
+        assert (runner.smallest, runner.largest) == (1, 1)
+        np.testing.assert_allclose(runner(images(1)), expected(images(1)), rtol=1e-5)
+        with pytest.raises(InputError, match="batches of 1 to 1, not 2"):
+            runner(images(2))
+
+
 def test_results_are_the_callers_own(start: Callable[[], GpuRunner]) -> None:
     with start() as runner:
         first = runner(images(2, 1))

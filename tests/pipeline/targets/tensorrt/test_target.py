@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from pipeline.core.errors import (
@@ -21,6 +22,7 @@ from pipeline.core.errors import (
 )
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.tensorrt import api
+from pipeline.targets.tensorrt.build import EngineJob
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.emulation import EmulatedRunner
 from pipeline.targets.tensorrt.options import TrtOptions
@@ -102,8 +104,76 @@ def test_batches(build: Build, small: Small, no_gpu: None) -> None:
     assert build(small(4), **options).facts["batches"] == {"min": 4, "opt": 4, "max": 4}
     fixed = build(small(), batch=2, **options)
     assert fixed.facts["batches"] == {"min": 2, "opt": 2, "max": 2}
+    assert fixed.facts["input"]["shape"][0] == 2, "the engine itself states the batch"
     own = build(small(), batches=(1, 4, 32), workspace_mib=256, **options)
     assert own.facts["batches"] == {"min": 1, "opt": 4, "max": 32}
+
+
+def linear_attention() -> onnx.ModelProto:
+    """A single head beside two convolutions: TensorRT-RTX 1.7.1 dies on it with a single image."""
+    rng = np.random.default_rng(3)
+
+    def weight(name: str) -> TensorProto:
+        return numpy_helper.from_array(rng.random((16, 1, 3, 3)).astype(np.float32), name)
+
+    def conv(source: str, weights: str, result: str) -> onnx.NodeProto:
+        return helper.make_node(
+            "Conv", [source, weights], [result], result, group=16, pads=[1, 1, 1, 1]
+        )
+
+    nodes = [
+        helper.make_node("Split", ["image"], ["q4", "k4", "v4"], "split", axis=1, num_outputs=3),
+        *(helper.make_node("Reshape", [f"{n}4", "flat"], [n], f"flat_{n}") for n in "qkv"),
+        helper.make_node("Transpose", ["k"], ["kt"], "transpose", perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["v", "kt"], ["kv"], "kv"),
+        helper.make_node("MatMul", ["kv", "q"], ["kvq"], "kvq"),
+        helper.make_node("ReduceSum", ["k", "last"], ["sum"], "sum"),
+        helper.make_node("Transpose", ["sum"], ["row"], "row", perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["row", "q"], ["normalizer"], "normalizer"),
+        helper.make_node("Div", ["kvq", "normalizer"], ["attended"], "divide"),
+        helper.make_node("Reshape", ["attended", "square"], ["joined"], "square"),
+        conv("q4", "w1", "branch1"),
+        conv("k4", "w2", "branch2"),
+        helper.make_node("Concat", ["joined", "branch1", "branch2"], ["logits"], "join", axis=1),
+    ]
+    shape: list[str | int | None] = ["batch", 48, 4, 4]
+    constants = {"flat": [-1, 1, 16, 16], "square": [-1, 16, 4, 4], "last": [-1]}
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+        [weight("w1"), weight("w2")]
+        + [numpy_helper.from_array(np.array(v), name) for name, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_batch_of_one_that_the_library_dies_of_gets_a_profile(build: Build, no_gpu: None) -> None:
+    lines: list[str] = []
+    facts = build(
+        linear_attention(), batch=1, log=lines.append, compute_capabilities=("8.9",)
+    ).facts
+    assert facts["batches"] == {"min": 1, "opt": 1, "max": 1}
+    assert any("trying a profile of 1 to 2 images" in line for line in lines)
+    assert facts["profile"] == {"min": 1, "opt": 1, "max": 2}
+    assert "TensorRT-RTX" in facts["why_wider"]
+
+
+def test_the_first_refusal_is_told_where_a_profile_does_not_help(
+    build: Build, small: Small, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(job: EngineJob, *_: Any) -> Any:
+        tried.append(job.batches)
+        raise BuildError(f"refused {job.batches}")
+
+    tried: list[tuple[int, int, int]] = []
+    monkeypatch.setattr("pipeline.targets.tensorrt.target.build_apart", refuse)
+    with pytest.raises(BuildError, match=r"refused \(2, 2, 2\)"):
+        build(small(), batch=2, compute_capabilities=("8.9",))
+    with pytest.raises(BuildError, match=r"refused \(1, 8, 64\)"):
+        build(small(), compute_capabilities=("8.9",), folder="dynamic")
+    assert tried == [(2, 2, 2), (2, 2, 3), (1, 8, 64)]
 
 
 @pytest.mark.parametrize(

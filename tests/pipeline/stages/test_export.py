@@ -1,0 +1,100 @@
+"""The graph takes any batch where it can, whatever batch the models are built for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import ExportConfig
+from pipeline.core.errors import BuildError
+from pipeline.core.network import Network
+from pipeline.stages.export import ExportStep
+
+Export = Callable[[nn.Module, Any], onnx.ModelProto]
+
+
+class Pooled(nn.Module):
+    """Pools, and flattens."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+class Stubborn(nn.Module):
+    """Takes three images, and no other number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(3, 3, 16).mean(2)
+
+
+class Alone(nn.Module):
+    """Answers otherwise where there is a single image, which the exporter does not notice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.shape[0] == 1 else x.amax((2, 3))
+
+
+class Hopeless(nn.Module):
+    """Cannot be traced at all."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if float(x.sum()) > 0 else x.amax((2, 3))
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[[nn.Module, Any], onnx.ModelProto]:
+    """Exports a module, given `export.batch`."""
+
+    def run(module: nn.Module, batch: Any) -> onnx.ModelProto:
+        settings = ExportConfig(batch=batch)
+        context: Any = SimpleNamespace(
+            config=SimpleNamespace(export=settings, model=SimpleNamespace(name="net")),
+            log=lambda line: None,
+            progress=lambda *arguments: None,
+        )
+        step = object.__new__(ExportStep)
+        step.context = context
+        network = Network("net", ("a", "b", "c"), (3, 4, 4), {"size": 4})
+        path = tmp_path / "model.onnx"
+        model, difference = step._export(module.eval(), network, path)
+        assert difference < 1e-5
+        assert onnx.load(path) == model
+        return model
+
+    return run
+
+
+def batch_of(model: onnx.ModelProto) -> int:
+    """The batch that a graph demands; 0 if it takes any."""
+    return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+
+
+@pytest.mark.parametrize("batch", ["dynamic", 1, 3])
+def test_the_graph_takes_any_batch(export: Export, batch: Any) -> None:
+    model = export(Pooled(), batch)
+    assert batch_of(model) == 0
+    labels = next(prop.value for prop in model.metadata_props if prop.key == "labels")
+    assert json.loads(labels) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("module", "batch"), [(Stubborn(), 3), (Alone(), 1)])
+def test_a_module_that_gives_a_graph_for_one_batch_alone(
+    export: Export, module: nn.Module, batch: int
+) -> None:
+    assert batch_of(export(module, batch)) == batch
+
+
+@pytest.mark.parametrize(
+    ("module", "batch"), [(Stubborn(), "dynamic"), (Stubborn(), 2), (Hopeless(), 3)]
+)
+def test_a_module_that_gives_no_graph(export: Export, module: nn.Module, batch: Any) -> None:
+    with pytest.raises(BuildError, match="net does not export to ONNX: "):
+        export(module, batch)
