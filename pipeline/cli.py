@@ -109,6 +109,12 @@ CONFIG = click.option(
 FIRST_PRECISION = click.option("--precision", help="Default: the first of the configuration.")
 USED_PRECISION = click.option("--precision", help="Default: the one that the report says to use.")
 
+AS_CPU = click.option(
+    "--as-cpu",
+    type=click.Choice(("avx512-vnni", "avx512", "avx2-vnni", "avx2")),
+    help="As on a CPU of this class (ort): the real kernels, chosen as a lesser CPU would.",
+)
+
 EXIT_CODES = """
 \b
 Exit codes:
@@ -205,6 +211,7 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
 @click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time limit.")
 @click.option("--profile", is_flag=True, help="Also show the time by operator (ort).")
+@AS_CPU
 @click.option(
     "--import",
     "imported",
@@ -249,6 +256,28 @@ def bench(
     if not json_only:
         click.echo(report.text)
     click.echo(json.dumps(report.plain))
+
+
+@main.command()
+@click.option("--target", type=TARGET, required=True, help="Whose artifacts to judge.")
+@CONFIG
+@click.option("--precision", multiple=True, help="Only these precisions.")
+@AS_CPU
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def validate(
+    target: str, config: Path, precision: tuple[str, ...], as_cpu: str | None, json_only: bool
+) -> None:
+    """Judge accuracy: a table, and one JSON object as the last line.
+
+    On the images that `run` decoded, against PyTorch's answers; nothing is kept. With --as-cpu,
+    says what is missing and exits with code 4 where this machine cannot play that class.
+    """
+    from pipeline.commands import validate
+
+    judged = validate.validate(load_config(config), target, precision=precision, as_cpu=as_cpu)
+    if not json_only:
+        click.echo(judged.text)
+    click.echo(json.dumps(judged.plain))
 
 
 @main.command()

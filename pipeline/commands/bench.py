@@ -10,8 +10,10 @@ from rich.table import Table
 
 from pipeline.commands.artifacts import builds_of, log_of
 from pipeline.commands.console import RichConsole
+from pipeline.commands.validate import in_words, restrict
 from pipeline.config import Config
-from pipeline.core.errors import UnavailableError
+from pipeline.core.errors import InputError, UnavailableError
+from pipeline.core.figures import measured_here
 from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context
 from pipeline.stages import bench as stages_bench
@@ -46,6 +48,7 @@ def bench(
     warmup: int | None,
     max_seconds: float | None,
     profile: bool = False,
+    as_cpu: str | None = None,
 ) -> BenchReport:
     """Measure artifacts of one target, or PyTorch alone.
 
@@ -53,6 +56,9 @@ def bench(
         InputError: The artifacts are not built, or a precision is not among them.
         UnavailableError: This machine cannot run any of them.
     """
+    if as_cpu is not None and target not in TARGETS:
+        raise InputError(f"--as-cpu measures a target, not {target}")
+    restrict(target, as_cpu)
     chosen = {
         "batches": batch or None,
         "threads": threads,
@@ -88,9 +94,12 @@ def bench(
         reasons = {number.why for number in facts.latency.values() if number.value is None}
         raise UnavailableError(f"not measured: {'; '.join(sorted(reasons))}")
     text = render(
-        _latencies(facts.measured), *_lines(facts, facts.measured), *_profile_tables(profiles)
+        _latencies(facts.measured),
+        in_words(),
+        *_lines(facts, facts.measured),
+        *_profile_tables(profiles),
     )
-    plain = facts.to_facts()
+    plain = {**facts.to_facts(), "state": str(measured_here()), "as_cpu": as_cpu}
     return BenchReport(text, {**plain, "profile": profiles} if profiles else plain)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core import cpu_classes
 from pipeline.core.plain import Plain
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -29,11 +30,21 @@ Z95 = 1.959963984540054
 
 
 class State(StrEnum):
-    """How a figure came about."""
+    """How a figure came about.
+
+    RESTRICTED is measured by the real runtime that sees a lesser CPU than there is: the figure
+    holds for that class of CPUs, and is never mixed with those of the CPU as it is.
+    """
 
     MEASURED = "measured"
+    RESTRICTED = "measured here, restricted"
     EMULATED = "emulated"
     NOT_MEASURED = "not measured"
+
+
+def measured_here() -> State:
+    """The state of what this process measures."""
+    return State.MEASURED if cpu_classes.restriction() is None else State.RESTRICTED
 
 
 @dataclass(frozen=True)
@@ -219,7 +230,7 @@ class LatencySummary(Plain):
         """
         return Number(
             self.p50,
-            State.MEASURED,
+            measured_here(),
             unit="ms",
             by=by,
             samples=self.samples,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import cpu_classes
 from pipeline.core.errors import InputError
 from pipeline.core.plain import Facts
 
@@ -81,11 +82,24 @@ def instructions() -> tuple[str, ...]:
     return tuple(sorted(INSTRUCTIONS & set(next(stated, "").split())))
 
 
+def visible_instructions() -> tuple[str, ...]:
+    """Those of `instructions` that a runtime sees in this process."""
+    restriction = cpu_classes.restriction()
+    hidden = restriction.hidden if restriction else frozenset()
+    return tuple(name for name in instructions() if name not in hidden)
+
+
+def kernels() -> str:
+    """The class of CPUs whose kernels a runtime takes here, for people; "" where it is none."""
+    found = cpu_classes.class_of(visible_instructions())
+    return found.title if found else ""
+
+
 def cpu_class() -> dict[str, Any]:
     """What machines have in common of which one's measurement holds for the other."""
     return {
         "cpu": cpu_name(),
-        "instructions": " ".join(instructions()),
+        "instructions": " ".join(visible_instructions()),
         "cpus_granted": granted(),
     }
 

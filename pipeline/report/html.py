@@ -16,7 +16,7 @@ from pipeline.core import plots
 from pipeline.core.figures import RangeRow, State
 from pipeline.core.plain import plain
 from pipeline.core.published import DEVICES
-from pipeline.report import charts, facts, overview, provenance, view
+from pipeline.report import charts, cpu_classes, facts, overview, provenance, view
 from pipeline.report.model import Part, Run
 from pipeline.steps.facts.bench import Measured
 
@@ -54,7 +54,7 @@ def _content(run: Run) -> dict[str, Any]:
             "top1": view.figure(view.TOP1, run.pytorch.top1),
             "latency": view.figure(view.LATENCY, view.baseline(run)),
         },
-        "choices": list(overview.choices(run)),
+        "choices": [*overview.choices(run), *cpu_classes.lines(run)],
         "not_measured": overview.missing(run, State.NOT_MEASURED),
         "emulated": overview.missing(run, State.EMULATED),
         "plots": charts.all_plots(run),

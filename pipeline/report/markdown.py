@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.core.figures import State
 from pipeline.core.published import DEVICES
-from pipeline.report import overview, provenance, view
+from pipeline.report import cpu_classes, overview, provenance, view
 from pipeline.report.model import Run
 from pipeline.report.view import Card, Figure
 
@@ -28,6 +28,7 @@ def page(run: Run) -> str:
         *_artifacts(run, cards),
         "",
         *_list(overview.choices(run)),
+        *_list(cpu_classes.lines(run)),
         *_list(_reasons(run)),
         "## Published",
         "",

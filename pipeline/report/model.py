@@ -24,6 +24,7 @@ from pipeline.core.words import shown
 from pipeline.steps.artifact import FileRecord
 from pipeline.steps.facts.accuracy import Accuracy, NarrowSums, ReferenceFacts
 from pipeline.steps.facts.bench import BenchFacts, Measured
+from pipeline.steps.facts.cpu_class import ClassFacts
 from pipeline.steps.facts.graphs import (
     BuildFacts,
     CalibrationFacts,
@@ -232,6 +233,7 @@ class Run(Plain):
         bench: Measurements by target; None where there is none.
         choice: Which precision to use, by target.
         published: Published results of networks.
+        cpu_classes: Artifacts as on CPUs of other classes, by target and class.
     """
 
     format: int
@@ -256,6 +258,7 @@ class Run(Plain):
     bench: Mapping[str, Part[BenchFacts] | None]
     choice: Mapping[str, Choice]
     published: tuple[Published, ...]
+    cpu_classes: tuple[Part[ClassFacts], ...] = ()
 
     @property
     def network(self) -> Network | None:

@@ -20,6 +20,7 @@ from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts, ValidationFacts
 from pipeline.steps.facts.bench import BenchFacts
+from pipeline.steps.facts.cpu_class import ClassFacts
 from pipeline.steps.facts.graphs import (
     BuildFacts,
     CalibrationFacts,
@@ -92,8 +93,21 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         bench=bench,
         choice=choice,
         published=PUBLISHED,
+        cpu_classes=_classes(config, shelf),
         problems=tuple(shelf.problems.values()),
     )
+
+
+def _classes(config: Config, shelf: _Shelf) -> tuple[Part[ClassFacts], ...]:
+    """Artifacts as on CPUs of the classes that the configuration names."""
+    found = []
+    for target in TARGETS:
+        options = config.target(target)
+        for name in options.classes() if options else ():
+            part = shelf.part(f"cpu-class/{target}-{name}", ClassFacts)
+            if part:
+                found.append(part)
+    return tuple(found)
 
 
 class _Shelf:

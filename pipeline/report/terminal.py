@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.core.screen import Screen, styled
-from pipeline.report import overview, text, view
+from pipeline.report import cpu_classes, overview, text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, Run
 
 
@@ -68,6 +68,7 @@ def _state(artifact: BuiltArtifact) -> str | Text:
 def _lines(run: Run) -> Iterator[str]:
     """Which artifact to use, why figures are missing, and what failed."""
     yield from overview.choices(run)
+    yield from cpu_classes.lines(run)
     for artifact in run.artifacts:
         if artifact.failure:
             yield f"{artifact.name} failed: {artifact.failure}"

@@ -11,6 +11,7 @@ from pipeline.source import Source
 from pipeline.stages.bench import BenchStep
 from pipeline.stages.build import BuildStep
 from pipeline.stages.context import RunContext
+from pipeline.stages.cpu_class import ClassStep
 from pipeline.stages.export import ExportStep
 from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, SampleStep
@@ -91,10 +92,19 @@ def plan(context: RunContext) -> list[Step]:
         for name in TARGETS
         if config.target(name)
     ]
+    by_build = {step.built: step for step in validations}
+    classes: list[Step] = []
+    for name in TARGETS:
+        options = config.target(name)
+        own = [build for build in builds if build.target == name]
+        for cpu_class in options.classes() if options else ():
+            judged = [by_build[build] for build in own]
+            classes.append(ClassStep(context, name, cpu_class, own, samples, reference, judged))
     steps: list[Step] = [export, simplify]
     if any(calibration in step.requires for step in (*forms.values(), *builds)):
         steps.append(calibration)
-    return [*steps, *forms.values(), *builds, samples, reference, *validations, *benches]
+    judging = [samples, reference, *validations, *benches, *classes]
+    return [*steps, *forms.values(), *builds, *judging]
 
 
 def make_context(config: Config, log: Callable[[str], None], progress: Progress) -> RunContext:

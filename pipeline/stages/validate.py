@@ -129,7 +129,7 @@ class ValidateStep(TargetStep):
             why = f"{missing}; and it cannot be emulated: {error}"
             return self._facts(Accuracy.not_measured(why)).to_facts()
         np.save(folder / LOGITS, logits)
-        state = figures.State.MEASURED if missing is None else figures.State.EMULATED
+        state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
         return self._facts(numbers, numerics, narrow).to_facts()
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.errors import InputError
+from pipeline.core.cpu_classes import CpuClass
+from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, Network
 from pipeline.core.preprocess import Pictures
@@ -35,6 +36,7 @@ MODULE = "module"
 
 LOOKING = frozenset(
     {"requirements", "inspect", "profile", "diff", "fitness", "measure_on", "read_measurements"}
+    | {"restrict", "why_not_as"}
 )
 """Methods of a target that only look, at an artifact or at the machine. What the module of a target
 imports inside of them, and nowhere else, makes none of its artifacts out of date."""
@@ -49,6 +51,13 @@ class TargetOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     measuring: ClassVar[frozenset[str]] = frozenset()
+
+    def classes(self) -> tuple[str, ...]:
+        """Classes of CPUs that artifacts are judged and measured for beside the one that is here.
+
+        Names as in `pipeline.core.cpu_classes`.
+        """
+        return ()
 
 
 @dataclass(frozen=True)
@@ -255,6 +264,18 @@ class Target(ABC):
             A row a check: check, level ("fine", "advice" or "problem"), found, advice, and where.
         """
         return None
+
+    def why_not_as(self, cls: CpuClass) -> str | None:
+        """What is missing here to run as on a CPU of a class; None if nothing is."""
+        return f"{self.title} does not run as on another CPU"
+
+    def restrict(self, cls: CpuClass) -> None:
+        """Let the runtime see a CPU of a class only, in this process and for good.
+
+        Raises:
+            UnavailableError: That cannot be done here; the message says what is missing.
+        """
+        raise UnavailableError(f"as {cls.name} not measured: {self.why_not_as(cls)}")
 
     def measure_on(
         self, device: str, artifacts: Mapping[str, Artifact], job: DeviceJob

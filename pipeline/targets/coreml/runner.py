@@ -100,7 +100,7 @@ class EmulatedRunner(PackageRunner):
         """See `Runner`."""
         if self._executor is None or not self._executor.holds_float16:
             return None
-        return _NarrowRunner(self._package, self._normalization)
+        return _NarrowRunner(self._package, self._network)
 
     def numerics(self) -> Numerics | None:
         """How far rounding moved the logits, and the range of the network's values."""
@@ -130,19 +130,20 @@ class EmulatedRunner(PackageRunner):
         self._executor = None
 
 
-class _NarrowRunner(Runner):
+class _NarrowRunner(PackageRunner):
     """A package whose sums of products are rounded to float16 on the way."""
 
-    def __init__(self, package: Path, normalization: Normalization) -> None:
+    def __init__(self, package: Path, network: Network) -> None:
         from pipeline.emulate.mil.executor import MilExecutor
 
-        self._package, self._normalization = package, normalization
+        super().__init__(package, network)
         self._executor = MilExecutor(package, accumulate="float16")
         self.device = "ML Program executor on the CPU, sums of products in float16"
 
-    def __call__(self, images: Images) -> Logits:
-        """Logits of preprocessed images, by way of their pixels."""
-        return answer(self._executor, pixels_of(images, self._normalization), self._package)
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Logits of pixels, (batch, height, width, channels)."""
+        self._check(pixels)
+        return answer(self._executor, pixels, self._package)
 
 
 def answer(executor: MilExecutor, pixels: Pixels, package: Path) -> Logits:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.core.bounds import Seconds, Threads
 from pipeline.targets.base import TargetOptions
+
+ClassName = Literal["avx512-vnni", "avx512", "avx2-vnni", "avx2"]
+"""Names of `pipeline.core.cpu_classes.CLASSES`."""
 
 
 class OrtOptions(TargetOptions):
@@ -33,3 +36,13 @@ class OrtOptions(TargetOptions):
         default=True, description="Measure the ways to run the model and take the fastest."
     )
     tune_seconds: Seconds = Field(default=3.0, description="How long to measure them.")
+    cpu_classes: tuple[ClassName, ...] = Field(
+        default=(),
+        description="Classes of CPUs to judge and measure for beside the one that is here.",
+    )
+
+    measuring: ClassVar[frozenset[str]] = frozenset({"cpu_classes"})
+
+    def classes(self) -> tuple[str, ...]:
+        """See `TargetOptions.classes`."""
+        return self.cpu_classes

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core import cpu_classes
 from pipeline.core.errors import InputError
 from pipeline.core.machine import cpu_name
 from pipeline.core.network import Images, Logits
@@ -31,7 +32,7 @@ class OrtRunner(Runner):
             self.smallest = self.largest = self._input.shape[0]
         self.device = (
             f"ONNX Runtime {runtime().__version__}, {self._session.get_providers()[0]}, "
-            f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_name()}"
+            f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_name()}{_restriction()}"
         )
 
     def __call__(self, images: Images) -> Logits:
@@ -58,3 +59,9 @@ class OrtRunner(Runner):
     def close(self) -> None:
         """See `Runner.close`."""
         self._session = None
+
+
+def _restriction() -> str:
+    """Which CPU the session saw, if not the one that is here."""
+    cls = cpu_classes.restriction()
+    return f", restricted to {cls.title}" if cls else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.core import machine, published
+from pipeline.core.cpu_classes import CpuClass
 from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.network import Images
 from pipeline.core.plain import parse_json
@@ -95,6 +96,18 @@ class OrtTarget(Target):
         provider = _settings(artifact).provider
         # Every ONNX Runtime has the CPU: planning need not load it to know.
         return None if provider == "cpu" else providers.missing(provider, runtime())
+
+    def why_not_as(self, cls: CpuClass) -> str | None:
+        """See `Target.why_not_as`."""
+        from pipeline.targets.ort import as_cpu
+
+        return as_cpu.why_not(cls)
+
+    def restrict(self, cls: CpuClass) -> None:
+        """See `Target.restrict`."""
+        from pipeline.targets.ort import as_cpu
+
+        as_cpu.enter(cls)
 
     def profile(
         self, artifact: Artifact, pictures: Pictures, *, threads: int | None = None

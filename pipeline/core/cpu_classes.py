@@ -1,0 +1,154 @@
+"""Classes of x86 CPUs, as kernels choose by them, and the one that this process is restricted to.
+
+A runtime looks at the CPU once and takes its kernels by what it finds. Figures of one class say
+little of another: blocks of 8 or 16 channels, 8-bit products that saturate or not. A process can be
+made to see a lesser CPU than it runs on, see `pipeline.targets.ort.as_cpu`; what it measures then
+is a state of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from pipeline.core.errors import InputError
+from pipeline.core.words import nearest_or_all
+
+Bit = tuple[int, int, str, int]
+"""Leaf and subleaf of CPUID, register, and bit."""
+
+FEATURES: dict[str, Bit] = {
+    "avx512f": (7, 0, "b", 16),
+    "avx512dq": (7, 0, "b", 17),
+    "avx512ifma": (7, 0, "b", 21),
+    "avx512pf": (7, 0, "b", 26),
+    "avx512er": (7, 0, "b", 27),
+    "avx512cd": (7, 0, "b", 28),
+    "avx512bw": (7, 0, "b", 30),
+    "avx512vl": (7, 0, "b", 31),
+    "avx512vbmi": (7, 0, "c", 1),
+    "avx512_vbmi2": (7, 0, "c", 6),
+    "avx512_vnni": (7, 0, "c", 11),
+    "avx512_bitalg": (7, 0, "c", 12),
+    "avx512_vpopcntdq": (7, 0, "c", 14),
+    "avx512_4vnniw": (7, 0, "d", 2),
+    "avx512_4fmaps": (7, 0, "d", 3),
+    "avx512_vp2intersect": (7, 0, "d", 8),
+    "amx_bf16": (7, 0, "d", 22),
+    "avx512_fp16": (7, 0, "d", 23),
+    "amx_tile": (7, 0, "d", 24),
+    "amx_int8": (7, 0, "d", 25),
+    "avx_vnni": (7, 1, "a", 4),
+    "avx512_bf16": (7, 1, "a", 5),
+    "amx_fp16": (7, 1, "a", 21),
+    "avx_ifma": (7, 1, "a", 23),
+    "avx_vnni_int8": (7, 1, "d", 4),
+    "avx_ne_convert": (7, 1, "d", 5),
+    "amx_complex": (7, 1, "d", 8),
+    "avx_vnni_int16": (7, 1, "d", 10),
+    "avx10": (7, 1, "d", 19),
+}
+"""Extensions beyond AVX2 that kernels choose by, as Linux names them, and where CPUID tells of them
+(Intel's Software Developer's Manual, volume 2, CPUID, leaf 7)."""
+
+_AVX2 = frozenset({"avx2", "fma"})
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl"})
+
+
+@dataclass(frozen=True)
+class CpuClass:
+    """CPUs for which a runtime takes the same kernels.
+
+    Attributes:
+        name: For commands and files.
+        title: For people.
+        examples: Some that belong to it.
+        needs: Extensions that it has to have, as Linux names them.
+        keeps: Those of `FEATURES` that it may have beside these.
+    """
+
+    name: str
+    title: str
+    examples: str
+    needs: frozenset[str]
+    keeps: frozenset[str] = frozenset()
+
+    @property
+    def vnni(self) -> bool:
+        """It sums products of 8 bits in 32: no pair of them saturates."""
+        return bool(self.needs & {"avx_vnni", "avx512_vnni"})
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The extensions that a process restricted to it must not see."""
+        return frozenset(FEATURES) - self.needs - self.keeps
+
+    def why_not(self, instructions: Collection[str]) -> str | None:
+        """Why a CPU cannot stand for the class; None if it can.
+
+        Args:
+            instructions: Extensions of the CPU, as Linux names them.
+        """
+        lacking = sorted(self.needs - set(instructions))
+        if not lacking:
+            return None
+        return f"this CPU has no {', '.join(lacking)}, which {self.title} needs"
+
+
+CLASSES = {
+    cls.name: cls
+    for cls in (
+        CpuClass(
+            "avx512-vnni",
+            "AVX-512 + VNNI",
+            "Intel i9-10900X, i9-11900, Xeon since 2019, AMD since Zen 4",
+            _AVX2 | _AVX512 | {"avx512_vnni"},
+            frozenset({"avx512dq", "avx512cd", "avx512ifma", "avx512vbmi", "avx512_vbmi2"})
+            | {"avx512_bitalg", "avx512_vpopcntdq"},
+        ),
+        CpuClass(
+            "avx512",
+            "AVX-512 without VNNI",
+            "Intel i9-7900X to 9980XE",
+            _AVX2 | _AVX512,
+            frozenset({"avx512dq", "avx512cd"}),
+        ),
+        CpuClass("avx2-vnni", "AVX2 + VNNI", "Intel i9-12900 to 14900", _AVX2 | {"avx_vnni"}),
+        CpuClass("avx2", "AVX2", "Intel i9-9900 to 10900, AMD Zen to Zen 3", _AVX2),
+    )
+}
+"""The most able first."""
+
+
+def named(name: str) -> CpuClass:
+    """The class of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in CLASSES:
+        raise InputError(f"{name!r} is no class of CPUs{nearest_or_all(name, list(CLASSES))}")
+    return CLASSES[name]
+
+
+def class_of(instructions: Collection[str]) -> CpuClass | None:
+    """The most able class that a CPU belongs to; None if it has no AVX2, or is no x86.
+
+    Args:
+        instructions: Its extensions, as Linux names them.
+    """
+    able = (cls for cls in CLASSES.values() if cls.why_not(instructions) is None)
+    return next(able, None)
+
+
+_entered: list[CpuClass] = []
+
+
+def restrict(cls: CpuClass) -> None:
+    """Note that this process sees a CPU of that class from now on."""
+    _entered[:] = [cls]
+
+
+def restriction() -> CpuClass | None:
+    """The class that this process is restricted to; None if it sees the CPU as it is."""
+    return _entered[0] if _entered else None

@@ -1,0 +1,92 @@
+"""What a run says of CPUs of other classes: a line for each, and which precision to use there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.core.figures import Number, State
+from pipeline.report import text
+from pipeline.report.model import Choice, Part, Run
+from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+
+
+def lines(run: Run) -> Iterator[str]:
+    """A line for every class: accuracy, agreement, ratio, and the choice."""
+    for part in run.cpu_classes:
+        yield line(run, part)
+
+
+def line(run: Run, part: Part[ClassFacts]) -> str:
+    """What is known of one class."""
+    facts = part.facts
+    name = f"{facts.target} on {facts.title} ({facts.examples})"
+    outdated = _outdated(run, part)
+    if facts.why_not or outdated:
+        return f"{name}: not measured: {facts.why_not or outdated}"
+    chosen = choose(run, facts)
+    words = [f"{precision} {_words(one)}" for precision, one in facts.artifacts.items()]
+    why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
+    use = f"use {chosen.precision}" if chosen.precision else "none"
+    return f"{name}, {State.RESTRICTED}: {', '.join(words)}; {use}{why}"
+
+
+def _outdated(run: Run, part: Part[ClassFacts]) -> str:
+    """Why the figures are none of what lies there now; "" if they are."""
+    for artifact in run.artifacts:
+        known = part.made_from.get(artifact.name)
+        if artifact.built and known and known != artifact.built.digest:
+            return f"{part.name} is of an earlier build of {artifact.name}: run it again"
+    return ""
+
+
+def _words(one: OnClass) -> str:
+    accuracy = one.accuracy
+    return (
+        f"top-1 {text.percent(accuracy.top1)}, agreement {_percent(accuracy.agreement)}, "
+        f"same class as here {_percent(one.same_as_here)}, {text.milliseconds(one.latency)}"
+        f"{_ratio(one)}"
+    )
+
+
+def _percent(number: Number | None) -> str:
+    return text.percent(number) if number else "not measured"
+
+
+def _ratio(one: OnClass) -> str:
+    if one.ratio is None:
+        return ""
+    low, high = one.ratio.interval
+    return f" (ratio {one.ratio.value:.2f}, 95 %: {low:.2f} to {high:.2f})"
+
+
+def choose(run: Run, facts: ClassFacts) -> Choice:
+    """Which precision to use on CPUs of a class.
+
+    The first of the configuration stays unless another holds the gates there and is faster beyond
+    doubt. What this machine found against a precision when its graph was made is no reason on
+    another class, since it was timed here.
+    """
+    gates = {(failure.target, failure.precision): failure for failure in run.gates.failures}
+    why: dict[str, str] = {}
+    best: str | None = None
+    for precision, one in facts.artifacts.items():
+        failure = gates.get((facts.target, precision))
+        if failure:
+            why[precision] = f"a gate does not hold: {failure.words}"
+        elif best is None:
+            best = precision
+        elif one.ratio is None or not one.ratio.faster:
+            why[precision] = "not faster beyond doubt"
+        elif not _holds(one):
+            why[precision] = "its answers there are not those that were judged here"
+        else:
+            best = precision
+    return Choice(best, why)
+
+
+SAME = 0.998
+"""Share of images that must keep the class that was judged on this CPU."""
+
+
+def _holds(one: OnClass) -> bool:
+    return one.same_as_here.value is not None and one.same_as_here.value >= SAME

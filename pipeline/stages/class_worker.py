@@ -1,0 +1,112 @@
+"""Runs artifacts in a process that sees a CPU of another class, and writes down what they did.
+
+    python -m pipeline.stages.class_worker JOB RESULT
+
+A process cannot leave a class, so that each has one of its own. `JOB` and the figures are JSON; the
+logits of every precision lie beside them in `RESULT`, (images, classes).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.core import cpu_classes, machine, timing
+from pipeline.core.network import in_batches
+from pipeline.core.plain import Plain
+from pipeline.core.runner import Runner
+from pipeline.stages.images import batches
+from pipeline.steps.artifact import Artifact
+from pipeline.targets.registry import TARGETS
+
+FIGURES = "figures.json"
+
+
+@dataclass(frozen=True)
+class Job(Plain):
+    """What to run.
+
+    Attributes:
+        cpu_class: Name of the class.
+        target: The target.
+        artifacts: Folder by precision.
+        samples: Folder of the validation images.
+        batch: Images at a time when accuracy is judged.
+        threads: CPU threads; None for all that are granted.
+        protocol: How to measure latency.
+    """
+
+    cpu_class: str
+    target: str
+    artifacts: Mapping[str, str]
+    samples: str
+    batch: int
+    threads: int | None
+    protocol: timing.Protocol
+
+
+@dataclass(frozen=True)
+class Figures(Plain):
+    """What was measured.
+
+    Attributes:
+        devices: What ran each precision.
+        busy: CPUs that others kept busy before.
+        samples_ms: By precision, every timed call of one interleaved run at batch 1.
+    """
+
+    devices: Mapping[str, str]
+    busy: float
+    samples_ms: Mapping[str, tuple[float, ...]]
+
+
+def work(job: Job, folder: Path) -> None:
+    """Enter the class, run every artifact over the samples, then time them in turns.
+
+    Raises:
+        UnavailableError: The class cannot be entered here.
+    """
+    target = TARGETS[job.target]
+    target.restrict(cpu_classes.named(job.cpu_class))
+    samples = Artifact.read(Path(job.samples))
+    with ExitStack() as stack:
+        runners = {
+            precision: stack.enter_context(
+                target.open(Artifact.read(Path(place)), threads=job.threads)
+            )
+            for precision, place in job.artifacts.items()
+        }
+        for precision, runner in runners.items():
+            np.save(folder / f"{precision}.npy", _logits(runner, samples, job.batch))
+        busy = machine.load()
+        size = max(runner.smallest for runner in runners.values())
+        images = np.repeat(next(batches(samples, 1)), size, 0)
+        timed = timing.interleaved(runners, images, job.protocol)
+        figures = Figures(
+            devices={precision: runner.device for precision, runner in runners.items()},
+            busy=busy,
+            samples_ms={name: by[timing.ENGINE].samples for name, by in timed.items()},
+        )
+    (folder / FIGURES).write_text(json.dumps(figures.to_dict()))
+
+
+def _logits(runner: Runner, samples: Artifact, batch: int) -> np.ndarray:
+    size = max(runner.smallest, min(batch, runner.largest or batch))
+    parts = [in_batches(runner, images, size, runner.smallest) for images in batches(samples, size)]
+    return np.concatenate(parts)
+
+
+def main(arguments: list[str]) -> None:
+    """Read the job, and do it."""
+    job, folder = map(Path, arguments)
+    work(Job.from_dict(json.loads(job.read_text()), str(job)), folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

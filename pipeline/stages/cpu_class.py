@@ -1,0 +1,192 @@
+"""The stage that judges and measures artifacts as on CPUs of another class.
+
+A machine that builds is seldom the one that runs: kernels, and with 8 bits even answers, depend on
+what a CPU can do. The real runtime runs in a process that sees a lesser CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core import cpu_classes, figures, timing
+from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.core.figures import Latency, Number, State, ratio
+from pipeline.stages.context import RunContext
+from pipeline.stages.images import read_labels
+from pipeline.stages.names import LOGITS
+from pipeline.stages.target_step import TargetStep
+from pipeline.stages.validate import judge
+from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+from pipeline.steps.keys import PROJECT
+from pipeline.targets.registry import TARGETS
+
+if TYPE_CHECKING:
+    from pipeline.core.network import Logits
+    from pipeline.stages.build import BuildStep
+    from pipeline.stages.class_worker import Figures
+    from pipeline.stages.samples import SampleStep
+    from pipeline.stages.validate import ReferenceStep, ValidateStep
+
+WORKER = "pipeline.stages.class_worker"
+
+
+class ClassStep(TargetStep):
+    """All precisions of a target on CPUs of one class."""
+
+    stage = "bench"
+
+    def __init__(
+        self,
+        context: RunContext,
+        target: str,
+        cpu_class: str,
+        builds: Sequence[BuildStep],
+        samples: SampleStep,
+        reference: ReferenceStep,
+        validations: Sequence[ValidateStep],
+    ) -> None:
+        super().__init__(
+            context,
+            f"cpu-class/{target}-{cpu_class}",
+            [*builds, samples, reference, *validations],
+            target,
+        )
+        self.runtime, self.cls = TARGETS[target], cpu_classes.named(cpu_class)
+        self.builds, self.samples, self.reference = builds, samples, reference
+        self.validations = {step.built.precision: step for step in validations}
+
+    def modules(self) -> list[str]:
+        """The step's own, and those of the process that it starts."""
+        return [*super().modules(), WORKER]
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The protocol, the machine, and what it lacks."""
+        return {
+            "settings bench": self.context.config.bench.model_dump(mode="json"),
+            "settings validation": {"batch": self.context.config.validation.batch},
+            "machine": self.machine(),
+            "what this machine lacks": self.runtime.why_not_as(self.cls),
+        }
+
+    def tools(self) -> dict[str, str]:
+        """What runs the artifacts."""
+        return self.runtime.versions()
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Run the artifacts in a process that sees the class."""
+        why = self.runtime.why_not_as(self.cls) or self._not_here()
+        if why is None:
+            try:
+                return {**self._measure().to_facts(), "measured_on": self.machine()}
+            except UnavailableError as error:
+                why = str(error)
+        return self._facts(why_not=why).to_facts()
+
+    def _not_here(self) -> str | None:
+        """Why artifacts do not run on this machine at all; None if they do."""
+        reasons = (self.runtime.missing(step.artifact()) for step in self.builds)
+        return next(filter(None, reasons), None)
+
+    def _facts(self, **more: Any) -> ClassFacts:
+        cls = self.cls
+        return ClassFacts(self.runtime.name, cls.name, cls.title, cls.examples, **more)
+
+    def _measure(self) -> ClassFacts:
+        self.context.progress(0, None, f"{self.runtime.title} as on {self.cls.title}")
+        with tempfile.TemporaryDirectory(prefix="cpu-class-") as name:
+            folder = Path(name)
+            found = self._run(folder)
+            logits = {step.precision: self._read(folder, step.precision) for step in self.builds}
+        artifacts = {
+            precision: self._judged(precision, logits[precision], found) for precision in logits
+        }
+        return self._facts(artifacts=artifacts, busy=found.busy, samples_ms=found.samples_ms)
+
+    def _read(self, folder: Path, precision: str) -> Logits:
+        logits: Logits = np.load(folder / f"{precision}.npy")
+        return logits
+
+    def _run(self, folder: Path) -> Figures:
+        from pipeline.stages.class_worker import FIGURES, Figures, Job
+
+        settings = self.context.config.bench
+        job = Job(
+            cpu_class=self.cls.name,
+            target=self.runtime.name,
+            artifacts={step.precision: str(step.folder.resolve()) for step in self.builds},
+            samples=str(self.samples.folder.resolve()),
+            batch=self.context.config.validation.batch,
+            threads=settings.threads,
+            protocol=timing.Protocol(settings.warmup, settings.samples, settings.max_seconds),
+        )
+        (folder / "job.json").write_text(json.dumps(job.to_dict()))
+        run_worker(WORKER, str(folder / "job.json"), str(folder))
+        return Figures.from_dict(json.loads((folder / FIGURES).read_text()), FIGURES)
+
+    def _judged(self, precision: str, logits: Logits, found: Figures) -> OnClass:
+        reference = np.load(self.reference.artifact().path(LOGITS))
+        labels, device = read_labels(self.samples.artifact()), found.devices[precision]
+        accuracy = judge(logits, reference, labels, State.RESTRICTED, device, "")
+        first = next(iter(found.samples_ms))
+        times = found.samples_ms[precision]
+        summary = Latency(times).summary()
+        return OnClass(
+            accuracy,
+            self._same(precision, logits, device),
+            Number(
+                summary.p50,
+                State.RESTRICTED,
+                unit="ms",
+                by=device,
+                samples=summary.samples,
+                interval=summary.p50_interval,
+            ),
+            None if precision == first else ratio(times, found.samples_ms[first]),
+        )
+
+    def _same(self, precision: str, logits: Logits, device: str) -> Number:
+        """Share of images with the same class as on this CPU."""
+        validated = self.validations[precision].artifact()
+        if LOGITS not in validated.files:
+            return Number.not_measured(f"{precision} was not judged on this CPU")
+        share = figures.compare(logits, np.load(validated.path(LOGITS))).agreement
+        return Number(share, State.RESTRICTED, by=device, samples=len(logits))
+
+
+def run_worker(module: str, *arguments: str) -> None:
+    """Run a module of ours in a process of its own.
+
+    Raises:
+        UnavailableError: It says that something is missing here.
+        BuildError: It failed otherwise.
+    """
+    code = (
+        "import runpy, sys\n"
+        "from pipeline.core.errors import PipelineError\n"
+        "try:\n"
+        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        "except PipelineError as error:\n"
+        "    print(error, file=sys.stderr)\n"
+        "    sys.exit(error.exit_code)\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode == UnavailableError.exit_code:
+        raise UnavailableError(_last_line(done.stderr))
+    if done.returncode:
+        raise BuildError(f"{module} failed: {_last_line(done.stderr)}")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2] or "it ended without a word"

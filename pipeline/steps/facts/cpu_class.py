@@ -1,0 +1,52 @@
+"""Facts of a class of CPUs: how accurate and how fast a target's artifacts are on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipeline.core.figures import Number, Ratio
+from pipeline.core.plain import Facts, Plain
+from pipeline.steps.facts.accuracy import Accuracy
+
+
+@dataclass(frozen=True)
+class OnClass(Plain):
+    """One artifact on CPUs of a class.
+
+    Attributes:
+        accuracy: Its figures there.
+        same_as_here: Share of images with the class that the same artifact gives on this CPU.
+        latency: Its median latency at batch 1.
+        ratio: Its time relative to the first precision's; None of that itself.
+    """
+
+    accuracy: Accuracy
+    same_as_here: Number
+    latency: Number
+    ratio: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class ClassFacts(Facts):
+    """A target's artifacts on CPUs of a class.
+
+    Attributes:
+        target: The target.
+        cpu_class: Name of the class.
+        title: The class for people.
+        examples: CPUs that belong to it.
+        why_not: Why nothing was measured; "" if it was.
+        artifacts: By precision, in the order of the configuration.
+        busy: CPUs that others kept busy before latency was measured.
+        samples_ms: By precision, every timed call.
+    """
+
+    target: str
+    cpu_class: str
+    title: str
+    examples: str
+    why_not: str = ""
+    artifacts: Mapping[str, OnClass] = field(default_factory=dict)
+    busy: float = 0.0
+    samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -1,0 +1,250 @@
+"""Lets ONNX Runtime and OpenVINO see a lesser CPU than there is, at full speed.
+
+    enter(cpu_classes.named("avx2"))  # before anything imports onnxruntime
+    session = start(model, settings, threads)  # takes the kernels of a CPU with AVX2 alone
+
+The real kernels run, not an emulation: only what the CPU says of itself is changed. Where the
+kernel lets a process's CPUID fault (Intel, most machines that are not virtual), each such fault is
+answered by `as_cpu.c`. Elsewhere copies of the runtimes are made, in which an illegal instruction
+of the same length stands in the place of CPUID. Helper and copies are made at the first use and
+kept in the user's cache.
+
+PyTorch is not copied; it has settings of its own for the same purpose. A process cannot leave a
+class again: what compares classes starts a process for each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.core import cpu_classes
+from pipeline.core.cpu_classes import FEATURES, CpuClass
+from pipeline.core.errors import UnavailableError, UnforeseenError
+from pipeline.core.machine import instructions
+
+SOURCE = Path(__file__).with_name("as_cpu.c")
+COMPILERS = ("cc", "gcc", "clang")
+
+PACKAGES = ("onnxruntime", "openvino", "onnxruntime_ep_openvino")
+LIBRARIES = ("onnxruntime_pybind11_state", "libonnxruntime.", "libopenvino.so", "intel_cpu")
+"""Parts of the names of libraries that choose kernels: others may use CPUID as they like."""
+
+CPUID, ILLEGAL = b"\x0f\xa2", b"\x06\x06"
+
+_REGISTERS = "abcd"
+_LOADED = 1  # type of a program header whose segment is loaded
+
+_TORCH: Mapping[str, Mapping[str, str]] = {
+    "avx512-vnni": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "avx2-vnni": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
+"""PyTorch's own settings for each class, and those of oneDNN in it."""
+
+
+def why_not(cls: CpuClass) -> str | None:
+    """What is missing here to see a CPU of that class; None if nothing is."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"needs Linux on x86-64, not {platform.system()} on {platform.machine()}"
+    lacking = cls.why_not(instructions())
+    if lacking is not None:
+        return lacking
+    if _compiler() is None:
+        return f"needs a C compiler ({', '.join(COMPILERS)}): install gcc"
+    if not _can_fault() and shutil.which("objdump") is None:
+        return "needs objdump, since this kernel lets no CPUID fault: install binutils"
+    return None
+
+
+def enter(cls: CpuClass) -> None:
+    """Restrict this process to a class, for good.
+
+    Raises:
+        UnavailableError: Something is missing; the message says what.
+        UnforeseenError: A runtime is loaded already, and has seen the CPU.
+    """
+    reason = why_not(cls)
+    if reason is not None:
+        raise UnavailableError(f"as {cls.name} not measured: {reason}")
+    loaded = [name for name in PACKAGES if name in sys.modules]
+    if loaded:
+        raise UnforeseenError(f"{loaded[0]} is loaded before the CPU class was entered")
+    helper = _helper()
+    if not _can_fault():
+        sys.path.insert(0, str(_copies()))
+    rules = _rules(cls)
+    failure = helper.as_cpu_start(rules, len(rules), int(_can_fault()))
+    if failure or (visible := seen(helper, cls)):
+        why = os.strerror(failure) if failure else f"{', '.join(sorted(visible))} can be seen"
+        raise UnavailableError(f"as {cls.name} not measured: {why}")
+    os.environ.update(_TORCH[cls.name])
+    cpu_classes.restrict(cls)
+
+
+def seen(helper: ctypes.CDLL, cls: CpuClass) -> set[str]:
+    """Extensions that are to be hidden for a class, and are not."""
+    visible = set()
+    for name in cls.hidden:
+        leaf, subleaf, register, bit = FEATURES[name]
+        found = (ctypes.c_uint32 * 4)()
+        helper.as_cpu_seen(leaf, subleaf, found)
+        if found[_REGISTERS.index(register)] >> bit & 1:
+            visible.add(name)
+    return visible
+
+
+class _Rule(ctypes.Structure):
+    """Bits to clear in the answer to one leaf of CPUID."""
+
+    _fields_ = (
+        ("leaf", ctypes.c_uint32),
+        ("subleaf", ctypes.c_uint32),
+        ("clear", ctypes.c_uint32 * 4),
+    )
+
+
+def _rules(cls: CpuClass) -> ctypes.Array[_Rule]:
+    clear: dict[tuple[int, int], list[int]] = {}
+    for name in cls.hidden:
+        leaf, subleaf, register, bit = FEATURES[name]
+        masks = clear.setdefault((leaf, subleaf), [0, 0, 0, 0])
+        masks[_REGISTERS.index(register)] |= 1 << bit
+    made = [_Rule(*place, (ctypes.c_uint32 * 4)(*masks)) for place, masks in clear.items()]
+    return (_Rule * len(made))(*made)
+
+
+def _compiler() -> str | None:
+    wanted = os.environ.get("CC", "").split()[:1]
+    return next(filter(None, map(shutil.which, (*wanted, *COMPILERS))), None)
+
+
+@functools.cache
+def _can_fault() -> bool:
+    """Whether the kernel lets CPUID fault, so that no runtime has to be copied."""
+    return bool(_helper().as_cpu_can_fault())
+
+
+@functools.cache
+def _helper() -> ctypes.CDLL:
+    """The compiled as_cpu.c."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    file = _cache() / f"as-cpu-{digest}.so"
+    if not file.exists():
+        _compile(file)
+    return ctypes.CDLL(str(file))
+
+
+def _compile(file: Path) -> None:
+    compiler = _compiler()
+    if compiler is None:
+        raise UnavailableError(f"needs a C compiler ({', '.join(COMPILERS)}): install gcc")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        command = [compiler, "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            first = done.stderr.strip().partition("\n")[0]
+            raise UnavailableError(f"{compiler} cannot compile {SOURCE.name}: {first}")
+        made.replace(file)
+
+
+def _cache() -> Path:
+    """Where helper and copies are kept: in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "care-deploy"
+
+
+def _copies() -> Path:
+    """A folder with copies of the runtimes whose CPUID is replaced, made at the first use."""
+    found = {name: folder for name in PACKAGES if (folder := _installed(name))}
+    known = [f"{name} {_version(name)} {folder}" for name, folder in found.items()]
+    known.append(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
+    digest = hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
+    kept = _cache() / f"as-cpu-{digest}"
+    if kept.exists():
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix="as-cpu-") as temporary:
+        made = Path(temporary) / "packages"
+        for name, folder in found.items():
+            shutil.copytree(folder, made / name)
+        replaced = sum(_replace(library) for library in _libraries(made))
+        if not replaced:
+            raise UnavailableError("no CPUID instruction was found in onnxruntime")
+        try:
+            made.rename(kept)
+        except OSError:
+            if not kept.exists():  # else another process was first
+                raise
+    return kept
+
+
+def _installed(name: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    folders = spec.submodule_search_locations if spec else None
+    return Path(folders[0]) if folders else None
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name.replace("_", "-"))
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _libraries(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.rglob("*.so*")):
+        if not file.is_symlink() and any(part in file.name for part in LIBRARIES):
+            yield file
+
+
+def _replace(library: Path) -> int:
+    """Replace every CPUID instruction of a library; returns how many there were."""
+    content = bytearray(library.read_bytes())
+    if CPUID not in content:
+        return 0
+    places = _places(library)
+    for place in places:
+        at = _offset(content, place)
+        # The bytes alone would also be found in the middle of other instructions.
+        if content[at : at + 2] != CPUID:
+            raise UnavailableError(f"objdump and {library.name} do not fit together")
+        content[at : at + 2] = ILLEGAL
+    library.write_bytes(content)
+    return len(places)
+
+
+def _places(library: Path) -> list[int]:
+    """Addresses of the CPUID instructions of a library."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(library)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(m[1], 16) for m in re.finditer(r"^\s*([0-9a-f]+):\s+cpuid\b", shown, re.M)]
+
+
+def _offset(content: bytearray, address: int) -> int:
+    """Where an address lies in a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    for index in range(count):
+        kind, _, offset, start, _, length = struct.unpack_from(
+            "<IIQQQQ", content, table + index * size
+        )
+        if kind == _LOADED and start <= address < start + length:
+            return int(address - start + offset)
+    raise UnavailableError(f"address {address:#x} lies in no segment of the file")

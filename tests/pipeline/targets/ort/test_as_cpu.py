@@ -1,0 +1,198 @@
+"""A runtime that sees a lesser CPU: what is hidden, what is not, and what is left to others."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import machine
+from pipeline.core.cpu_classes import CLASSES, FEATURES
+from pipeline.core.errors import UnavailableError
+from pipeline.targets.ort import as_cpu
+
+AVX2 = CLASSES["avx2"]
+PRELUDE = """\
+import ctypes, mmap, sys
+from pipeline.core.cpu_classes import CLASSES
+from pipeline.targets.ort import as_cpu
+helper = as_cpu._helper()
+rules = as_cpu._rules(CLASSES["avx2"])
+assert helper.as_cpu_start(rules, len(rules), 0) == 0
+"""
+
+needs_compiler = pytest.mark.skipif(
+    as_cpu.why_not(AVX2) is not None, reason=f"as avx2: {as_cpu.why_not(AVX2)}"
+)
+
+LIBRARY = """\
+#include <cpuid.h>
+void look(unsigned leaf, unsigned sub, unsigned *f) {
+  __cpuid_count(leaf, sub, f[0], f[1], f[2], f[3]);
+}
+/* The bytes of CPUID in the middle of another instruction. */
+unsigned constant(void) { return 0xa20f0000; }
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "faulthandler=0", "-c", code]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(as_cpu.__file__).parents[3]
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path_factory.getbasetemp() / "as-cpu-cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    as_cpu._helper.cache_clear()
+    as_cpu._can_fault.cache_clear()
+
+
+@needs_compiler
+def test_a_library_whose_cpuid_is_replaced_sees_the_class(tmp_path: Path) -> None:
+    source, library = tmp_path / "look.c", tmp_path / "look.so"
+    source.write_text(LIBRARY)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    assert as_cpu._replace(library) == 1
+    done = python(
+        PRELUDE + f"library = ctypes.CDLL({str(library)!r})\n"
+        "found = (ctypes.c_uint32 * 4)()\n"
+        "library.look(7, 0, found)\n"
+        "assert found[1] >> 5 & 1, 'AVX2 stays'\n"
+        "assert not found[1] >> 16 & 1, 'AVX-512 goes'\n"
+        "library.look(1, 0, found)\n"
+        "assert found[2] >> 12 & 1, 'FMA is of another leaf'\n"
+        "library.constant.restype = ctypes.c_uint32\n"
+        "assert library.constant() == 0xa20f0000\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_a_cpuid_that_faults_is_answered_too() -> None:
+    # No kernel is asked to let CPUID fault: the instruction lies where nothing may run, so that it
+    # raises the same signal, and what follows lies on the next page, where it may.
+    done = python(
+        PRELUDE + "page = mmap.PAGESIZE\n"
+        "memory = mmap.mmap(-1, 2 * page, prot=mmap.PROT_READ | mmap.PROT_WRITE)\n"
+        "memory[page - 2 : page] = b'\\x0f\\xa2'\n"
+        "memory[page : page + 4] = b'\\x89\\xd8\\x5b\\xc3'  # mov eax, ebx; pop rbx; ret\n"
+        "entry = b'\\x53\\xb8\\x07\\x00\\x00\\x00\\x31\\xc9\\xe9'  # push rbx; eax 7; ecx 0; jmp\n"
+        "jump = (-2 - 16 - len(entry) - 4).to_bytes(4, 'little', signed=True)\n"
+        "memory[page + 16 : page + 16 + len(entry) + 4] = entry + jump\n"
+        "start = ctypes.addressof(ctypes.c_char.from_buffer(memory))\n"
+        "libc = ctypes.CDLL(None)\n"
+        "address = ctypes.c_void_p(start + page)\n"
+        "assert libc.mprotect(address, page, mmap.PROT_READ | mmap.PROT_EXEC) == 0\n"
+        "found = ctypes.CFUNCTYPE(ctypes.c_uint32)(start + page + 16)()\n"
+        "assert found >> 5 & 1 and not found >> 16 & 1, hex(found)\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("code", "signal"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", -11),
+        ("ctypes.string_at(0)", -11),
+        ("ctypes.CFUNCTYPE(None)(4096)()", -11),
+        (
+            "m = mmap.mmap(-1, 4096, prot=7); m[:2] = b'\\x0f\\x0b'\n"
+            "ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()",
+            -4,
+        ),
+    ],
+    ids=["sent", "read of nothing", "jump into nothing", "trap of a compiler"],
+)
+def test_other_faults_end_the_process_as_before(code: str, signal: int) -> None:
+    assert python(PRELUDE + code).returncode == signal
+
+
+@needs_compiler
+def test_the_bits_are_those_that_linux_names() -> None:
+    # Unrestricted, in this process: nothing is hidden before `as_cpu_start`.
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    found = (ctypes.c_uint32 * 4)()
+    helper = as_cpu._helper()
+    for name, (leaf, subleaf, register, bit) in FEATURES.items():
+        helper.as_cpu_real(leaf, subleaf, found)
+        assert bool(found["abcd".index(register)] >> bit & 1) == (name in flags), name
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_onnx_runtime_takes_the_kernels_of_the_class(tmp_path: Path) -> None:
+    done = python(
+        "from pathlib import Path\n"
+        "from pipeline.core import cpu_classes, figures, machine\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        "as_cpu.enter(cpu_classes.named('avx2'))\n"
+        "from pipeline.targets.ort.layout import block_size, write_probe\n"
+        f"probe = Path({str(tmp_path / 'probe.onnx')!r})\n"
+        "write_probe(probe)\n"
+        "print(block_size(probe), machine.kernels(), figures.measured_here())\n"
+    )
+    assert done.stdout == "8 AVX2 measured here, restricted\n", done.stderr
+
+
+@needs_compiler
+def test_a_runtime_that_is_loaded_already_is_refused() -> None:
+    done = python(
+        "import onnxruntime\n"
+        "from pipeline.core import cpu_classes\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        "as_cpu.enter(cpu_classes.named('avx2'))\n"
+    )
+    assert "onnxruntime is loaded before" in done.stderr
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(as_cpu, "instructions", lambda: ("avx2", "fma"))
+    monkeypatch.setattr(as_cpu, "_can_fault", lambda: False)
+    assert as_cpu.why_not(CLASSES["avx2-vnni"]) == (
+        "this CPU has no avx_vnni, which AVX2 + VNNI needs"
+    )
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert as_cpu.why_not(AVX2) == "needs a C compiler (cc, gcc, clang): install gcc"
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "objdump" else name)
+    assert "needs objdump" in str(as_cpu.why_not(AVX2))
+    monkeypatch.setattr(as_cpu, "_can_fault", lambda: True)
+    assert as_cpu.why_not(AVX2) is None
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert as_cpu.why_not(AVX2) == "needs Linux on x86-64, not Linux on arm64"
+
+
+def test_a_compiler_that_fails_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho no room left >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UnavailableError, match=r"cannot compile as_cpu.c: no room left"):
+        as_cpu._helper()
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_figures_and_keys_tell_a_restriction(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.core import cpu_classes, figures
+
+    flags = ("avx2", "avx512_vnni", "avx512bw", "avx512f", "avx512vl", "avx_vnni", "fma")
+    monkeypatch.setattr(machine, "instructions", lambda: flags)
+    free = machine.cpu_class()["instructions"]
+    monkeypatch.setattr(cpu_classes, "_entered", [CLASSES["avx2-vnni"]])
+    assert figures.measured_here() is figures.State.RESTRICTED
+    assert figures.Latency((1.0,)).summary().median("x").state is figures.State.RESTRICTED
+    assert machine.cpu_class()["instructions"] == "avx2 avx_vnni fma" != free
+    assert machine.kernels() == "AVX2 + VNNI"
