@@ -11,6 +11,7 @@ What is decided here, once:
 
 - **Orientation.** An EXIF (or XMP) orientation is applied, so that a phone's photograph is seen as
   people see it. timm and torchvision ignore it; images without such a tag come out as theirs do.
+  `exif: ignore` does as they do: published checkpoints were trained and judged so.
 - **Transparency** is composited over white: colours under fully transparent pixels are arbitrary,
   and dropping the alpha channel would show them to the network.
 - **16-bit gray** is scaled to 8 bits (65535 becomes 255); Pillow's own conversion clips at 255.
@@ -41,6 +42,7 @@ from pipeline.core.errors import DataError, PreprocessError
 from pipeline.core.network import Images, Pixels
 
 Channels = Literal["rgb", "gray"]
+Exif = Literal["apply", "ignore"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 # Formats that Pillow decodes by itself; others (EPS, PDF, …) would start external programs.
@@ -53,6 +55,8 @@ _SMALLEST_CROP = 1e-4
 _SMALLEST_STD = 1e-6
 
 _ORIENTATION_TAG = 0x0112
+_TAGGED = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
+"""Where Pillow looks for the tag. It turns TIFF files by itself (`tag_v2`), for timm too."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,15 +68,16 @@ _UPRIGHT = {
 }
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """Decode an image file's bytes to an upright RGB image.
+def decode(data: bytes, name: str, exif: Exif = "apply") -> Image.Image:
+    """Decode an image file's bytes to an RGB image.
 
     Args:
         data: The encoded file.
         name: What to call the file in an error message.
+        exif: Whether an orientation tag turns the image.
 
     Returns:
-        An image of mode "RGB", fully loaded.
+        An image of mode "RGB", fully loaded, without an orientation tag.
 
     Raises:
         DataError: `data` is empty, no image, truncated, corrupt or a decompression bomb.
@@ -84,7 +89,7 @@ def decode(data: bytes, name: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
-            return to_rgb(image)
+            return to_rgb(image, exif)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{name} unpacks to more than {MAX_PIXELS / 1e6:.0f} million pixels, as a "
@@ -103,13 +108,17 @@ def decode(data: bytes, name: str) -> Image.Image:
         ) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into an upright, opaque RGB image (see the module's decisions).
+def to_rgb(image: Image.Image, exif: Exif = "apply") -> Image.Image:
+    """Turn an image of any mode into an opaque RGB image (see the module's decisions).
+
+    Args:
+        image: Of any mode.
+        exif: Whether an orientation tag turns it.
 
     Raises:
         DataError: The pixel format has no agreed meaning as colours, such as floating point.
     """
-    upright = _orient(image)
+    upright = _orient(image) if exif == "apply" else _without_tag(image)
     if upright.mode == "RGB":
         return upright
     if upright.mode.startswith("I"):
@@ -143,6 +152,16 @@ def _orient(image: Image.Image) -> Image.Image:
     return upright
 
 
+def _without_tag(image: Image.Image) -> Image.Image:
+    """The image as it is stored, without the tag that would turn it later."""
+    if not image.info.keys() & _TAGGED and not hasattr(image, "tag_v2"):
+        return image
+    bare = image.copy()
+    transparency = image.info.get("transparency")
+    bare.info = {} if transparency is None else {"transparency": transparency}
+    return bare
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale a gray image of mode I;16 (or I, as older Pillow reads 16-bit PNG) to 8 bits."""
     values = np.asarray(image).astype(np.int64)
@@ -165,6 +184,8 @@ class Preprocess:
         mean: Per-channel mean, for pixels scaled to 0 … 1.
         std: Per-channel standard deviation, for pixels scaled to 0 … 1.
         channels: "rgb", or "gray" (ITU-R 601 luma) for a network with one input channel.
+        exif: Whether an orientation tag turns an image. The default is left out of `to_dict`, so
+            that what was recorded before this field existed means, and hashes to, the same.
 
     Raises:
         PreprocessError: A value makes no sense.
@@ -176,6 +197,7 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: Channels = "rgb"
+    exif: Exif = "apply"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -254,7 +276,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`; strict: every field once, nothing else.
+        """The inverse of `to_dict`; strict: every field once (`exif` may lack), nothing else.
 
         Raises:
             PreprocessError: A field is missing, unknown or makes no sense.
@@ -262,7 +284,7 @@ class Preprocess:
         if not isinstance(values, Mapping):
             raise PreprocessError(f"preprocessing is a mapping of fields, not {values!r}")
         fields = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in fields if name not in values]
+        missing = [name for name in fields if name not in values and name != "exif"]
         unknown = [str(name) for name in values if name not in fields]
         if missing or unknown:
             problem = (
@@ -272,11 +294,14 @@ class Preprocess:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, with JSON's types."""
-        return {
+        """Every field, with JSON's types; `exif` only where it is not the default."""
+        values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
+        if self.exif == "apply":
+            del values["exif"]
+        return values
 
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the canonical JSON form; equal values have equal digests."""
@@ -297,7 +322,7 @@ class Preprocess:
         Raises:
             DataError: The image cannot be used, or is too elongated to be resized within bounds.
         """
-        image = to_rgb(image)
+        image = to_rgb(image, self.exif)
         if self.channels == "gray":
             image = image.convert("L")
         width, height = self._resized_shape(image)
@@ -444,6 +469,7 @@ _PROBLEMS: dict[str, Callable[[object], str | None]] = {
     "mean": _problem_with_mean,
     "std": _problem_with_std,
     "channels": _problem_with_choice(get_args(Channels)),
+    "exif": _problem_with_choice(get_args(Exif)),
 }
 
 

@@ -29,6 +29,8 @@ IMAGENET: dict[str, Any] = {
 }
 GRAY = {**IMAGENET, "size": 8, "mean": (0.5,), "std": (0.25,), "channels": "gray"}
 
+SPEC = Preprocess(**{**IMAGENET, "size": 16})
+
 
 def noise(height: int, width: int, depth: int = 3) -> Image.Image:
     rng = np.random.default_rng([height, width])
@@ -124,6 +126,33 @@ def test_orientation_is_applied_once(orientation: int) -> None:
     decoded = decode(encode(stored, exif=exif), "x.png")
     np.testing.assert_array_equal(flat(decoded), flat(upright))
     np.testing.assert_array_equal(flat(to_rgb(decoded)), flat(upright))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_orientation_is_ignored_where_that_is_asked_for(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(noise(24, 16), kind, exif=exif)
+    assert decode(data, "x").size == (24, 16)
+    stored = decode(data, "x", "ignore")
+    assert stored.size == to_rgb(stored).size == (16, 24)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(flat(stored), flat(image.convert("RGB")))
+        spec = dataclasses.replace(SPEC, exif="ignore")
+        np.testing.assert_array_equal(spec.pixels(image), SPEC.pixels(stored))
+        assert (spec.pixels(image) != SPEC.pixels(image)).any()
+
+
+def test_a_default_that_came_later_changes_no_digest() -> None:
+    """What was recorded before `exif` existed is still equal, and so are the keys made of it."""
+    before = {key: value for key, value in SPEC.to_dict().items() if key != "exif"}
+    assert SPEC.to_dict() == before
+    assert Preprocess.from_dict(before) == SPEC
+    ignoring = dataclasses.replace(SPEC, exif="ignore")
+    assert Preprocess.from_dict(ignoring.to_dict()) == ignoring
+    assert ignoring.digest() != SPEC.digest()
+    with pytest.raises(PreprocessError, match="exif is one of apply, ignore"):
+        dataclasses.replace(SPEC, exif="maybe")
 
 
 def test_unreadable_metadata_leaves_the_image_alone() -> None:
