@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.core.figures import Throughput
 from pipeline.core.network import Images, Logits
 from pipeline.core.plain import Facts
@@ -61,6 +64,13 @@ class Runner(AbstractContextManager[Any]):
 
         Raises:
             InputError: Shape, type or batch size do not fit.
+        """
+
+    def expect(self, labels: npt.NDArray[np.int64]) -> None:  # noqa: B027
+        """Hear which images follow, before the first call; of use where a few stand for all.
+
+        Args:
+            labels: The right class of each image that will come, in their order, (images,).
         """
 
     def timed(self, images: Images) -> dict[str, float]:
