@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.core.figures import Throughput
 from pipeline.core.network import Batch, Images, Logits
@@ -69,6 +70,13 @@ class Runner(AbstractContextManager[Any]):
 
         Raises:
             InputError: Shape, type or batch size do not fit.
+        """
+
+    def expect(self, labels: npt.NDArray[np.int64]) -> None:  # noqa: B027
+        """Hear which images follow, before the first call; of use where a few stand for all.
+
+        Args:
+            labels: The right class of each image that will come, in their order, (images,).
         """
 
     def input_of(self, pictures: Pictures | Images) -> Batch:

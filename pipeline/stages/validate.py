@@ -118,6 +118,7 @@ class ValidateStep(TargetStep):
                 why = missing or "there is no executor for it"
                 return self._facts(Accuracy.not_measured(why)).to_facts()
             with runner:
+                runner.expect(labels)
                 what = f"{target.title} {self.built.precision}"
                 logits = run_over(self, runner, len(labels), what)
                 numerics = runner.numerics()

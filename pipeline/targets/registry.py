@@ -18,6 +18,7 @@ _PLACES = {
     "trt": "pipeline.targets.tensorrt.target:TrtTarget",
     "ort": "pipeline.targets.ort.target:OrtTarget",
     "coreml": "pipeline.targets.coreml.target:CoreMLTarget",
+    "coreai": "pipeline.targets.coreai.target:CoreAITarget",
 }
 """Module and class of each target of this project, in the order of reports."""
 

@@ -54,7 +54,7 @@ class PackageRunner(Runner):
     takes = "pixels"
 
     def __init__(self, package: Path, network: Network) -> None:
-        self._package, self._labels = package, network.labels
+        self._package, self._network, self._labels = package, network, network.labels
         self._channels = preprocess_of(network).depth
 
     def _check(self, pixels: Pixels) -> None:

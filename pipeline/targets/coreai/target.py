@@ -1,0 +1,151 @@
+"""The Core AI target: what the pipeline sees of it.
+
+An asset takes one image at a time, whatever batch the other targets are built for.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import UnavailableError
+from pipeline.core.network import Images
+from pipeline.core.runner import Runner
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.keys import versions
+from pipeline.targets.base import (
+    MODULE,
+    BuildJob,
+    DeviceMeasurement,
+    Requirement,
+    Target,
+)
+from pipeline.targets.coreai.build import RECIPES, build
+from pipeline.targets.coreai.options import CoreAIOptions
+from pipeline.targets.coreai.package import MODEL, PACKAGES, check, producers
+
+if TYPE_CHECKING:
+    from pipeline.targets.coreai.runner import Bound
+
+INSTALL = "pip install 'care-deploy[coreai]'"
+_MODULES = ("coreai", "coreai_torch", "coreai_opt")
+_SYSTEM = 27
+"""Version of macOS and iOS with which Core AI came."""
+
+_MAC = (
+    "Core AI's device runtime needs macOS 27 or iOS 27: run the same command on a Mac, or measure "
+    "with the package that export coreml-bench --target coreai writes and give the result to "
+    "python -m pipeline bench --target coreai --import FILE. Here Apple's runtime is a judge that "
+    "takes a second or more for an image: it judges runtime_images of them"
+)
+
+
+class CoreAITarget(Target):
+    """Builds Core AI assets anywhere; Apple's runtime judges them on Linux and runs them on a Mac."""
+
+    name = "coreai"
+    title = "Core AI"
+    precisions = dict.fromkeys(RECIPES, MODULE)
+    options = CoreAIOptions
+
+    def requirements(self) -> list[Requirement]:
+        """See `Target.requirements`."""
+        found = {name: version for name, version in versions(*PACKAGES).items()}
+        needed = [
+            Requirement(name, _there(version), "build", INSTALL) for name, version in found.items()
+        ]
+        system = platform.mac_ver()[0] or None
+        return [*needed, Requirement(f"macOS {_SYSTEM}", system, "measure", _MAC)]
+
+    def versions(self) -> dict[str, str]:
+        """See `Target.versions`."""
+        return producers()
+
+    def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
+        """See `Target.build`."""
+        _require()
+        return build(job, folder / MODEL, RECIPES[job.precision])
+
+    def inspect(self, artifact: Artifact) -> str:
+        """Read the program with its weights, and let Apple's runtime load it."""
+        from pipeline.targets.coreai.runtime import Runtime
+
+        _require()
+        program = check(artifact.folder / MODEL, artifact.network())
+        Runtime(artifact.folder / MODEL).close()
+        return (
+            f"loaded by Apple's runtime: {program.counts().total()} operations, "
+            f"{len(artifact.network().labels)} labels"
+        )
+
+    def fitness(self, artifact: Artifact, images: Images) -> list[dict[str, Any]]:
+        """Range of float16 on real images, and what was reported of devices; see `Target`."""
+        from pipeline.targets.coreai.fitness import fitness
+
+        _require()
+        program = check(artifact.folder / MODEL, artifact.network())
+        return [finding.to_dict() for finding in fitness(program, images)]
+
+    def missing(self, artifact: Artifact) -> str | None:
+        """See `Target.missing`."""
+        if lacking := _lacking():
+            return lacking
+        if platform.system() != "Darwin":
+            return _MAC
+        return None if _system() >= _SYSTEM else _MAC
+
+    def open(self, artifact: Artifact, *, threads: int | None = None) -> Runner:
+        """See `Target.open`."""
+        if missing := self.missing(artifact):
+            raise UnavailableError(missing)
+        from pipeline.targets.coreai.runner import AppleRunner
+
+        artifact.verify()
+        unit = artifact.facts["compute_unit"]
+        return AppleRunner(artifact.folder / MODEL, artifact.network(), unit)
+
+    def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
+        """The executor of the saved program, with Apple's runtime as its judge."""
+        if _lacking():
+            return None
+        from pipeline.targets.coreai.runner import JudgedRunner
+
+        artifact.verify()
+        package, network = artifact.folder / MODEL, artifact.network()
+        return JudgedRunner(package, network, artifact.facts["runtime_images"], _bound(artifact))
+
+    def read_measurements(
+        self, file: Path, artifacts: Mapping[str, Artifact], device: str | None
+    ) -> dict[str, DeviceMeasurement]:
+        """Read the result file of the measuring program; see `Target`."""
+        from pipeline.targets.coreai.results import read_measurements
+
+        return read_measurements(file, artifacts, device)
+
+
+def _bound(artifact: Artifact) -> Bound:
+    return RECIPES[artifact.facts["precision"]].limits.runtime
+
+
+def _there(version: str) -> str | None:
+    return None if version == "missing" else version
+
+
+def _lacking() -> str | None:
+    """Which package is missing, and how to get it."""
+    for name in _MODULES:
+        if find_spec(name) is None:
+            return f"{name.replace('_', '-')} is not installed: {INSTALL}"
+    return None
+
+
+def _require() -> None:
+    if lacking := _lacking():
+        raise UnavailableError(lacking)
+
+
+def _system() -> int:
+    return int(platform.mac_ver()[0].partition(".")[0] or 0)
