@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError
+from pipeline.core.words import in_short
 from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference, run_graph
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
@@ -63,7 +64,7 @@ class ExportStep(StageStep):
             model = trace(module, images, opset=settings.opset, dynamic=dynamic)
         except Exception as error:  # the exporter raises whatever the network's code raises
             raise BuildError(
-                f"{self.context.config.model.name} does not export to ONNX: {error}"
+                f"{self.context.config.model.title} does not export to ONNX: {refusal(error)}"
             ) from error
         labels = json.dumps(network.labels, ensure_ascii=False)
         onnx.helper.set_model_props(
@@ -93,6 +94,29 @@ class ExportStep(StageStep):
             checkpoint=str(source.checkpoint()),
             network=network,
         ).to_facts()
+
+
+def refusal(error: Exception) -> str:
+    """The exporter's reason, in a line: its own messages fill pages."""
+    reason = next(
+        (cause for cause in _causes(error) if "data-dependent" in str(cause).lower()), None
+    )
+    if reason is not None:
+        return (
+            f"what it does depends on the values of its images ({in_short(reason)}): write it "
+            "without branches on values, for instance with torch.where"
+        )
+    return in_short(list(_causes(error))[-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the first cause last."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def trace(
