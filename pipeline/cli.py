@@ -281,6 +281,66 @@ def validate(
 
 
 @main.command()
+@click.option(
+    "--model",
+    help="care_s0, timm/NAME or package.module:callable; default: what the checkpoint says.",
+)
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="A file; or embedded, random, or own (what the callable gives its network).",
+)
+@click.option(
+    "--data",
+    required=True,
+    help="Images with their classes: folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist.",
+)
+@click.option("--calibration", help="Training images; default: those of --data, if it has any.")
+@click.option("--labels", help="The network's classes, a line each, or imagenet-1k.")
+@click.option("--name", type=RESULTS, help="Name of the results; default: the network's.")
+@click.option("--target", "targets", type=TARGET, multiple=True, help="Default: all.")
+@click.option(
+    "--file",
+    type=PATH,
+    default=Path("pipeline.yaml"),
+    show_default=True,
+    help="Where to write the configuration; a new file.",
+)
+def init(file: Path, **wanted: Any) -> None:
+    """Write a first configuration, after a look at the checkpoint and the images."""
+    from pipeline.commands import init, run
+    from pipeline.scheduler.plan import Selection
+
+    click.echo(init.write_first(init.Wanted(**wanted), file))
+    click.echo(run.dry_run(load_config(file), Selection()))
+    click.echo(f"build it with: python -m pipeline run {file}")
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--artifact",
+    default="ort",
+    show_default=True,
+    help="A target, such as ort or trt/fp16, or the folder of any built artifact.",
+)
+@OUTPUT
+@click.option("--name", type=RESULTS, help="Which results, if there are several.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object an image.")
+def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
+    """Say which classes IMAGE... shows: files, folders of images, or - for a list of files.
+
+    A built model answers, prepared by its own preprocessing. Where its runtime is missing, the
+    executor answers that stands for it, and the output says so.
+    """
+    from pipeline.commands import predict
+
+    predict.predict(images, artifact, **options)
+
+
+@main.command()
 @CONFIG
 @click.option(
     "--method",

@@ -10,10 +10,10 @@ import copy
 import json
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
     ValidationInfo,
     create_model,
     field_validator,
+    model_validator,
 )
 
 from pipeline.core import machine, yamlfile
@@ -66,27 +67,62 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+OWN_WEIGHTS = "own"
+"""In place of a checkpoint: those that the callable of `model.module` gives its network."""
+
+
 class ModelConfig(Section):
     """Which network, with which weights."""
 
-    name: str = Field(
+    name: str | None = Field(
+        default=None,
         max_length=200,
         description="care_s0, care_s1, care_s2, care_tiny, mlla_t, or timm/NAME for any "
         "classification model of timm.",
     )
+    module: str | None = Field(
+        default=None,
+        max_length=200,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="In place of a name: package.module:callable, which returns an nn.Module of "
+        "your own; it is looked for where Python looks, then in the working directory.",
+    )
     checkpoint: PathText = Field(
         description="A checkpoint file (.pth.tar, .pt, .safetensors); 'embedded' for the weights "
-        "that the package carries; 'random' for random weights, to try the pipeline."
+        "that the package carries; 'random' for random weights, to try the pipeline; 'own' for "
+        "those that the callable of `module` gives its network."
     )
     ema: bool = Field(default=False, description="Take the averaged weights of the checkpoint.")
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the model's constructor."
     )
 
+    @property
+    def title(self) -> str:
+        """Its name, or that of the callable that makes it."""
+        return self.name or str(self.module)
+
+    @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        if (self.name is None) == (self.module is None):
+            raise ValueError("give the network's name, or a module that makes it: one of the two")
+        if self.name and self.checkpoint == OWN_WEIGHTS:
+            raise ValueError(
+                f"checkpoint {OWN_WEIGHTS!r} is for a network that a module makes: name a file"
+            )
+        if self.module and self.checkpoint in ("embedded", "random"):
+            raise ValueError(
+                f"checkpoint {self.checkpoint!r} is for named networks: name a file, or 'own' for "
+                "the weights that the callable gives its network"
+            )
+        return self
+
     @field_validator("kwargs")
     @classmethod
-    def _no_reserved(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if problem := first_reserved(kwargs) or first_excessive(kwargs):
+    def _no_reserved(cls, kwargs: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        # What timm would do with an argument is nothing to a callable of the user's own.
+        named = info.data.get("name") is not None
+        if named and (problem := first_reserved(kwargs) or first_excessive(kwargs)):
             raise ValueError(problem)
         return kwargs
 
@@ -284,7 +320,38 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: Anything is wrong with it; the message names file, line and key.
     """
-    document = yamlfile.read(path)
+    return _checked(yamlfile.read(path))
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """Read a configuration from a mapping, as a configuration file holds one.
+
+    Nothing in it is filled from the environment, and it extends no file.
+
+    Raises:
+        ConfigError: Anything is wrong with it; the message names the key.
+    """
+    try:
+        # As a file would hold it: paths and tuples become what JSON has.
+        plain = json.loads(json.dumps(values, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the configuration is no plain mapping: {error}") from error
+    place = yamlfile.Place(Path("(a mapping)"), 0)
+    return _checked(yamlfile.Document(plain, dict.fromkeys(_paths(plain), place)))
+
+
+def _paths(values: Any, above: yamlfile.KeyPath = ()) -> Iterator[yamlfile.KeyPath]:
+    """Path of every value of a plain mapping, and its own."""
+    yield above
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _paths(value, (*above, key))
+    elif isinstance(values, list):
+        for number, value in enumerate(values):
+            yield from _paths(value, (*above, number))
+
+
+def _checked(document: yamlfile.Document) -> Config:
     config = _validated(document)
     _check_targets(config, document)
     _check_batch(config, document)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import Config
+from pipeline.config import OWN_WEIGHTS, Config
+from pipeline.core.callables import locate
 from pipeline.core.errors import DataError, ModelError, about
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.listing import Files, Folders, list_split
 from pipeline.core.network import Network
-from pipeline.steps.keys import versions
+from pipeline.steps.keys import Code, versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,13 +61,13 @@ class Source:
     # What planning needs: no framework is imported for it.
 
     def checkpoint(self) -> Path | None:
-        """Path of the checkpoint, or None for random weights.
+        """Path of the checkpoint; None for random weights, and for those of the user's module.
 
         Raises:
             ModelError: The file is missing.
         """
         stated = self.config.model.checkpoint
-        if stated == RANDOM:
+        if stated in (RANDOM, OWN_WEIGHTS):
             return None
         if stated == EMBEDDED:
             path = _package_folder("care") / "assets" / f"{self.config.model.name}.safetensors"
@@ -85,7 +86,7 @@ class Source:
 
     @cached_property
     def checkpoint_hash(self) -> str:
-        """SHA-256 of the checkpoint, one for the whole run; "random" for random weights.
+        """SHA-256 of the checkpoint, one for the whole run; without one, "random" or "own".
 
         Weights decide everything, so they are hashed in every run: a date can be set back. What is
         loaded later has to have this very hash.
@@ -95,7 +96,7 @@ class Source:
         """
         path = self.checkpoint()
         if path is None:
-            return RANDOM
+            return self.config.model.checkpoint
         try:
             return file_hash(path)
         except OSError as error:
@@ -107,11 +108,21 @@ class Source:
         """Everything but the checkpoint that decides what the network computes, for a key."""
         config = self.config
         return {
+            **({"the code of model.module": self._module_code} if config.model.module else {}),
             "settings name": config.name,
-            "settings model": config.model.model_dump(mode="json", exclude={"checkpoint"}),
+            "settings model": config.model.model_dump(
+                mode="json", exclude={"checkpoint"}, exclude_none=True
+            ),
             "settings preprocess": config.preprocess and config.preprocess.model_dump(mode="json"),
             "the labels": self._labels_identity,
         }
+
+    @cached_property
+    def _module_code(self) -> dict[str, str]:
+        """Hashes of the user's module and of what it imports of theirs; nothing is imported."""
+        with about("model.module"):
+            place = locate(str(self.config.model.module))
+            return Code(place.folder, own=place.packages).hashes([place.module])
 
     def tools(self) -> dict[str, str]:
         """Versions of what makes the network."""
@@ -257,7 +268,7 @@ class Source:
         Random weights are settled: see `care.settle`.
         """
         module = self._loaded
-        if self.checkpoint() is None:
+        if self.config.model.checkpoint == RANDOM:
             from care.settle import settle
 
             self._check_input(module)
@@ -283,8 +294,11 @@ class Source:
         from care import checkpoint
         from care.factory import create_model
 
-        stated, count = self.config.model, len(self.classes[0])
-        name = stated.name.removeprefix(TIMM_PREFIX)
+        stated = self.config.model
+        if stated.module is not None:
+            return self._of_module(stated.module)
+        count = len(self.classes[0])
+        name = str(stated.name).removeprefix(TIMM_PREFIX)
         torch.manual_seed(RANDOM_SEED)
         named = stated.kwargs.get("num_classes", count)
         if named != count:
@@ -299,6 +313,27 @@ class Source:
             with about("model.checkpoint"):
                 checkpoint.load(path, module, ema=stated.ema, sha256=self.checkpoint_hash)
         return module
+
+    def _of_module(self, stated: str) -> nn.Module:
+        """The network that the user's callable makes, with a checkpoint's weights if one is named.
+
+        Raises:
+            ModelError: It makes none, or one that the checkpoint does not fit.
+        """
+        import torch
+
+        from care import checkpoint, modules
+
+        torch.manual_seed(RANDOM_SEED)
+        with about("model.module"):
+            module = modules.create(stated, **self.config.model.kwargs).eval()
+        path = self.checkpoint()
+        if path is not None:
+            with about("model.checkpoint"):
+                checkpoint.load(
+                    path, module, ema=self.config.model.ema, sha256=self.checkpoint_hash
+                )
+        return module.float()
 
     def inference_form(self) -> InferenceForm:
         """A fresh copy of the network in the form that is deployed, and what was done to it."""
@@ -315,8 +350,8 @@ class Source:
     def network(self) -> Network:
         """Labels, shape and preprocessing, which every artifact carries."""
         self._check_input(self.module)
-        description = {"model": self.config.model.name}
-        if self.checkpoint() is None:
+        description = {"model": self.config.model.title}
+        if self.config.model.checkpoint == RANDOM:
             description["weights"] = RANDOM_WEIGHTS
         return Network(
             name=self.config.name,

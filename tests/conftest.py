@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,3 +160,49 @@ def run_model() -> Callable[[ModelProto, npt.NDArray[np.float32]], npt.NDArray[n
         return result
 
     return run
+
+
+NETS = """
+from torch import nn
+
+from my_layers import first
+
+number = 3
+
+
+def make(classes=4, width=2):
+    return nn.Sequential(first(width), nn.Flatten(), nn.LazyLinear(classes))
+
+
+def broken():
+    raise RuntimeError("the file of weights is gone")
+
+
+def text():
+    return "a network"
+"""
+LAYERS = """
+from torch import nn
+
+
+def first(width):
+    return nn.Conv2d(3, width, 3)
+"""
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with modules of a user's own, which make networks."""
+    (tmp_path / "my_nets.py").write_text(NETS)
+    (tmp_path / "my_layers.py").write_text(LAYERS)
+    (tmp_path / "other.py").write_text("")
+    package = tmp_path / "my_package" / "inner"
+    package.mkdir(parents=True)
+    for file in (package.parent / "__init__.py", package / "__init__.py"):
+        file.write_text("raise RuntimeError('imported')")
+    (package / "deep.py").write_text(NETS.replace("my_layers", "my_package.layers"))
+    (package.parent / "layers.py").write_text(LAYERS)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]

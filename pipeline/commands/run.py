@@ -5,28 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pipeline.api.results import refuse_foreign
 from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config
-from pipeline.core.files import refuse_foreign_file
-from pipeline.core.hashes import HashCache
 from pipeline.report import write
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
-from pipeline.scheduler.plan import Selection, make_context, plan
-from pipeline.steps import keys
-from pipeline.steps.artifact import refuse_foreign_folder
-from pipeline.steps.folders import (
-    HASHES,
-    IMPORTS,
-    LOG_FILE,
-    UNREPORTED,
-    locked,
-    refuse_foreign_lock,
-)
-from pipeline.steps.log import is_log
-from pipeline.steps.stated import is_unreported
+from pipeline.scheduler.plan import Selection, make_context
+from pipeline.steps.folders import locked
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -58,21 +46,3 @@ def dry_run(config: Config, selection: Selection) -> str:
     # Lines, not a table: reasons may name long paths, and scripts read this.
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows)
-
-
-def refuse_foreign(config: Config, selection: Selection) -> None:
-    """Refuse what somebody else put where a run would write, before as much as a log is written.
-
-    Raises:
-        ArtifactError: There is such a thing; nothing was changed.
-    """
-    folder = config.folder
-    context = make_context(config, lambda line: None, QuietConsole(sys.stderr).progress)
-    for step in selection.select(plan(context)):
-        refuse_foreign_folder(step.folder)
-    refuse_foreign_lock(folder)
-    refuse_foreign_file(folder / LOG_FILE, is_log)
-    refuse_foreign_file(folder / HASHES, HashCache.is_cache)
-    refuse_foreign_file(folder / IMPORTS, keys.is_cache)
-    refuse_foreign_file(folder / UNREPORTED, is_unreported)
-    write.refuse_foreign(folder)

@@ -55,13 +55,13 @@ _NO_VALUE = (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError)
 
 @dataclass(frozen=True)
 class Place:
-    """File and line (from 1) of a value."""
+    """File and line (from 1; 0 for what has no lines) of a value."""
 
     file: Path
     line: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" if self.line else str(self.file)
 
 
 @dataclass(frozen=True)

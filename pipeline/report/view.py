@@ -260,9 +260,8 @@ def _files(built: Part[BuildFacts]) -> Iterator[tuple[str, str, str]]:
 def build_facts(built: Part[BuildFacts]) -> dict[str, Any]:
     """What a target told of a build, without what has a place of its own in the report."""
     told = dict(built.facts.more)
-    if "labels" in told.get("network", ()):
-        # The network, class names and all: the graph's section gives it once.
-        del told["network"]
+    # Class names and all: the graph's section gives it once.
+    told.pop("network", None)
     if built.facts.curve:
         told |= {"chosen": plain(built.facts.chosen), "curve": plain(built.facts.curve)}
     if built.build_seconds is not None:

@@ -105,7 +105,8 @@ class BuildStep(TargetStep):
             facts = self._build_from_exported(self.graph, job, folder, refusal)
         if self.runtime.timed:
             facts["measured_on"] = self.machine()
-        return {"target": self.runtime.name, "precision": self.precision, **facts}
+        stated = {"target": self.runtime.name, "precision": self.precision}
+        return {**stated, "network": job.network.to_dict(), **facts}
 
     def _build_from_exported(
         self, graph: PrecisionStep, job: BuildJob, folder: Path, refusal: BuildError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core.errors import BuildError
+from pipeline.core.words import in_short
 from pipeline.graphs.compare import (
     DYNAMIC_IMAGES,
     TOLERANCE,
@@ -109,7 +110,7 @@ class ExportStep(StageStep):
             model = trace(module, traced, opset=settings.opset, dynamic=dynamic)
         except Exception as error:  # the exporter raises whatever the network's code raises
             raise BuildError(
-                f"{self.context.config.model.name} does not export to ONNX: {error}"
+                f"{self.context.config.model.title} does not export to ONNX: {reason(error)}"
             ) from error
         _describe(model, network)
         onnx.save(model, path)
@@ -147,6 +148,29 @@ def _compare(path: Path, module: nn.Module, images: Images) -> float:
             f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
         )
     return difference
+
+
+def reason(error: Exception) -> str:
+    """The exporter's reason, in a line: its own messages fill pages."""
+    branch = next(
+        (cause for cause in _causes(error) if "data-dependent" in str(cause).lower()), None
+    )
+    if branch is not None:
+        return (
+            f"what it does depends on the values of its images ({in_short(branch)}): write it "
+            "without branches on values, for instance with torch.where"
+        )
+    return in_short(list(_causes(error))[-1])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the first cause last."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def trace(

@@ -93,10 +93,11 @@ class Code:
         root: Where the packages lie.
         cache: Remembers the imports of sources between runs; None to remember nothing. No folder is
             made for it.
+        own: The packages and modules there that count; what else is imported is a library.
     """
 
-    def __init__(self, root: Path, cache: Path | None = None) -> None:
-        self.folders = dict.fromkeys(OWN, root)
+    def __init__(self, root: Path, cache: Path | None = None, own: Collection[str] = OWN) -> None:
+        self.folders = dict.fromkeys(own, root)
         self.cache = cache
         self._files: dict[str, Path | None] = {}
         self._modules: dict[str, Module] = {}

@@ -293,7 +293,7 @@ def test_numbers_of_targets_are_refused_too(tmp_path: Path, options: str) -> Non
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, MINIMAL.replace("name: care_tiny", "nam: care_tiny") + "foo: 1\n")
+        load(tmp_path, MINIMAL.replace("checkpoint:", "checkpiont:") + "foo: 1\n")
     assert len(str(caught.value).splitlines()) == 3
 
 

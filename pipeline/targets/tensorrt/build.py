@@ -112,7 +112,7 @@ def facts_of(
         "cuda_major": cuda_major(library),
         "compute_capabilities": capabilities,
         "tf32": job.tf32,
-        "network": facts.summary(read_json(folder / LAYERS, BuildError)),
+        "layers": facts.summary(read_json(folder / LAYERS, BuildError)),
         "weight_bytes": facts.weight_bytes(graph),
         "memory": facts.memory(told["log"]),
         "graph_sha256": hashlib.sha256(graph).hexdigest(),

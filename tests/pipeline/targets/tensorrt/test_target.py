@@ -52,8 +52,8 @@ def test_engines_and_their_facts(
     assert facts["batches"] == {"min": 1, "opt": 8, "max": 64}
     assert facts["input"] == {"name": "image", "dtype": "FLOAT", "shape": [-1, 3, 16, 16]}
     assert facts["output"]["dtype"] == "FLOAT"
-    assert facts["network"]["by_precision"][kind] >= 3
-    assert facts["network"]["by_kind"]["CONVOLUTION"] == 1
+    assert facts["layers"]["by_precision"][kind] >= 3
+    assert facts["layers"]["by_kind"]["CONVOLUTION"] == 1
     weights = 8 * 27 + 4 * 8
     name, size = ("float16", 2) if precision == "fp16" else ("float32", 4)
     assert facts["weight_bytes"] == {name: weights * size, "int64": 16}

@@ -1,0 +1,199 @@
+"""A whole run from a program: what `python -m pipeline run` does, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline.api.model import Model, load
+from pipeline.core.errors import InputError
+from pipeline.core.figures import Number
+from pipeline.core.files import refuse_foreign_file
+from pipeline.core.hashes import HashCache
+from pipeline.core.words import nearest_or_all
+from pipeline.report import write
+from pipeline.report.model import BuiltArtifact, Run
+from pipeline.scheduler.execute import execute
+from pipeline.scheduler.plan import STAGES, Selection, make_context, plan
+from pipeline.steps import keys
+from pipeline.steps.artifact import refuse_foreign_folder
+from pipeline.steps.folders import (
+    HASHES,
+    IMPORTS,
+    LOG_FILE,
+    RESULTS_FILE,
+    UNREPORTED,
+    locked,
+    refuse_foreign_lock,
+)
+from pipeline.steps.log import Log, is_log
+from pipeline.steps.stated import is_unreported
+from pipeline.steps.step import StageResult, Step
+from pipeline.targets.registry import TARGETS
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run came to.
+
+    Attributes:
+        run: All that results.json holds, typed.
+    """
+
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        """Where results.json, the report and the artifacts lie."""
+        return Path(self.run.folder)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everything was built and no gate failed; else as the command line's."""
+        return self.run.exit_code
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for every artifact, of plain values: `pandas.DataFrame(results.table())`.
+
+        Shares are 0 … 1, latency is in milliseconds, size in bytes. A figure that was not measured
+        is None, and its `…_state` says so; `use` marks the precision to ship for a target.
+        """
+        return [self._row(artifact) for artifact in self.run.artifacts]
+
+    def _row(self, artifact: BuiltArtifact) -> dict[str, Any]:
+        accuracy = artifact.accuracy
+        choice = self.run.choice.get(artifact.target)
+        return {
+            "artifact": artifact.name,
+            "target": artifact.target,
+            "precision": artifact.precision,
+            "use": choice is not None and choice.precision == artifact.precision,
+            "top1": accuracy.top1.value,
+            "top1_state": str(accuracy.top1.state),
+            "top1_drop": _value(accuracy.top1_drop),
+            "agreement": _value(accuracy.agreement),
+            "latency_ms": artifact.latency.value,
+            "latency_state": str(artifact.latency.state),
+            "bytes": artifact.size,
+            "folder": str(self.folder / artifact.name) if artifact.built else None,
+            "failure": artifact.failure,
+        }
+
+    def model(self, name: str) -> Model:
+        """Open one of the artifacts.
+
+        Args:
+            name: Target and precision, such as "ort/int8".
+
+        Raises:
+            InputError: The run has no such artifact, or it was not built.
+            ArtifactError: It is damaged.
+            UnavailableError: This machine can neither run nor emulate it.
+        """
+        built = [artifact.name for artifact in self.run.artifacts if artifact.built]
+        if name not in built:
+            raise InputError(f"{name} was not built: there are {', '.join(built) or 'none'}")
+        return load(self.folder / name)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Results:
+        """Read what an earlier run left in a folder.
+
+        Raises:
+            ArtifactError: It holds no results, or damaged ones.
+        """
+        return cls(Run.read(Path(folder) / RESULTS_FILE))
+
+
+def _value(number: Number | None) -> float | None:
+    return number.value if number else None
+
+
+class Observer:
+    """Is told what a run does; derive from it to show it."""
+
+    def planned(self, steps: Sequence[Step]) -> None:
+        """The steps that will be looked at, in order."""
+
+    def started(self, step: Step, why: str) -> None:
+        """A step begins, and why it has to run."""
+
+    def progress(self, done: int, total: int | None = None, what: str = "") -> None:
+        """How far the running step is."""
+
+    def finished(self, result: StageResult) -> None:
+        """A step ended."""
+
+
+def run(
+    config: str | Path | Mapping[str, Any],
+    *,
+    only: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    force: bool = False,
+    wait_s: float = 0.0,
+    observer: Observer | None = None,
+) -> Results:
+    """Build, validate and measure all that a configuration names; only what is out of date runs.
+
+    A target that fails does not stop the others: look at `Results.exit_code` and the rows'
+    `failure`. The report's pages are written, too.
+
+    Args:
+        config: A configuration file, or its content as a mapping.
+        only: These stages alone, such as ("build", "validate").
+        targets: These targets alone, such as ("ort",).
+        force: What is selected runs even if it is up to date.
+        wait_s: How long to wait for another run in the same folder, in seconds.
+        observer: Is told what happens.
+
+    Raises:
+        ConfigError: The configuration is wrong; the message says where.
+        InputError: A stage or target is unknown.
+        LockedError: Another run works in the folder.
+    """
+    if isinstance(config, Mapping):
+        path, loaded = Path("(a mapping)"), configuration.from_mapping(config)
+    else:
+        path = Path(config)
+        loaded = configuration.load(path)
+    _require_known("stage", only, STAGES)
+    _require_known("target", targets, tuple(TARGETS))
+    selection = Selection(tuple(only), None, tuple(targets), force)
+    observer = observer or Observer()
+    refuse_foreign(loaded, selection)
+    with locked(loaded.folder, wait_s):
+        log = Log(loaded.folder / LOG_FILE)
+        try:
+            context = make_context(loaded, log, observer.progress)
+            outcome = execute(context, selection, observer)
+            return Results(write.write(loaded, path, outcome))
+        finally:
+            log.close()
+
+
+def _require_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{name!r} is no {what}{nearest_or_all(name, known)}")
+
+
+def refuse_foreign(config: configuration.Config, selection: Selection) -> None:
+    """Refuse what somebody else put where a run would write, before as much as a log is written.
+
+    Raises:
+        ArtifactError: There is such a thing; nothing was changed.
+    """
+    folder = config.folder
+    context = make_context(config, lambda line: None, Observer().progress)
+    for step in selection.select(plan(context)):
+        refuse_foreign_folder(step.folder)
+    refuse_foreign_lock(folder)
+    refuse_foreign_file(folder / LOG_FILE, is_log)
+    refuse_foreign_file(folder / HASHES, HashCache.is_cache)
+    refuse_foreign_file(folder / IMPORTS, keys.is_cache)
+    refuse_foreign_file(folder / UNREPORTED, is_unreported)
+    write.refuse_foreign(folder)

@@ -1,0 +1,206 @@
+"""`init`: a first configuration, written after a look at the checkpoint and the images."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline import config as configuration
+from pipeline.config import OWN_WEIGHTS
+from pipeline.core import yamlfile
+from pipeline.core.errors import DataError, InputError, about
+from pipeline.core.files import write_atomically
+from pipeline.core.inputs import expanded
+from pipeline.core.listing import Folders, list_split, parse
+from pipeline.core.words import nearest_or_all
+from pipeline.targets.registry import TARGETS
+
+PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
+"""Precisions that need no calibration images."""
+
+QUANTIZED = {"trt": ("fp16", "int8"), "ort": ("fp32", "int8"), "coreml": ("fp16", "int8")}
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:-]*(?<!:)")
+"""Text that is itself in YAML, without quotes, unless it reads as a number."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user says of a first configuration.
+
+    Attributes:
+        model: Name of a network, or "package.module:callable"; None for what the checkpoint says.
+        checkpoint: A file, "embedded", "random" or "own".
+        data: Name of the validation images' dataset, such as "folder:photos".
+        calibration: The same of training images; None for the training split of `data`, if any.
+        labels: File with the network's classes; None for the classes of `data`.
+        name: Name of the results; None for the network's.
+        targets: Which targets; empty for all.
+    """
+
+    model: str | None
+    checkpoint: str
+    data: str
+    calibration: str | None = None
+    labels: str | None = None
+    name: str | None = None
+    targets: tuple[str, ...] = ()
+
+
+def write_first(wanted: Wanted, path: Path) -> str:
+    """Write a configuration and say what was found.
+
+    Args:
+        wanted: What it shall hold.
+        path: Where; a file that is there stays.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        InputError: The file is there already, or what was given does not fit together.
+    """
+    if path.exists():
+        raise InputError(f"{path} is there already: name another file, or remove it first")
+    values, found = _looked_at(wanted)
+    write_atomically(path, _text(values))
+    configuration.load(path)
+    return "\n".join([*found, f"wrote {path}"])
+
+
+def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
+    """Values of the configuration, and what was found on the way."""
+    unknown = [name for name in wanted.targets if name not in TARGETS]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no target{nearest_or_all(unknown[0], list(TARGETS))}")
+    stated = _stated(wanted.checkpoint)
+    model = wanted.model or stated.get("model")
+    if not model:
+        raise InputError(
+            f"{wanted.checkpoint} does not say which network it is of: give --model, such as "
+            "timm/resnet18 or my_package.nets:make"
+        )
+    classes = _classes(wanted.data)
+    calibration = wanted.calibration or _training(wanted.data)
+    labels = _own_labels(stated, classes)
+    found = [f"network {model}, {_count(classes, wanted.labels)}"]
+    if classes is not None and stated.get("num_classes", len(classes)) != len(classes):
+        raise DataError(
+            f"{wanted.checkpoint} has {stated['num_classes']} classes, and {wanted.data} has "
+            f"{len(classes)}: give the images of its own classes"
+        )
+    if not calibration:
+        found.append(
+            "no training images were found: without --calibration, no precision that needs them "
+            "(int8) is asked for"
+        )
+    precisions = QUANTIZED if calibration else PLAIN
+    values = {
+        "name": wanted.name or _results_name(model),
+        "key": "module" if ":" in model else "name",
+        "model": model,
+        "kwargs": stated.get("model_kwargs") or {},
+        "checkpoint": wanted.checkpoint,
+        "data": wanted.data,
+        "calibration": calibration or wanted.data,
+        "calibrated": bool(calibration),
+        "labels": wanted.labels or labels,
+        "preprocess": stated.get("preprocess"),
+        "targets": {name: precisions.get(name, ()) for name in wanted.targets or PLAIN},
+    }
+    return values, found
+
+
+def _stated(checkpoint: str) -> Mapping[str, Any]:
+    """What a checkpoint says about itself; nothing where it is no file."""
+    if checkpoint in ("embedded", "random", OWN_WEIGHTS):
+        return {}
+    path = Path(expanded(checkpoint))
+    if not path.is_file():
+        raise InputError(f"--checkpoint: {path} is no file: name a checkpoint")
+    from care import checkpoint as checkpoints
+    from care.factory import stated_arguments
+
+    with about("--checkpoint"):
+        metadata = checkpoints.read_metadata(path)
+        # Refused here rather than in the run: it would be written into the configuration.
+        return {**metadata, "model_kwargs": stated_arguments(metadata, path)}
+
+
+def _classes(data: str) -> tuple[str, ...] | None:
+    """Names of the classes of a dataset of folders; None where they are in files."""
+    with about("--data"):
+        split = list_split(data, "validation", _assets())
+    return split.classes if isinstance(split, Folders) else None
+
+
+def _training(data: str) -> str | None:
+    """The same dataset, if it has a training split of its own."""
+    kind, path = parse(data)
+    if kind == "fashion-mnist":
+        return data
+    if kind != "folder":
+        return None
+    root = Path(expanded(path))
+    try:
+        training = list_split(data, "train", _assets())
+    except DataError:
+        return None
+    validation = list_split(data, "validation", _assets())
+    apart = isinstance(training, Folders) and training.root != validation.root
+    return data if apart and training.root != root else None
+
+
+def _own_labels(stated: Mapping[str, Any], classes: Sequence[str] | None) -> str | None:
+    """Refuse folders in another order than the checkpoint's labels: every score would be wrong."""
+    labels = stated.get("labels")
+    if not labels or classes is None or list(labels) == list(classes):
+        return None
+    raise DataError(
+        f"the checkpoint's classes are {', '.join(map(str, labels[:4]))}, …, and the images' "
+        f"folders {', '.join(classes[:4])}, …: give the images of its own classes"
+    )
+
+
+def _count(classes: Sequence[str] | None, labels: str | None) -> str:
+    if labels:
+        return f"classes by {labels}"
+    return "classes by the dataset" if classes is None else f"{len(classes)} classes"
+
+
+def _results_name(model: str) -> str:
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.rpartition("/")[2])
+    return name.lstrip("._-") or "network"
+
+
+def _assets() -> Path:
+    import care
+
+    return Path(str(care.__file__)).parent / "assets"
+
+
+def _yaml(value: Any) -> str:
+    """A value as YAML; whatever stands in a name or a path stays what it is."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and yamlfile.plain(value) == value:
+        return value
+    # JSON is YAML.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("pipeline.commands", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["yaml"] = _yaml
+    return environment.get_template("pipeline.yaml.j2").render(values)

@@ -1,0 +1,122 @@
+"""`predict`: what does a built model say of these images?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.api.model import Model, Prediction, load
+from pipeline.core.errors import InputError
+from pipeline.core.inputs import expanded
+from pipeline.core.listing import is_hidden, is_image
+from pipeline.exports.built import built
+from pipeline.report.terminal import render
+from pipeline.steps.artifact import MANIFEST
+from pipeline.steps.folders import results_folders
+
+FROM_STDIN = "-"
+
+
+def predict(
+    images: Sequence[str],
+    artifact: str,
+    *,
+    output: Path,
+    name: str | None,
+    top: int,
+    threads: int | None,
+    as_json: bool,
+) -> int:
+    """Print the most likely classes of images; returns the number of images.
+
+    Args:
+        images: Files, folders of images, or "-" for a list of files on the standard input.
+        artifact: Folder of a built artifact, or its target and, after a slash, its precision.
+        output: Where results lie, for an artifact that is named by its target.
+        name: Which results; None if there are but one.
+        top: How many classes.
+        threads: CPU threads; None for the artifact's own choice.
+        as_json: A JSON object an image, one a line, in place of a table.
+
+    Raises:
+        InputError: There is no such image or artifact.
+        DataError: A file is no image that can be used.
+    """
+    files = list(_files(images))
+    if not files:
+        raise InputError(f"no images in {', '.join(images)}: name image files or a folder of them")
+    folder = find(artifact, output, name)
+    with load(folder, threads=threads) as model:
+        if as_json:
+            for file in files:
+                print(json.dumps(plain(model, model.predict(file, top))), flush=True)
+        else:
+            print(_text(model, [model.predict(file, top) for file in files]))
+    return len(files)
+
+
+def find(artifact: str, output: Path, name: str | None) -> Path:
+    """Folder of an artifact that is named by its folder, or by target and precision.
+
+    Raises:
+        InputError: There is none, or several results are there and none is named.
+        ArtifactError: It is damaged.
+    """
+    folder = Path(expanded(artifact))
+    if (folder / MANIFEST).is_file():
+        return folder
+    target, _, precision = artifact.partition("/")
+    folders = results_folders(output, name)
+    if len(folders) > 1:
+        known = ", ".join(path.name for path in folders)
+        raise InputError(f"{output} holds several results ({known}): name one with --name")
+    return built(output, folders[0].name, target, precision or None).folder
+
+
+def plain(model: Model, prediction: Prediction) -> dict[str, Any]:
+    """A prediction as JSON holds it."""
+    return {
+        "image": prediction.image,
+        "artifact": model.name,
+        "state": str(model.state),
+        "scores": [
+            {"label": score.label, "index": score.index, "probability": score.probability}
+            for score in prediction.scores
+        ],
+        "milliseconds": prediction.milliseconds,
+    }
+
+
+def _text(model: Model, predictions: Sequence[Prediction]) -> str:
+    table = Table("image", "class", "probability", "ms", box=None)
+    for prediction in predictions:
+        took = prediction.milliseconds
+        image, time = escape(prediction.image), "" if took is None else f"{took:.2f}"
+        for score in prediction.scores:
+            table.add_row(image, escape(score.label), f"{100 * score.probability:.2f} %", time)
+            image = time = ""  # once an image
+    by = f"{model.name}, {model.state}: {model.device}"
+    return render(table, escape(by), *([escape(f"emulated: {model.why}")] if model.why else []))
+
+
+def _files(images: Sequence[str]) -> Iterator[str]:
+    for stated in images:
+        if stated == FROM_STDIN:
+            yield from (line.strip() for line in sys.stdin if line.strip())
+            continue
+        path = Path(expanded(stated))
+        yield from map(str, _images_below(path)) if path.is_dir() else [str(path)]
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Images of a folder and of those in it, in the order of their names; no link is followed."""
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        if is_image(path.name) and path.is_file() and not any(map(is_hidden, below.parts)):
+            yield path

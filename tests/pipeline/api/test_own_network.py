@@ -1,0 +1,126 @@
+"""A network of the user's own, from a module in the working directory, through a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pipeline
+from care import checkpoint
+from pipeline.core.errors import ConfigError
+from pipeline.steps.step import StageResult, State
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, branches=False, classes=10):
+        super().__init__()
+        self.branches = branches
+        self.body = nn.Conv2d(3, 8, 3, stride=2)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.body(x)).mean((2, 3))
+        if self.branches and x.sum() > 0:
+            x = -x
+        return self.head(x)
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    (tmp_path / "own_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    yield {
+        "name": "mine",
+        "output": tmp_path / "engines",
+        "model": {"module": "own_nets:Net", "checkpoint": "own"},
+        "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
+        "preprocess": {"size": 32, "crop": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3},
+        "targets": {"ort": {"precisions": ["fp32"]}},
+        "validation": {"images": 8},
+    }
+    sys.modules.pop("own_nets", None)
+
+
+class Ended(pipeline.Observer):
+    def __init__(self) -> None:
+        self.results: dict[str, StageResult] = {}
+
+    def finished(self, result: StageResult) -> None:
+        self.results[result.name] = result
+
+
+STAGES = ("export", "simplify", "precision", "build", "validate")
+
+
+def test_a_module_goes_through_a_run_and_its_code_is_part_of_the_key(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    results = pipeline.run(settings, only=STAGES)
+    (row,) = results.table()
+    assert row["failure"] == ""
+    assert row["agreement"] == 1.0
+
+    weights = {k: -v for k, v in _net().state_dict().items()}
+    checkpoint.save(tmp_path / "mine.safetensors", weights)
+    other = {**settings, "model": {**settings["model"], "checkpoint": "mine.safetensors"}}
+    ended = Ended()
+    pipeline.run(other, only=("export",), observer=ended)
+    assert ended.results["export"].state is State.DONE
+
+    ended = Ended()
+    pipeline.run(other, only=("export",), observer=ended)
+    assert ended.results["export"].state is State.UP_TO_DATE
+    (tmp_path / "own_nets.py").write_text(NETS + "\n# another version\n")
+    pipeline.run(other, only=("export",), observer=ended)
+    assert "the code of model.module" in ended.results["export"].why
+
+
+def _net() -> torch.nn.Module:
+    from care.modules import create
+
+    return create("own_nets:Net")
+
+
+def test_control_flow_on_values_is_explained(settings: dict[str, Any]) -> None:
+    settings["model"] = {**settings["model"], "kwargs": {"branches": True}}
+    ended = Ended()
+    pipeline.run(settings, only=("export",), observer=ended)
+    why = ended.results["export"].why
+    assert "depends on the values of its images" in why
+    assert "torch.where" in why
+    assert len(why) < 600
+
+
+def test_a_head_of_another_size_is_refused(settings: dict[str, Any]) -> None:
+    settings["model"] = {**settings["model"], "kwargs": {"classes": 3}}
+    ended = Ended()
+    pipeline.run(settings, only=("export",), observer=ended)
+    assert "gives 1x3 for an image, not 10 logits" in ended.results["export"].why
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"checkpoint": "own"}, "give the network's name, or a module"),
+        ({"name": "care_s0", "module": "a:b", "checkpoint": "own"}, "one of the two"),
+        ({"name": "care_s0", "checkpoint": "own"}, "is for a network that a module makes"),
+        ({"module": "a:b", "checkpoint": "embedded"}, "name a file, or 'own'"),
+        ({"module": "a:b", "checkpoint": "random"}, "name a file, or 'own'"),
+        ({"module": "a.b", "checkpoint": "own"}, "model.module"),
+    ],
+)
+def test_a_network_is_stated_once(
+    settings: dict[str, Any], model: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run({**settings, "model": model})

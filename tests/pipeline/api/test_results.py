@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline import config as configuration
+from pipeline.core.errors import ConfigError, InputError
+from pipeline.steps.step import StageResult, State
+
+
+def test_a_run_gives_rows_that_say_where_figures_come_from(results: pipeline.Results) -> None:
+    rows = {row["artifact"]: row for row in results.table()}
+    assert list(rows) == ["trt/fp16", "ort/fp32"]
+    ort = rows["ort/fp32"]
+    assert ort["top1_state"] == "measured"
+    assert ort["top1"] >= 0.8
+    assert ort["agreement"] == 1.0
+    assert ort["use"] is True
+    assert ort["latency_ms"] is None
+    assert ort["latency_state"] == "not measured"
+    assert ort["bytes"] > 1_000_000
+    assert Path(ort["folder"]) == results.folder / "ort" / "fp32"
+    assert rows["trt/fp16"]["top1_state"] == "emulated"
+    assert results.exit_code == 0
+    assert (results.folder / "report.html").is_file()
+
+
+def test_results_are_read_back(results: pipeline.Results) -> None:
+    assert pipeline.Results.read(results.folder).table() == results.table()
+
+
+def test_what_is_up_to_date_does_not_run_and_observers_are_told(
+    settings: dict[str, Any], results: pipeline.Results
+) -> None:
+    ended: list[StageResult] = []
+
+    class Watch(pipeline.Observer):
+        def finished(self, result: StageResult) -> None:
+            ended.append(result)
+
+    again = pipeline.run(settings, only=("export", "build"), targets=("ort",), observer=Watch())
+    assert [(end.name, end.state) for end in ended] == [
+        ("export", State.UP_TO_DATE),
+        ("ort/fp32", State.UP_TO_DATE),
+    ]
+    assert again.run.not_selected
+
+
+def test_a_model_is_opened_by_its_name(results: pipeline.Results, photos: list[Path]) -> None:
+    with results.model("ort/fp32") as model:
+        assert model.predict(photos[0]).best.label == "Ankle boot"
+    with pytest.raises(InputError, match="int8 was not built: there are trt/fp16, ort/fp32"):
+        results.model("ort/int8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nmae": "x"}, "nmae: unknown key; did you mean name"),
+        ({"model": {"name": "care_tiny"}}, "model.checkpoint"),
+        ({"bench": {"samples": 0}}, "bench.samples"),
+        ({"validation": {"images": {1, 2}}}, "validation.images"),
+    ],
+)
+def test_a_mapping_is_checked_as_a_file_is(
+    settings: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        pipeline.run({**settings, **change})
+    assert ":0" not in str(caught.value)
+
+
+def test_a_mapping_is_not_filled_from_the_environment(settings: dict[str, Any]) -> None:
+    stated = {**settings, "data": {**settings["data"], "labels": "${HOME}/no"}}
+    assert configuration.from_mapping(stated).data.labels == "${HOME}/no"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"only": ("biuld",)}, "did you mean build"), ({"targets": ("rot",)}, "did you mean ort")],
+)
+def test_stages_and_targets_are_known(
+    settings: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        pipeline.run(settings, **options)
+
+
+def test_a_foreign_folder_is_refused_and_stays(settings: dict[str, Any], tmp_path: Path) -> None:
+    foreign = tmp_path / "trial" / "export" / "thesis.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("chapter 1")
+    with pytest.raises(pipeline.PipelineError, match="export"):
+        pipeline.run({**settings, "output": tmp_path})
+    assert foreign.read_text() == "chapter 1"
+    assert [path.name for path in foreign.parents[1].iterdir()] == ["export"]
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import pipeline; dir(pipeline);"
+        "new = {n.partition('.')[0] for n in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "['pipeline']"
+
+
+def test_unknown_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        pipeline.lode  # noqa: B018
+
+
+def test_every_public_name_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
+    missing = [name for name in pipeline.__all__ if f"`{name}" not in text]
+    assert missing == []
+    assert all(getattr(pipeline, name).__doc__ for name in pipeline.__all__)

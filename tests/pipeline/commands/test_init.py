@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from care import checkpoint
+from pipeline import config
+from pipeline.cli import main
+
+CLASSES = ("beech", "fir", "oak")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with images of three classes, and a checkpoint of a network for them."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for label in CLASSES:
+            images = tmp_path / "trees" / split / label
+            images.mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(images / "a.png")
+    network = timm.create_model("resnet10t", num_classes=3)
+    stated = {
+        "model": "resnet10t",
+        "num_classes": 3,
+        "labels": list(CLASSES),
+        "preprocess": {
+            "size": 64,
+            "crop": 0.9,
+            "interpolation": "bicubic",
+            "mean": [0.4, 0.5, 0.6],
+            "std": [0.2, 0.2, 0.2],
+            "channels": "rgb",
+        },
+    }
+    checkpoint.save(tmp_path / "trees.safetensors", network.state_dict(), stated)
+    return tmp_path
+
+
+def init(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["init", *arguments])
+
+
+def test_a_checkpoint_and_a_folder_are_enough(folder: Path) -> None:
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees")
+    assert result.exit_code == 0, result.output
+    assert "network resnet10t, 3 classes" in result.output
+    assert "not built yet" in result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.name == "resnet10t"
+    assert loaded.preprocess is not None
+    assert (loaded.preprocess.size, loaded.preprocess.mean) == (64, (0.4, 0.5, 0.6))
+    assert loaded.precisions("ort") == ("fp32", "int8")
+    assert {path.name for path in folder.iterdir()} >= {"pipeline.yaml", "trees"}
+
+
+def test_int8_is_asked_for_only_with_training_images(folder: Path) -> None:
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
+    assert "no training images were found" in result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.precisions("ort") == ("fp32",)
+    (folder / "pipeline.yaml").unlink()
+    told = ("--calibration", "folder:trees/train", "--target", "ort", "--name", "mine")
+    init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val", *told)
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.precisions("ort") == ("fp32", "int8")
+    assert loaded.precisions("trt") == ()
+    assert (loaded.name, loaded.data.calibration) == ("mine", "folder:trees/train")
+
+
+def test_names_and_paths_stay_what_they_are(folder: Path) -> None:
+    odd = "folder:trees/a: b # c"
+    (folder / "trees" / "a: b # c").symlink_to(folder / "trees" / "val")
+    (folder / "12").write_bytes((folder / "trees.safetensors").read_bytes())
+    result = init("--checkpoint", "12", "--data", odd)
+    assert result.exit_code == 0, result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert (loaded.model.checkpoint, loaded.data.validation) == ("12", odd)
+
+
+def test_what_was_there_stays(folder: Path) -> None:
+    (folder / "pipeline.yaml").write_text("name: mine\n")
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees")
+    assert result.exit_code == 2
+    assert "is there already" in result.output
+    assert (folder / "pipeline.yaml").read_text() == "name: mine\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint", "none.pt", "--data", "folder:trees"), "none.pt is no file"),
+        (("--checkpoint", "random", "--data", "folder:trees"), "does not say which network"),
+        (("--checkpoint", "trees.safetensors", "--data", "folder:leaves"), "no folder at leaves"),
+        (("--checkpoint", "trees.safetensors", "--data", "trees"), "write folder:trees"),
+        (
+            ("--checkpoint", "trees.safetensors", "--data", "fashion-mnist", "--target", "rot"),
+            "ort",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(
+    folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = init(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (folder / "pipeline.yaml").exists()
+
+
+def test_other_classes_than_the_checkpoints_are_refused(folder: Path) -> None:
+    (folder / "trees" / "val" / "oak").rename(folder / "trees" / "val" / "ash")
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
+    assert result.exit_code == 2
+    assert "beech, fir, oak" in result.output
+    assert "ash, beech, fir" in result.output
+    (folder / "trees" / "val" / "elm").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "trees/val/elm/a.png")
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
+    assert result.exit_code == 2
+    assert not (folder / "pipeline.yaml").exists()
