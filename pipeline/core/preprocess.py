@@ -389,8 +389,8 @@ def _problem_with_values(values: object, fits: Callable[[float], bool], needed: 
         return f"is {needed}, not {shown(list(values))}"
     if values and max(values) > 1:
         return (
-            f"{shown(list(values))} is for pixels of 0 … 255, and here they are scaled to 0 … 1: divide "
-            "it by 255"
+            f"{shown(list(values))} is for pixels of 0 … 255, and here they are scaled to 0 … 1: "
+            "divide it by 255"
         )
     return None
 
