@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from care import layouts, zipped
 from pipeline.core.errors import CheckpointError, about
-from pipeline.core.inputs import read_input, why_no_path
+from pipeline.core.inputs import read_at_most, read_input, why_no_path
 from pipeline.core.plain import parse_json
 from pipeline.core.words import shown
 
@@ -222,7 +222,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
                 metadata = read_all(path).get(METADATA_KEY, {})
                 return dict(metadata) if isinstance(metadata, Mapping) else {}
             file.seek(0)
-            begin = file.read(_LENGTH + min(int.from_bytes(start, "little"), _LARGEST_HEADER))
+            length = int.from_bytes(start, "little")
+            begin = read_at_most(file, _LENGTH + min(length, _LARGEST_HEADER))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     return _metadata_of(_header(begin, path), path)

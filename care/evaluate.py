@@ -33,6 +33,7 @@ from pipeline.core.errors import CheckpointError, ConfigError, DataError
 from pipeline.core.figures import wilson
 from pipeline.core.preprocess import Preprocess
 from pipeline.core.screen import Screen
+from pipeline.core.words import shown
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -213,7 +214,7 @@ def read_trained(
     if not name:
         raise CheckpointError(f"{path} does not say which network it is of: give --model")
     if model and stated.get("model", model) != model:
-        raise CheckpointError(f"{path} is a checkpoint of {stated['model']}, not of {model}")
+        raise CheckpointError(f"{path} is a checkpoint of {shown(stated['model'])}, not of {model}")
     classes: int | None = num_classes or stated.get("num_classes")
     if classes:
         arguments["num_classes"] = classes
@@ -240,7 +241,9 @@ def _check_kinds(stated: Mapping[str, Any], path: Path) -> None:
     }
     for key, fits in fitting.items():
         if not fits:
-            raise CheckpointError(f"{path} was refused: in its metadata, {key} is {stated[key]!r}")
+            raise CheckpointError(
+                f"{path} was refused: in its metadata, {key} is {shown(repr(stated[key]))}"
+            )
 
 
 def _default_data(path: Path | None) -> str:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
-from attacks import checkpoints, configurations, images, networks, tars
+from attacks import checkpoints, configurations, headers, images, networks, tars
 from attacks.attempt import Attempt, Outcome, tally
 
 KINDS: dict[str, Callable[[Path, int, int], Iterator[Attempt]]] = {
     "yaml": configurations.attempts,
     "model": networks.attempts,
     "checkpoint": checkpoints.attempts,
+    "safetensors": headers.attempts,
     "image": images.attempts,
     "tar": tars.attempts,
 }

@@ -1,15 +1,18 @@
-"""Kill runs at random moments and see that the next one ends as an undisturbed one would.
+"""End runs by signals at random moments and see that the next one ends as an undisturbed one would.
 
     python scripts/kill_and_continue.py --kills 20
 
 Runs the pipeline on the embedded network with a few images, undisturbed; then again from nothing,
-killed with SIGKILL again and again; then lets it finish, and compares the digests of everything
-that is built. Timed figures differ from run to run and are left out.
+ended by SIGKILL, SIGTERM and SIGHUP again and again; then lets it finish, and compares the digests
+of everything that is built. After each signal no process of the run may live on, and the exit
+status has to be the signal's; after SIGTERM and SIGHUP no temporary folder may be left either.
+Timed figures differ from run to run and are left out.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
 
+from pipeline.core.replacing import TEMPORARY_PREFIX
 from pipeline.steps.artifact import MANIFEST, Artifact
 
 CONFIG = """\
@@ -37,9 +42,14 @@ bench: {{samples: 20, warmup: 2, max_seconds: 2}}
 output: {output}
 """
 
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP")
+
+_GRACE_S = 10.0
+"""Seconds after the end of a run within which all of its processes have to be gone."""
+
 
 def command(config: Path) -> list[str]:
-    """The command that is killed."""
+    """The command that is ended."""
     return [sys.executable, "-m", "pipeline", "run", str(config), "--quiet"]
 
 
@@ -57,15 +67,106 @@ def compare(expected: dict[str, str], found: dict[str, str]) -> None:
         sys.exit(f"these differ from an undisturbed run: {', '.join(different)}")
 
 
+def alive_in(session: int) -> list[int]:
+    """Processes of a session, without those that have ended and wait to be collected."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            # State, parent, group and session follow the name, which may hold anything.
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(int(entry.name))
+    return found
+
+
+def orphans(session: int, grace_s: float = _GRACE_S) -> list[int]:
+    """Processes of a session that are still there after a time."""
+    end = time.monotonic() + grace_s
+    while (found := alive_in(session)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def ended(config: Path, temporary: Path, number: int, moment_s: float) -> tuple[int, list[int]]:
+    """Begin a run and send it a signal.
+
+    Args:
+        config: The configuration.
+        temporary: Where it makes its temporary files.
+        number: The signal.
+        moment_s: Seconds after which it is sent.
+
+    Returns:
+        The exit status as shells have it, and the processes that lived on.
+    """
+    with subprocess.Popen(
+        command(config),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # of which its children are a part, whoever becomes their parent
+        env={**os.environ, "TMPDIR": str(temporary)},
+    ) as run:
+        try:
+            run.wait(moment_s)
+        except subprocess.TimeoutExpired:
+            run.send_signal(number)
+        status = run.wait()
+    return (status if status >= 0 else 128 - status), orphans(run.pid)
+
+
+def left_over(*folders: Path) -> list[str]:
+    """Temporary files and folders that lie in results, or in the folder for such."""
+    output, temporary = folders
+    found = [*output.rglob(f"{TEMPORARY_PREFIX}*"), *temporary.iterdir()]
+    return [str(path) for path in found]
+
+
+def emptied(folder: Path) -> None:
+    """Empty a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def problems(name: str, status: int, lived_on: list[int], left: list[str]) -> list[str]:
+    """What is wrong with how a run ended; nothing if it had finished before."""
+    number = int(signal.Signals[name])
+    found = []
+    if status not in (0, 128 + number):
+        found.append(f"exit status {status}, not {128 + number}")
+    if lived_on:
+        found.append(f"processes lived on: {lived_on}")
+    if left and number != signal.SIGKILL:
+        found.append(f"left over: {', '.join(left)}")
+    return [f"{name}: {problem}" for problem in found]
+
+
 @click.command()
-@click.option("--kills", default=20, show_default=True, help="How often to kill.")
+@click.option("--kills", default=20, show_default=True, help="How often to send each signal.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the moments.")
-def main(kills: int, seed: int) -> None:
-    """Kill runs at random moments and compare what comes out in the end."""
+@click.option(
+    "--signal",
+    "signals",
+    type=click.Choice(SIGNALS),
+    multiple=True,
+    default=SIGNALS,
+    show_default=True,
+    help="Which to send.",
+)
+def main(kills: int, seed: int, signals: tuple[str, ...]) -> None:
+    """End runs by signals at random moments and compare what comes out in the end."""
     moments = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="kill-") as name:
-        root = Path(name)
-        config, output = root / "pipeline.yaml", root / "engines"
+    wanted = [name for name in signals for _ in range(kills)]
+    moments.shuffle(wanted)
+    sent: Counter[str] = Counter()
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="kill-") as folder:
+        root = Path(folder)
+        config, output, temporary = root / "pipeline.yaml", root / "engines", root / "tmp"
+        temporary.mkdir()
         config.write_text(CONFIG.format(output=output))
         start = time.monotonic()
         subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL)
@@ -73,32 +174,29 @@ def main(kills: int, seed: int) -> None:
         expected = digests(output)
         click.echo(f"undisturbed: {len(expected)} artifacts in {seconds:.0f} s")
         shutil.rmtree(output)
-        killed = 0
-        while killed < kills:
-            moment = moments.uniform(0.5, seconds / 3)
-            with subprocess.Popen(
-                command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            ) as run:
-                try:
-                    run.wait(moment)
-                except subprocess.TimeoutExpired:
-                    run.send_signal(signal.SIGKILL)
-                code = run.wait()
-            if code == 0:
-                click.echo("finished before it was killed: compared, and begun again")
+        while wanted:
+            moment, name = moments.uniform(0.1, seconds / 3), wanted[-1]
+            emptied(temporary)
+            status, lived_on = ended(config, temporary, signal.Signals[name], moment)
+            left = left_over(output, temporary)
+            faults += problems(name, status, lived_on, left)
+            if status == 0:
+                click.echo("finished before it was ended: compared, and begun again")
                 compare(expected, digests(output))
                 shutil.rmtree(output)
                 continue
-            killed += 1
+            wanted.pop()
+            sent[name] += 1
             there = len(digests(output)) if output.exists() else 0
-            click.echo(f"kill {killed}: after {moment:4.1f} s, {there} artifacts there")
+            click.echo(f"{name} {sent[name]}: after {moment:4.1f} s, {there} artifacts there")
         subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL)
         found = digests(output)
-        left = [str(path) for path in output.rglob(".making-*")]
+        left = [str(path) for path in output.rglob(f"{TEMPORARY_PREFIX}*")]
     compare(expected, found)
-    click.echo(json.dumps({"kills": killed, "artifacts": len(found), "left_over": left}))
-    if left:
-        sys.exit("something was left over")
+    faults += [f"left over in the end: {path}" for path in left]
+    click.echo(json.dumps({"sent": dict(sent), "artifacts": len(found), "faults": faults}))
+    if faults:
+        sys.exit("a run did not end as it should")
 
 
 if __name__ == "__main__":

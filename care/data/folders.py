@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from care.data.base import MOST_BYTES, Dataset, EncodedDataset, Labels
+from pipeline.core.inputs import read_at_most
 from pipeline.core.listing import list_folder
 
 
@@ -35,7 +36,7 @@ class FolderDataset(EncodedDataset):
         if file.exists() and not file.is_file():
             raise OSError("it is a device or a pipe")  # reading it might never end
         with file.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
+            data = read_at_most(stream, MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise OSError(f"it is larger than {MOST_BYTES / 1e6:g} MB")
         return data

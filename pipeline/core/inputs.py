@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from pipeline.core.errors import InputError
 from pipeline.core.words import shown
 
+_PIECE = 1 << 24
 _LONGEST_NAME = 255
 _LONGEST_PATH = 4096
 _SYSTEM = {"/proc", "/sys", "/dev"}
@@ -41,7 +43,7 @@ def read_input(path: Path, most: int, kind: type[InputError], advice: str) -> by
         if not stat.S_ISREG(mode):
             raise kind(f"{path} is a device or a pipe, not a file: {advice}")
         with path.open("rb") as stream:
-            data = stream.read(most + 1)
+            data = read_at_most(stream, most + 1)
     except FileNotFoundError as error:
         raise kind(f"{path} does not exist: {advice}") from error
     except OSError as error:
@@ -49,6 +51,18 @@ def read_input(path: Path, most: int, kind: type[InputError], advice: str) -> by
     if len(data) > most:
         raise kind(f"{path} is larger than {most / 1e6:g} MB: {advice}")
     return data
+
+
+def read_at_most(stream: IO[bytes], most: int) -> bytes:
+    """Read a stream to its end, or to a number of bytes.
+
+    In pieces, as `stream.read(most)` would ask for the memory of all of them beforehand.
+    """
+    pieces: list[bytes] = []
+    while most > 0 and (piece := stream.read(min(most, _PIECE))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
 
 
 def decode_text(data: bytes, path: Path, kind: type[InputError]) -> str:

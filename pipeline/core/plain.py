@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pipeline.core.errors import ArtifactError, PipelineError
+from pipeline.core.inputs import read_at_most
 from pipeline.core.words import in_short, shown
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def read_json(path: Path, kind: type[PipelineError] = ArtifactError, most: int =
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise kind(f"{path} is no file, but a folder, a device or a pipe")
-            data = stream.read(most + 1)
+            data = read_at_most(stream, most + 1)
     except FileNotFoundError as error:
         raise kind(f"{path} is missing") from error
     except IsADirectoryError as error:

@@ -40,6 +40,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.errors import DataError, PreprocessError
 from pipeline.core.network import Images, Pixels
+from pipeline.core.words import shown
 
 Channels = Literal["rgb", "gray"]
 Exif = Literal["apply", "ignore"]
@@ -263,7 +264,8 @@ class Preprocess:
             raise PreprocessError(f"images have 1 or 3 channels, the model states {depth}")
         if stated.get("crop_mode", "center") != "center":
             raise PreprocessError(
-                f"only centre crops are supported, the model states {stated['crop_mode']!r}"
+                "only centre crops are supported, the model states "
+                f"{shown(repr(stated['crop_mode']))}"
             )
         return cls(
             size=height if size is None else size,
@@ -282,13 +284,17 @@ class Preprocess:
             PreprocessError: A field is missing, unknown or makes no sense.
         """
         if not isinstance(values, Mapping):
-            raise PreprocessError(f"preprocessing is a mapping of fields, not {values!r}")
+            raise PreprocessError(
+                f"preprocessing is a mapping of fields, not {shown(repr(values))}"
+            )
         fields = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in fields if name not in values and name != "exif"]
         unknown = [str(name) for name in values if name not in fields]
         if missing or unknown:
             problem = (
-                f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(unknown)}"
+                f"lacks {', '.join(missing)}"
+                if missing
+                else f"has unknown {shown(', '.join(unknown))}"
             )
             raise PreprocessError(f"preprocessing {problem}: its fields are {', '.join(fields)}")
         return cls(**values)
@@ -419,16 +425,16 @@ def problem_with(field: str, value: object) -> str | None:
 
 def _problem_with_size(value: object) -> str | None:
     if not _is_int(value) or value < 1:
-        return f"is a positive number of pixels, not {value!r}"
+        return f"is a positive number of pixels, not {shown(repr(value))}"
     if value**2 > MAX_PIXELS:
-        return f"is at most {math.isqrt(MAX_PIXELS)} pixels, not {value:.6g}"
+        return f"is at most {math.isqrt(MAX_PIXELS)} pixels, not {shown(value)}"
     return None
 
 
 def _problem_with_crop(value: object) -> str | None:
     # A smaller share would resize images to more pixels than there are.
     if not _is_number(value) or not _SMALLEST_CROP <= value <= 1:
-        return f"is a share in (0, 1], not {value!r}"
+        return f"is a share in (0, 1], not {shown(repr(value))}"
     return None
 
 
@@ -442,13 +448,13 @@ def _problem_with_std(value: object) -> str | None:
 
 def _problem_with_values(values: object, fits: Callable[[float], bool], needed: str) -> str | None:
     if not isinstance(values, list | tuple) or not all(_is_number(v) for v in values):
-        return f"is a list of finite numbers, not {values!r}"
+        return f"is a list of finite numbers, not {shown(repr(values))}"
     if not all(map(fits, values)):
-        return f"is {needed}, not {list(values)}"
+        return f"is {needed}, not {shown(list(values))}"
     if values and max(values) > 1:
         return (
-            f"{list(values)} is for pixels of 0 … 255, and here they are scaled to 0 … 1: divide "
-            "it by 255"
+            f"{shown(list(values))} is for pixels of 0 … 255, and here they are scaled to 0 … 1: "
+            "divide it by 255"
         )
     return None
 
@@ -457,7 +463,7 @@ def _problem_with_choice(choices: tuple[str, ...]) -> Callable[[object], str | N
     def problem(value: object) -> str | None:
         if value in choices:
             return None
-        return f"is one of {', '.join(choices)}, not {value!r}"
+        return f"is one of {', '.join(choices)}, not {shown(repr(value))}"
 
     return problem
 

@@ -435,6 +435,11 @@ def _built(
         if disk_is_full(new):
             reason = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise ArtifactError(cannot_write(folder, reason)) from error
+        cause = error.__cause__
+        if isinstance(error, ArtifactError) and getattr(cause, "errno", None) in _UNWRITABLE:
+            # Said of a file in the temporary folder, which is gone by now.
+            assert isinstance(cause, OSError)
+            raise ArtifactError(cannot_write(folder, cause)) from error
         if not isinstance(error, OSError):
             raise
         if error.errno in _UNWRITABLE or str(error.filename or "").startswith(str(new)):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from pipeline.core.errors import DataError
 
-SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "image": 1, "tar": 5}
+SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "safetensors": 20, "image": 1, "tar": 5}
 """Every how many of a kind are tried here."""
 
 

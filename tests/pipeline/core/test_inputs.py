@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.inputs import (
     decode_text,
     expanded,
+    read_at_most,
     read_input,
     why_no_output,
     why_no_path,
@@ -84,3 +86,22 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("~/x") == "/home/me/x"
     assert expanded("x/~") == "x/~"
     assert expanded("~nobody-at-all/x") == "~nobody-at-all/x"
+
+
+def test_memory_is_asked_for_as_it_is_needed() -> None:
+    """A limit far above the memory costs nothing where the file is small."""
+
+    class Asked(io.BytesIO):
+        largest = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            self.largest = max(self.largest, size)
+            return super().read(size)
+
+    stream = Asked(bytes(100))
+    assert read_at_most(stream, 2**60) == bytes(100)
+    assert stream.largest <= 2**24
+    assert read_at_most(Asked(bytes(100)), 99) == bytes(99)
+    assert read_at_most(Asked(bytes(100)), 0) == b""
+    assert read_at_most(Asked(bytes(2**24 + 5)), 2**24 + 1) == bytes(2**24 + 1)

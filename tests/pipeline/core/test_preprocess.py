@@ -354,3 +354,23 @@ def test_needs_no_deep_learning_framework(module: str) -> None:
         "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("field", ["size", "crop", "interpolation", "mean", "std", "channels"])
+@pytest.mark.parametrize("value", [10**400, "x" * 10_000, list(range(1000)), {"a": "x" * 10_000}])
+def test_values_of_anybody_are_refused_in_a_short_line(field: str, value: object) -> None:
+    values = {
+        "size": 32,
+        "crop": 1.0,
+        "interpolation": "bilinear",
+        "mean": [0.5],
+        "std": [0.5],
+        "channels": "rgb",
+        field: value,
+    }
+    with pytest.raises(PreprocessError) as caught:
+        Preprocess.from_dict(values)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(PreprocessError) as caught:
+        Preprocess.from_dict({**values, "x" * 5000: 1})
+    assert len(str(caught.value)) < 400

@@ -185,6 +185,19 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_said_of_the_place_and_not_of_a_temporary_file(tmp_path: Path) -> None:
+    """Also where it is no longer full, once what did not fit is gone."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        error = OSError(errno.ENOSPC, "No space left on device", str(folder / "model.onnx"))
+        raise ArtifactError(f"cannot write {folder / 'model.onnx'}") from error
+
+    with pytest.raises(ArtifactError) as caught:
+        make(tmp_path / "a", write)
+    assert str(caught.value).startswith(f"cannot write {tmp_path / 'a'}: No space left on device;")
+    assert ".making-" not in str(caught.value)
+
+
 def test_a_full_disk_is_said_whatever_a_library_calls_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,7 +132,7 @@ def test_probabilities_are_checked() -> None:
 def test_the_umask_decides_who_may_read_a_package(
     package: Path, tmp_path: Path, umask: int, for_files: int, for_folders: int
 ) -> None:
-    copy = tmp_path / "model.mlpackage"
+    copy = tmp_path / "copy.mlpackage"
     shutil.copytree(package, copy)
     before = os.umask(umask)
     try:
