@@ -67,9 +67,7 @@ class Library:
         artifact = self.artifact(name)
         artifact.verify()
         self._check_sources(artifact)
-        if not self.stated.allows(name, artifact.seal):
-            manifest = artifact.folder / MANIFEST
-            raise ArtifactError(f"{manifest} is not what {RESULTS_FILE} tells of: {_AGAIN}")
+        self.stated.require(name, artifact.seal)
         return artifact
 
     def require_whole(self, name: str) -> Artifact:

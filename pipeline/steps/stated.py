@@ -86,6 +86,18 @@ class Stated:
         stated = self.of(name)
         return not stated or seal in stated
 
+    def require(self, name: str, seal: str) -> None:
+        """Refuse an artifact of which other seals are stated than it has.
+
+        Raises:
+            ArtifactError: It was changed since.
+        """
+        if not self.allows(name, seal):
+            raise ArtifactError(
+                f"{self.folder / name} is not what {RESULTS_FILE}, or what was made from it, tells "
+                "of: run python -m pipeline run again"
+            )
+
     def announce(self, name: str, seal: str) -> None:
         """State the seal of what will be moved into its place.
 

@@ -48,7 +48,7 @@ def test_what_was_signed_again_is_found_where_it_lies(
 ) -> None:
     change(folder / name)
     found = problems(folder)
-    assert f"is not what {RESULTS_FILE} tells of: run" in found[name]
+    assert f"is not what {RESULTS_FILE}, or what was" in found[name]
     others = {each for each, sources in CHAIN.items() if name in sources}
     assert set(found) == {name, *others}
     for each in CHAIN:
