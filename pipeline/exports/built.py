@@ -6,6 +6,7 @@ that was exported first; nothing skips that.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.core.errors import InputError
@@ -53,7 +54,7 @@ def built(output: Path, name: str, target: str, precision: str | None) -> tuple[
 def _to_use(folder: Path, target: str) -> str | None:
     """The precision that the last run said to use; None if there was no run, or it said nothing."""
     path = folder / RESULTS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     choice = Run.read(path).choice.get(target)
     return choice.precision if choice else None

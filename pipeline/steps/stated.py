@@ -59,7 +59,8 @@ class Stated:
         found = values.get(_MADE_SINCE)
         if not seal or not isinstance(found, dict):
             return {}
-        return {name: [s for s in seals if isinstance(s, str)] for name, seals in found.items()}
+        lists = {name: seals for name, seals in found.items() if isinstance(seals, list)}
+        return {name: [s for s in seals if isinstance(s, str)] for name, seals in lists.items()}
 
     @cached_property
     def by_others(self) -> Mapping[str, set[str]]:
