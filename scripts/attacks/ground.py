@@ -34,6 +34,7 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.library import Library
+from pipeline.targets.ort.session import Settings
 
 NAME = "attack"
 GRAPH, PACKAGE = "model.onnx", "model.mlpackage"
@@ -117,7 +118,10 @@ def make(folder: Path) -> Ground:
     (folder / "pipeline.yaml").write_text(CONFIG)
     kept = folder / "kept"
     shutil.copytree(results, kept)
-    return Ground(folder, results, kept, seen(folder))
+    ground = Ground(folder, results, kept, seen(folder))
+    in_process(ground, frozenset())  # what is whole is taken, else the attack would prove nothing
+    ground.reset()
+    return ground
 
 
 def _make(results: Path, name: str) -> Artifact:
@@ -132,7 +136,12 @@ def _make(results: Path, name: str) -> Artifact:
         else:
             (place / GRAPH).write_bytes(_graph(name))
         target, _, precision = name.partition("/")
-        facts = {"target": target, "precision": precision, "network": NETWORK.to_dict()}
+        facts: dict[str, Any] = {
+            "target": target,
+            "precision": precision,
+            "network": NETWORK.to_dict(),
+        }
+        facts["session"] = Settings().to_dict()
         return {**facts, "top1": {"value": 0.9, "state": "measured", "by": "x", "why": ""}}
 
     sources = [Artifact.read(results / source) for source in CHAIN[name]]

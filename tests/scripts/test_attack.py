@@ -14,7 +14,9 @@ from click.testing import CliRunner
 
 from pipeline.core.errors import DataError
 
-SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "image": 1, "tar": 5}
+SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "image": 1, "tar": 5} | dict.fromkeys(
+    ("artifact", "manifest", "report", "import"), 2
+)
 """Every how many of a kind are tried here."""
 
 
