@@ -105,7 +105,7 @@ class Library:
             remade = source.seal in self.stated.of(name)
             if source.seal != artifact.seals[name] and not remade:
                 raise ArtifactError(
-                    f"{artifact.name} was made from a {name} of which other facts were stated than "
+                    f"{artifact.name} was made from {name}, of which other facts were stated than "
                     f"lie here: {_AGAIN}"
                 )
         if CHECKPOINT in artifact.made_from:

@@ -62,7 +62,7 @@ output: engines
 
 TRITON_NEEDS = ("export", "onnx", "precision/float32", "ort/fp32")
 """What `export triton` takes labels and model from, and all that these were made from."""
-COREML_NEEDS = ("coreml/fp16", "export", "onnx")
+COREML_NEEDS = ("coreml/fp16",)
 
 ROOT = Path(__file__).parents[2]
 EXIT_CODES = (0, 1, 2, 3, 4)

@@ -15,7 +15,7 @@ from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.machine import Machine
 from pipeline.core.network import Network
 from pipeline.core.seals import sealed
-from pipeline.exports.built import built
+from pipeline.exports.built import built, exported_network
 from pipeline.report.model import FORMAT, Choice, GateReport, Run
 from pipeline.steps import artifact
 from pipeline.steps.artifact import MANIFEST, Artifact
@@ -95,7 +95,7 @@ def choose(output: Path, **choice: Choice) -> Path:
 
 
 def name_of(output: Path, precision: str | None) -> str:
-    return built(output, "net", "ort", precision)[0].name
+    return built(output, "net", "ort", precision).name
 
 
 def test_the_one_that_the_report_says_to_use(output: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_one_that_the_report_says_to_use(output: Path) -> None:
 
 
 def test_the_network_is_that_of_the_graph(output: Path) -> None:
-    assert built(output, "net", "ort", None)[1] == NETWORK
+    assert exported_network(output, "net") == NETWORK
 
 
 @pytest.mark.parametrize("choice", [{}, {"ort": Choice(None)}, {"ort": Choice("fp8")}])
@@ -137,7 +137,7 @@ def test_what_a_killed_run_made_may_leave(output: Path) -> None:
     with pytest.raises(ArtifactError, match=r"ort/fp32 is not what results\.json"):
         built(output, "net", "ort", "fp32")
     Stated(folder).announce("ort/fp32", new.seal)
-    assert built(output, "net", "ort", "fp32")[0] == new
+    assert built(output, "net", "ort", "fp32") == new
     assert new.seal != old.seal
     (folder / UNREPORTED).write_text("{")
     with pytest.raises(ArtifactError, match="is not what results"):
@@ -225,6 +225,21 @@ def test_only_what_is_whole_leaves(output: Path, what: str) -> None:
     DAMAGE[what](output / "net")
     with pytest.raises(ArtifactError):
         built(output, "net", "ort", "fp32")
+
+
+@pytest.mark.parametrize("name", ["onnx", "export"])
+def test_labels_come_from_a_whole_graph(output: Path, name: str) -> None:
+    other_labels(output / "net" / name)
+    with pytest.raises(ArtifactError, match="is not what results|of which other facts"):
+        exported_network(output, "net")
+    shutil.rmtree(output / "net" / name)
+    with pytest.raises(ArtifactError, match="is missing"):
+        exported_network(output, "net")
+
+
+def test_a_target_that_needs_no_graph_leaves_without_one(output: Path) -> None:
+    shutil.rmtree(output / "net/onnx")
+    assert built(output, "net", "coreml", None).name == "coreml/fp16"
 
 
 def test_damage_elsewhere_is_no_matter(output: Path) -> None:

@@ -71,7 +71,7 @@ def test_without_a_report_what_others_state_counts(folder: Path) -> None:
     other_fact(folder / "onnx")
     found = problems(folder)
     assert set(found) == {"onnx", "ort/fp32"}
-    assert "made from a onnx of which other facts" in found["ort/fp32"]
+    assert "made from onnx, of which other facts" in found["ort/fp32"]
     other_fact(folder / "bench/ort")  # the last of the chain, of which nothing tells
     assert set(problems(folder)) == {"onnx", "ort/fp32"}
     with pytest.raises(ArtifactError, match=r"nothing states the seal of .*ort"):
