@@ -161,12 +161,12 @@ def _make(results: Path, name: str) -> Artifact:
 
 
 def _graph(name: str) -> bytes:
-    shape = ["batch", 3, 8, 8]
+    shape: list[str | int] = ["batch", 3, 8, 8]
     graph = helper.make_graph(
         [helper.make_node("GlobalAveragePool", ["image"], ["logits"])],
         name,
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 1, 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape[:2], 1, 1])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return bytes(model.SerializeToString())
