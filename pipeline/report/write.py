@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.core.files import refuse_foreign_file, write_atomically
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import read_regular, refuse_foreign_file, write_atomically
 from pipeline.core.seals import sealed
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
@@ -14,7 +15,7 @@ from pipeline.report.model import Run
 from pipeline.report.results import collect
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.folders import RESULTS_FILE
-from pipeline.steps.stated import Stated
+from pipeline.steps.stated import MOST_BYTES, Stated
 
 PAGES = {"report.md": markdown_page, "report.html": html_page}
 
@@ -22,8 +23,8 @@ PAGES = {"report.md": markdown_page, "report.html": html_page}
 def is_results_file(path: Path) -> bool:
     """Whether a file is one that `write` wrote."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plain = json.loads(read_regular(path, MOST_BYTES))
+    except (ArtifactError, OSError, ValueError, RecursionError):
         return False
     keys = {"format", "name", "steps", "artifacts", "machine"}
     return isinstance(plain, dict) and keys <= set(plain)
