@@ -29,7 +29,7 @@ check: $(INSTALLED)
 soak: $(INSTALLED)
 	$(BIN)/python scripts/kill_and_continue.py --kills 20
 	$(BIN)/python scripts/random_graphs.py --graphs 1000
-	$(BIN)/python scripts/attack.py --count 10000
+	$(BIN)/python scripts/attack.py --count 10000 --commands 200
 
 install: $(INSTALLED)
 

@@ -20,6 +20,7 @@ from pipeline.core.callables import locate
 from pipeline.core.errors import DataError, ModelError, about
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache, Identity, identify
+from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split
 from pipeline.core.network import Network
 from pipeline.steps.keys import Code, versions
@@ -236,9 +237,9 @@ class Source:
         """Identifiers and readable names of the classes, in the order of the logits."""
         stated = self.config.data.labels
         if stated is None:
-            return self.validation.classes, self.validation.classes
-        from pipeline.core.labels import imagenet_labels, read_labels
-
+            classes = self.validation.classes
+            require_distinct(classes, "data.validation")
+            return classes, classes
         if stated == IMAGENET:
             return imagenet_labels()
         with about("data.labels"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.exports.built import built
+from pipeline.exports.built import built, exported_network
 
 
 def export_triton(
@@ -18,7 +18,8 @@ def export_triton(
     """
     from pipeline.exports import triton
 
-    artifact, network = built(output, name, target, precision)
+    artifact = built(output, name, target, precision)
+    network = exported_network(output, name)
     notes: list[str] = []
     folder = triton.export(artifact, network, repository, say=notes.append)
     return "\n".join([f"wrote {folder}", *notes])
@@ -33,5 +34,5 @@ def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str
     """
     from pipeline.exports.coreml_bench import write_bench_package
 
-    artifact, _ = built(output, name, "coreml", precision)
+    artifact = built(output, name, "coreml", precision)
     return f"wrote {write_bench_package(artifact, folder)}"

@@ -6,6 +6,7 @@ that was exported first; nothing skips that.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.core.errors import InputError
@@ -20,8 +21,8 @@ NETWORK_OF = "onnx"
 """The artifact whose labels and preprocessing are exported."""
 
 
-def built(output: Path, name: str, target: str, precision: str | None) -> tuple[Artifact, Network]:
-    """A built artifact and its network, verified with all that they were made from.
+def built(output: Path, name: str, target: str, precision: str | None) -> Artifact:
+    """A built artifact, verified with all that it was made from.
 
     Args:
         output: Where results lie.
@@ -45,15 +46,26 @@ def built(output: Path, name: str, target: str, precision: str | None) -> tuple[
     if wanted is None or wanted not in there:
         known = ", ".join(sorted(there)) or "none"
         raise InputError(f"{folder} has no {target} artifact in that precision; built are: {known}")
-    library = Library(folder)
-    artifact = library.require_whole(f"{target}/{wanted}")
-    return artifact, library.require_whole(NETWORK_OF).network()
+    return Library(folder).require_whole(f"{target}/{wanted}")
+
+
+def exported_network(output: Path, name: str) -> Network:
+    """Labels and preprocessing of the graph, verified with all that it was made from.
+
+    Args:
+        output: Where results lie.
+        name: Which results.
+
+    Raises:
+        ArtifactError: The graph is missing, damaged or not what was stated, or states no network.
+    """
+    return Library(results_folders(output, name)[0]).require_whole(NETWORK_OF).network()
 
 
 def _to_use(folder: Path, target: str) -> str | None:
     """The precision that the last run said to use; None if there was no run, or it said nothing."""
     path = folder / RESULTS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     choice = Run.read(path).choice.get(target)
     return choice.precision if choice else None

@@ -28,7 +28,6 @@ from pipeline.steps.facts.graphs import (
     FormFacts,
     SimplifyFacts,
 )
-from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.keys import versions
 from pipeline.steps.library import Library
 from pipeline.steps.step import State
@@ -130,8 +129,8 @@ class _Shelf:
         try:
             artifact = self._library.artifact(name)
             artifact.require_seal()
-            if not self._counts(artifact):
-                raise ArtifactError(f"it is not what {RESULTS_FILE} told of")
+            if not self.is_current(name):
+                self._stated.require(name, artifact.seal)
             return Part(
                 name=artifact.name,
                 earlier=not self.is_current(name),
@@ -145,7 +144,8 @@ class _Shelf:
                 facts=facts.from_facts(artifact.facts, name),
             )
         except ArtifactError as error:
-            self.problems[name] = f"{name} cannot be read: {error}: run it again"
+            again = "" if str(error).endswith("again") else ": run it again"
+            self.problems[name] = f"{name} cannot be read: {error}{again}"
             return None
 
     def _counts(self, artifact: Artifact) -> bool:

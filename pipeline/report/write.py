@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import refuse_foreign_file, write_atomically
-from pipeline.core.plain import read_json
+from pipeline.core.files import read_regular, refuse_foreign_file, write_atomically
+from pipeline.core.plain import parse_json
 from pipeline.core.seals import sealed
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
@@ -15,7 +15,7 @@ from pipeline.report.model import Run
 from pipeline.report.results import collect
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.folders import RESULTS_FILE
-from pipeline.steps.stated import Stated
+from pipeline.steps.stated import MOST_BYTES, Stated
 
 PAGES = {"report.md": markdown_page, "report.html": html_page}
 
@@ -23,8 +23,8 @@ PAGES = {"report.md": markdown_page, "report.html": html_page}
 def is_results_file(path: Path) -> bool:
     """Whether a file is one that `write` wrote."""
     try:
-        plain = read_json(path)
-    except ArtifactError:
+        plain = parse_json(read_regular(path, MOST_BYTES), str(path))
+    except (ArtifactError, OSError):
         return False
     keys = {"format", "name", "steps", "artifacts", "machine"}
     return isinstance(plain, dict) and keys <= set(plain)

@@ -109,7 +109,8 @@ def artifact_folders(
         return
     for entry in entries:
         name, path = f"{below}{entry.name}", Path(entry.path)
-        if not entry.is_dir() or is_temporary(Path(name)) or is_set_aside(Path(name)):
+        is_place = entry.is_symlink() or entry.is_dir()
+        if not is_place or is_temporary(Path(name)) or is_set_aside(Path(name)):
             continue
         if os.path.lexists(path / MANIFEST):
             yield name, path

@@ -67,9 +67,7 @@ class Library:
         artifact = self.artifact(name)
         artifact.verify()
         self._check_sources(artifact)
-        if not self.stated.allows(name, artifact.seal):
-            manifest = artifact.folder / MANIFEST
-            raise ArtifactError(f"{manifest} is not what {RESULTS_FILE} tells of: {_AGAIN}")
+        self.stated.require(name, artifact.seal)
         return artifact
 
     def require_whole(self, name: str) -> Artifact:
@@ -107,7 +105,7 @@ class Library:
             remade = source.seal in self.stated.of(name)
             if source.seal != artifact.seals[name] and not remade:
                 raise ArtifactError(
-                    f"{artifact.name} was made from a {name} of which other facts were stated than "
+                    f"{artifact.name} was made from {name}, of which other facts were stated than "
                     f"lie here: {_AGAIN}"
                 )
         if CHECKPOINT in artifact.made_from:

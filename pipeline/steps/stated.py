@@ -59,7 +59,8 @@ class Stated:
         found = values.get(_MADE_SINCE)
         if not seal or not isinstance(found, dict):
             return {}
-        return {name: [s for s in seals if isinstance(s, str)] for name, seals in found.items()}
+        lists = {name: seals for name, seals in found.items() if isinstance(seals, list)}
+        return {name: [s for s in seals if isinstance(s, str)] for name, seals in lists.items()}
 
     @cached_property
     def by_others(self) -> Mapping[str, set[str]]:
@@ -85,6 +86,18 @@ class Stated:
         """Whether nothing states that an artifact has other seals."""
         stated = self.of(name)
         return not stated or seal in stated
+
+    def require(self, name: str, seal: str) -> None:
+        """Refuse an artifact of which other seals are stated than it has.
+
+        Raises:
+            ArtifactError: It was changed since.
+        """
+        if not self.allows(name, seal):
+            raise ArtifactError(
+                f"{self.folder / name} is not what {RESULTS_FILE}, or what was made from it, tells "
+                "of: run python -m pipeline run again"
+            )
 
     def announce(self, name: str, seal: str) -> None:
         """State the seal of what will be moved into its place.

@@ -22,7 +22,6 @@ from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.core.files import digest_of
 from pipeline.steps import artifact, keys
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.stated import Stated
 
 
@@ -214,8 +213,7 @@ class Step(ABC):
         """
         existing = self.artifact()
         existing.verify()
-        if not self.context.stated.allows(self.name, existing.seal):
-            raise ArtifactError(f"{self.folder} is not what {RESULTS_FILE} tells of")
+        self.context.stated.require(self.name, existing.seal)
         return existing
 
     def restate(self) -> None:

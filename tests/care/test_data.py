@@ -523,7 +523,7 @@ def test_a_single_class_stays_a_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
-@pytest.mark.parametrize("name", ["a\x1b[2J", "a\u202e"])
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\u202e", "a\nb", "a\rb", "\ta"])
 def test_class_folders_with_control_characters(kind: str, name: str, tmp_path: Path) -> None:
     files = {f"{name}/1.png": picture(1), "b/1.png": picture(2)}
     if kind == "folder":
@@ -533,6 +533,7 @@ def test_class_folders_with_control_characters(kind: str, name: str, tmp_path: P
     with pytest.raises(DataError, match="control character") as caught:
         open_dataset(uri)
     assert str(caught.value).isprintable()
+    assert str(caught.value).count("control character") == 1
 
 
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from pipeline.cli import main
 from pipeline.core import machine
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
+from tests.pipeline.steps.making import other_content, other_fact
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,6 +199,16 @@ def flip(path: Path, position: int) -> None:
         (lambda f: (f / "ort/fp32/artifact.json").unlink(), "artifact.json is missing"),
         (lambda f: (f / "coreml/fp16/artifact.json").write_text("{"), "is damaged"),
         (lambda f: shutil.rmtree(f / "export"), "export, from which"),
+        (lambda f: edit(f / "validate/ort-fp32/artifact.json", "0.9", "0.8"), "has changed since"),
+        (lambda f: edit(f / "validate/trt-fp16/artifact.json", "emulated", "measured"), "changed"),
+        (lambda f: other_fact(f / "bench/ort"), "bench/ort is not what results.json"),
+        (lambda f: other_content(f / "onnx", b"x", "model.onnx"), "onnx is not what results.json"),
+        (lambda f: edit(f / "results.json", "emulated", "measured"), "results.json has changed"),
+        (lambda f: (f / "results.json").write_text("[" * 9000), "results.json is damaged"),
+        (lambda f: shutil.rmtree(f / "bench/ort"), "tells of bench/ort, which is missing"),
+        (lambda f: (f / "onnx/more").symlink_to("/etc"), "it is a link"),
+        (lambda f: (f / "onnx/more").mkdir(), "it is a folder"),
+        (lambda f: os.mkfifo(f / "onnx/more"), "it is a pipe"),
     ],
 )
 def test_check_finds_damage(
@@ -209,6 +220,33 @@ def test_check_finds_damage(
     assert result.exit_code == 1
     assert message in result.output
     assert "python -m pipeline run" in result.output
+
+
+@pytest.mark.parametrize(
+    ("damage", "leaves"),
+    [
+        (lambda f: None, True),
+        (lambda f: other_fact(f / "trt/fp16"), True),
+        (lambda f: other_fact(f / "ort/fp32"), False),
+        (lambda f: other_content(f / "ort/fp32", b"garbage", "model.onnx"), False),
+        (lambda f: other_fact(f / "onnx"), False),
+        (lambda f: other_fact(f / "export"), False),
+        (lambda f: edit(f / "onnx/artifact.json", "Coat", "Boat"), False),
+        (lambda f: (f / "ort/fp32/notes.txt").write_text("x"), False),
+        (lambda f: (f / "results.json").unlink(), True),
+        (lambda f: edit(f / "results.json", "emulated", "measured"), False),
+    ],
+)
+def test_only_what_is_whole_is_exported(
+    copied: tuple[Path, Path], damage: Callable[[Path], None], leaves: bool
+) -> None:
+    _path, folder = copied
+    damage(folder)
+    models = folder.parent / "models"
+    arguments = ("--output", str(folder.parent), "--repository", str(models))
+    result = invoke("export", "triton", "trial", *arguments)
+    assert result.exit_code == (0 if leaves else 2), result.output
+    assert models.exists() is leaves
 
 
 def test_a_run_mends_damage(copied: tuple[Path, Path]) -> None:

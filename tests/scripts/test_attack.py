@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from pipeline.core.errors import DataError
 
 SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "safetensors": 20, "image": 1, "tar": 5}
+SHARE |= dict.fromkeys(("artifact", "manifest", "report", "import"), 2)
 """Every how many of a kind are tried here."""
 
 

@@ -15,13 +15,14 @@ from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.machine import Machine
 from pipeline.core.network import Network
 from pipeline.core.seals import sealed
-from pipeline.exports.built import built
+from pipeline.exports.built import built, exported_network
 from pipeline.report.model import FORMAT, Choice, GateReport, Run
 from pipeline.steps import artifact
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import RESULTS_FILE, UNREPORTED
 from pipeline.steps.library import Library
 from pipeline.steps.stated import Stated
+from tests.pipeline.steps.making import other_content, sign_again
 
 NETWORK = Network("net", ("cat", "dog"), (3, 8, 8), {"size": 8})
 CHAIN = {
@@ -95,7 +96,7 @@ def choose(output: Path, **choice: Choice) -> Path:
 
 
 def name_of(output: Path, precision: str | None) -> str:
-    return built(output, "net", "ort", precision)[0].name
+    return built(output, "net", "ort", precision).name
 
 
 def test_the_one_that_the_report_says_to_use(output: Path) -> None:
@@ -105,7 +106,7 @@ def test_the_one_that_the_report_says_to_use(output: Path) -> None:
 
 
 def test_the_network_is_that_of_the_graph(output: Path) -> None:
-    assert built(output, "net", "ort", None)[1] == NETWORK
+    assert exported_network(output, "net") == NETWORK
 
 
 @pytest.mark.parametrize("choice", [{}, {"ort": Choice(None)}, {"ort": Choice("fp8")}])
@@ -134,31 +135,19 @@ def test_what_a_killed_run_made_may_leave(output: Path) -> None:
     folder = output / "net"
     old = Artifact.read(folder / "ort/fp32")
     new = make(folder, "ort/fp32", other="fact")
-    with pytest.raises(ArtifactError, match=r"ort/fp32.artifact\.json is not what results\.json"):
+    with pytest.raises(ArtifactError, match=r"ort/fp32 is not what results\.json"):
         built(output, "net", "ort", "fp32")
     Stated(folder).announce("ort/fp32", new.seal)
-    assert built(output, "net", "ort", "fp32")[0] == new
+    assert built(output, "net", "ort", "fp32") == new
     assert new.seal != old.seal
     (folder / UNREPORTED).write_text("{")
     with pytest.raises(ArtifactError, match="is not what results"):
         built(output, "net", "ort", "fp32")
 
 
-def sign_again(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest, and give it the seal that fits."""
-    path = folder / MANIFEST
-    values = json.loads(path.read_text())
-    del values["seal"]
-    change(values)
-    path.write_text(sealed(values))
-
-
 def other_model(folder: Path, content: bytes = b"ledom") -> None:
     """Another model, with the hashes and the seal that fit it."""
-    (folder / "model.onnx").write_bytes(content)
-    record = json.loads((folder / MANIFEST).read_text())["files"]["model.onnx"]
-    record |= {"sha256": artifact.file_hash(folder / "model.onnx"), "size": len(content)}
-    sign_again(folder, lambda values: values["files"].update({"model.onnx": record}))
+    other_content(folder, content, "model.onnx")
 
 
 def other_labels(folder: Path) -> None:
@@ -168,6 +157,22 @@ def other_labels(folder: Path) -> None:
 def linked(path: Path) -> None:
     path.rename(path.with_name("elsewhere"))
     path.symlink_to("elsewhere")
+
+
+def without_a_seal(folder: Path) -> None:
+    values = json.loads((folder / MANIFEST).read_text())
+    del values["seal"]
+    (folder / MANIFEST).write_text(json.dumps({**values, "format": 1}))
+
+
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def to_copy(place: Path, other: Path) -> None:
+    shutil.rmtree(place)
+    shutil.copytree(other, place)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -187,18 +192,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "no seals of sources, signed": lambda f: sign_again(
         f / "ort/fp32", lambda v: v.update(seals={})
     ),
-    "without a seal": lambda f: (
-        sign_again(f / "ort/fp32", lambda v: v.update(format=1))
-        or (f / "ort/fp32" / MANIFEST).write_text(
-            json.dumps(
-                {
-                    k: v
-                    for k, v in json.loads((f / "ort/fp32" / MANIFEST).read_text()).items()
-                    if k != "seal"
-                }
-            )
-        )
-    ),
+    "without a seal": lambda f: without_a_seal(f / "ort/fp32"),
     "a foreign file": lambda f: (f / "ort/fp32/notes.txt").write_text("x"),
     "an empty folder": lambda f: (f / "ort/fp32/more").mkdir(),
     "a folder that is a link": lambda f: (f / "ort/fp32/more").symlink_to("/etc"),
@@ -206,16 +200,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "an artifact that is a link": lambda f: linked(f / "ort/fp32"),
     "a graph that is a link": lambda f: linked(f / "precision/float32"),
     "a pipe": lambda f: os.mkfifo(f / "ort/fp32/pipe"),
-    "a pipe in the place of a file": lambda f: (
-        (f / "ort/fp32/model.onnx").unlink(),
-        os.mkfifo(f / "ort/fp32/model.onnx"),
-    ),
+    "a pipe in the place of a file": lambda f: to_pipe(f / "ort/fp32/model.onnx"),
     "no graph": lambda f: shutil.rmtree(f / "precision/float32"),
     "no root": lambda f: shutil.rmtree(f / "export"),
-    "another precision in its place": lambda f: (
-        shutil.rmtree(f / "ort/fp32"),
-        shutil.copytree(f / "ort/int8", f / "ort/fp32"),
-    ),
+    "another precision in its place": lambda f: to_copy(f / "ort/fp32", f / "ort/int8"),
 }
 
 
@@ -225,6 +213,21 @@ def test_only_what_is_whole_leaves(output: Path, what: str) -> None:
     DAMAGE[what](output / "net")
     with pytest.raises(ArtifactError):
         built(output, "net", "ort", "fp32")
+
+
+@pytest.mark.parametrize("name", ["onnx", "export"])
+def test_labels_come_from_a_whole_graph(output: Path, name: str) -> None:
+    other_labels(output / "net" / name)
+    with pytest.raises(ArtifactError, match=r"is not what results|of which other facts"):
+        exported_network(output, "net")
+    shutil.rmtree(output / "net" / name)
+    with pytest.raises(ArtifactError, match="is missing"):
+        exported_network(output, "net")
+
+
+def test_a_target_that_needs_no_graph_leaves_without_one(output: Path) -> None:
+    shutil.rmtree(output / "net/onnx")
+    assert built(output, "net", "coreml", None).name == "coreml/fp16"
 
 
 def test_damage_elsewhere_is_no_matter(output: Path) -> None:

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.config import Config
 from pipeline.core.errors import BuildError
 from pipeline.core.figures import State
 from pipeline.report.model import EARLIER, FORMAT, NOT_SELECTED, Run
 from pipeline.report.results import collect
+from pipeline.report.write import write
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.facts.graphs import BuildFacts
+from pipeline.steps.library import Library
+from pipeline.steps.stated import Stated
 from pipeline.steps.step import StageResult
 from pipeline.steps.step import State as StepState
 from tests.pipeline.report.changed import artifact_of
 from tests.pipeline.report.making import NAMES, STEPS, Partial, configured, ended, fill
+from tests.pipeline.steps.making import sign_again
 
 
 def test_everything_that_lies_there_is_gathered(run: Run) -> None:
@@ -179,7 +185,7 @@ def test_what_a_form_found_against_itself_reaches_the_artifact(tmp_path: Path) -
     make = fill(config)
     facts = {**Artifact.read(config.folder / "precision/float16").facts, "why_not": "too slow"}
     make.make("precision/float16", facts, "onnx")
-    run = collect(config, tmp_path / "x.yaml", ended())
+    run = collect(config, tmp_path / "x.yaml", ended("precision/float16"))
     assert artifact_of(run, "trt/fp16").why_not == "too slow"
     assert artifact_of(run, "ort/fp32").why_not == ""
 
@@ -188,8 +194,54 @@ def test_seconds_are_of_the_step_and_no_fact_of_it(tmp_path: Path) -> None:
     config = configured(tmp_path)
     make = fill(config)
     make.make("ort/fp32", {"target": "ort", "precision": "fp32"}, "onnx", seconds=2.5)
-    built = artifact_of(collect(config, tmp_path / "x.yaml", ended()), "ort/fp32").built
+    built = artifact_of(collect(config, tmp_path / "x.yaml", ended("ort/fp32")), "ort/fp32").built
     assert built is not None
     assert built.build_seconds == 2.5
     assert built.facts == BuildFacts("ort", "fp32")
     assert replace(built, build_seconds=None).facts.more == {}
+
+
+def reported(config: Config) -> Run:
+    """Write a report of what lies there, all of it made by this run."""
+    return write(config, config.folder / "pipeline.yaml", ended(*STEPS))
+
+
+def test_the_report_states_the_seals_of_all(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    fill(config)
+    run = reported(config)
+    assert dict(run.seals) == {name: a.seal for name, a in Library(config.folder).artifacts.items()}
+    assert {"export", "validate/ort-fp32", "bench/ort"} <= set(run.seals)
+    Stated(config.folder).announce("export", "0" * 64)
+    reported(config)
+    assert Stated(config.folder).made_since == {}
+
+
+@pytest.mark.parametrize("name", ["ort/fp32", "validate/ort-fp32", "bench/ort", "export"])
+def test_what_was_edited_since_gives_no_figure_and_is_not_stated(tmp_path: Path, name: str) -> None:
+    config = configured(tmp_path)
+    fill(config)
+    before = reported(config)
+    sign_again(config.folder / name, lambda values: values["tools"].update(more="1"))
+    run = write(config, tmp_path / "x.yaml", ended("calibration"))
+    (problem,) = run.problems
+    assert problem.startswith(f"{name} cannot be read: ")
+    assert problem.endswith("tells of: run python -m pipeline run again")
+    assert run.seals == before.seals
+    # Neither is it in the next report.
+    assert write(config, tmp_path / "x.yaml", ended("calibration")).problems == run.problems
+    # A run that looked at it has made it anew, or found that it is right.
+    assert write(config, tmp_path / "x.yaml", ended(name)).problems == ()
+
+
+def test_what_has_no_seal_gives_no_figure(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    fill(config)
+    path = config.folder / "bench/ort" / MANIFEST
+    values = json.loads(path.read_text())
+    old = {key: value for key, value in values.items() if key not in ("seal", "seals")}
+    path.write_text(json.dumps({**old, "format": 1}))
+    run = reported(config)
+    assert "bench/ort cannot be read" in run.problems[0]
+    assert "has no seal: made by an older version" in run.problems[0]
+    assert "bench/ort" not in run.seals

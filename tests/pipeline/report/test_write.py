@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,13 @@ def test_a_report_that_fails_leaves_no_half_of_one(
     with pytest.raises(ZeroDivisionError):
         write.write(config, tmp_path / "pipeline.yaml", ended("export"))
     assert (config.folder / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"format": 3}'])
+def test_what_is_no_report_is_told_apart(tmp_path: Path, text: str) -> None:
+    path = tmp_path / RESULTS_FILE
+    path.write_text(text)
+    assert not write.is_results_file(path)
+    path.unlink()
+    os.mkfifo(path)
+    assert not write.is_results_file(path)

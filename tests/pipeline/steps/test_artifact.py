@@ -326,6 +326,11 @@ def to_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def to_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def to_socket(path: Path) -> None:
     path.unlink(missing_ok=True)
     os.chdir(path.parent)  # a socket's path is short
@@ -351,7 +356,7 @@ IRREGULAR: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a socket for a file": (lambda f: to_socket(f / "model.bin"), "model.bin is a pipe, a socket"),
     "an empty folder": (lambda f: (f / "weights/more").mkdir(), "more does not .* a folder"),
     "a folder for a file": (
-        lambda f: ((f / "model.bin").unlink(), (f / "model.bin").mkdir()),
+        lambda f: to_folder(f / "model.bin"),
         "model.bin is a folder",
     ),
     "a linked artifact": (to_link, "is a link, where an artifact belongs"),

@@ -85,6 +85,7 @@ def test_a_report_that_states_nonsense_states_nothing(tmp_path: Path, values: ob
         '{"made_since": {"onnx": ["' + B + '"]}}',
         sealed({"made_since": 3}),
         sealed({"made_since": {"onnx": B}}),
+        sealed({"made_since": {"onnx": True}}),
         sealed({"other": {"onnx": [B]}}),
     ],
 )

@@ -172,6 +172,23 @@ def test_swift_package(build: Build, tmp_path: Path) -> None:
         write_bench_package(build(), folder)
 
 
+def test_no_link_in_a_package_is_followed(build: Build, tmp_path: Path) -> None:
+    """What lay behind a linked folder was packed for others."""
+    artifact = build()
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "letter.txt").write_text("secret")
+    model = artifact.folder / saved.MODEL
+    (model / "Data/more").symlink_to(tmp_path / "private")
+    with pytest.raises(ArtifactError, match="more does not belong to this artifact: it is a link"):
+        write_bench_package(artifact, tmp_path / "bench")
+    (model / "Data/more").unlink()
+    (model / "Data/empty").mkdir()
+    with pytest.raises(ArtifactError, match="empty does not belong"):
+        write_bench_package(artifact, tmp_path / "bench")
+    (model / "Data/empty").rmdir()
+    assert not (tmp_path / "bench").exists()
+
+
 def test_swift_writes_the_fields_that_are_read(build: Build, tmp_path: Path) -> None:
     """Swift's encoder turns its camel case into the schema's snake case."""
     import re
