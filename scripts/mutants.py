@@ -161,7 +161,6 @@ def judge(trials: Trials, chosen: Sequence[Mutant], memory: Memory) -> Iterator[
             tests, limit = TESTS[mutant.module], limits[mutant.module]
             passed, _ = trials.changed(mutant.module, source, tests, limit)
             memory.keep(mutant.name, not passed)
-            if passed: print("SURVIVED", mutant.module, mutant.change.words, flush=True)
         yield mutant, memory.killed[mutant.name]
 
 
