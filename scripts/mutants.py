@@ -139,24 +139,22 @@ class Memory:
             stream.write(f"{name} {'killed' if killed else 'survived'}\n")
 
 
-def measure_limits(trials: Trials, modules: Sequence[str]) -> dict[str, float]:
-    """Seconds for a change of each module; ends the program where tests fail without one."""
-    limits: dict[str, float] = {}
-    for module in modules:
-        passed, _, output = trials.unchanged(TESTS[module], _BASELINE_S)
+def limit_of(trials: Trials, module: str) -> float:
+    """Seconds for a change of a module; ends the program where its tests fail without one."""
+    for _ in range(2):  # the first compiles
+        passed, seconds, output = trials.unchanged(TESTS[module], _BASELINE_S)
         if not passed:
             sys.exit(f"the tests of {module} fail as it is:\n{output}")
-        _, seconds, _ = trials.unchanged(TESTS[module], _BASELINE_S)  # compiled now
-        limits[module] = _PATIENCE * seconds + _SPARE_S
-    return limits
+    return _PATIENCE * seconds + _SPARE_S
 
 
 def judge(trials: Trials, chosen: Sequence[Mutant], memory: Memory) -> Iterator[tuple[Mutant, bool]]:
     """Try what is not known yet; every change with whether it was noticed."""
-    new = [mutant for mutant in chosen if mutant.name not in memory.killed]
-    limits = measure_limits(trials, list(dict.fromkeys(mutant.module for mutant in new)))
+    limits: dict[str, float] = {}
     for mutant in chosen:
         if mutant.name not in memory.killed:
+            if mutant.module not in limits:
+                limits[mutant.module] = limit_of(trials, mutant.module)
             source = mutant.change.apply((trials.folder / mutant.module).read_bytes())
             tests, limit = TESTS[mutant.module], limits[mutant.module]
             passed, _ = trials.changed(mutant.module, source, tests, limit)
@@ -198,10 +196,11 @@ def main(modules: tuple[str, ...], count: int, seed: int, least: float) -> None:
         folder = Path(name) / "copy"
         copy_tree(ROOT, folder)
         results = []
-        for done, result in enumerate(judge(Trials(folder), chosen, memory), start=1):
-            results.append(result)
-            if done % 10 == 0:
-                click.echo(f"{done} of {len(chosen)} after {time.monotonic() - start:.0f} s")
+        for mutant, killed in judge(Trials(folder), chosen, memory):
+            results.append((mutant, killed))
+            if len(results) % 25 == 0:
+                spent = time.monotonic() - start
+                click.echo(f"{len(results)} of {len(chosen)} tried after {spent:.0f} s")
     if report(results) < least:
         sys.exit(f"fewer than {least:.0%} were killed")
 
