@@ -366,7 +366,9 @@ def test_entropy_takes_the_first_bin_for_no_more_than_the_second() -> None:
 def test_a_method_by_its_name() -> None:
     assert [method_named(str(method)) for method in Method] == list(Method)
     assert [str(m) for m in Method] == ["min-max", "percentile", "entropy", "mse"]
-    with pytest.raises(ConfigError, match="unknown calibration method 'x'; there are min-max, perc"):
+    with pytest.raises(
+        ConfigError, match="unknown calibration method 'x'; there are min-max, perc"
+    ):
         method_named("x")
 
 

@@ -276,7 +276,7 @@ def test_arguments_reach_the_network(make: Make) -> None:
 
 def test_a_count_of_classes_that_differs(make: Make) -> None:
     assert make(model={"kwargs": {"num_classes": 3}}).module is not None
-    with pytest.raises(ModelError, match="num_classes is 7, and data.labels names 3 classes"):
+    with pytest.raises(ModelError, match=r"num_classes is 7, and data\.labels names 3 classes"):
         _ = make(model={"kwargs": {"num_classes": 7}}).module
 
 

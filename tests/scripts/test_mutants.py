@@ -102,19 +102,25 @@ def test_equal_seeds_choose_equally_and_more_hold_fewer() -> None:
 
 
 def test_what_was_tried_is_known_until_module_or_tests_change(tmp_path: Path) -> None:
-    (tmp_path / "module.py").write_text("x = 1\n")
-    (tmp_path / "test_module.py").write_text("")
-    (first,) = mutants.mutants_of(tmp_path, "module.py", ("test_module.py",))
+    def write(**files: str) -> list[mutants.Mutant]:
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return mutants.mutants_of(tmp_path, "module.py", ("test_module.py",))
+
+    first, second = write(module="x = 1\ny = 2\n", test_module="")
     memory = mutants.Memory(tmp_path / "build" / "tried.txt")
-    memory.keep(first.name, killed=True)
-    memory.keep("other", killed=False)
-    found = mutants.Memory(memory.file).killed
-    assert found == {first.name: True, "other": False}
-    for file in ("test_module.py", "module.py"):
-        (tmp_path / file).write_text(f"y = 2  # {file}\n")
-        (now,) = mutants.mutants_of(tmp_path, "module.py", ("test_module.py",))
-        assert now.name not in found
-        first = now
+    memory.keep(first, killed=True)
+    memory.keep(second, killed=False)
+
+    def known(now: list[mutants.Mutant], added: bool = False) -> list[bool | None]:
+        again = mutants.Memory(memory.file, added=added)
+        return [again.known(mutant) for mutant in now]
+
+    assert known([first, second]) == [True, False]
+    grown = write(test_module="# more")
+    assert known(grown) == [None, None]
+    assert known(grown, added=True) == [True, None]
+    assert known(write(module="x = 1\ny = 2\n\n"), added=True) == [None, None]
 
 
 TRIAL = """\
@@ -138,7 +144,9 @@ def test_a_trial_says_whether_tests_pass_and_ends(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "thing.py").write_text("x = 1")
-    (folder / "test_thing.py").write_text("import thing\n\ndef test_it():\n    assert thing.x == 1\n")
+    (folder / "test_thing.py").write_text(
+        "import thing\n\ndef test_it():\n    assert thing.x == 1\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", TRIAL, str(folder)],
         capture_output=True,

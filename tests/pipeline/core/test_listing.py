@@ -114,7 +114,8 @@ def test_listing_loads_neither_numpy_nor_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "ending", "jpg jpeg png webp bmp gif tif tiff ppm pgm JPG Png".split()
+    "ending",
+    ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "JPG", "Png"],
 )
 def test_endings_of_images(ending: str, tmp_path: Path) -> None:
     assert is_image(f"a.{ending}")
@@ -127,7 +128,13 @@ def test_what_operating_systems_leave_behind_is_not_seen(tmp_path: Path) -> None
     hidden = (".DS_Store", "._a.png", "__MACOSX", "Thumbs.db", "desktop.ini")
     assert all(map(is_hidden, hidden))
     assert not is_hidden("a.png")
-    write(tmp_path, "ant/a.png", "__MACOSX/x", ".git/y", *(f"ant/{n}" for n in hidden if n != "__MACOSX"))
+    write(
+        tmp_path,
+        "ant/a.png",
+        "__MACOSX/x",
+        ".git/y",
+        *(f"ant/{n}" for n in hidden if n != "__MACOSX"),
+    )
     assert files_of(tmp_path, "train") == ["ant/a.png"]
     listed = list_split(f"folder:{tmp_path}", "train", tmp_path)
     assert isinstance(listed, Folders)
@@ -256,7 +263,12 @@ def test_braces_in_pairs(pattern: str) -> None:
 
 def test_too_many_shards_are_refused_before_they_are_listed() -> None:
     assert len(expand_braces("{1..1000}{1..1000}")) == 10**6
-    for pattern in ("{0..1000000}", "{1..1000}{0..1000}", "{0..999999999999999999}", "{a,b}{1..500001}"):
+    for pattern in (
+        "{0..1000000}",
+        "{1..1000}{0..1000}",
+        "{0..999999999999999999}",
+        "{a,b}{1..500001}",
+    ):
         with pytest.raises(DataError, match="name at most 1000000"):
             expand_braces(pattern)
 

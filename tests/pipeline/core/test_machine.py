@@ -177,8 +177,8 @@ def test_without_a_limit_it_is_what_is_installed(
 
 
 EXTENSIONS = (
-    "amx_bf16 amx_int8 amx_tile asimddp asimdhp avx avx2 avx512_bf16 avx512_fp16 avx512_vnni avx512bw "
-    "avx512f avx512vl avx_vnni bf16 f16c fma i8mm sve sve2"
+    "amx_bf16 amx_int8 amx_tile asimddp asimdhp avx avx2 avx512_bf16 avx512_fp16 avx512_vnni "
+    "avx512bw avx512f avx512vl avx_vnni bf16 f16c fma i8mm sve sve2"
 )
 
 

@@ -211,7 +211,12 @@ def test_an_artifact_that_runs_here_is_measured(steps: Steps, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("runner", "seen"),
-    [(Toy(), [2, 2, 1]), (Toy(largest=1), [1] * 5), (Toy(smallest=4), [4, 4]), (Toy(2, 2), [2] * 3)],
+    [
+        (Toy(), [2, 2, 1]),
+        (Toy(largest=1), [1] * 5),
+        (Toy(smallest=4), [4, 4]),
+        (Toy(2, 2), [2] * 3),
+    ],
 )
 def test_images_come_in_batches_that_the_runner_takes(
     runner: Toy, seen: list[int], steps: Steps, tmp_path: Path

@@ -230,7 +230,7 @@ def test_what_an_artifact_holds_is_on_the_disk_before_it_is_there(
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        synced.add(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        synced.add(Path(f"/proc/self/fd/{fd}").readlink().name)
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -246,7 +246,9 @@ def test_digest_is_of_names_and_contents(tmp_path: Path) -> None:
     assert make(tmp_path / "a", write_one).digest != make(tmp_path / "b", write_other).digest
 
 
-@pytest.mark.parametrize("names", [("a1", "z1"), ("z2", "a2"), ("b/x", "b/a"), ("q", "p", "o", "n")])
+@pytest.mark.parametrize(
+    "names", [("a1", "z1"), ("z2", "a2"), ("b/x", "b/a"), ("q", "p", "o", "n")]
+)
 def test_of_foreign_files_the_first_is_named(tmp_path: Path, names: tuple[str, ...]) -> None:
     made = make(tmp_path / "a")
     for name in names:
