@@ -5,9 +5,9 @@
 Works on a copy of the working tree. Prints how many changes were noticed ("killed") in each module
 and which were not; exit status 1 where fewer than 85 % were. Equal seeds try equal changes.
 
-What was tried is kept in build/mutants.txt: where neither a module nor its tests have changed, it is
-not tried again, so that an interrupted run goes on. Who adds tests says --added: what tests noticed
-before they grew is then taken as noticed, and what survived alone is tried.
+What was tried is kept in build/mutants.txt: where neither a module nor its tests have changed, it
+is not tried again, so that an interrupted run goes on. Who adds tests says --added: what tests
+noticed before they grew is then taken as noticed, and what survived alone is tried.
 
 A further module is an entry in TESTS.
 """

@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.core.errors import DataError
 from pipeline.core.listing import (
+    KINDS,
+    SPLITS,
     Files,
     Folders,
     embedded_files,
@@ -90,6 +92,8 @@ def test_the_embedded_splits(tmp_path: Path) -> None:
 
 
 def test_names_of_datasets() -> None:
+    assert SPLITS == ("train", "validation", "calibration")
+    assert KINDS == ("folder", "tar", "wds", "fashion-mnist")
     assert parse("folder:/a:b") == ("folder", "/a:b")
     assert parse("fashion-mnist") == ("fashion-mnist", "")
     with pytest.raises(DataError, match=r"did you mean folder\?"):
