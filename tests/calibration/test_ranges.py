@@ -380,7 +380,7 @@ def test_limits_of_what_is_stored() -> None:
     assert [str(kind) for kind in DType] == ["int8", "uint8", "float8e4m3fn"]
     for wrong in ({"dtype": DType.INT8, "symmetric": False}, {"dtype": DType.FLOAT8}):
         with pytest.raises(ConfigError, match="narrow"):
-            Scheme(**wrong, narrow=True)  # type: ignore[arg-type]
+            Scheme(**wrong, narrow=True)
 
 
 def test_ranges_of_one_value() -> None:

@@ -1,6 +1,7 @@
 """The calibration sample: balanced, seeded, hashed, and free of validation images."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_images_are_loaded_as_float32_and_counted_from_the_sample(make_dataset: 
     assert loaded.labels.dtype == np.int64
     for broken in (np.inf, -np.inf):
         with pytest.raises(DataError, match=f"image {chosen.indices[0]} holds NaN or infinite"):
-            load(dataset, chosen, lambda image, broken=broken: image * 0 + broken)
+            load(dataset, chosen, partial(np.full_like, fill_value=broken))
     with pytest.raises(DataError, match=r"has the shape \(1, 3, 4, 4\)"):
         load(dataset, chosen, lambda image: image[None])
 

@@ -421,7 +421,7 @@ def test_the_same_run_sees_a_folder_that_changed(images: Path, cache: HashCache)
 def test_a_single_file_that_cannot_be_read_is_named(tmp_path: Path, cache: HashCache) -> None:
     for kind in ("content", "fingerprint"):
         with pytest.raises(DataError, match=r"gone\.tar cannot be read \(No such file"):
-            identify(Files(tmp_path, ("gone.tar",), ()), cache, kind)  # type: ignore[arg-type]
+            identify(Files(tmp_path, ("gone.tar",), ()), cache, kind)
 
 
 def test_kinds_of_identity_differ_for_single_files(tmp_path: Path, cache: HashCache) -> None:
@@ -484,9 +484,11 @@ def test_up_to_so_many_pieces_a_file_is_read_whole(
 ) -> None:
     monkeypatch.setattr(hashes, "PIECE_BYTES", 4)
     asked: list[int] = []
-    real = hashes.random.Random
 
-    class Dice(real):  # type: ignore[misc, valid-type]
+    class Dice:
+        def __init__(self, seed: int) -> None:
+            assert seed == size
+
         def sample(self, population: range, k: int) -> list[int]:
             asked.append(k)
             assert (len(population), k) == (max(1, size - 3), min(16, max(1, size - 3)))
