@@ -287,7 +287,7 @@ def test_the_network_is_that_of_the_facts(tmp_path: Path) -> None:
     network = Network("x", ("a", "b"), (3, 2, 2), {"size": 2})
     made = make(tmp_path / "a", lambda folder: {"network": network.to_dict()})
     assert made.network() == network
-    made.facts["network"].pop("labels")  # type: ignore[attr-defined]
+    made.facts["network"].pop("labels")
     for bare in (made, make(tmp_path / "b", write_one)):
         with pytest.raises(ArtifactError, match="states no network: build it again"):
             bare.network()
