@@ -432,6 +432,7 @@ def test_kinds_of_identity_differ_for_single_files(tmp_path: Path, cache: HashCa
     assert (whole.files, whole.kind) == (2, "content")
     assert (some.files, some.kind) == (2, "fingerprint")
     assert whole.digest != some.digest
+    assert identify(split, cache) == whole
 
 
 def test_a_fingerprint_takes_as_many_files_of_each_folder_as_it_may(
