@@ -1,7 +1,7 @@
 # make run    build, validate and measure the embedded model for all three targets
 # make test   run the whole test suite
 # make check  formatting, lint, floors and types
-# make soak   what takes long: signals, random graphs, odd inputs (some hours on two cores)
+# make soak   what takes long: signals, random graphs, odd inputs, mutants (some hours on two cores)
 #
 # Each installs what it needs into .venv when that is missing or out of date.
 
@@ -30,6 +30,7 @@ soak: $(INSTALLED)
 	$(BIN)/python scripts/kill_and_continue.py --kills 20
 	$(BIN)/python scripts/random_graphs.py --graphs 1000
 	$(BIN)/python scripts/attack.py --count 10000 --commands 200
+	$(BIN)/python scripts/mutants.py
 
 install: $(INSTALLED)
 

@@ -3,9 +3,11 @@
     python scripts/mutants.py --count 400
 
 Works on a copy of the working tree. Prints how many changes were noticed ("killed") in each module
-and which were not; exit status 1 where fewer than 85 % were. Equal seeds try equal changes. What was
-tried is kept in build/mutants.txt: where neither a module nor its tests have changed, it is not
-tried again, so that an interrupted run goes on.
+and which were not; exit status 1 where fewer than 85 % were. Equal seeds try equal changes.
+
+What was tried is kept in build/mutants.txt: where neither a module nor its tests have changed, it
+is not tried again, so that an interrupted run goes on. Who adds tests says --added: what tests
+noticed before they grew is then taken as noticed, and what survived alone is tried.
 
 A further module is an entry in TESTS.
 """
@@ -70,12 +72,14 @@ class Mutant:
     Attributes:
         module: Its file.
         change: The change.
-        name: Digest of the module, the change and the tests: where it is known, it was tried.
+        name: Digest of the module and the change.
+        trial: Digest of these and of the tests: where it is known, it was tried.
     """
 
     module: str
     change: Change
     name: str
+    trial: str
 
 
 def digest(*parts: bytes) -> str:
@@ -95,10 +99,12 @@ def mutants_of(root: Path, module: str, tests: Sequence[str]) -> list[Mutant]:
     """All changes of a module."""
     source = (root / module).read_bytes()
     judges = digest(*((root / test).read_bytes() for test in files_of(tests)))
-    return [
-        Mutant(module, change, digest(source, repr(change).encode(), judges.encode()))
-        for change in changes_of(source)
-    ]
+    mutants = []
+    for change in changes_of(source):
+        name = digest(source, repr(change).encode())
+        trial = digest(source, repr(change).encode(), judges.encode())
+        mutants.append(Mutant(module, change, name, trial))
+    return mutants
 
 
 def choose(everything: Mapping[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
@@ -119,53 +125,62 @@ def _shuffled(mutants: Sequence[Mutant], seed: str) -> list[Mutant]:
 
 
 class Memory:
-    """What was tried, between runs: by name, whether the tests noticed.
+    """What was tried, between runs: whether the tests noticed.
 
     A line for each, appended: several runs may write at once.
+
+    Args:
+        file: Where it is kept.
+        added: Tests were only added since.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, *, added: bool = False) -> None:
+        self.file, self.added = file, added
         self.killed: dict[str, bool] = {}
         if file.is_file():
             pairs = (line.split() for line in file.read_text().splitlines())
             self.killed = {pair[0]: pair[1] == "killed" for pair in pairs if len(pair) == 2}
 
-    def keep(self, name: str, killed: bool) -> None:
+    def known(self, mutant: Mutant) -> bool | None:
+        """Whether the tests noticed; None if it was not tried."""
+        if self.added and self.killed.get(mutant.name):
+            return True
+        return self.killed.get(mutant.trial)
+
+    def keep(self, mutant: Mutant, killed: bool) -> None:
         """Remember a result."""
-        self.killed[name] = killed
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as stream:
-            stream.write(f"{name} {'killed' if killed else 'survived'}\n")
+            for name in (mutant.trial, mutant.name):
+                self.killed[name] = killed
+                stream.write(f"{name} {'killed' if killed else 'survived'}\n")
 
 
-def measure_limits(trials: Trials, modules: Sequence[str]) -> dict[str, float]:
-    """Seconds for a change of each module; ends the program where tests fail without one."""
-    limits: dict[str, float] = {}
-    for module in modules:
-        passed, _, output = trials.unchanged(TESTS[module], _BASELINE_S)
+def limit_of(trials: Trials, module: str) -> float:
+    """Seconds for a change of a module; ends the program where its tests fail without one."""
+    for _ in range(2):  # the first compiles
+        passed, seconds, output = trials.unchanged(TESTS[module], _BASELINE_S)
         if not passed:
             sys.exit(f"the tests of {module} fail as it is:\n{output}")
-        _, seconds, _ = trials.unchanged(TESTS[module], _BASELINE_S)  # compiled now
-        limits[module] = _PATIENCE * seconds + _SPARE_S
-    return limits
+    return _PATIENCE * seconds + _SPARE_S
 
 
 def judge(
     trials: Trials, chosen: Sequence[Mutant], memory: Memory
 ) -> Iterator[tuple[Mutant, bool]]:
     """Try what is not known yet; every change with whether it was noticed."""
-    new = [mutant for mutant in chosen if mutant.name not in memory.killed]
-    limits = measure_limits(trials, list(dict.fromkeys(mutant.module for mutant in new)))
+    limits: dict[str, float] = {}
     for mutant in chosen:
-        if mutant.name not in memory.killed:
-            source = mutant.change.apply((trials.folder / mutant.module).read_bytes())
-            tests, limit = TESTS[mutant.module], limits[mutant.module]
-            passed, _ = trials.changed(mutant.module, source, tests, limit)
-            memory.keep(mutant.name, not passed)
-            if passed:
-                print("SURVIVED", mutant.module, mutant.change.words, flush=True)
-        yield mutant, memory.killed[mutant.name]
+        killed = memory.known(mutant)
+        if killed is None:
+            module, tests = mutant.module, TESTS[mutant.module]
+            if module not in limits:
+                limits[module] = limit_of(trials, module)
+            source = mutant.change.apply((trials.folder / module).read_bytes())
+            passed, _ = trials.changed(module, source, tests, limits[module])
+            killed = not passed
+            memory.keep(mutant, killed)
+        yield mutant, killed
 
 
 def report(results: Sequence[tuple[Mutant, bool]]) -> float:
@@ -185,8 +200,9 @@ def report(results: Sequence[tuple[Mutant, bool]]) -> float:
 @click.argument("modules", nargs=-1)
 @click.option("--count", default=400, show_default=True, help="Changes of all modules together.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the changes.")
+@click.option("--added", is_flag=True, help="Tests were only added: try what survived.")
 @click.option("--least", default=0.85, show_default=True, help="Share that has to be killed.")
-def main(modules: tuple[str, ...], count: int, seed: int, least: float) -> None:
+def main(modules: tuple[str, ...], count: int, seed: int, added: bool, least: float) -> None:
     """Try changes of MODULES, such as pipeline/source.py; of all that decide, if none is named."""
     unknown = sorted(set(modules) - TESTS.keys())
     if unknown:
@@ -196,16 +212,17 @@ def main(modules: tuple[str, ...], count: int, seed: int, least: float) -> None:
     chosen = choose(everything, count, seed)
     if modules:
         chosen = [mutant for mutant in chosen if mutant.module in modules]
-    memory = Memory(ROOT / "build" / "mutants.txt")
+    memory = Memory(ROOT / "build" / "mutants.txt", added=added)
     load_libraries()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name) / "copy"
         copy_tree(ROOT, folder)
         results = []
-        for done, result in enumerate(judge(Trials(folder), chosen, memory), start=1):
-            results.append(result)
-            if done % 10 == 0:
-                click.echo(f"{done} of {len(chosen)} after {time.monotonic() - start:.0f} s")
+        for mutant, killed in judge(Trials(folder), chosen, memory):
+            results.append((mutant, killed))
+            if len(results) % 25 == 0:
+                spent = time.monotonic() - start
+                click.echo(f"{len(results)} of {len(chosen)} tried after {spent:.0f} s")
     if report(results) < least:
         sys.exit(f"fewer than {least:.0%} were killed")
 

@@ -7,6 +7,7 @@ time is over.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import resource
@@ -109,10 +110,8 @@ def _wait(child: int, deadline: float) -> int:
     while not ended and time.monotonic() < deadline:
         time.sleep(0.01)
         ended, status = os.waitpid(child, os.WNOHANG)
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nothing of it is left
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing of it is left
     if not ended:
         os.waitpid(child, 0)
         return 1

@@ -18,6 +18,7 @@ from calibration.ranges import (
     Scheme,
     choose_range,
     divergences,
+    method_named,
     quantization,
     weight_quantization,
 )
@@ -322,7 +323,99 @@ def test_nothing_was_seen() -> None:
         choose_range(Histogram(), Method.MIN_MAX, ACTIVATIONS_INT8)
 
 
+def test_mse_moves_the_low_end_apart_too() -> None:
+    rng = np.random.default_rng(0)
+    histogram = Histogram()
+    histogram.add(np.append(rng.uniform(-3, 1, 3_000_000), -30.0))
+    chosen = choose_range(histogram, Method.MSE, ACTIVATIONS_UINT8)
+    assert chosen.high == pytest.approx(1, abs=0.05)
+    assert chosen.low > -10
+
+
+def error_of(histogram: Histogram, chosen: Range, scheme: Scheme) -> float:
+    rounded = quantization(chosen, scheme).round_trip(histogram.centres)
+    return float((histogram.counts * (rounded - histogram.centres) ** 2).sum())
+
+
+@pytest.mark.parametrize("scheme", [ACTIVATIONS_INT8, ACTIVATIONS_UINT8, FLOAT8_E4M3])
+def test_mse_finds_what_is_best_of_a_grid(scheme: Scheme) -> None:
+    histogram = seen(*np.random.default_rng(4).standard_t(3, 20_000))
+    low, high, amax = histogram.low, histogram.high, max(-histogram.low, histogram.high)
+    found = error_of(histogram, choose_range(histogram, Method.MSE, scheme), scheme)
+    for fraction in np.linspace(1, 1 / 16, 96):
+        whole = Range(low, high).clip(amax * fraction)
+        assert found <= error_of(histogram, whole, scheme)
+        if not scheme.symmetric:
+            assert found <= error_of(histogram, Range(low * fraction, high * fraction), scheme)
+
+
+def test_entropy_takes_the_first_bin_for_no_more_than_the_second() -> None:
+    values = np.abs(np.random.default_rng(0).standard_normal(20_000))
+    spiked, plain = seen(*values, *np.zeros(100_000), bins=512), seen(*values, bins=512)
+    plain.counts[0] = plain.counts[1]
+    few = seen(*values, bins=512)
+    few.counts[0] = few.counts[1] // 2
+    for scheme in (ACTIVATIONS_INT8, ACTIVATIONS_UINT8):
+        expected = choose_range(plain, Method.ENTROPY, scheme)
+        assert choose_range(spiked, Method.ENTROPY, scheme).high == expected.high
+    before = few.counts.copy()
+    choose_range(few, Method.ENTROPY, ACTIVATIONS_INT8)
+    assert np.array_equal(few.counts, before)
+
+
+def test_a_method_by_its_name() -> None:
+    assert [method_named(str(method)) for method in Method] == list(Method)
+    assert [str(m) for m in Method] == ["min-max", "percentile", "entropy", "mse"]
+    with pytest.raises(
+        ConfigError, match="unknown calibration method 'x'; there are min-max, perc"
+    ):
+        method_named("x")
+
+
+def test_limits_of_what_is_stored() -> None:
+    assert ACTIVATIONS_INT8.limits == (-128, 127)
+    assert WEIGHTS_INT8.limits == (-127, 127)
+    assert ACTIVATIONS_UINT8.limits == (0, 255)
+    assert FLOAT8_E4M3.limits == (-448, 448)
+    assert [str(kind) for kind in DType] == ["int8", "uint8", "float8e4m3fn"]
+    for wrong in ({"dtype": DType.INT8, "symmetric": False}, {"dtype": DType.FLOAT8}):
+        with pytest.raises(ConfigError, match="narrow"):
+            Scheme(**wrong, narrow=True)
+
+
+def test_ranges_of_one_value() -> None:
+    assert Range(2, 2).constant
+    assert not Range(2, 3).constant
+    assert Range(-3, 2).amax == 3
+
+
 # Weights.
+
+
+def test_mse_weights_are_the_best_of_a_series_of_thresholds() -> None:
+    weight = np.random.default_rng(0).standard_t(3, (2, 20_000))
+    found = weight_quantization(weight, 0, method=Method.MSE)
+    amax = np.abs(weight).max(1)
+    error = ((found.round_trip(weight) - weight) ** 2).sum(1)
+    ratio = found.scale * 127 / amax
+    assert (ratio <= 1 + 1e-6).all()
+    assert (ratio >= 0.3 - 1e-6).all()
+    assert ratio.min() < 0.95
+    for fraction in np.linspace(1, 0.3, 96):
+        scale = (amax * fraction / 127).astype(np.float32)[:, None]
+        rounded = np.clip(np.rint(weight / scale), -127, 127).astype(np.float32) * scale
+        assert (error <= ((rounded - weight) ** 2).sum(1) * (1 + 1e-6)).all()
+    whole = weight_quantization(weight, None, method=Method.MSE)
+    assert whole.scale.shape == ()
+
+
+def test_weights_of_nothing_or_next_to_nothing() -> None:
+    tiny = float(np.finfo(np.float32).tiny)
+    found = weight_quantization(np.array([[0.0], [1e-42], [127.0]]), 0)
+    assert found.scale.tolist() == [1.0, pytest.approx(tiny), 1.0]
+    assert weight_quantization(np.empty((2, 0)), 0).scale.tolist() == [1.0, 1.0]
+    with pytest.raises(DataError, match="infinite"):
+        weight_quantization(np.array([[np.inf]]), 0)
 
 
 def test_weight_scales_by_channel() -> None:

@@ -1,6 +1,7 @@
 """The calibration sample: balanced, seeded, hashed, and free of validation images."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,58 @@ def test_load_refuses_what_preprocessing_should_not_give(make_dataset: Any) -> N
     last = dataset.image(chosen.indices[-1])[0, 0, 0]
     with pytest.raises(DataError, match=f"image {chosen.indices[-1]} has the shape"):
         load(dataset, chosen, lambda image: image[:, :2] if image[0, 0, 0] == last else image)
+
+
+def test_the_seed_is_nought_where_none_is_given(make_dataset: Any) -> None:
+    dataset = make_dataset(LABELS)
+    chosen = draw(dataset, 30)
+    assert chosen == draw(dataset, 30, seed=0)
+    assert chosen.seed == 0
+    assert draw(dataset, 30, seed=3).seed == 3
+
+
+def test_the_fewest_images_are_taken_with_a_warning(make_dataset: Any) -> None:
+    chosen = draw(make_dataset([0] * 8, classes=("a",)), 8)
+    assert len(chosen.indices) == 8
+    assert chosen.warnings == ("8 calibration images are few: ranges are safer with 128",)
+    assert draw(make_dataset([0] * 200, classes=("a",)), 127).warnings != ()
+    assert draw(make_dataset([0] * 200, classes=("a",)), 128).warnings == ()
+
+
+def test_classes_without_an_image_are_told_where_there_could_be_one(make_dataset: Any) -> None:
+    names = [str(i) for i in range(8)]
+    missed = "1 of 8 classes have no calibration image"
+    labels = [0, 0, 1, 2, 3, 4, 5, 6]
+    assert missed in draw(make_dataset(labels, classes=names), 8).warnings
+    more = [str(i) for i in range(9)]
+    assert not [w for w in draw(make_dataset(labels, classes=more), 8).warnings if "class" in w]
+
+
+def test_the_overlap_names_how_many_and_the_first(make_dataset: Any) -> None:
+    train = make_dataset([0] * 10)
+    shared = {train.hash(3), train.hash(7), "of none"}
+    order = draw(train, 10).indices
+    first = next(index for index in order if index in (3, 7))
+    for given in (shared, frozenset(shared), sorted(shared)):
+        with pytest.raises(DataError, match=rf"^2 of 10 .* \(the first is image {first}\)"):
+            draw(train, 10, validation=given)
+
+
+def test_images_are_loaded_as_float32_and_counted_from_the_sample(make_dataset: Any) -> None:
+    dataset = make_dataset(LABELS)
+    chosen = draw(dataset, 8)
+    loaded = load(dataset, chosen, lambda image: image.astype(np.float64).tolist())
+    assert loaded.images.dtype == np.float32
+    assert loaded.labels.dtype == np.int64
+    for broken in (np.inf, -np.inf):
+        with pytest.raises(DataError, match=f"image {chosen.indices[0]} holds NaN or infinite"):
+            load(dataset, chosen, partial(np.full_like, fill_value=broken))
+    with pytest.raises(DataError, match=r"has the shape \(1, 3, 4, 4\)"):
+        load(dataset, chosen, lambda image: image[None])
+
+
+def test_classes_take_turns_in_another_order_each_time(make_dataset: Any) -> None:
+    labels = draw(make_dataset([0, 1, 2] * 40), 60).labels
+    turns = {labels[i : i + 3] for i in range(0, 60, 3)}
+    assert all(sorted(turn) == [0, 1, 2] for turn in turns)
+    assert len(turns) == 6

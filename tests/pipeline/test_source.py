@@ -16,13 +16,15 @@ from pipeline import config
 from pipeline.core.errors import DataError, ModelError
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache
-from pipeline.source import Source, _package_folder
+from pipeline.source import Source, Split, _package_folder
 from pipeline.steps.keys import versions
 
 SPLITS = {"train": 3, "val": 2, "calibration": 1}
 """Images of a class."""
 
 CLASSES = ("ant", "bee", "cat")
+
+NAMED: tuple[Split, ...] = ("validation", "calibration")
 
 CONFIG: dict[str, Any] = {
     "name": "trial",
@@ -155,7 +157,7 @@ def test_a_file_of_labels_that_is_not_there(make: Make) -> None:
 
 def test_the_splits_are_those_that_the_configuration_names(make: Make) -> None:
     source = make(data={"calibration": "folder:data/train"})
-    found = {split: source.data_facts(split) for split in ("validation", "calibration")}
+    found = {split: source.data_facts(split) for split in NAMED}
     assert [facts["uri"] for facts in found.values()] == ["folder:data", "folder:data/train"]
     assert [facts["files"] for facts in found.values()] == [6, 9]
     assert [facts["identity"] for facts in found.values()] == ["content", "content"]
@@ -175,7 +177,7 @@ def test_calibration_images_are_the_trainings(make: Make) -> None:
     assert len(source.calibration) == 9
     embedded = make(data={"validation": "fashion-mnist", "calibration": "fashion-mnist"})
     assert len(embedded.calibration) < len(embedded.validation) == 10_000
-    digests = {embedded.data_facts(split)["digest"] for split in ("validation", "calibration")}
+    digests = {embedded.data_facts(split)["digest"] for split in NAMED}
     assert len(digests) == 2
 
 
@@ -276,7 +278,7 @@ def test_arguments_reach_the_network(make: Make) -> None:
 
 def test_a_count_of_classes_that_differs(make: Make) -> None:
     assert make(model={"kwargs": {"num_classes": 3}}).module is not None
-    with pytest.raises(ModelError, match="num_classes is 7, and data.labels names 3 classes"):
+    with pytest.raises(ModelError, match=r"num_classes is 7, and data\.labels names 3 classes"):
         _ = make(model={"kwargs": {"num_classes": 7}}).module
 
 
@@ -308,7 +310,7 @@ def test_samples_are_the_images_asked_for(make: Make, project: Path) -> None:
     found = list(source.samples(source.validation, np.array([4, 0])))
     assert [image.shape for image in found] == [(32, 32, 3)] * 2
     for image, path in zip(found, ("val/cat/0.png", "val/ant/0.png"), strict=True):
-        assert image[0, 0].tolist() == list(Image.open(project / "data" / path).getpixel((0, 0)))
+        assert np.array_equal(image, np.asarray(Image.open(project / "data" / path)))
     (project / "data/val/ant/0.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"^data: .*0\.png"):
         list(source.samples(source.validation, np.array([0])))

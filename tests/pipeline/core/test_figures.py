@@ -127,3 +127,114 @@ def test_ratio_has_an_interval_that_says_which_is_faster() -> None:
     alike = figures.ratio(slow, rng.permutation(slow).tolist())
     assert not alike.faster
     assert not alike.slower
+
+
+def test_states_are_written_as_people_read_them() -> None:
+    assert [str(state) for state in State] == ["measured", "emulated", "not measured"]
+
+
+def test_what_is_empty_is_not_written() -> None:
+    plain = Number(0.0, State.MEASURED, by="x").to_dict()
+    assert plain == {"value": 0.0, "state": "measured", "by": "x"}
+    nothing = Number.not_measured("no GPU").to_dict()
+    assert nothing == {"value": None, "state": "not measured", "why": "no GPU"}
+
+
+def test_no_image_of_no_class_is_right() -> None:
+    assert figures.top_k(np.empty((0, 0)), np.empty(0, dtype=np.int64)) == 0
+
+
+def test_a_share_lies_within_nothing_and_all() -> None:
+    for total in range(1, 200):
+        low, high = figures.wilson(0, total)
+        assert 0 <= low < 1e-15 < high < 1
+        low, high = figures.wilson(total, total)
+        assert 0 < low < 1 - 1e-15 < high <= 1
+
+
+def test_wilson_takes_all_and_nothing_but_no_less() -> None:
+    figures.wilson(0, 1)
+    figures.wilson(1, 1)
+    for correct, total in ((-1, 2), (0, -1), (0, 0)):
+        with pytest.raises(ValueError, match="no share"):
+            figures.wilson(correct, total)
+
+
+def test_compare_by_hand() -> None:
+    reference = np.array([[3.0, 4], [1, 0]])
+    logits = np.array([[4.0, 3], [2, 0]])
+    found = figures.compare(logits, reference)
+    assert (found.agreement, found.flips) == (0.5, 1)
+    assert found.cosine == pytest.approx((24 / 25 + 1) / 2)
+    assert found.max_difference == 1
+    assert found.relative_error == pytest.approx(math.sqrt(3 / 26))
+    zero = np.zeros((1, 2))
+    assert figures.compare(zero, zero).cosine == 0
+    assert figures.compare(zero, zero).relative_error == 0
+    with pytest.raises(ValueError, match="do not compare"):
+        figures.compare(reference[:0], reference[:0])
+
+
+def test_infinite_logits_compare_as_very_large_ones() -> None:
+    reference = np.array([[1.0, 0]])
+    for value, expected in ((np.inf, 1e30), (-np.inf, 1e30), (np.nan, 1)):
+        found = figures.compare(np.array([[value, 0]]), reference)
+        assert found.max_difference == pytest.approx(expected)
+
+
+def test_logits_that_are_no_numbers_are_wrong() -> None:
+    labels = np.zeros(2, dtype=np.int64)
+    broken = np.array([[np.nan, 0], [2, 1]])
+    whole = np.array([[2.0, 1], [2, 1]])
+    assert figures.paired_drop(broken, whole, labels).lost == 1
+    assert figures.paired_drop(whole, broken, labels).won == 1
+
+
+def test_the_median_is_a_figure_with_its_interval() -> None:
+    summary = Latency((1.0, 2.0, 3.0)).summary()
+    assert summary.median("a runtime") == Number(
+        2.0,
+        State.MEASURED,
+        unit="ms",
+        by="a runtime",
+        samples=3,
+        interval=summary.p50_interval,
+    )
+    assert (summary.min, summary.max, summary.mean, summary.samples) == (1, 3, 2, 3)
+    assert (summary.p90, summary.p99) == (None, None)
+    many = Latency(tuple(float(i) for i in range(700))).summary()
+    assert many.p90 == pytest.approx(629.1)
+    assert many.p99 == pytest.approx(692.01)
+
+
+def test_intervals_are_of_resampled_medians() -> None:
+    values = np.random.default_rng(5).lognormal(size=61)
+    latency = Latency(tuple(values.tolist()))
+    assert figures.bootstrap(values) == figures.bootstrap(values, rounds=1000, seed=0)
+    assert latency.interval() == figures.bootstrap(values, seed=0)
+    assert latency.interval(3) == figures.bootstrap(values, seed=3) != latency.interval()
+    # Of 61 values sorted, the median's binomial interval of 95 % is from the 23rd to the 39th.
+    ordered = np.sort(values)
+    low, high = latency.interval()
+    assert ordered[20] <= low <= ordered[24]
+    assert ordered[36] <= high <= ordered[40]
+    rng = np.random.default_rng(9)
+    assert len(figures._resampled_medians(values, 7, rng)) == 7
+
+
+def test_a_ratio_of_one_is_neither_faster_nor_slower() -> None:
+    assert not figures.Ratio(0.9, (0.8, 1.0)).faster
+    assert not figures.Ratio(1.1, (1.0, 1.2)).slower
+    same = figures.ratio([2.0] * 5, [4.0] * 5)
+    assert (same.value, same.interval) == (0.5, (0.5, 0.5))
+
+
+def test_the_interval_of_a_ratio_holds_most_of_what_chance_gives() -> None:
+    rng = np.random.default_rng(2)
+    times, base = rng.lognormal(0, 0.3, 101), rng.lognormal(0, 0.3, 101)
+    found = figures.ratio(times.tolist(), base.tolist())
+    assert found.value == np.median(times) / np.median(base)
+    low, high = found.interval
+    # The spread of a median of n values is about 1.253 sigma / sqrt(n), of two sqrt(2) times that.
+    spread = 1.96 * 1.253 * 0.3 * math.sqrt(2 / 101)
+    assert math.log(high / low) == pytest.approx(2 * spread, rel=0.35)

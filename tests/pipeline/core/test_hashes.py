@@ -385,3 +385,183 @@ def test_images_beside_linked_ones_count_too(images: Path, cache: HashCache) -> 
     assert second != first
     (images / "ant/a.jpg").write_text("three")
     assert identity_of(images, again(cache)) not in (first, second)
+
+
+def test_what_is_a_memory_of_ours(tmp_path: Path, cache: HashCache, images: Path) -> None:
+    identity_of(images, cache)
+    assert HashCache.is_cache(cache.path)
+    for content in (b"", b"SQLite format 3", b"no database at all"):
+        (tmp_path / "other").write_bytes(content)
+        assert not HashCache.is_cache(tmp_path / "other")
+
+
+def test_files_are_known_by_their_whole_path(
+    images: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images / "ant")
+    first = cache.hash(Path("a.jpg"))
+    (images / "bee/a.jpg").write_text("another")
+    monkeypatch.chdir(images / "bee")
+    assert cache.hash(Path("a.jpg")) != first
+    cache.save()
+    assert again(cache).known(images / "ant/a.jpg") == first
+
+
+def test_nothing_new_is_not_written(images: Path, cache: HashCache) -> None:
+    cache.save()
+    assert not cache.path.exists()
+    identity_of(images, cache)
+    before = cache.path.stat().st_mtime_ns
+    os.utime(cache.path, ns=(1, 1))
+    identity_of(images, again(cache))
+    assert cache.path.stat().st_mtime_ns == 1 != before
+
+
+def test_what_was_written_is_not_written_again(images: Path, cache: HashCache) -> None:
+    identity_of(images, cache)
+    cache.hash(images / NAMES[0])
+    cache.save()
+    os.utime(cache.path, ns=(1, 1))
+    cache.save()
+    assert cache.path.stat().st_mtime_ns == 1
+
+
+def test_files_and_folders_that_changed_take_the_place_of_what_was_known(
+    images: Path, cache: HashCache
+) -> None:
+    for content in ("one", "longer"):
+        (images / NAMES[0]).write_text(content)
+        identity_of(images, cache)
+        cache.hash(images / NAMES[0])
+        cache.save()
+    with sqlite3.connect(cache.path) as connection:
+        counts = [
+            connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("files", "folders")
+        ]
+    connection.close()
+    assert counts == [1, 3]
+    assert again(cache).known(images / NAMES[0]) == file_hash(images / NAMES[0])
+
+
+def test_the_same_run_sees_a_folder_that_changed(images: Path, cache: HashCache) -> None:
+    first = identity_of(images, cache)
+    (images / "ant/deep/c.jpg").write_text("other")
+    second = identity_of(images, cache)
+    assert first != second
+    assert identity_of(images, cache) == second
+
+
+def test_a_single_file_that_cannot_be_read_is_named(tmp_path: Path, cache: HashCache) -> None:
+    for kind in ("content", "fingerprint"):
+        with pytest.raises(DataError, match=r"gone\.tar cannot be read \(No such file"):
+            identify(Files(tmp_path, ("gone.tar",), ()), cache, kind)
+
+
+def test_kinds_of_identity_differ_for_single_files(tmp_path: Path, cache: HashCache) -> None:
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_text(name)
+    split = Files(tmp_path, ("a.tar", "b.tar"), ())
+    whole, some = (identify(split, cache, kind) for kind in ("content", "fingerprint"))
+    assert (whole.files, whole.kind) == (2, "content")
+    assert (some.files, some.kind) == (2, "fingerprint")
+    assert whole.digest != some.digest
+    assert identify(split, cache) == whole
+
+
+def test_a_fingerprint_takes_as_many_files_of_each_folder_as_it_may(
+    images: Path, cache: HashCache, read: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        (images / "ant" / f"{i}.jpg").write_text(str(i))
+    split = list_folder(str(images), "validation")
+    for sampled, count in ((1, 3), (6, 4), (12, 6), (10**6, 24)):
+        monkeypatch.setattr(hashes, "SAMPLED", sampled)
+        read.clear()
+        identify(split, HashCache(cache.path.with_name(f"cache{sampled}")), "fingerprint")
+        assert len(read) == count
+
+
+def test_a_fingerprint_knows_what_was_hashed(
+    images: Path, cache: HashCache, read: list[Path]
+) -> None:
+    split = list_folder(str(images), "validation")
+    first = identify(split, cache, "fingerprint")
+    read.clear()
+    assert identify(split, again(cache), "fingerprint") == first
+    assert read == []
+
+
+def test_pieces_of_a_large_file_are_spread_over_it(
+    tmp_path: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "PIECE_BYTES", 4)
+    file = tmp_path / "shard.tar"
+    content = bytearray(1024)
+    split = Files(file, (".",), (".",))
+    file.write_bytes(content)
+    whole = identify(split, cache, "fingerprint").digest
+    seen = []
+    for place in range(1024):
+        file.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        seen.append(identify(split, cache, "fingerprint").digest != whole)
+    # Pieces of four bytes: the first, the last, and sixteen others that may overlap.
+    assert all(seen[:4])
+    assert all(seen[-4:])
+    assert 50 <= sum(seen) <= 18 * 4
+    assert any(seen[256:512])
+    assert any(seen[512:768])
+
+
+@pytest.mark.parametrize(("size", "whole"), [(63, True), (64, True), (65, False), (2, True)])
+def test_up_to_so_many_pieces_a_file_is_read_whole(
+    size: int, whole: bool, tmp_path: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "PIECE_BYTES", 4)
+    asked: list[int] = []
+
+    class Dice:
+        def __init__(self, seed: int) -> None:
+            assert seed == size
+
+        def sample(self, population: range, k: int) -> list[int]:
+            asked.append(k)
+            assert (len(population), k) == (max(1, size - 3), min(16, max(1, size - 3)))
+            return [0] * k
+
+    monkeypatch.setattr("random.Random", Dice)
+    file = tmp_path / "shard.tar"
+    found = set()
+    for place in range(size):
+        file.write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
+        found.add(identify(Files(file, (".",), (".",)), cache, "fingerprint").digest)
+    assert asked
+    assert (len(found) == size) is whole
+
+
+def test_a_long_hashing_is_written_down_every_few_seconds(
+    images: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    saved: list[float] = []
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    cache.saved = 0.0
+    real = cache.save
+
+    def save() -> None:
+        saved.append(now)
+        real()
+
+    def tick(done: int, total: int) -> None:
+        nonlocal now
+        now += 2.0
+
+    monkeypatch.setattr(cache, "save", save)
+    identify(list_folder(str(images), "validation"), cache, progress=tick)
+    assert saved == [4.0, 8.0, 8.0]  # after more than three seconds each, and in the end
+    saved.clear()
+    for name in ("a.tar", "b.tar", "c.tar"):
+        (images / name).write_text(name)
+    now, cache.saved = 0.0, 0.0
+    identify(Files(images, ("a.tar", "b.tar", "c.tar"), ()), cache, progress=tick)
+    assert saved == [4.0, 6.0]

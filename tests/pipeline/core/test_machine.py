@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -170,3 +174,148 @@ def test_without_a_limit_it_is_what_is_installed(
 ) -> None:
     monkeypatch.setattr("os.sysconf", lambda name: 4096 if "SIZE" in name else 1000)
     assert machine.memory(tmp_path, tmp_path) == 4_096_000
+
+
+EXTENSIONS = (
+    "amx_bf16 amx_int8 amx_tile asimddp asimdhp avx avx2 avx512_bf16 avx512_fp16 avx512_vnni "
+    "avx512bw avx512f avx512vl avx_vnni bf16 f16c fma i8mm sve sve2"
+)
+
+
+def test_every_extension_with_kernels_of_its_own_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : x {EXTENSIONS} y\n")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert " ".join(machine.instructions()) == EXTENSIONS
+
+
+def test_cpus_where_there_is_no_affinity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")
+    for count, expected in ((6, 6), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda count=count: count)
+        assert machine.granted(tmp_path, tmp_path) == expected
+
+
+def test_the_name_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.processor", lambda: "a processor")
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    assert machine.cpu_name() == "a processor"
+    machine.cpu_name.cache_clear()
+    monkeypatch.setattr("platform.processor", lambda: "")
+    assert machine.cpu_name() == "riscv64"
+    machine.cpu_name.cache_clear()
+    (tmp_path / "cpuinfo").write_text("model : 5\nname : model name : no\n")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert machine.cpu_name() == "riscv64"
+    machine.cpu_name.cache_clear()
+    (tmp_path / "cpuinfo").write_text("model name : Apple: M1\nmodel name : second\n")
+    assert machine.cpu_name() == "Apple: M1"
+
+
+@pytest.mark.parametrize(
+    ("governor", "mhz", "expected"),
+    [
+        (None, None, {}),
+        ("performance\n", 0.0, {"governor": "performance"}),
+        (None, 2400.4, {"cpu_mhz": 2400}),
+    ],
+)
+def test_all_that_is_told_of_a_machine(
+    governor: str | None,
+    mhz: float | None,
+    expected: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if governor:
+        (tmp_path / "governor").write_text(governor)
+    monkeypatch.setattr(machine, "_GOVERNOR", tmp_path / "governor")
+    frequency = None if mhz is None else SimpleNamespace(current=mhz)
+    monkeypatch.setattr("psutil.cpu_freq", lambda: frequency)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=3.04 * 2**30))
+    assert machine.describe() == {
+        "cpu": machine.cpu_name(),
+        "cpus_granted": machine.granted(),
+        "cpus_of_host": os.cpu_count(),
+        "memory_gib": 3.0,
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **expected,
+    }
+    here = machine.Machine.here()
+    assert (here.cpu, here.cpus_granted) == (machine.cpu_name(), machine.granted())
+    assert here.os == f"{platform.system()} {platform.release()}"
+    assert set(here.more) == {"cpus_of_host", "memory_gib", "machine", "python", *expected}
+
+
+def test_a_system_without_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("psutil.cpu_freq")
+    assert "cpu_mhz" not in machine.describe()
+
+
+def test_load_is_counted_in_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def percent(interval: float) -> float:
+        asked.append(interval)
+        return 25.0
+
+    monkeypatch.setattr("psutil.cpu_percent", percent)
+    monkeypatch.setattr("psutil.cpu_count", lambda: 8)
+    assert machine.load() == 2.0
+    monkeypatch.setattr("psutil.cpu_count", lambda: None)
+    assert machine.load(0.1) == 0.25
+    assert asked == [0.5, 0.1]
+
+
+def test_one_and_all_threads_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "granted", lambda: 4)
+    assert [machine.resolve_threads(asked) for asked in (1, 4)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("quota", "period", "expected"),
+    [("-1", "100000", 64), ("0", "100000", 64), ("200000", "0", 64), ("350000", "100000", 3)],
+)
+def test_quotas_of_version_1(
+    quota: str, period: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    files = {"cpu.cfs_quota_us": quota, "cpu.cfs_period_us": period}
+    for place in ("cpu/box", "cpu,cpuacct/box"):
+        folder = tmp_path / place.replace("/", "-")
+        folder.mkdir()
+        held = {f"{place}/{name}": value for name, value in files.items()}
+        assert machine.granted(*cgroup(folder, "4:cpu,cpuacct:/box", held)) == expected
+
+
+def test_only_the_controllers_own_hierarchy_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    files = {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}
+    places = cgroup(tmp_path, "4:memory:/\n5:name=systemd:/a:b", files)
+    assert machine.granted(*places) == 64
+
+
+def test_the_smallest_limit_of_all_groups_counts(tmp_path: Path) -> None:
+    files = {"a/memory.max": "3000", "a/b/memory.max": "2000", "unified/a/b/memory.max": "1000"}
+    places = cgroup(tmp_path, "0::/a/b", files)
+    assert machine.memory(*places) == 1000
+    (places[1] / "unified/a/b/memory.max").write_text("nonsense")
+    assert machine.memory(*places) == 2000
+
+
+def test_memory_that_the_system_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (AttributeError, ValueError, OSError):
+
+        def refuse(name: str, error: type[Exception] = error) -> int:
+            raise error
+
+        monkeypatch.setattr("os.sysconf", refuse)
+        assert machine.memory(tmp_path, tmp_path) == math.inf

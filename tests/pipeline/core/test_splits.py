@@ -39,3 +39,28 @@ def test_folders_called_as_splits_with_equal_folders_are_splits() -> None:
     require_classes({"seg_train": ["a"], "seg_test": ["b"]}, "d")
     require_classes({"test_tube": [], "train_car": []}, "d")
     require_classes({"2020": inner, "2021": inner}, "d")
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["train", "training"]),
+        ("validation", ["val", "valid", "validation", "test", "testing"]),
+        ("calibration", ["calibration", "calib", "train", "training"]),
+    ],
+)
+def test_names_of_splits_in_their_order(split: str, names: list[str]) -> None:
+    for place, name in enumerate(names):
+        assert is_split(name)
+        assert choose_split(names[place:][::-1], split, "d") == name
+    others = {"train", "val", "calib"} - set(names)
+    with pytest.raises(DataError, match=f"but no {'/ or '.join(names)}/ for the {split} split"):
+        choose_split(others, split, "d")
+
+
+def test_one_folder_or_folders_without_folders_are_no_splits() -> None:
+    require_classes({"train_a": ["x"]}, "d")
+    require_classes({"train_a": [], "test_a": []}, "d")
+    require_classes({"train_a": ["x"], "bus": ["x"]}, "d")
+    with pytest.raises(DataError, match="hold the same folders"):
+        require_classes({"my-train": ["x"], "my test2": ["x"], "VAL": ["x"]}, "d")

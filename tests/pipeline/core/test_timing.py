@@ -161,3 +161,65 @@ def test_ratios_are_of_the_engines_time_to_the_baseline() -> None:
     found = timing.ratios(timed, "base")
     assert list(found) == ["a"]
     assert found["a"].value == 0.5
+
+
+def test_a_round_of_what_is_left_is_shorter(clock: Clock) -> None:
+    ticks: list[int] = []
+    protocol = timing.Protocol(warmup=0, samples=7, max_seconds=100)
+    found = timing.interleaved({"a": Fake(clock, "a", 0.5)}, IMAGES, protocol, ticks.append)
+    assert ticks == [3, 6, 7]
+    assert len(found["a"][timing.ENGINE].samples) == 7
+    # One call that does not count after each rest, for such a slow runner; none before.
+    assert clock.events == ["rest", "a", *["a timed"] * 3] * 2 + ["rest", "a", "a timed"]
+
+
+def test_the_time_limit_begins_after_the_warm_up_and_is_met_exactly(clock: Clock) -> None:
+    # A round of one runner of a second takes 4 s and a rest of 10 ms.
+    for limit, rounds in ((4.0, 1), (4.01, 2), (8.0, 2), (9.0, 3)):
+        runner = Fake(clock, "a", 1.0)
+        found = timing.interleaved({"a": runner}, IMAGES, timing.Protocol(5, 300, limit))
+        assert len(found["a"][timing.ENGINE].samples) == rounds * timing.CALLS
+
+
+def test_nothing_is_told_where_nobody_asks(clock: Clock) -> None:
+    assert timing.interleaved({}, IMAGES, timing.Protocol(1, 3, 1.0)) == {}
+
+
+def test_every_phase_is_kept(clock: Clock) -> None:
+    class Phases(Fake):
+        def timed(self, images: Images) -> dict[str, float]:
+            return {**super().timed(images), "copies": 7.0}
+
+    found = timing.interleaved({"a": Phases(clock, "a", 0.1)}, IMAGES, timing.Protocol(0, 2, 9.0))
+    assert found["a"]["copies"] == Latency((7.0, 7.0))
+    assert found["a"][timing.ENGINE].samples == (100.0, 100.0)
+
+
+def test_end_to_end_ends_with_its_time_and_counts_no_warm_up(clock: Clock) -> None:
+    for limit, samples in ((3.0, 2), (2.9, 1), (50.0, 4)):
+        runner = Fake(clock, "a", 1.0)
+        found = timing.end_to_end(runner, lambda: IMAGES, timing.Protocol(2, 4, limit))
+        assert found.samples == pytest.approx((1000.0,) * samples)
+
+
+def test_settling_calls_until_the_time_is_over(clock: Clock) -> None:
+    calls: list[float] = []
+
+    def call() -> None:
+        calls.append(clock.now)
+        clock.now += timing.WARM_S / 2
+
+    timing.settle(call)
+    assert len(calls) == 2
+    assert (timing.PAUSE_S, timing.WARM_S, timing.CALLS) == (0.01, 0.005, 3)
+
+
+def test_a_runner_that_fails_at_once_is_closed(clock: Clock) -> None:
+    class Failing(Fake):
+        def __call__(self, images: Images) -> Logits:
+            raise KeyboardInterrupt
+
+    runner = Failing(clock, "a", 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        timing.cold_start(lambda: runner, IMAGES)
+    assert runner.closed

@@ -102,3 +102,28 @@ def test_a_gate_that_does_not_hold_rules_out(run: Run, both: list[BuiltArtifact]
 def test_gates_of_others_rule_out_nothing(run: Run, both: list[BuiltArtifact]) -> None:
     others = [GateFailure("ort", "fp32-more", *LIMIT), GateFailure("trt", "fp32", *LIMIT)]
     assert choose(both, timed(run, fp32=1.0, int8=1.2), others).precision == "fp32"
+
+
+def test_a_build_without_files_was_not_built(both: list[BuiltArtifact], run: Run) -> None:
+    assert both[0].built is not None
+    both[0] = replace(both[0], built=replace(both[0].built, files={}))
+    found = choose(both, timed(run, fp32=0.5, int8=1.0), [])
+    assert (found.precision, found.why) == ("int8", {"fp32": "was not built"})
+
+
+def test_a_precision_without_calls_was_not_measured(both: list[BuiltArtifact], run: Run) -> None:
+    measured = timed(run, fp32=1.0, int8=0.5)
+    first = measured.batches[4]
+    calls = {**first.samples_ms, "int8": ()}
+    batches = {**measured.batches, 4: replace(first, samples_ms=calls)}
+    found = choose(both, replace(measured, batches=batches), [])
+    assert found.precision == "fp32"
+    assert "latency was not measured" in found.why["int8"]
+
+
+def test_a_doubt_that_is_slower_says_both(both: list[BuiltArtifact], run: Run) -> None:
+    both[1] = replace(both[1], why_not="it loses 2 points")
+    found = choose(both, timed(run, fp32=1.0, int8=1.2), [])
+    why = found.why["int8"]
+    assert why.startswith("takes 1.20 (95 %: ")
+    assert why.endswith(") of the time of fp32, and when its graph was made: it loses 2 points")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -194,3 +196,132 @@ def test_nothing_of_ours_is_imported_by_a_name_in_a_text() -> None:
 
 def test_versions_of_what_is_not_installed() -> None:
     assert keys.versions("numpy", "no-such-package-at-all")["no-such-package-at-all"] == "missing"
+
+
+def test_all_packages_of_this_project_count() -> None:
+    packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")}
+    assert set(OWN) == packages - {"tests", "scripts", "benchmarks"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("__main__", "cli", "commands", "commands.run", "config", "exports", "report"),
+        *("report.html", "scheduler", "store", "targets.registry"),
+    ],
+)
+def test_what_plans_shows_or_packs_changes_no_result(name: str, tmp_path: Path) -> None:
+    write(tmp_path, a=f"import pipeline.{name}")
+    file = tmp_path.joinpath("pipeline", *name.split(".")).with_suffix(".py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    for folder in (file.parent, *file.parents):
+        if folder != tmp_path and folder.is_relative_to(tmp_path):
+            (folder / "__init__.py").touch()
+    assert f"pipeline/{name.replace('.', '/')}.py" not in Code(tmp_path).hashes(["pipeline.a"])
+    assert f"{name.replace('.', '/')}" not in modules_of(tmp_path, "a")
+
+
+def test_imports_are_relative_to_the_package_however_deep(tmp_path: Path) -> None:
+    write(tmp_path, a="from pipeline.deep.down import d", c="")
+    for name, source in {
+        "deep/__init__": "",
+        "deep/b": "",
+        "deep/down/__init__": "from . import e",
+        "deep/down/d": "from .e import x\nfrom ..b import y\nfrom ... import c",
+        "deep/down/e": "",
+    }.items():
+        file = tmp_path / "pipeline" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    assert modules_of(tmp_path, "a") == {
+        *("__init__", "a", "c", "deep/__init__", "deep/b"),
+        *("deep/down/__init__", "deep/down/d", "deep/down/e"),
+    }
+
+
+DIGEST = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("plain", "ours"),
+    [
+        ({}, True),
+        ({DIGEST: []}, True),
+        ({DIGEST: [], "1" * 64: [[0, "a", [], ""]]}, True),
+        ({DIGEST: [], "short": []}, False),
+        ({DIGEST: [], "1" * 64: "text"}, False),
+        ({DIGEST: {}}, False),
+        ([], False),
+        ("text", False),
+    ],
+)
+def test_what_is_a_memory_of_imports(plain: object, ours: bool, tmp_path: Path) -> None:
+    path = tmp_path / "imports.json"
+    path.write_text(json.dumps(plain))
+    assert keys.is_cache(path) is ours
+    path.write_text("{")
+    assert not keys.is_cache(path)
+    assert not keys.is_cache(tmp_path / "none")
+
+
+def test_imports_are_written_down_only_where_there_are_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_PARSED", {})
+    write(tmp_path, a="from pipeline import b", b="", c="import os")
+    cache = tmp_path / "imports.json"
+    Code(tmp_path, cache).hashes(["pipeline.a"])
+    first = cache.read_text()
+    assert len(json.loads(first)) == 2  # the empty ones are one
+    os.utime(cache, ns=(1, 1))
+    code = Code(tmp_path, cache)
+    code.hashes(["pipeline.a"])
+    assert cache.stat().st_mtime_ns == 1
+    code.hashes(["pipeline.c"])
+    assert len(json.loads(cache.read_text())) == 3, "what was known is kept"
+    # Once they are many, those in use alone are.
+    monkeypatch.setattr(keys, "MOST_REMEMBERED", 3)
+    write(tmp_path, a="from pipeline import b, c")
+    Code(tmp_path, cache).hashes(["pipeline.a"])
+    assert len(json.loads(cache.read_text())) == 3
+    monkeypatch.setattr(keys, "MOST_REMEMBERED", 4)
+    write(tmp_path, a="from pipeline import c")
+    Code(tmp_path, cache).hashes(["pipeline.a"])
+    assert len(json.loads(cache.read_text())) == 4
+
+
+def test_a_memory_that_cannot_be_written_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ArtifactError("read-only")
+
+    monkeypatch.setattr(keys, "write_atomically", refuse)
+    write(tmp_path, a="import pipeline.a_module_of_this_test_alone")
+    code = Code(tmp_path, tmp_path / "imports.json")
+    assert set(code.hashes(["pipeline.a"])) == {"pipeline/__init__.py", "pipeline/a.py"}
+    assert code.cache is None
+
+
+def test_hashes_are_of_the_sources_and_sorted(tmp_path: Path) -> None:
+    write(tmp_path, z="from pipeline import a", a="x = 1")
+    found = Code(tmp_path).hashes(["pipeline.z"])
+    assert list(found) == ["pipeline/__init__.py", "pipeline/a.py", "pipeline/z.py"]
+    assert found["pipeline/a.py"] == hashlib.sha256(b"x = 1").hexdigest()
+
+
+def test_a_module_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path, a="")
+    code = Code(tmp_path)
+    first = code.hashes(["pipeline.a"])
+    write(tmp_path, a="changed while it ran")
+    assert code.hashes(["pipeline.a"]) == first
+
+
+def test_imports_of_several_roots_that_make_known_or_look_aside(tmp_path: Path) -> None:
+    """What one root leaves aside counts where another root's method needs it."""
+    look = "def look():\n    import pipeline.b\n"
+    write(tmp_path, a=look, c="def build():\n    import pipeline.b", b="")
+    assert "b" in modules_of(tmp_path, "a", "c", aside={"look"})
+    assert "b" not in modules_of(tmp_path, "a", aside={"look"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,8 @@ def test_what_changed_is_named(kind: str, now: Mapping[str, Any], expected: str)
         code=PARTS["code"],
     )
     assert what_changed(existing, {**PARTS, kind: now}).endswith(expected)
+    untold = dataclasses.replace(existing, inputs=None)
+    assert what_changed(untold, PARTS) == "changed: settings export.opset, sizes"
 
 
 class Other(Step):
