@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.graphs.compare import random_images
-from pipeline.stages.export import trace
-from pipeline.stages.simplify import simplify_apart
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -97,7 +93,11 @@ def write_graph(module: nn.Module, path: Path, size: int = SHAPE[-1]) -> None:
         path: The ONNX file.
         size: Height and width of the images.
     """
+    # Not above: half_hardware.py runs where only torch and timm are.
     from pipeline.graphs import float16
+    from pipeline.graphs.compare import random_images
+    from pipeline.stages.export import trace
+    from pipeline.stages.simplify import simplify_apart
 
     shape = (SHAPE[0], size, size)
     with warnings.catch_warnings():

@@ -45,6 +45,8 @@ class EmulatedRunner(Runner):
             )
         self._artifact, self._graph = artifact, graph
         self._record = accumulate == "float32"
+        if not self._record:
+            self.device = f"{self.device}, sums of products in half precision"
         self._executor = OnnxExecutor(
             graph,
             record=self._record,

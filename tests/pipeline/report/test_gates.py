@@ -8,8 +8,10 @@ import pytest
 
 from pipeline.config import Config, Gates
 from pipeline.core.figures import Number, State
+from pipeline.core.runner import Numerics
 from pipeline.report.gates import judge_all, limits_of
 from pipeline.report.model import BuiltArtifact, Run
+from pipeline.steps.facts.accuracy import ModuleRange
 from tests.pipeline.report.changed import artifact_of
 from tests.pipeline.report.making import configured
 
@@ -83,3 +85,17 @@ def test_a_limit_that_is_not_set_is_none(artifact: BuiltArtifact) -> None:
     assert list(limits_of(Gates(), artifact)) == []
     (limit,) = limits_of(Gates(max_latency_ms=1), artifact)
     assert (limit.gate, limit.allowed, limit.number) == ("max_latency_ms", 1, artifact.latency)
+
+
+def test_a_network_that_leaves_float16_itself_is_the_cause(
+    config: Config, artifact: BuiltArtifact
+) -> None:
+    layers = ModuleRange(1e14, "stem", "stem", 32)
+    accuracy = replace(artifact.accuracy, agreement=measured(0.0))
+    bad = replace(artifact, accuracy=accuracy, latency=measured(9, "ms"))
+    overflowed = replace(bad, numerics=Numerics(3, ("stem",)))
+    lines = [str(failure) for failure in judge_all(config, [bad, overflowed], layers).failures]
+    told = "the network itself leaves the range of float16: 1e+14 at stem, first at stem"
+    assert [told in line for line in lines] == [False, False, True, False]
+    inside = replace(layers, largest=60_000.0, first_beyond="")
+    assert told not in str(judge_all(config, [overflowed], inside).failures)

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.core.figures import State
+from pipeline.core.figures import Number, State
 from pipeline.core.runner import Numerics
 from pipeline.report import overview, view
 from pipeline.report.model import Choice, GateReport, Run, StepEnd
+from pipeline.steps.facts.accuracy import ModuleRange, NarrowSums
 from pipeline.steps.step import State as StepState
 from tests.pipeline.report.changed import with_artifact, with_measured
 from tests.pipeline.report.making import STEPS, Partial
@@ -135,3 +136,34 @@ def test_steps_that_were_not_selected_are_the_reason(partial: Partial) -> None:
     assert len(item.what) == 2
     whole = overview.missing(partial(*STEPS, there=True), State.NOT_MEASURED)
     assert "not selected in this run" not in [item.why for item in whole]
+
+
+def _narrow(half: float, interval: tuple[float, float]) -> NarrowSums:
+    shares = [Number(value, State.EMULATED, by="executor") for value in (half, 0.99)]
+    drop = Number(0.99 - half, State.EMULATED, by="executor", interval=interval)
+    return NarrowSums(256, *shares, drop)
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"), [((-0.01, 0.02), False), ((0.02, 0.08), True), ((-0.08, -0.02), True)]
+)
+def test_accuracy_that_depends_on_the_accumulator(
+    run: Run, interval: tuple[float, float], told: bool
+) -> None:
+    found = alerts(with_artifact(run, "trt/int8", narrow_sums=_narrow(0.94, interval)))
+    line = (
+        "trt/int8: accuracy depends on the accumulator: 99.0 % of 256 images have PyTorch's class "
+        "where products are summed in float32, 94.0 % where in half precision"
+    )
+    assert (line in found) is told
+
+
+def test_a_network_that_leaves_float16_itself(run: Run) -> None:
+    assert run.reference is not None
+    layers = ModuleRange(1e14, "head", "stem", 32)
+    facts = replace(run.reference.facts, range=layers)
+    wide = replace(run, reference=replace(run.reference, facts=facts))
+    assert alerts(wide)[0].startswith("the network itself leaves the range of float16: 1e+14 at ")
+    # Where nothing overflowed, it does not matter.
+    calm = with_artifact(wide, "trt/fp16", numerics=Numerics())
+    assert not any("the network itself" in line for line in alerts(calm))

@@ -17,7 +17,7 @@ from pipeline.core.figures import Number, State
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.names import GRAPH, LABELS, LOGITS, OWN_GRAPH, PIXELS
-from pipeline.stages.validate import ReferenceStep, ValidateStep, accuracy, judge
+from pipeline.stages.validate import ReferenceStep, ValidateStep, accuracy, compare_sums, judge
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import ReferenceFacts, ValidationFacts
@@ -290,3 +290,34 @@ def test_pytorch_is_what_artifacts_are_held_against(steps: Steps, tmp_path: Path
     assert step.tools() == {"torch": "2"}
     assert (step.stage, step.name) == ("validate", "validate/pytorch")
     assert steps.told[0] == (0, IMAGES, "PyTorch float32")
+
+
+def votes(right: int, total: int) -> np.ndarray:
+    """Logits that have the class 0 for the first images, and 1 for the rest."""
+    logits = np.zeros((total, 2), np.float32)
+    logits[:right, 0] = logits[right:, 1] = 1
+    return logits
+
+
+@pytest.mark.parametrize(("right", "differ"), [(256, False), (254, False), (240, True)])
+def test_two_readings_of_sums(right: int, differ: bool) -> None:
+    reference = votes(256, 256)
+    found = compare_sums(votes(right, 256), votes(256, 256), reference, "executor")
+    assert (found.images, found.agreement_wide.value) == (256, 1)
+    assert found.agreement.value == right / 256
+    assert found.drop.value == (256 - right) / 256
+    assert found.differ is differ
+    assert (found.drop.state, found.drop.by, found.drop.samples) == (
+        State.EMULATED,
+        "executor",
+        256,
+    )
+
+
+def test_narrow_sums_may_be_nearer() -> None:
+    found = compare_sums(votes(256, 256), votes(200, 256), votes(256, 256), "executor")
+    assert found.drop.value is not None
+    assert found.drop.value < 0
+    assert found.differ
+
+

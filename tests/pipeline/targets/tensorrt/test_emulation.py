@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,7 @@ def test_values_and_tensors_that_overflow_are_told_apart(graph: Path) -> None:
     runner = EmulatedRunner(engine_of(graph), graph)
     runner(np.array([[[[40_000.0, 20_000.0]]], [[[40_000.0, 40_000.0]]]], np.float32))
     numerics = runner.numerics()
+    assert numerics is not None
     # Of 40,000 already the first product is infinite; of 20,000 the second.
     assert numerics.overflowed_values == 4
     assert [text.split()[-1] for text in numerics.overflowed_tensors][:2] == ["first", "second"]
@@ -61,6 +63,7 @@ def test_headroom_is_told_where_nothing_overflows(graph: Path) -> None:
     runner = EmulatedRunner(engine_of(graph), graph)
     runner(np.array([[[[1000.0, 1.0]]]], np.float32))
     numerics = runner.numerics()
+    assert numerics is not None
     assert (numerics.overflowed_values, numerics.overflowed_tensors) == (0, ())
     assert numerics.more["headroom"] == pytest.approx(65504 / 4000)
     assert numerics.more["blocks"]
@@ -71,3 +74,56 @@ def test_another_graph_is_refused(graph: Path) -> None:
     engine.facts["graph_sha256"] = "0" * 64
     with pytest.raises(ArtifactError, match="is not the graph that"):
         EmulatedRunner(engine, graph)
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a graph that adds up 64 values, in a type."""
+
+    def make(dtype: int) -> Path:
+        ones = numpy_helper.from_array(np.ones((64, 1), np.float32), "ones")
+        nodes = [
+            helper.make_node("Flatten", ["image"], ["flat"]),
+            helper.make_node("Cast", ["flat"], ["half"], to=dtype),
+            helper.make_node("Cast", ["ones"], ["weights"], to=dtype),
+            helper.make_node("MatMul", ["half", "weights"], ["sum"], "sum"),
+            helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1])],
+            [ones],
+        )
+        opset = [helper.make_opsetid("", 20)]
+        path = tmp_path / f"{dtype}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+        return path
+
+    return make
+
+
+def test_the_second_reading_rounds_sums_on_the_way(sums: Callable[[int], Path]) -> None:
+    graph = sums(TensorProto.FLOAT16)
+    images = np.zeros((1, 1, 8, 8), np.float32)
+    images[0, 0, 0, 0], images[0, 0, 2:] = 2048, 0.5  # half a unit of 2048 in each 2 values
+    runner = EmulatedRunner(engine_of(graph), graph)
+    second = runner.narrow_sums()
+    assert second is not None
+    assert runner(images).tolist() == [[2072]]
+    assert second(images).tolist() == [[2048 + 3 * 8]]
+    images[0, 0, 2:] = 0.03125  # half a unit in 16 values: each step rounds to even
+    assert runner(images).tolist() == [[2050]]
+    assert second(images).tolist() == [[2048]]
+    assert second.numerics() is None
+    assert "half precision" in second.device
+    assert "half precision" not in runner.device
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.BFLOAT16])
+def test_there_is_none_where_nothing_sums_in_half_precision(
+    sums: Callable[[int], Path], dtype: int
+) -> None:
+    graph = sums(dtype)
+    assert EmulatedRunner(engine_of(graph), graph).narrow_sums() is None
