@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.core.errors import ConfigError
+from pipeline.core import signals
+from pipeline.core.errors import ConfigError, PipelineError, UnavailableError
+from pipeline.core.words import shown
+
+Result = TypeVar("Result")
+
+_LOST = re.compile(r"\b(gloo|nccl|connection|timed out|timeout|peer|\w*store)\b", re.IGNORECASE)
+"""Words by which the errors of a lost process are known."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,15 @@ class World:
         rank: Number of this process, from 0.
         size: Number of processes.
         device: What this process computes on.
+        local_rank: Number of this process on its machine, from 0.
+        control: Group for what is no arithmetic, on the CPU; None for a process alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -54,21 +68,100 @@ class World:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
+    def average_statistics(self, module: nn.Module) -> None:
+        """Give every process the mean of all processes' running statistics.
+
+        Between two steps they differ only by what the last step moved them, since
+        DistributedDataParallel hands out the main process's before each step.
+        """
+        if self.size == 1:
+            return
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer.div_(self.size)
+
     def wait(self) -> None:
         """Wait for all processes to come here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
+
+    def ask_all(self, values: Tensor) -> tuple[dist.Work, Tensor]:
+        """Begin to find the largest of each of `values` (on the CPU) over all processes."""
+        answer = values.clone()
+        work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        return cast(dist.Work, work), answer
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def from_main(self, function: Callable[[], Result]) -> Result:
+        """What the main process gets from `function`, in all processes.
+
+        Raises:
+            PipelineError: In the main process, what it raised there.
+            SystemExit: In the others, with its exit code: one process tells the user.
+        """
+        if self.size == 1:
+            return function()
+        answer: list[Any] = [None, None]
+        failed: PipelineError | None = None
+        if self.is_main:
+            try:
+                answer[0] = function()
+            except PipelineError as error:
+                failed = error
+                answer[1] = error.exit_code
+        dist.broadcast_object_list(answer, 0, group=self.control)
+        if failed is not None:
+            raise failed
+        if answer[1] is not None:
+            raise SystemExit(answer[1])
+        return cast(Result, answer[0])
+
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Check that all processes were told, and found, the same.
+
+        Raises:
+            ConfigError: One was not; names it, its machine and what differs.
+        """
+        everywhere = self.gather((socket.gethostname(), dict(facts)))
+        _, main = everywhere[0]
+        for rank, (host, found) in enumerate(everywhere):
+            differing = [name for name in main if main[name] != found.get(name)]
+            if differing:
+                raise ConfigError(
+                    f"process {rank} on {host} has another {differing[0]} than process 0: "
+                    f"{found.get(differing[0])!r}, not {main[differing[0]]!r}; all processes need "
+                    "the same settings and the same data"
+                )
+
+    @contextlib.contextmanager
+    def one_on_each_machine_first(self) -> Iterator[None]:
+        """The first process of a machine goes alone: it fetches what the others find there then."""
+        if self.local_rank != 0:
+            self.wait()
+        yield
+        if self.local_rank == 0:
+            self.wait()
 
 
 @contextlib.contextmanager
-def world(device: str) -> Iterator[World]:
+def world(device: str, timeout_minutes: float = 10.0) -> Iterator[World]:
     """Join the processes that torchrun started, or stand alone without it.
 
     Args:
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
+        timeout_minutes: How long processes wait for each other.
 
     Raises:
         ConfigError: The device does not exist here.
+        UnavailableError: Another process does not come, or went away.
     """
     rank = int(os.environ.get("RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -82,13 +175,39 @@ def world(device: str) -> Iterator[World]:
             )
         chosen = torch.device("cuda", local)
         torch.cuda.set_device(chosen)
-    if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield World(rank, size, chosen)
-    finally:
-        if size > 1:
+    if size == 1:
+        yield World(rank, size, chosen, local)
+        return
+    signals.die_with_parent()  # torchrun may be killed; nobody would end its processes then
+    timeout = timedelta(minutes=timeout_minutes)
+    with _contact(rank, size, timeout_minutes):
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+        try:
+            control = dist.new_group(backend="gloo", timeout=timeout)
+            yield World(rank, size, chosen, local, control)
+        finally:
             dist.destroy_process_group()
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextlib.contextmanager
+def _contact(rank: int, size: int, minutes: float) -> Iterator[None]:
+    """Say in one line that another process is gone, or does not come."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and NCCL's errors have no kind of their own
+        reason = " ".join(str(error).split())
+        if not _LOST.search(reason):
+            raise
+        raise UnavailableError(
+            f"process {rank} of {size} on {socket.gethostname()} lost another process, or waited "
+            f"{minutes:g} minutes for it ({shown(reason, 150)}): see what that one says, then go "
+            "on with --resume"
+        ) from error
 
 
 def choose_device(name: str) -> torch.device:

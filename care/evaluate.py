@@ -10,7 +10,6 @@ it with --model. Prints top-1 and top-5 with their 95 % Wilson intervals.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -27,15 +26,14 @@ from care import checkpoint, distributed
 from care.data import Dataset, check_classes, open_dataset
 from care.distributed import World
 from care.factory import create_model, stated_arguments
-from care.loaders import validation_loader
+from care.loaders import Validation
+from care.precision import PRECISIONS, autocast
 from pipeline.core.commandline import Command
 from pipeline.core.errors import CheckpointError, ConfigError, DataError
 from pipeline.core.figures import wilson
 from pipeline.core.preprocess import Preprocess
 from pipeline.core.screen import Screen
 from pipeline.core.words import shown
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,6 @@ class Score:
     def top5(self) -> float:
         """Share of the images whose class was among the first five guesses."""
         return self.fifth / self.images
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision, or nothing for "fp32"."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, PRECISIONS[precision])
 
 
 @torch.inference_mode()
@@ -139,11 +130,12 @@ def main(
     trained = read_trained(path, model, num_classes, image_size, ema)
     uri = data or _default_data(path)
     dataset = open_dataset(uri, split)
+    dataset.exif = trained.preprocess.exif
     check_classes(dataset, trained.num_classes)
     _check_labels(dataset, trained.labels)
     with distributed.world(device) as world:
         network = trained.network.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = validation_loader(dataset, trained.preprocess, batch_size, workers, world)
+        batches = Validation(dataset, trained.preprocess, batch_size, workers, world)
         console = Screen(quiet=not world.is_main, soft_wrap=True)
         shown = track(
             batches, "evaluating", console=console, transient=True, disable=not console.is_terminal

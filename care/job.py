@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from care import checkpoint
+from care import checkpoint, sampling
 from care.data import Dataset, check_classes, hold_out, open_dataset
 from care.distributed import World
 from care.factory import create_model, create_pretrained
 from care.learner import Learner
-from care.loaders import Batches, TrainLoader, mixer, validation_loader
+from care.loaders import Finish, TrainLoader, Validation
 from care.losses import DistillationLoss, Teacher
 from care.settings import TrainSettings
 from pipeline.core.errors import ConfigError, ModelError
@@ -30,8 +29,8 @@ class Job:
         world: This process among its siblings.
         learner: The network and everything else that changes in training.
         loader: Training batches.
+        finish: What is done with them on the device.
         validating: Validation batches.
-        mix: Mixup and CutMix, or None where both are off.
         facts: What was found, not set, and must be the same for a run to be resumed.
         described: What a checkpoint of the run says about itself.
     """
@@ -40,37 +39,43 @@ class Job:
     world: World
     learner: Learner
     loader: TrainLoader
-    validating: Batches
-    mix: Mixup | None
+    finish: Finish
+    validating: Validation
     facts: dict[str, Any]
     described: dict[str, Any]
 
 
 def prepare(settings: TrainSettings, world: World) -> Job:
-    """Open the data and build the network, as the settings say; writes nothing."""
+    """Open the data and build the network, as the settings say; writes nothing.
+
+    Raises:
+        PipelineError: They cannot be used, or processes found different ones.
+    """
+    sampling.seed_start(settings.seed)  # the same initial weights in every process
     training, validating = _open_data(settings)
     classes = training.classes
     model = _build_model(settings, len(classes))
-    spec = Preprocess.from_model(model, settings.image_size)
+    spec = replace(Preprocess.from_model(model, settings.image_size), exif=settings.exif)
     loader = TrainLoader(settings, training, spec, world)
-    mix = mixer(settings, len(classes))
-    loss = _build_loss(settings, spec, len(classes), soft=mix is not None)
-    total = settings.batch_size * settings.accumulate * world.size
+    finish = Finish(settings, spec, len(classes), world.device)
+    facts = {
+        "training images": len(training),
+        "validation images": len(validating),
+        "classes": list(classes),
+        "total batch": loader.images_per_step,
+        "list of training images": training.identity(),
+    }
+    world.require_same({**settings.identity(), **facts})
+    with world.one_on_each_machine_first():
+        loss = _build_loss(settings, spec, len(classes), soft=finish.mix is not None)
     return Job(
         settings=settings,
         world=world,
         learner=Learner(settings, model, loss, loader.steps, world),
         loader=loader,
-        validating=validation_loader(
-            validating, spec, settings.batch_size, settings.workers, world
-        ),
-        mix=mix,
-        facts={
-            "training images": len(training),
-            "validation images": len(validating),
-            "classes": list(classes),
-            "total batch": total,
-        },
+        finish=finish,
+        validating=Validation(validating, spec, settings.batch_size, settings.workers, world),
+        facts=facts,
         described={
             "model": settings.model,
             "model_kwargs": settings.model_kwargs,
@@ -87,9 +92,11 @@ def _open_data(settings: TrainSettings) -> tuple[Dataset, Dataset]:
     if not settings.data:
         raise ConfigError("no training images: give --data, such as --data folder:/data/imagenet")
     training = open_dataset(settings.data, "train")
+    training.exif = settings.exif
     if not settings.validation:
         return hold_out(training, settings.hold_out, settings.seed)
     validating = open_dataset(settings.validation, "validation")
+    validating.exif = settings.exif
     check_classes(validating, len(training.classes))
     return training, validating
 
@@ -132,7 +139,9 @@ def _build_teacher(settings: TrainSettings, spec: Preprocess, classes: int) -> T
             "--teacher and --teacher-checkpoint of a network for these, or --distillation none"
         )
     own = Preprocess.from_model(network)
-    return Teacher(network, own.mean, own.std, spec.mean, spec.std)
+    return Teacher(
+        network, own.mean, own.std, spec.mean, spec.std, precision=settings.teacher_precision
+    )
 
 
 def _download(name: str) -> nn.Module:

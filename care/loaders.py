@@ -1,32 +1,42 @@
-"""Batches for training and validation, from timm's parts.
+"""Batches for training and validation.
 
-The order of the images depends on the seed and the epoch alone, and a step takes the same images
-for any number of processes; randomness inside an epoch is seeded by `seed_epoch`. So an interrupted
-run goes on exactly as it would have.
+Workers decode, crop and augment, and hand over 8-bit pixels; what concerns a whole batch (mixing,
+normalizing, erasing) is done on the device. Nothing random depends on which worker does what, see
+`care.sampling`, so that workers live as long as the run and their number does not matter.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Iterator
-from typing import Any, cast
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
-from timm.data.distributed_sampler import RepeatAugSampler
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import Compose, Grayscale
 
+from care import sampling
 from care.data import Dataset, Subset
 from care.distributed import World
+from care.sampling import Place, Plan
 from care.settings import TrainSettings
-from pipeline.core.errors import DataError, PipelineError
+from pipeline.core import signals
+from pipeline.core.errors import DataError, PipelineError, UnavailableError
 from pipeline.core.preprocess import Preprocess
+
+_LATER = 15
+"""Seconds from SIGTERM to the end of a worker."""
+
+_MOST_ATTEMPTS = 100
+"""Images tried in place of one that cannot be read."""
 
 
 class Transform:
@@ -40,26 +50,71 @@ class Transform:
         return torch.from_numpy(self.spec(image))
 
 
-class Batches:
-    """Batches of a loader whose workers' mistakes stay readable.
+class Sample(NamedTuple):
+    """An augmented training image.
 
-    Args:
-        loader: Gives (images, targets).
+    Attributes:
+        pixels: uint8 of shape (depth, size, size).
+        label: Class number.
+        unreadable: What was wrong with each image that this one stands in for.
     """
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
+    pixels: Tensor
+    label: int
+    unreadable: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """A part of a step.
+
+    Attributes:
+        pixels: uint8 of shape (images, depth, size, size).
+        targets: int64 of shape (images,).
+        unreadable: What was wrong with each image that was replaced by another.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    unreadable: tuple[str, ...]
+
+    def pin_memory(self) -> Batch:
+        """Copied into page-locked memory; the DataLoader calls it."""
+        return Batch(self.pixels.pin_memory(), self.targets.pin_memory(), self.unreadable)
+
+
+class Augmented:
+    """Training images as the workers see them: addressed by their place in an epoch.
+
+    Args:
+        dataset: The images.
+        transform: Makes an image uint8 (depth, size, size), with global random numbers.
+        settings: Give the seed, and say what to do with images that cannot be read.
+    """
+
+    def __init__(
+        self, dataset: Dataset, transform: Callable[[Any], Tensor], settings: TrainSettings
+    ) -> None:
+        self.dataset, self.transform = dataset, transform
+        self.seed, self.skips = settings.seed, settings.corrupt == "skip"
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.dataset)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        try:
-            yield from self.loader
-        except PipelineError as error:
-            # A worker's error arrives with its traceback as message; the last line is the error.
-            message = str(error).strip().splitlines()[-1]
-            raise type(error)(message.removeprefix(f"{_full_name(error)}: ")) from error
+    def __getitem__(self, place: Place) -> Sample:
+        unreadable: list[str] = []
+        index = place.index
+        for attempt in itertools.count(1):
+            sampling.seed_sample(self.seed, place)
+            try:
+                pixels = self.transform(self.dataset.image(index))
+                return Sample(pixels, self.dataset.label(index), tuple(unreadable))
+            except DataError as error:
+                if not self.skips or attempt == _MOST_ATTEMPTS:
+                    raise
+                unreadable.append(str(error))
+            # The next one in the dataset: as good as any, and the same in every run.
+            index = (index + 1) % len(self.dataset)
+        raise AssertionError("a loop without an end ended")
 
 
 class TrainLoader:
@@ -67,11 +122,12 @@ class TrainLoader:
 
     Args:
         settings: Sampling, augmentation, batch size and workers.
-        dataset: Training images; its transform is set.
+        dataset: Training images.
         spec: Size, mean, std and channels of the network's input.
         world: This process among its siblings.
 
     Attributes:
+        plan: Which images a step takes.
         steps: Optimizer steps in an epoch; images that do not fill one are left out.
         images_per_step: Images of a step, of all processes together.
         images_per_epoch: Images of an epoch, of all processes together.
@@ -83,62 +139,145 @@ class TrainLoader:
     def __init__(
         self, settings: TrainSettings, dataset: Dataset, spec: Preprocess, world: World
     ) -> None:
-        on_gpu = world.device.type == "cuda"
-        dataset.transform = _augmentation(settings, spec, on_gpu)
-        self.seed = settings.seed
-        group = settings.batch_size * settings.accumulate
+        self.dataset = dataset
         self.device = world.device
-        self.sampler = _sampler(settings, dataset, world)
-        self.steps = len(self.sampler) // group
-        self.images_per_step = group * world.size
+        self.workers = settings.workers
+        self.augmented = Augmented(dataset, augmentation(settings, spec), settings)
+        self.plan = Plan(
+            images=len(dataset),
+            batch=settings.batch_size,
+            parts=settings.accumulate,
+            rank=world.rank,
+            size=world.size,
+            seed=settings.seed,
+            repeats=settings.repeated_augmentation,
+        )
+        self.steps, self.images_per_step = self.plan.steps, self.plan.total
         self.images_per_epoch = self.steps * self.images_per_step
         if not self.steps:
             raise DataError(
                 f"the {len(dataset)} training images do not fill a step of {self.images_per_step}: "
                 "lower batch_size"
             )
-        self.loader: DataLoader[Any] = DataLoader(
-            cast(Any, dataset),  # map-style by its methods, not by inheritance
-            batch_size=settings.batch_size,
-            sampler=self.sampler,
-            num_workers=settings.workers,
-            collate_fn=fast_collate if on_gpu else None,
-            pin_memory=on_gpu,
-            drop_last=True,
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The parts of the steps from `first` to before `last`, counted from the run's start."""
+        if first >= last:
+            return iter(())
+        loader: DataLoader[Any] = DataLoader(
+            cast(Any, self.augmented),  # map-style by its methods, not by inheritance
+            batch_sampler=sampling.Batches(self.plan, first, last),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_start_worker,
+            prefetch_factor=4 if self.workers else None,
             generator=torch.Generator(),
         )
-        self.batches = Batches(self.loader)
-        if on_gpu:
-            # Normalization and random erasing on the GPU, beside the transfer of the next batch.
-            prefetched = PrefetchLoader(
-                self.loader,
-                mean=spec.mean,
-                std=spec.std,
-                channels=spec.depth,
-                device=world.device,
-                re_prob=settings.random_erasing,
-                re_mode="pixel",
-            )
-            self.batches = Batches(prefetched)
+        return readable(loader)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The (images, targets) of one epoch, on the device."""
-        # Both samplers shuffle by this number alone (plain sampling adds its own seed, which is 0).
-        self.sampler.set_epoch(self.seed + number)
-        # Workers are seeded from this generator, so they are started anew for every epoch.
-        self.loader.generator.manual_seed(torch.initial_seed())
-        for images, targets in self.batches:
-            yield images.to(self.device), targets.to(self.device)
+    def names(self, step: int, rank: int) -> list[str]:
+        """Names of the images that a step takes in a process."""
+        order = self.plan.order(step // self.steps)
+        parts = range(self.plan.parts)
+        places = itertools.chain.from_iterable(self.plan.positions(step, p, rank) for p in parts)
+        return [self.dataset.name(int(order[place])) for place in places]
 
 
-def validation_loader(
-    dataset: Dataset, spec: Preprocess, batch_size: int, workers: int, world: World
-) -> Batches:
-    """This process's share of `dataset`, prepared as in deployment; no image left out or twice."""
-    share = Subset(dataset, np.arange(world.rank, len(dataset), world.size))
-    share.transform = Transform(spec)
-    pin = world.device.type == "cuda"
-    return Batches(DataLoader(cast(Any, share), batch_size, num_workers=workers, pin_memory=pin))
+class Validation:
+    """This process's share of the validation images, prepared as in deployment.
+
+    Args:
+        dataset: All of them; none is left out or taken twice.
+        spec: How they are prepared.
+        batch_size: Images of a batch.
+        workers: Processes that prepare them.
+        world: This process among its siblings.
+    """
+
+    def __init__(
+        self, dataset: Dataset, spec: Preprocess, batch_size: int, workers: int, world: World
+    ) -> None:
+        share = Subset(dataset, np.arange(world.rank, len(dataset), world.size))
+        share.transform = Transform(spec)
+        self.loader: DataLoader[Any] = DataLoader(
+            cast(Any, share),
+            batch_size,
+            num_workers=workers,
+            pin_memory=world.device.type == "cuda",
+            worker_init_fn=_start_worker,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return readable(self.loader)
+
+
+class Finish:
+    """What is done with a whole batch, on the device: mix, normalize, erase; in this order.
+
+    Args:
+        settings: Say how much is mixed and erased.
+        spec: Mean and standard deviation.
+        num_classes: Of the targets that are mixed.
+        device: Where it is done.
+
+    Attributes:
+        mix: Mixup and CutMix, or None where both are off.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, spec: Preprocess, num_classes: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self.mix = mixer(settings, num_classes)
+        self.mean, self.std = (
+            torch.tensor(values, device=device).reshape(1, -1, 1, 1) * 255
+            for values in (spec.mean, spec.std)
+        )
+        self.erase = None
+        if settings.random_erasing:
+            self.erase = RandomErasing(settings.random_erasing, mode="pixel", device=device)
+
+    def __call__(self, batch: Batch, *, mixing: bool = True) -> tuple[Tensor, Tensor]:
+        """Images float32 (images, depth, size, size), and targets as the loss takes them.
+
+        Args:
+            batch: Of the workers.
+            mixing: Mix the images, where the settings do; the targets are smoothed either way.
+        """
+        images = batch.pixels.to(self.device, non_blocking=True).float()
+        targets = batch.targets.to(self.device, non_blocking=True)
+        if self.mix is not None:
+            self.mix.mixup_enabled = mixing
+            images, targets = self.mix(images, targets)
+            images = images.round_()  # the published code mixes 8-bit pixels
+        images = images.sub_(self.mean).div_(self.std)
+        return (self.erase(images) if self.erase is not None else images), targets
+
+
+def readable(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches; mistakes of its workers become errors of one line."""
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    except PipelineError as error:
+        # A worker's error arrives with its traceback as message; the last line is the error.
+        message = str(error).strip().splitlines()[-1]
+        raise type(error)(message.removeprefix(f"{_full_name(error)}: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UnavailableError(
+            f"a process that decodes images ended unexpectedly ({str(error).splitlines()[0]}): "
+            "memory may have run out, lower --workers; then go on with --resume"
+        ) from error
+    finally:
+        # Workers end when nobody knows the iterator any more; tracebacks would know it for long.
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
 
 def mixer(settings: TrainSettings, num_classes: int) -> Mixup | None:
@@ -155,22 +294,9 @@ def mixer(settings: TrainSettings, num_classes: int) -> Mixup | None:
     )
 
 
-def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """Seed every random generator from these three numbers alone.
-
-    Nothing random is carried from one epoch to the next, so none of it has to be saved.
-    """
-    value = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
-    random.seed(value)
-    np.random.seed(value)  # timm's Mixup and RandAugment draw from numpy's global generator
-    torch.manual_seed(value)
-
-
-def _full_name(error: Exception) -> str:
-    return f"{type(error).__module__}.{type(error).__qualname__}"
-
-
-def _augmentation(settings: TrainSettings, spec: Preprocess, on_gpu: bool) -> Any:
+def augmentation(settings: TrainSettings, spec: Preprocess) -> Callable[[Any], Tensor]:
+    """What is done with each image by itself: to uint8 (depth, size, size)."""
+    interpolation = settings.train_interpolation
     transform = create_transform(
         (spec.depth, spec.size, spec.size),
         is_training=True,
@@ -180,18 +306,22 @@ def _augmentation(settings: TrainSettings, spec: Preprocess, on_gpu: bool) -> An
         vflip=settings.vflip,
         color_jitter=settings.color_jitter or None,
         auto_augment=settings.auto_augment,
-        interpolation=spec.interpolation,
+        # By "random" timm draws bilinear or bicubic for each image, in RandAugment too.
+        interpolation=spec.interpolation if interpolation == "model" else interpolation,
         mean=spec.mean,
         std=spec.std,
-        re_prob=settings.random_erasing,
-        re_mode="pixel",
-        use_prefetcher=on_gpu,
+        use_prefetcher=True,  # ends with 8-bit pixels
     )
     for step in transform.transforms:
         for operation in itertools.chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
-    return Compose([Grayscale(), transform]) if spec.channels == "gray" else transform
+    steps = [Grayscale()] if spec.channels == "gray" else []
+    return Compose([*steps, transform, _as_tensor])
+
+
+def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -204,10 +334,34 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
-def _sampler(settings: TrainSettings, dataset: Dataset, world: World) -> Any:
-    places = {"num_replicas": world.size, "rank": world.rank}
-    if settings.repeated_augmentation:
-        repeats = settings.repeated_augmentation
-        sampler: Sampler[int] = RepeatAugSampler(dataset, num_repeats=repeats, **places)
-        return sampler
-    return DistributedSampler(dataset, drop_last=True, **places)  # type: ignore[arg-type]
+def _collate(samples: list[Sample]) -> Batch:
+    pixels = torch.stack([sample.pixels for sample in samples])
+    targets = torch.tensor([sample.label for sample in samples])
+    return Batch(pixels, targets, tuple(itertools.chain(*(s.unreadable for s in samples))))
+
+
+def _start_worker(number: int) -> None:
+    """Let a worker end with its process, and not before the run was saved.
+
+    Schedulers and terminals send their signals to the workers, too. A worker that outlives its
+    process would keep the lock of the run's folder.
+    """
+    del number
+    signal.set_wakeup_fd(-1)
+    signals.die_with_parent()
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(signum: int, frame: object) -> None:
+    """End a worker when its process had the time to save; that one may have sent the signal."""
+    del signum, frame
+    signal.alarm(_LATER)
+
+
+def _full_name(error: Exception) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from care.precision import autocast
 from pipeline.core.errors import ConfigError
 
 Distillation = Literal["none", "hard", "soft"]
@@ -28,6 +29,7 @@ class Teacher(nn.Module):
         std: Per-channel standard deviation of the same.
         student_mean: Per-channel mean that the student's images are normalized with.
         student_std: Per-channel standard deviation of the same.
+        precision: Of the network, see `care.evaluate.autocast`.
 
     The student's images are renormalized where the two differ: a teacher fed with differently
     normalized images still answers, only worse, and nothing would tell.
@@ -40,9 +42,12 @@ class Teacher(nn.Module):
         std: Sequence[float],
         student_mean: Sequence[float],
         student_std: Sequence[float],
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.eval().requires_grad_(False)
+        self.precision = precision
         own_std, std_ = torch.tensor(std), torch.tensor(student_std)
         scale = std_ / own_std
         shift = (torch.tensor(student_mean) - torch.tensor(mean)) / own_std
@@ -56,7 +61,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Label images, (batch, channels, height, width), normalized as the student's are."""
-        return self.network(images * self.scale + self.shift)  # type: ignore[no-any-return, operator]
+        own = images * self.scale + self.shift  # type: ignore[operator]
+        own = own.contiguous(memory_format=torch.channels_last)
+        with autocast(images.device, self.precision):
+            return self.network(own).float()  # type: ignore[no-any-return]
 
 
 class DistillationLoss(nn.Module):

@@ -2,11 +2,15 @@
 
 runs/NAME/
   settings.yaml       what the run was told
-  last.pt             everything needed to go on after the last whole epoch
+  amendments.jsonl    what was changed by --amend, and from which step on
+  last.pt             everything needed to go on after the last step that was saved
+  step-00008340.pt    the same of steps before it
   best.safetensors    weights of the best epoch by validation, with metadata
   log.csv             one row an epoch
-  log.jsonl           one JSON object a logged step or epoch
+  metrics.jsonl       one JSON object a logged step or epoch
+  summary.html        their curves
   events.*            the same for TensorBoard
+  .lock               held by the process that writes all this
 """
 
 from __future__ import annotations
@@ -15,22 +19,49 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import yaml
 
 from care import checkpoint
+from care.boards import Board
+from care.history import History
 from care.settings import TrainSettings
 from pipeline.core import yamlfile
-from pipeline.core.errors import CheckpointError, ConfigError
+from pipeline.core.errors import CheckpointError, ConfigError, LockedError
 from pipeline.core.plain import parse_json
 
 Facts = Mapping[str, Any]
 
-_OWN = ("last.pt", "best.safetensors", "log.csv", "log.jsonl", "events.out.tfevents.*")
+_LOCK = ".lock"
+_LOCK_SECONDS = 10.0
+"""How long to wait for a process that ends: workers of one that was killed end a moment later."""
+
+_AMENDMENTS = "amendments.jsonl"
+_NOTHING = object()
+
+_TEMPORARY = tuple(
+    f".{name}.*.tmp"
+    for name in (
+        *("last.pt", "best.safetensors", "settings.yaml", "log.csv", "metrics.jsonl"),
+        *("summary.html", _AMENDMENTS),
+    )
+)
+"""How files are called until they are whole."""
+
+_OWN = (
+    "best.safetensors",
+    "log.csv",
+    "metrics.jsonl",
+    "summary.html",
+    _AMENDMENTS,
+    "events.out.tfevents.*",
+)
 """What an earlier run leaves behind, beside the settings, which are replaced."""
 
 
@@ -42,6 +73,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        settings: As the run goes on with them: with what was amended, now or before.
         resumes: The run was started before and goes on.
 
     Raises:
@@ -52,61 +84,92 @@ class RunFolder:
 
     def __init__(self, settings: TrainSettings) -> None:
         self.path = settings.folder
-        self.settings = settings
+        self.given = self.settings = settings
         self.resumes = False
+        self.history = History(self.path, settings.keep)
         known = self.path / "settings.yaml"
         _refuse_foreign_export(settings.export)
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        if not _is_settings(known):
-            raise ConfigError(
-                f"{self.path} exists and is no run: choose another --name or --output"
-            )
-        if settings.resume:
+        if self.path.exists() and not (self.path.is_dir() and _is_empty(self.path)):
+            if not _is_settings(known):
+                raise ConfigError(
+                    f"{self.path} exists and is no run: choose another --name or --output"
+                )
+            if not settings.resume and not settings.overwrite:
+                raise ConfigError(
+                    f"run {self.path} exists: go on with --resume, start anew with --overwrite, "
+                    "or choose another --name"
+                )
+            self.resumes = settings.resume
+        if settings.amend and not self.resumes:
+            raise ConfigError("--amend changes a run that goes on: give --resume, or no --amend")
+        if self.resumes:
             _refuse_another_run(known, settings)
-            self.resumes = True
-        elif not settings.overwrite:
-            raise ConfigError(
-                f"run {self.path} exists: go on with --resume, start anew with --overwrite, "
-                "or choose another --name"
-            )
+            self.settings = settings.amended({**self._amendments(), **settings.amend})
 
     @property
     def last(self) -> Path:
         """Checkpoint to go on from."""
-        return self.path / "last.pt"
+        return self.history.last
 
     @property
     def best(self) -> Path:
         """Weights of the best epoch."""
         return self.path / "best.safetensors"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from this run, and create its folder.
+
+        Raises:
+            LockedError: Another process works on the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / _LOCK, timeout=_LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise LockedError(
+                f"another process trains in {self.path}: wait for it or stop it, or choose another "
+                "--name"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def prepare(self) -> None:
-        """Create the folder, without an earlier run unless that goes on (main process only).
+        """Write the settings; without an earlier run unless that goes on.
 
         Of an earlier run that is overwritten only its own files go; others in its folder stay.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        for pattern in _TEMPORARY:
+            for path in self.path.glob(pattern):  # of a process that was killed in a save
+                path.unlink()
         if not self.resumes:
+            self.history.clear()
             for pattern in _OWN:
                 for path in self.path.glob(pattern):
                     path.unlink()
-        settings = {k: v for k, v in self.settings.model_dump(mode="json").items() if k != "resume"}
+        said = {"resume", "overwrite", "amend"}
+        settings = {k: v for k, v in self.given.model_dump(mode="json").items() if k not in said}
         _write_text(self.path / "settings.yaml", yaml.safe_dump(settings, sort_keys=False))
 
-    def read_last(self, facts: Facts) -> dict[str, Any] | None:
-        """What `last.pt` holds, or None before the first whole epoch.
+    def read_last(self, facts: Facts, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or None before the first.
 
         Args:
             facts: What was found (not set) and must be the same, such as the number of images.
+            say: Tells the user of a checkpoint that is damaged.
 
         Raises:
             ConfigError: A fact differs.
-            CheckpointError: The file is damaged.
+            CheckpointError: There are checkpoints, but none is whole.
         """
-        if not self.resumes or not self.last.exists():
+        if not self.resumes:
             return None
-        saved = checkpoint.read_all(self.last)
+        saved = self.history.read(say)
+        if saved is None:
+            return None
         known = saved[checkpoint.METADATA_KEY].get("facts")
         if known is None:
             raise CheckpointError(
@@ -116,6 +179,28 @@ class RunFolder:
         if differing:
             raise ConfigError(f"{self.path} cannot be resumed: {differing}")
         return saved
+
+    def record(self, steps: int) -> None:
+        """Keep what is amended from a step on, for those who go on later, and for the record."""
+        earlier = self._amendments()
+        changes = {k: v for k, v in self.given.amend.items() if earlier.get(k, _NOTHING) != v}
+        if not changes:
+            return
+        path = self.path / _AMENDMENTS
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        _write_text(path, text + json.dumps({"step": steps, "changes": changes}) + "\n")
+
+    def _amendments(self) -> dict[str, Any]:
+        """Everything amended so far; the latest change of a setting counts."""
+        path = self.path / _AMENDMENTS
+        found: dict[str, Any] = {}
+        if path.exists():
+            try:
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    found.update(json.loads(line)["changes"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path} is damaged: mend or remove it") from error
+        return found
 
     def export(self, target: Path) -> None:
         """Copy the best weights to `target`.
@@ -136,7 +221,7 @@ class RunFolder:
 
     def save_last(self, state: Mapping[str, Any], facts: Facts) -> None:
         """Write `last.pt`, whole or not at all."""
-        checkpoint.save(self.last, state, {"facts": dict(facts)})
+        self.history.save(state, {"facts": dict(facts)})
 
 
 class Logbook:
@@ -144,30 +229,36 @@ class Logbook:
 
     Args:
         path: Folder of the run.
-        epoch: Whole epochs done; what was logged of later ones, before an interruption, is dropped.
-        steps: Optimizer steps taken so far.
-        tensorboard: Also write TensorBoard events.
+        steps: Steps taken so far; what was logged of later ones, before a crash, is dropped.
+        validated: Epochs judged so far; the same of later ones.
+        boards: Also write what each of these shows.
         writes: This is the process that writes; the others' entries go nowhere.
     """
 
     def __init__(
-        self, path: Path, epoch: int, steps: int, tensorboard: bool, writes: bool = True
+        self,
+        path: Path,
+        steps: int,
+        validated: int,
+        boards: Sequence[Board] = (),
+        writes: bool = True,
     ) -> None:
-        self.events, self.table = path / "log.jsonl", path / "log.csv"
+        self.events, self.table = path / "metrics.jsonl", path / "log.csv"
         self.writes = writes
-        self.board: Any = None
+        self.boards = boards if writes else ()
         if not writes:
             return
-        for log, parse in ((self.events, _entry), (self.table, _epoch_of_row)):
-            _keep_before(log, epoch, parse)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
+        _keep(self.events, lambda line: _is_earlier(_entry(line), steps, validated))
+        _keep(self.table, lambda line: _epoch_of_row(line) <= validated)
 
-            self.board = SummaryWriter(str(path), purge_step=steps)
-
-    def step(self, values: Mapping[str, float | int]) -> None:
+    def step(self, values: Mapping[str, float | int | None]) -> None:
         """Log a step: `epoch`, `step` and what was measured."""
         self._append("step", values)
+
+    def skipped(self, values: Mapping[str, Any]) -> None:
+        """Log a step that was not taken: `epoch`, `step` and why."""
+        if self.writes:
+            self._write({"kind": "skipped", **values})
 
     def epoch(self, values: Mapping[str, float | int | None]) -> None:
         """Log an epoch: `epoch`, `step` and what was measured."""
@@ -185,18 +276,19 @@ class Logbook:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.board is not None:
-            self.board.close()
+        for board in self.boards:
+            board.close()
 
     def _append(self, kind: str, values: Mapping[str, float | int | None]) -> None:
         if not self.writes:
             return
+        self._write({"kind": kind, **values})
+        for board in self.boards:
+            board.show(kind, values)
+
+    def _write(self, event: Mapping[str, Any]) -> None:
         with self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                if name not in ("epoch", "step") and value is not None:
-                    self.board.add_scalar(f"{kind}/{name}", value, values["step"])
+            file.write(json.dumps(event) + "\n")
 
 
 def to_cpu(state: Any) -> Any:
@@ -259,18 +351,30 @@ def _entry(line: str) -> Any:
     return parse_json(line, "an entry of the log", ConfigError)
 
 
-def _epoch_of_row(line: str) -> dict[str, int]:
+def _is_earlier(event: Mapping[str, Any], steps: int, validated: int) -> bool:
+    """Whether an event happened before a run goes on."""
+    if event["kind"] == "epoch":
+        return bool(event["epoch"] <= validated)
+    return bool(event["step"] <= steps)
+
+
+def _epoch_of_row(line: str) -> int:
     first = line.split(",", 1)[0]
-    return {"epoch": -1 if first == "epoch" else int(first)}
+    return -1 if first == "epoch" else int(first)
 
 
-def _keep_before(log: Path, epoch: int, parse: Any) -> None:
-    """Drop the lines of epochs after `epoch`, and a last line that a crash left unfinished."""
+def _keep(log: Path, wanted: Callable[[str], bool]) -> None:
+    """Keep some lines, but no last one that a crash left unfinished."""
     if not log.exists():
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    _write_text(log, "".join(line for line in whole if parse(line)["epoch"] <= epoch))
+    _write_text(log, "".join(line for line in lines if line.endswith("\n") and wanted(line)))
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what comes before the settings."""
+    names = {path.name for path in folder.iterdir()} - {_LOCK}
+    return all(name.startswith(".settings.yaml.") and name.endswith(".tmp") for name in names)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,12 +1,13 @@
 """The settings of a training run: stated once, here; flags and YAML keys derive from them.
 
-Defaults are the published recipe of the CARE networks (12 GPUs x 128 images). A YAML file changes
-them, flags change both:
+A YAML file changes the defaults, flags change both; configs/train_care_s0.yaml and its siblings
+hold the published recipe of the CARE networks.
 
     settings = read(Path("configs/train_care_tiny.yaml"), {"epochs": 3})
 
 Each setting carries its help text, the section it is listed in, and whether it may differ when a
-run is resumed, because it says where and how fast the run is done, not what (`free`).
+run is resumed: freely, because it says where and how fast the run is done, not what (`free`), or
+only by --amend, which is recorded (`amendable`).
 """
 
 from __future__ import annotations
@@ -30,11 +31,21 @@ from pipeline.core.bounds import MOST_BATCH, MOST_THREADS
 from pipeline.core.commandline import Command
 from pipeline.core.errors import ConfigError
 from pipeline.core.inputs import expanded, why_no_path
+from pipeline.core.preprocess import Exif
 from pipeline.core.words import nearest, shown
+
+_AMENDABLE = ("Augmentation", "Optimization", "Distillation")
+"""Sections of what a run that goes on may do otherwise from there on, if --amend says so."""
+
+_ALSO = ("drop_path", "precision")
+
+_FIXED = ("opt", "ema_decay", "distillation", "teacher")
+"""Settings of these sections that decide what a checkpoint holds or is compared with."""
 
 
 def _setting(default: Any, section: str, text: str, *, free: bool = False, **limits: Any) -> Any:
     extra: dict[str, Any] = {"section": section, "free": free}
+    extra["amendable"] = section in _AMENDABLE and not free
     return pydantic.Field(default, description=text, json_schema_extra=extra, **limits)
 
 
@@ -59,12 +70,24 @@ class TrainSettings(pydantic.BaseModel):
     overwrite: bool = _setting(
         False, "Run", "Discard an existing run of this name and start anew.", free=True
     )
+    amend: dict[str, Any] = _setting(
+        {}, "Run", "Go on with other settings, such as lr=0.001; they are recorded.", free=True
+    )
+    save_minutes: float = _setting(
+        10.0, "Run", "Minutes between two checkpoints, beside those of each epoch.", free=True, ge=0
+    )
+    keep: int = _setting(3, "Run", "Checkpoints to go on from that are kept.", free=True, ge=1)
+    unsaved: Literal["stop", "continue"] = _setting(
+        "stop", "Run", "What to do when a checkpoint cannot be written.", free=True
+    )
     export: Path | None = _setting(
         None, "Run", "Also write the best weights to this .safetensors file.", free=True
     )
     seed: int = _setting(42, "Run", "Seed of everything random.", ge=0, lt=2**32)
     log_every: int = _setting(50, "Run", "Steps between two logged losses.", free=True, ge=1)
     tensorboard: bool = _setting(True, "Run", "Write TensorBoard events.", free=True)
+    wandb: bool = _setting(False, "Run", "Report to Weights & Biases.", free=True)
+    mlflow: bool = _setting(False, "Run", "Report to MLflow.", free=True)
     progress: bool = _setting(True, "Run", "Show a progress bar on a terminal.", free=True)
 
     model: str = _setting("care_s0", "Model", "Network, by its timm name.")
@@ -81,7 +104,9 @@ class TrainSettings(pydantic.BaseModel):
     )
 
     data: str = _setting(
-        "", "Data", "Training images: folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist."
+        "",
+        "Data",
+        "Training images: folder:PATH, imagenet:PATH, tar:PATH, wds:PATTERN or fashion-mnist.",
     )
     validation: str = _setting(
         "", "Data", "Validation images; by default a part held out of the training images."
@@ -94,7 +119,14 @@ class TrainSettings(pydantic.BaseModel):
         8, "Data", "Decoding processes of each training process.", free=True, ge=0, le=1024
     )
     batch_size: int = _setting(
-        128, "Data", "Images per step of each training process.", ge=1, le=MOST_BATCH
+        128, "Data", "Images per step of each training process.", free=True, ge=1, le=MOST_BATCH
+    )
+    corrupt: Literal["stop", "skip"] = _setting(
+        "stop", "Data", "What to do with a training image that cannot be read.", free=True
+    )
+    exif: Exif = _setting("apply", "Data", "Orientation tags of images: apply or ignore.")
+    decoder: Literal["pillow", "torchvision"] = _setting(
+        "pillow", "Data", "Who decodes and crops training images; torchvision is faster."
     )
 
     scale: tuple[float, float] = _setting(
@@ -102,6 +134,9 @@ class TrainSettings(pydantic.BaseModel):
     )
     ratio: tuple[float, float] = _setting(
         (0.75, 4 / 3), "Augmentation", "Aspect ratios of a random crop."
+    )
+    train_interpolation: Literal["model", "random", "bilinear", "bicubic"] = _setting(
+        "model", "Augmentation", "Resampling of training images: the model's, or any of the two."
     )
     hflip: float = _setting(0.5, "Augmentation", "Probability of a left-right flip.", ge=0, le=1)
     vflip: float = _setting(0.0, "Augmentation", "Probability of an upside-down flip.", ge=0, le=1)
@@ -130,7 +165,9 @@ class TrainSettings(pydantic.BaseModel):
     )
     smoothing: float = _setting(0.1, "Augmentation", "Label smoothing.", ge=0, lt=1)
 
-    epochs: int = _setting(300, "Optimization", "Epochs, warm-up included.", ge=1, le=10**6)
+    epochs: int = _setting(
+        300, "Optimization", "Epochs of the schedule, warm-up included.", ge=1, le=10**6
+    )
     opt: str = _setting("adamw", "Optimization", "Optimizer, by its timm name.")
     lr: float | None = _setting(
         None, "Optimization", "Learning rate as it is; by default lr_base, scaled.", gt=0
@@ -152,6 +189,12 @@ class TrainSettings(pydantic.BaseModel):
         None, "Optimization", "Learning rate of a layer relative to the next.", gt=0, le=1
     )  # fmt: skip
     sched: str = _setting("cosine", "Optimization", "Schedule, by its timm name.")
+    schedule_per: Literal["step", "epoch"] = _setting(
+        "step", "Optimization", "How often the learning rate changes."
+    )
+    cooldown_epochs: int = _setting(
+        0, "Optimization", "Further epochs, at the last learning rate.", ge=0, le=10**6
+    )
     warmup_epochs: int = _setting(20, "Optimization", "Epochs of linear warm-up.", ge=0)
     warmup_lr: float = _setting(1e-6, "Optimization", "Learning rate before the warm-up.", ge=0)
     min_lr: float = _setting(1e-5, "Optimization", "Learning rate at the end.", ge=0)
@@ -162,8 +205,12 @@ class TrainSettings(pydantic.BaseModel):
         "norm", "Optimization", "How gradients are clipped."
     )
     accumulate: int = _setting(
-        1, "Optimization", "Batches whose gradients make one step.", ge=1, le=MOST_BATCH
+        1, "Optimization", "Batches whose gradients make one step.", free=True, ge=1, le=MOST_BATCH
     )
+    skip_limit: int = _setting(
+        3, "Optimization", "Steps in a row without a finite gradient after which to stop.",
+        free=True, ge=1,
+    )  # fmt: skip
     ema_decay: float | None = _setting(
         None, "Optimization", "Keep a moving average of the weights with this decay.", gt=0, lt=1
     )
@@ -179,6 +226,9 @@ class TrainSettings(pydantic.BaseModel):
         0.5, "Distillation", "Share of the teacher's part of the loss.", ge=0, le=1
     )
     temperature: float = _setting(1.0, "Distillation", "Temperature of soft distillation.", gt=0)
+    teacher_precision: Literal["fp32", "bf16", "fp16"] = _setting(
+        "fp32", "Distillation", "Mixed precision of the teacher."
+    )
 
     device: str = _setting(
         "auto", "Machine", "cpu, cuda, mps or auto; torchrun gives each process its GPU.", free=True
@@ -187,6 +237,13 @@ class TrainSettings(pydantic.BaseModel):
         "fp32", "Machine", "Mixed precision of the forward pass."
     )
     channels_last: bool = _setting(False, "Machine", "Channels-last memory format.", free=True)
+    cudnn_benchmark: bool = _setting(
+        True, "Machine", "Let cuDNN choose its kernels by measuring them.", free=True
+    )
+    timeout_minutes: float = _setting(
+        10.0, "Machine", "How long processes wait for each other before they give up.", free=True,
+        gt=0,
+    )  # fmt: skip
     compile: bool = _setting(False, "Machine", "Compile the network with torch.compile.", free=True)
     sync_bn: bool = _setting(
         False, "Machine", "BatchNorm statistics over the batches of all processes."
@@ -253,6 +310,11 @@ class TrainSettings(pydantic.BaseModel):
         return self
 
     @property
+    def all_epochs(self) -> int:
+        """Epochs of the schedule and of the cool-down after it."""
+        return self.epochs + self.cooldown_epochs
+
+    @property
     def folder(self) -> Path:
         """Where the run writes."""
         return self.output / (self.name or self.model)
@@ -264,6 +326,26 @@ class TrainSettings(pydantic.BaseModel):
             k: v for k, v in everything.items() if not _extra(type(self).model_fields[k])["free"]
         }
 
+    def amended(self, changes: Mapping[str, Any]) -> TrainSettings:
+        """These settings with some changed.
+
+        Raises:
+            ConfigError: A setting is unknown, cannot be changed within a run, or makes no sense.
+        """
+        for key in changes:
+            if key not in type(self).model_fields:
+                raise ConfigError(
+                    f"--amend: unknown setting {shown(key)!r}{nearest(key, amendable())}"
+                )
+            if key not in amendable():
+                raise ConfigError(
+                    f"--amend: {key} cannot change within a run: start another one with --name"
+                )
+        try:
+            return type(self)(**{**self.model_dump(), **changes})
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"--amend: {_explain(error, None, set())}") from error
+
     def digest(self) -> str:
         """SHA-256 of the identity: names a recipe."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
@@ -271,6 +353,16 @@ class TrainSettings(pydantic.BaseModel):
     def learning_rate(self, total_batch: int) -> float:
         """The peak learning rate for a step over `total_batch` images."""
         return self.lr if self.lr is not None else self.lr_base * total_batch / self.lr_base_batch
+
+
+def amendable() -> list[str]:
+    """The settings that --amend may change."""
+    fields = TrainSettings.model_fields.items()
+    return [
+        key
+        for key, field in fields
+        if (_extra(field)["amendable"] or key in _ALSO) and key not in _FIXED
+    ]
 
 
 def read(config: Path | None, flags: Mapping[str, Any]) -> TrainSettings:

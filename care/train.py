@@ -1,20 +1,21 @@
-r"""Train a network: `python -m care.train --data folder:/data/imagenet`.
+r"""Train a network: `python -m care.train --config configs/train_care_s0.yaml`.
 
     python -m care.train --config configs/train_care_tiny.yaml
     python -m care.train --config configs/train_care_tiny.yaml --resume
-    torchrun --nproc_per_node 4 -m care.train --model care_s1 --data folder:/data/imagenet \
-        --validation folder:/data/imagenet
+    torchrun --nproc_per_node 12 -m care.train --config configs/train_care_s0.yaml
 
-Settings are in care.settings, the parts of a run in care.job, and what it writes in care.runs. A
-run that was killed goes on with --resume after its last whole epoch, exactly as if nothing had
-happened.
+Settings are in care.settings, the parts of a run in care.job, what it writes in care.runs, and how
+it scales in docs/training.md. A run that was killed goes on with --resume after the last step that
+was saved, exactly as if nothing had happened.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,20 @@ import click
 import torch
 from torch import nn
 
-from care import checkpoint, distributed
+from care import checkpoint, distributed, sampling
+from care.boards import boards
 from care.distributed import World
 from care.evaluate import Score, score
 from care.job import Job, prepare
-from care.loaders import seed_epoch
+from care.loaders import Batch
+from care.meters import Meters
 from care.progress import Report, clock
 from care.runs import Logbook, RunFolder
 from care.settings import SettingsCommand, TrainSettings, given, options, read
-from pipeline.core.errors import ConfigError
+from care.stopping import Wishes
+from care.summary import write_summary
+from pipeline.core.errors import CheckpointError, ConfigError, LockedError
+from pipeline.core.signals import Ended
 
 
 @click.command(cls=SettingsCommand)
@@ -42,13 +48,16 @@ from pipeline.core.errors import ConfigError
 def main(config: Path | None, **flags: Any) -> None:
     """Train a network.
 
-    Every setting is a flag here and a key in the YAML file (with underscores). Defaults are the
-    published recipe of the CARE networks: 12 GPUs x 128 images, 300 epochs.
+    Every setting is a flag here and a key in the YAML file (with underscores). The published recipe
+    of the CARE networks is configs/train_care_s0.yaml: 12 GPUs x 128 images, 310 epochs.
     """
     settings = read(config, given(flags))
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with distributed.world(settings.device) as world:
+    if distributed.restarts():
+        # torchrun starts all processes anew when one is lost: that goes on, whatever was asked for.
+        settings = settings.model_copy(update={"resume": True, "overwrite": False})
+    with distributed.world(settings.device, settings.timeout_minutes) as world:
         train(settings, world)
 
 
@@ -62,105 +71,209 @@ def train(settings: TrainSettings, world: World) -> None:
     Raises:
         PipelineError: Settings, data or files cannot be used; nothing was overwritten.
     """
-    run = RunFolder(settings)
-    seed_epoch(settings.seed, 0, 0)  # the same initial weights in every process
-    job = prepare(settings, world)
-    saved = run.read_last(job.facts)
-    world.wait()  # every process has looked at the folder before one changes it
-    if world.is_main:
-        run.prepare()
-    first = job.learner.restore(saved) if saved else 0
-    done, steps = job.learner.steps, job.loader.steps * settings.epochs
-    with (
-        Report(steps, done, world.is_main, settings.progress) as report,
-        Logbook(run.path, first, done, settings.tensorboard, world.is_main) as log,
-    ):
-        report.say(_opening(job, run, first))
-        for epoch in range(first, settings.epochs):
-            seed_epoch(settings.seed, epoch, world.rank)
-            started = time.perf_counter()
-            loss = train_epoch(job, epoch, report, log)
-            rate = job.loader.images_per_epoch / (time.perf_counter() - started)
-            result = validate(job)
-            seconds = time.perf_counter() - started
-            log.epoch(_row(job, epoch, loss, result, rate, seconds))
-            if world.is_main:
-                save(run, job, epoch, result)
-            report.say(_closing(job, epoch, loss, result, seconds))
-        report.say(f"best top-1 on the validation images {job.learner.best:.2%}: {run.best}")
-    if world.is_main and settings.export:
-        run.export(settings.export)
+    run = world.from_main(lambda: RunFolder(settings))  # one process looks, all do the same
+    job = prepare(run.settings, world)
+    with contextlib.ExitStack() as stack:
+        saved = world.from_main(lambda: _begin(run, job, stack))
+        Course(run, job, saved).go()
 
 
-def train_epoch(job: Job, epoch: int, report: Report, log: Logbook) -> float:
-    """One pass over the training images; returns the mean loss."""
-    settings, learner, world = job.settings, job.learner, job.world
-    learner.model.train()
-    if job.mix is not None:
-        job.mix.mixup_enabled = not 0 < settings.mix_off_epoch <= epoch
-    total = torch.zeros((), device=world.device)
-    since, count = torch.zeros((), device=world.device), 0
-    batches = itertools.islice(job.loader.epoch(epoch), job.loader.steps * settings.accumulate)
-    for number, (images, targets) in enumerate(batches, start=1):
-        if job.mix is not None:
-            images, targets = job.mix(images, targets)
-        step = number % settings.accumulate == 0
-        loss = learner.learn(images, targets, step=step)
-        total, since, count = total + loss, since + loss, count + 1
-        if not step:
-            continue
+class Course:
+    """The course of a run, from where it was left to its end.
+
+    Args:
+        run: Its folder.
+        job: Its parts.
+        saved: The checkpoint to go on from, or None.
+    """
+
+    def __init__(self, run: RunFolder, job: Job, saved: dict[str, Any] | None) -> None:
+        self.run, self.job = run, job
+        self.settings, self.world, self.learner = job.settings, job.world, job.learner
+        self.meters = Meters()
+        if saved is not None:
+            self.learner.restore(saved)
+            self.meters = Meters.from_state(saved["meters"])
+        self.first = self.learner.steps
+        self.end = job.loader.steps * self.settings.all_epochs
+        self.wishes = Wishes(self.world, 60 * self.settings.save_minutes)
+
+    def go(self) -> None:
+        """Train to the end, and export what came out.
+
+        Raises:
+            Ended: By a signal; the run was saved.
+        """
+        settings, world, learner = self.settings, self.world, self.learner
+        shown = boards(settings, self.run.path, self.first) if world.is_main else []
+        with (
+            Report(self.end, self.first, world.is_main, settings.progress) as self.report,
+            Logbook(self.run.path, self.first, learner.validated, shown, world.is_main) as self.log,
+            self.wishes.heard(),
+        ):
+            self.report.say(_opening(self.job, self.run, self.first))
+            if self.first and self._is_end_of_epoch() and not self._is_validated():
+                self._close_epoch()  # it was interrupted while it was judged
+            self._steps()
+            self.wishes.finish()
+            best = f"{learner.best:.2%}: {self.run.best}"
+            self.report.say(f"best top-1 on the validation images {best}")
+        if world.is_main and settings.export:
+            self.run.export(settings.export)
+
+    def _steps(self) -> None:
+        batches = self.job.loader.batches(self.first, self.end)
+        while self.learner.steps < self.end:
+            self._step(batches)
+            save, signum = self.wishes.agreed()
+            closes = self._is_end_of_epoch()
+            if save or closes:
+                self._save()
+            if signum:
+                raise KeyboardInterrupt if signum == signal.SIGINT else Ended(signum)
+            if closes:
+                self._close_epoch()
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """Take a step over the next batches."""
+        settings, learner, meters = self.settings, self.learner, self.meters
+        step, epoch = learner.steps, self._epoch()
+        mixing = not 0 < settings.mix_off_epoch <= epoch
+        started = time.perf_counter()
+        learner.model.train()
+        losses = []
+        for part in range(settings.accumulate):
+            asked = time.perf_counter()
+            batch = next(batches)
+            meters.waited(time.perf_counter() - asked)
+            self._report_unreadable(batch)
+            sampling.seed_step(settings.seed, step, part, self.world.rank)
+            images, targets = self.job.finish(batch, mixing=mixing)
+            last = part == settings.accumulate - 1
+            losses.append(learner.learn(images, targets, part=part, step=last))
+        loss = torch.stack(losses).mean()
+        if learner.skipped_in_row:
+            self._report_skipped(epoch, step, loss)
+        else:
+            meters.add(loss.item())
+        meters.took(time.perf_counter() - started)
+        self._show(epoch)
+
+    def _show(self, epoch: int) -> None:
+        """Tell of a step: of each to the bar, of some to the logs."""
+        settings, learner, meters = self.settings, self.learner, self.meters
         recent = None
         if learner.steps % settings.log_every == 0:
-            recent = world.mean(since / count).item()
-            _require_finite(recent, learner.steps)
-            log.step(
+            recent = self._mean(meters.recent)
+            self.log.step(
                 {
                     "epoch": epoch + 1,
                     "step": learner.steps,
                     "lr": learner.learning_rate,
                     "loss": recent,
-                    "images_per_second": report.rate,
+                    "gradient_norm": _finite(learner.gradient_norm),
+                    "skipped": learner.skipped,
+                    **meters.figures(self.job.loader.images_per_step, self.world.device),
                 }
             )
-            since, count = torch.zeros((), device=world.device), 0
-        report.step(epoch + 1, job.loader.images_per_step, recent)
-    mean = world.mean(total / (job.loader.steps * settings.accumulate)).item()
-    _require_finite(mean, learner.steps)
-    return mean
+            meters.begin()
+        self.report.step(epoch + 1, self.job.loader.images_per_step, recent)
 
+    def _close_epoch(self) -> None:
+        """Judge the network after an epoch, log it, and keep what is best."""
+        learner, epoch = self.learner, self._epoch(self.learner.steps - 1)
+        with self.wishes.interruptible():  # the last step of the epoch was saved
+            mean = self._mean(self.meters.mean)
+            self.world.average_statistics(learner.model)
+            result = validate(self.job)
+        learner.validated = epoch + 1
+        improved, learner.best = result.top1 > learner.best, max(learner.best, result.top1)
+        self.log.epoch(_row(self.job, epoch, mean, result, self.meters))
+        self.report.say(_closing(self.job, epoch, mean, result, self.meters.seconds))
+        self.meters = Meters()
+        if self.world.is_main and improved:
+            self._keep_best(epoch, result)
+        self._save()
+        if self.world.is_main:
+            write_summary(self.run.path)
 
-def validate(job: Job) -> Validation:
-    """Judge the network, and the moving average of its weights, on the validation images."""
-
-    def judge(network: nn.Module) -> Score:
-        job.world.share_buffers(network)
-        return score(network, job.validating, job.world, job.settings.precision)
-
-    average = job.learner.average
-    result = Validation(judge(job.learner.model), judge(average) if average is not None else None)
-    job.learner.improved = result.top1 > job.learner.best
-    job.learner.best = max(job.learner.best, result.top1)
-    return result
-
-
-def save(run: RunFolder, job: Job, epoch: int, result: Validation) -> None:
-    """Write what is needed to go on and, if they are the best so far, the weights."""
-    if job.learner.improved:
-        average = job.learner.average if result.average_is_best else None
+    def _keep_best(self, epoch: int, result: Judgement) -> None:
+        """Write the weights, which are the best so far."""
+        average = self.learner.average if result.average_is_best else None
         described = {
-            **job.described,
+            **self.job.described,
             "epoch": epoch + 1,
             "weights": "last" if average is None else "moving average",
             "validation_top1": result.top1,
             "validation_images": result.plain.images,
         }
-        network = job.learner.model if average is None else average
-        checkpoint.save(run.best, network.state_dict(), described)
-    run.save_last(job.learner.state(epoch + 1), job.facts)
+        network = self.learner.model if average is None else average
+        with self._unsaved():
+            checkpoint.save(self.run.best, network.state_dict(), described)
+
+    def _save(self) -> None:
+        """Write what is needed to go on after this step."""
+        if self.world.is_main:
+            state = {**self.learner.state(), "meters": self.meters.state()}
+            with self._unsaved():
+                self.run.save_last(state, self.job.facts)
+        self.wishes.saved()
+
+    @contextlib.contextmanager
+    def _unsaved(self) -> Iterator[None]:
+        """Go on where a file cannot be written, if that was chosen."""
+        try:
+            yield
+        except CheckpointError as error:
+            if self.settings.unsaved == "stop":
+                raise
+            self.report.say(f"warning: {error}; training goes on")
+
+    def _report_unreadable(self, batch: Batch) -> None:
+        for problem in batch.unreadable:
+            self.meters.unreadable += 1
+            click.echo(f"warning: {problem}; another image took its place", err=True)
+
+    def _report_skipped(self, epoch: int, step: int, loss: torch.Tensor) -> None:
+        """Tell of a step that was not taken, and stop after too many in a row.
+
+        Raises:
+            ConfigError: There were as many as `skip_limit`.
+        """
+        losses = self.world.gather(loss.item())  # all processes came here: they share gradients
+        ranks = [rank for rank, value in enumerate(losses) if not math.isfinite(value)] or [0]
+        names = self.job.loader.names(step, ranks[0])
+        where = f"step {step + 1}, process {ranks[0]}"
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        self.log.skipped({"epoch": epoch + 1, "step": step + 1, "losses": [str(v) for v in losses],
+                          "images": names})  # fmt: skip
+        learner = self.learner
+        what = f"the loss became {losses[ranks[0]]}, the gradient's norm {learner.gradient_norm}"
+        if learner.skipped_in_row >= self.settings.skip_limit:
+            raise ConfigError(
+                f"{what} in {learner.skipped_in_row} steps in a row, the last is {where} ({some}): "
+                "lower the learning rate or clip gradients; a run that goes on takes --resume "
+                "--amend lr=… , clip_grad=5 or precision=bf16"
+            )
+        self.report.say(f"warning: {what} at {where} ({some}): the step is left out")
+
+    def _mean(self, value: float) -> float | None:
+        """The mean over all processes of a figure; None where there is none."""
+        return _finite(self.world.mean(torch.tensor(value, device=self.world.device)).item())
+
+    def _epoch(self, step: int | None = None) -> int:
+        """The epoch of a step, from 0; by default of the next one."""
+        return (self.learner.steps if step is None else step) // self.job.loader.steps
+
+    def _is_end_of_epoch(self) -> bool:
+        return self.learner.steps % self.job.loader.steps == 0
+
+    def _is_validated(self) -> bool:
+        return self.learner.validated == self._epoch()
 
 
 @dataclass(frozen=True)
-class Validation:
+class Judgement:
     """Scores on the validation images: of the network, and of the moving average of its weights."""
 
     plain: Score
@@ -189,16 +302,35 @@ class Validation:
         }
 
 
-def _require_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise ConfigError(
-            f"the loss became {loss} before step {step}: lower the learning rate, clip gradients "
-            "(--clip-grad 5), or use --precision fp32 or bf16"
-        )
+def validate(job: Job) -> Judgement:
+    """Judge the network, and the moving average of its weights, on the validation images."""
+
+    def judge(network: nn.Module) -> Score:
+        job.world.share_buffers(network)
+        return score(network, job.validating, job.world, job.settings.precision)
+
+    average = job.learner.average
+    return Judgement(judge(job.learner.model), judge(average) if average is not None else None)
+
+
+def _begin(run: RunFolder, job: Job, stack: contextlib.ExitStack) -> dict[str, Any] | None:
+    """In the main process alone: lock the folder, read what there is, and prepare it."""
+    stack.enter_context(run.locked())
+    if RunFolder(run.given).resumes != run.resumes:
+        raise LockedError(f"another process trained in {run.path} just now: start again")
+    saved = run.read_last(job.facts, lambda line: click.echo(line, err=True))
+    run.prepare()
+    run.record(int(saved["steps"]) if saved else 0)
+    return saved
+
+
+def _finite(value: float) -> float | None:
+    """A figure as JSON can hold it."""
+    return value if math.isfinite(value) else None
 
 
 def _row(
-    job: Job, epoch: int, loss: float, result: Validation, rate: float, seconds: float
+    job: Job, epoch: int, loss: float | None, result: Judgement, meters: Meters
 ) -> dict[str, float | None]:
     """An epoch for the log."""
     return {
@@ -207,8 +339,10 @@ def _row(
         "lr": job.learner.learning_rate,
         "train_loss": loss,
         **result.row(),
-        "images_per_second": rate,
-        "seconds": seconds,
+        "images_per_second": job.loader.images_per_epoch / max(meters.seconds, 1e-9),
+        "seconds": meters.seconds,
+        "skipped": job.learner.skipped,
+        "unreadable": meters.unreadable,
     }
 
 
@@ -217,25 +351,27 @@ def _opening(job: Job, run: RunFolder, first: int) -> str:
     settings, facts, world = job.settings, job.facts, job.world
     parameters = sum(p.numel() for p in job.learner.model.parameters())
     rate = settings.learning_rate(facts["total batch"])
-    start = f", going on after epoch {first}" if first else ""
+    whole, steps = divmod(first, job.loader.steps)
+    rest = f" and {steps} steps" if steps else ""
+    start = f", going on after epoch {whole}{rest}" if first else ""
     nothing = ", nothing to go on from" if settings.resume and not first else ""
     return "\n".join(
         [
             f"{settings.model}, {parameters:,} parameters, {len(facts['classes'])} classes",
             f"{facts['training images']:,} training images, "
             f"{facts['validation images']:,} for validation",
-            f"{settings.epochs} epochs of {job.loader.steps} steps x {facts['total batch']} "
+            f"{settings.all_epochs} epochs of {job.loader.steps} steps x {facts['total batch']} "
             f"images, peak learning rate {rate:.3g}, {world.size} process(es) on {world.device}",
             f"writing {run.path}{start}{nothing}",
         ]
     )
 
 
-def _closing(job: Job, epoch: int, loss: float, result: Validation, seconds: float) -> str:
+def _closing(job: Job, epoch: int, loss: float | None, result: Judgement, seconds: float) -> str:
     """What the user should know after an epoch."""
     average = f"  average {result.average.top1:.2%}" if result.average else ""
     return (
-        f"epoch {epoch + 1}/{job.settings.epochs}  loss {loss:.4f}  "
+        f"epoch {epoch + 1}/{job.settings.all_epochs}  loss {loss or math.nan:.4f}  "
         f"validation top-1 {result.plain.top1:.2%}{average}  {clock(seconds)}"
     )
 

@@ -13,7 +13,11 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
     "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),
     "pipeline/core/bounds.py": ("pipeline/test_config.py", "bounds of a configuration"),
-    "care/{job,learner,progress,runs}.py": ("care/test_train.py", "the program's own parts"),
+    "care/{boards,job,meters,progress,runs,summary}.py": (
+        "care/test_train.py",
+        "the program's own parts",
+    ),
+    "care/precision.py": ("care/test_evaluate.py", "precisions of an evaluation"),
     "pipeline/commands/*.py": ("pipeline/test_cli.py", "commands, as a user gives them"),
     "pipeline/core/files.py": ("pipeline/core/test_replacing.py", "writing is putting in place"),
     "pipeline/core/plots.py": ("pipeline/core/test_svg.py", "plots are SVG"),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from pipeline.core.errors import DataError
-from pipeline.core.preprocess import decode
+from pipeline.core.preprocess import Exif, decode
 
 Labels = npt.NDArray[np.int64]
 
@@ -29,6 +29,7 @@ class Dataset(ABC):
         names_known: Whether the dataset states its classes; otherwise `classes` are numbers up to
             the largest label that occurs.
         transform: What `dataset[i]` applies to the image, unless None.
+        exif: Whether an orientation tag turns an image.
     """
 
     def __init__(self, classes: Sequence[str], labels: Labels, names_known: bool = True) -> None:
@@ -36,6 +37,7 @@ class Dataset(ABC):
         self.labels = labels
         self.names_known = names_known
         self.transform: Callable[[Image.Image], Any] | None = None
+        self.exif: Exif = "apply"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,7 +52,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """An image, upright and RGB.
+        """An image, RGB, and upright as far as `exif` says so.
 
         Raises:
             DataError: The image cannot be read or decoded; names the file.
@@ -67,6 +69,60 @@ class Dataset(ABC):
         Raises:
             DataError: The file cannot be read.
         """
+
+    def encoded(self, index: int) -> tuple[bytes, str] | None:
+        """The encoded file and where it is, or None where images are kept otherwise.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        del index
+        return None
+
+    def identity(self) -> str:
+        """SHA-256 (hexadecimal) of names, classes and labels: which images, in which order."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        self._digest_names(digest)
+        return digest.hexdigest()
+
+    def _digest_names(self, digest: Any) -> None:
+        for index in range(len(self)):
+            digest.update(self.name(index).encode("utf-8", "surrogateescape") + b"\n")
+
+
+class Names(Sequence[str]):
+    """Names, packed: processes that share them copy nothing, as they would with Python's strings.
+
+    Args:
+        names: Of any number.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    @classmethod
+    def packed(cls, text: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> Names:
+        """Names that were packed before, such as in a mapped file."""
+        names = cls()
+        names.text, names.ends = text, ends
+        return names
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Names: ...
+    def __getitem__(self, index: int | slice) -> str | Names:
+        if isinstance(index, slice):
+            return Names(self[i] for i in range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        start = self.ends[index - 1] if index else 0
+        return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
 
 class Subset(Dataset):
@@ -94,19 +150,27 @@ class Subset(Dataset):
         """See `Dataset.hash`."""
         return self.dataset.hash(int(self.indices[index]))
 
+    def encoded(self, index: int) -> tuple[bytes, str] | None:
+        """See `Dataset.encoded`."""
+        return self.dataset.encoded(int(self.indices[index]))
+
+    def _digest_names(self, digest: Any) -> None:
+        digest.update(self.dataset.identity().encode())
+        digest.update(np.ascontiguousarray(self.indices).tobytes())
+
 
 class EncodedDataset(Dataset):
     """Images that are kept as encoded files, wherever these are."""
 
     def __init__(
         self,
-        names: list[str],
+        names: Sequence[str],
         classes: Sequence[str],
         labels: Labels,
         names_known: bool = True,
     ) -> None:
         super().__init__(classes, labels, names_known)
-        self.names = names
+        self.names = names if isinstance(names, Names) else Names(names)
 
     @abstractmethod
     def _location(self, index: int) -> str:
@@ -127,7 +191,15 @@ class EncodedDataset(Dataset):
 
     def image(self, index: int) -> Image.Image:
         """See `Dataset.image`."""
-        return decode(self._encoded(index), self._location(index))
+        return decode(self._encoded(index), self._location(index), self.exif)
+
+    def encoded(self, index: int) -> tuple[bytes, str] | None:
+        """See `Dataset.encoded`."""
+        return self._encoded(index), self._location(index)
+
+    def _digest_names(self, digest: Any) -> None:
+        digest.update(np.ascontiguousarray(self.names.ends).tobytes())
+        digest.update(np.ascontiguousarray(self.names.text).tobytes())
 
     def name(self, index: int) -> str:
         """See `Dataset.name`."""

@@ -19,7 +19,7 @@ def config(folder: Path, text: str) -> Path:
     return path
 
 
-def test_defaults_are_the_published_recipe() -> None:
+def test_defaults_are_those_of_the_networks() -> None:
     recipe = TrainSettings()
     assert recipe.learning_rate(12 * 128) == 2.5e-3
     assert (recipe.opt, recipe.weight_decay, recipe.epochs, recipe.warmup_epochs) == (
@@ -101,6 +101,30 @@ def test_the_identity_leaves_out_what_cannot_change_the_result() -> None:
     assert same.identity() == recipe.identity()
     assert same.digest() == recipe.digest()
     assert recipe.model_copy(update={"lr": 1.0}).digest() != recipe.digest()
+    # The same images a step may be shared out otherwise; how many they are is a fact of the run.
+    shared = recipe.model_copy(update={"batch_size": 64, "accumulate": 2})
+    assert shared.identity() == recipe.identity()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lrr": 1}, r"--amend: unknown setting 'lrr'; did you mean lr\?"),
+        ({"model": "care_s1"}, "--amend: model cannot change within a run"),
+        ({"seed": 1}, "--amend: seed cannot change within a run"),
+        ({"opt": "sgd"}, "--amend: opt cannot change within a run"),
+        ({"lr": -1}, "--amend: --lr: .*greater than 0"),
+    ],
+)
+def test_what_cannot_be_amended_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainSettings().amended(changes)
+
+
+def test_amended_settings_differ_in_what_was_amended_alone() -> None:
+    found = TrainSettings().amended({"lr": 1e-3, "clip_grad": 5, "precision": "bf16"})
+    expected = {"lr": 1e-3, "clip_grad": 5.0, "precision": "bf16"}
+    assert found == TrainSettings().model_copy(update=expected)
 
 
 @settings.options

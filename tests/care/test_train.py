@@ -67,7 +67,7 @@ def run(images: Path, tmp_path: Path) -> Train:
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "log.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
@@ -107,7 +107,10 @@ def test_a_run_learns_and_writes_its_folder(run: Train, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     folder = tmp_path / "care_tiny"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"settings.yaml", "last.pt", "best.safetensors", "log.csv", "log.jsonl"}
+    assert names == {
+        *("settings.yaml", "last.pt", "step-00000004.pt", "step-00000008.pt", ".lock"),
+        *("best.safetensors", "log.csv", "metrics.jsonl", "summary.html"),
+    }
     with (folder / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -180,17 +183,16 @@ def test_a_teacher_of_other_classes_is_refused(run: Train, tmp_path: Path) -> No
     assert_mistake(result, "teacher.safetensors", "head.fc.weight")
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """Let a run be interrupted by Ctrl-C in the epoch after `epochs` whole ones."""
-    original = train.train_epoch
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let a run be interrupted by Ctrl-C, out of the blue, in the step after `steps` whole ones."""
+    original = train.Course._step
 
-    def interrupted(job: Any, epoch: int, *rest: Any) -> float:
-        loss = original(job, epoch, *rest)
-        if epoch == epochs:
+    def interrupted(course: train.Course, *rest: Any) -> None:
+        original(course, *rest)
+        if course.learner.steps == steps + 1:
             raise KeyboardInterrupt
-        return loss
 
-    monkeypatch.setattr(train, "train_epoch", interrupted)
+    monkeypatch.setattr(train.Course, "_step", interrupted)
 
 
 def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
@@ -198,7 +200,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
 ) -> None:
     assert run(*AUGMENTED, output=tmp_path / "whole").exit_code == 0
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, 6)
         assert run(*AUGMENTED, output=tmp_path / "parts").exit_code == 130
     result = run(*AUGMENTED, "--resume", output=tmp_path / "parts")
     assert result.exit_code == 0, (result.output, result.exception)
@@ -255,13 +257,49 @@ def test_other_images_are_another_run(run: Train, tmp_path: Path) -> None:
     assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "training images was 12345, is 36")
 
 
-def test_a_damaged_checkpoint_is_not_resumed(run: Train, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run: Train, tmp_path: Path) -> None:
+    """Ten flipped bits in exponents, which torch.load reads without a word."""
+    assert run(*AUGMENTED).exit_code == 0
+    folder = tmp_path / "care_tiny"
+    expected = weights(folder)
+    last = folder / "last.pt"
+    data = bytearray(last.read_bytes())
+    start = data.index(saved_weight(folder))
+    for number in range(10):
+        data[start + 4 * number + 3] ^= 0x40
+    last.write_bytes(bytes(data))
+    torch.load(last, weights_only=True)
+    result = run(*AUGMENTED, "--resume")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "last.pt is damaged" in result.output
+    assert "going on from step-00000004.pt" in result.output
+    found = weights(folder)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def saved_weight(folder: Path) -> bytes:
+    value = checkpoint.read_all(folder / "last.pt")["model"]["head.fc.weight"]
+    return bytes(value.contiguous().numpy().tobytes())
+
+
+def test_without_a_whole_checkpoint_nothing_is_resumed(run: Train, tmp_path: Path) -> None:
     assert run(*PLAIN, "--epochs", "1").exit_code == 0
     last = tmp_path / "care_tiny/last.pt"
     last.write_bytes(last.read_bytes()[:10_000])
     before = digest(tmp_path / "care_tiny")
-    assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "last.pt", "truncated or corrupt")
+    assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "last.pt is damaged", "--overwrite")
     assert digest(tmp_path / "care_tiny") == before
+
+
+def test_what_a_killed_save_left_is_swept(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    left = tmp_path / "care_tiny/.last.pt.12345.tmp"
+    other = tmp_path / "care_tiny/.thesis.txt.tmp"
+    for path in (left, other):
+        path.write_text("half")
+    assert run(*PLAIN, "--epochs", "1", "--resume").exit_code == 0
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_folder_that_is_no_run_is_left_alone(run: Train, tmp_path: Path) -> None:
