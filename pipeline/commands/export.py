@@ -25,12 +25,14 @@ def export_triton(
     return "\n".join([f"wrote {folder}", *notes])
 
 
-def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str | None) -> str:
-    """Write a Swift package that measures a Core ML artifact; returns what was written.
+def export_coreml_bench(
+    output: Path, name: str, folder: Path, *, target: str, precision: str | None
+) -> str:
+    """Write a Swift package that measures a Core ML or Core AI artifact; returns what was written.
 
     Raises:
         InputError: There is no such artifact, or the folder holds something.
     """
     from pipeline.exports.coreml_bench import write_bench_package
 
-    return f"wrote {write_bench_package(built(output, name, 'coreml', precision), folder)}"
+    return f"wrote {write_bench_package(built(output, name, target, precision), folder)}"

@@ -66,7 +66,7 @@ class Runner(AbstractContextManager[Any]):
             InputError: Shape, type or batch size do not fit.
         """
 
-    def expect(self, labels: npt.NDArray[np.int64]) -> None:  # noqa: B027
+    def expect(self, labels: npt.NDArray[np.int64]) -> None:
         """Hear which images follow, before the first call; of use where a few stand for all.
 
         Args:
