@@ -94,7 +94,7 @@ def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700)
 
 
 def _write(artifact: Artifact, folder: Path, samples: int) -> None:
-    kind = KINDS[artifact.facts["target"]]
+    kind = next(kind for kind in KINDS.values() if (artifact.folder / kind.model).is_dir())
     templates = Path(__file__).parent / "templates"
     for name, destination in kind.files().items():
         path = folder / destination
