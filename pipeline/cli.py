@@ -403,12 +403,20 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
     show_default=True,
     help="Where the Swift package shall lie; a new folder.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(["coreml", "coreai"]),
+    default="coreml",
+    show_default=True,
+    help="Whose model.",
+)
 @USED_PRECISION
-def coreml_bench(name: str, output: Path, folder: Path, precision: str | None) -> None:
-    """Write a Swift package that measures the Core ML model of the results NAME on a device."""
+def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: str | None) -> None:
+    """Write a Swift package that measures the Core ML or Core AI model of NAME on a device."""
     from pipeline.commands import export
 
-    show(export.export_coreml_bench(output, name, folder, precision=precision))
+    written = export.export_coreml_bench(output, name, folder, target=target, precision=precision)
+    show(written)
 
 
 @main.command()

@@ -58,6 +58,14 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "pipeline/targets/coreml/test_target.py",
         "what a build goes through",
     ),
+    "pipeline/targets/coreai/{convert,network,options,build,quiet}.py": (
+        "pipeline/targets/coreai/test_target.py",
+        "what a build goes through",
+    ),
+    "pipeline/targets/coreai/{operators,program}.py": (
+        "pipeline/targets/coreai/test_executor.py",
+        "every operation has a case",
+    ),
     "pipeline/targets/ort/*.py": (
         "pipeline/targets/ort/test_target.py",
         "what a build goes through",

@@ -25,8 +25,10 @@ def export_triton(
     return "\n".join([f"wrote {folder}", *notes])
 
 
-def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str | None) -> str:
-    """Write a Swift package that measures a Core ML artifact; returns what was written.
+def export_coreml_bench(
+    output: Path, name: str, folder: Path, *, target: str, precision: str | None
+) -> str:
+    """Write a Swift package that measures a Core ML or Core AI artifact; returns what was written.
 
     Raises:
         InputError: There is no such artifact, or the folder holds something.
@@ -34,5 +36,5 @@ def export_coreml_bench(output: Path, name: str, folder: Path, *, precision: str
     """
     from pipeline.exports.coreml_bench import write_bench_package
 
-    artifact = built(output, name, "coreml", precision)
+    artifact = built(output, name, target, precision)
     return f"wrote {write_bench_package(artifact, folder)}"

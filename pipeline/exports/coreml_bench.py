@@ -1,37 +1,74 @@
-"""Writes a Swift package that measures a Core ML package on an iPhone, iPad or Mac.
+"""Writes a Swift package that measures a Core ML or Core AI model on an iPhone, iPad or Mac.
 
 The package holds the model as it is; what it measures names it by its digest, so that the result
-cannot be taken for that of another model. See `results` for the file that it writes.
+cannot be taken for that of another model. See the targets' `results` for the file that it writes.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml.package import MODEL
+from pipeline.targets.coreai import package as coreai
+from pipeline.targets.coreml import package as coreml
 
-_FILES = {
-    "Package.swift": "Package.swift",
-    "README.md": "README.md",
-    "Benchmark.swift": "Sources/CoreMLBench/Benchmark.swift",
-    "Measurements.swift": "Sources/CoreMLBench/Measurements.swift",
-    "main.swift": "Sources/coreml-bench/main.swift",
-    "BenchmarkTests.swift": "Tests/CoreMLBenchTests/BenchmarkTests.swift",
+
+@dataclass(frozen=True)
+class Kind:
+    """What the Swift packages of two formats differ in.
+
+    Attributes:
+        module: Name of the Swift library.
+        program: Name of the program, and of the file that it writes.
+        model: The model's folder within an artifact.
+        digest: Names a model's content.
+        templates: Templates of its own, by what they stand for; the others are shared.
+    """
+
+    module: str
+    program: str
+    model: str
+    digest: Callable[[Path], str]
+    templates: Mapping[str, str]
+
+    def files(self) -> dict[str, str]:
+        """Where each template goes."""
+        library, tests = f"Sources/{self.module}", f"Tests/{self.module}Tests"
+        return {
+            "Package.swift": "Package.swift",
+            "README.md": "README.md",
+            "Benchmark.swift": f"{library}/Benchmark.swift",
+            "Measurements.swift": f"{library}/Measurements.swift",
+            "main.swift": f"Sources/{self.program}/main.swift",
+            "BenchmarkTests.swift": f"{tests}/BenchmarkTests.swift",
+        }
+
+
+_COREML = Kind("CoreMLBench", "coreml-bench", coreml.MODEL, coreml.digest, {})
+_OWN = ("Package.swift", "README.md", "Benchmark.swift", "Measurements.swift")
+KINDS = {
+    "coreml": _COREML,
+    "coreai": Kind(
+        "CoreAIBench",
+        "coreai-bench",
+        coreai.MODEL,
+        coreai.digest,
+        {name: f"CoreAI{name}" for name in _OWN},
+    ),
 }
-_RESOURCES = Path("Sources/CoreMLBench/Resources")
+"""By target."""
 
 
 def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700) -> Path:
     """Write the Swift package.
 
     Args:
-        artifact: What `CoreMLTarget` built.
+        artifact: What `CoreMLTarget` or `CoreAITarget` built.
         folder: Where it shall lie; must not exist, or be empty.
         samples: Timed predictions on each set of compute units; with 662 and more there is a p99.
 
@@ -56,19 +93,28 @@ def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700)
 
 
 def _write(artifact: Artifact, folder: Path, samples: int) -> None:
+    kind = next(kind for kind in KINDS.values() if (artifact.folder / kind.model).is_dir())
     templates = Path(__file__).parent / "templates"
-    for name, destination in _FILES.items():
+    for name, destination in kind.files().items():
         path = folder / destination
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(templates / f"{name}.txt", path)
-    resources = folder / _RESOURCES
+        text = (templates / f"{kind.templates.get(name, name)}.txt").read_text()
+        path.write_text(_named_for(kind, text))
+    resources = folder / "Sources" / kind.module / "Resources"
     for name in artifact.files:
-        if name.startswith(f"{MODEL}/"):
-            rest = name.removeprefix(f"{MODEL}/")
-            artifact.copy(name, resources / "model.mlpackage" / rest)
+        if name.startswith(f"{kind.model}/"):
+            artifact.copy(name, resources / name)
+    network = artifact.network()
     facts = {
-        "name": f"{artifact.network().name} {artifact.name}",
-        "digest": saved.digest(resources / "model.mlpackage"),
+        "name": f"{network.name} {artifact.name}",
+        "digest": kind.digest(resources / kind.model),
         "samples": samples,
     }
+    if kind is not _COREML:  # which takes an image, whose size the model tells
+        facts["shape"] = [1, *network.input_shape]
     (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _named_for(kind: Kind, text: str) -> str:
+    """Templates that both share are written for Core ML."""
+    return text.replace(_COREML.module, kind.module).replace(_COREML.program, kind.program)

@@ -618,7 +618,7 @@ def test_check_without_results_says_what_to_do(tmp_path: Path, finished: Path) -
 def test_doctor_names_every_target_and_how_to_get_what_is_missing() -> None:
     result = invoke("doctor")
     assert result.exit_code == 0
-    for target in ("trt", "ort", "coreml"):
+    for target in ("trt", "ort", "coreml", "coreai"):
         assert re.search(rf"^\s*{target}\b", result.output, re.MULTILINE)
     assert "missing" in result.output
 

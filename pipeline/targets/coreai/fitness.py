@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline.core.network import Images
-from pipeline.targets.coreai.executor import Executor
 from pipeline.targets.coreai.program import Graph, Operation, Program
 
 Level = Literal["fine", "advice", "problem"]
@@ -124,7 +123,9 @@ def _ranks(program: Program) -> Finding:
     if not high:
         return Finding("rank", "fine", "no tensor has more than 4 axes")
     advice = "merge axes: the Neural Engine's tensors have 4"
-    return Finding("rank", "advice", f"{len(high)} tensors have 5 axes or more", advice, _some(high))
+    return Finding(
+        "rank", "advice", f"{len(high)} tensors have 5 axes or more", advice, _some(high)
+    )
 
 
 def _rank(operation: Operation) -> int:
@@ -137,6 +138,8 @@ def _name(operation: Operation) -> str:
 
 
 def _range(program: Program, images: Images) -> Finding:
+    from pipeline.targets.coreai.executor import Executor
+
     executor = Executor(program, half=False, record=True)
     executor(images)
     largest = executor.largest()

@@ -1,11 +1,11 @@
-"""The two ways to run an asset: Apple's runtime alone, or the executor with the runtime as judge."""
+"""The two ways to run an asset: Apple's runtime, or the executor with the runtime as its judge."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ from pipeline.core import figures
 from pipeline.core.errors import InputError, UnsupportedOperatorError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Numerics, Runner
-from pipeline.targets.coreai.executor import Executor
 from pipeline.targets.coreai.package import check
 from pipeline.targets.coreai.runtime import Runtime
+
+if TYPE_CHECKING:
+    from pipeline.targets.coreai.executor import Executor
 
 APPLE = f"Apple's Core AI runtime on {platform.system()}"
 EXECUTOR = "Core AI program executor on the CPU, results rounded to float16 where typed so"
@@ -103,6 +105,8 @@ class JudgedRunner(Runner):
     """
 
     def __init__(self, package: Path, network: Network, images: int, bound: Bound) -> None:
+        from pipeline.targets.coreai.executor import Executor
+
         program = check(package, network)
         self._executor: Executor | None = Executor(program)
         self._exact = Executor(program, half=False, record=True)
@@ -140,9 +144,7 @@ class JudgedRunner(Runner):
         """
         if not self._judged:
             return None
-        emulated, apple, exact = (
-            np.concatenate(part) for part in zip(*self._judged, strict=True)
-        )
+        emulated, apple, exact = (np.concatenate(part) for part in zip(*self._judged, strict=True))
         self._check(emulated, apple)
         found = figures.compare(emulated, apple)
         self.device = (

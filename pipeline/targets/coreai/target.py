@@ -44,7 +44,7 @@ _MAC = (
 
 
 class CoreAITarget(Target):
-    """Builds Core AI assets anywhere; Apple's runtime judges them on Linux and runs them on a Mac."""
+    """Builds Core AI assets anywhere: Apple's runtime judges them on Linux, runs them on a Mac."""
 
     name = "coreai"
     title = "Core AI"
@@ -53,9 +53,9 @@ class CoreAITarget(Target):
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""
-        found = {name: version for name, version in versions(*PACKAGES).items()}
         needed = [
-            Requirement(name, _there(version), "build", INSTALL) for name, version in found.items()
+            Requirement(name, _there(version), "build", INSTALL)
+            for name, version in versions(*PACKAGES).items()
         ]
         system = platform.mac_ver()[0] or None
         return [*needed, Requirement(f"macOS {_SYSTEM}", system, "measure", _MAC)]

@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
 from pipeline.core.network import Images, Logits, Network
-from pipeline.targets.coreai.executor import Executor
 from pipeline.targets.coreai.package import check
 from pipeline.targets.coreai.runner import APPLE, Bound
 from pipeline.targets.coreai.runtime import Runtime
@@ -73,6 +72,8 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
             else than the executor.
         UnsupportedOperatorError: The executor does not know an operation.
     """
+    from pipeline.targets.coreai.executor import Executor
+
     images = probes(network)
     expected = _logits(module, images)
     apple = _by_apple(package, images[:1], network)

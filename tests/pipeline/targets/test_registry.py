@@ -18,7 +18,7 @@ def test_names_are_known_without_loading_a_target() -> None:
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert run.stdout == "['trt', 'ort', 'coreml'] []\n"
+    assert run.stdout == "['trt', 'ort', 'coreml', 'coreai'] []\n"
 
 
 def test_targets_are_loaded_once() -> None:
@@ -36,7 +36,7 @@ def test_every_precision_has_a_form_or_is_built_from_the_module(name: str) -> No
 
 def test_who_offers_what_others_leave_out() -> None:
     assert able("diff") == ["coreml"]
-    assert able("read_measurements") == ["coreml"]
+    assert able("read_measurements") == ["coreml", "coreai"]
     assert able("profile") == ["ort"]
 
 

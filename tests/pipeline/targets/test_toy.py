@@ -141,4 +141,4 @@ def test_names_are_taken_once(toy: None) -> None:
 def test_without_the_toy_its_name_is_unknown(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["doctor", "--target", "toy"])
     assert result.exit_code == 2
-    assert "known are trt, ort, coreml" in result.output
+    assert "known are trt, ort, coreml, coreai" in result.output
