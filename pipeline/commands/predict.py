@@ -76,7 +76,8 @@ def find(artifact: str, output: Path, name: str | None) -> Path:
     if len(folders) > 1:
         known = ", ".join(path.name for path in folders)
         raise InputError(f"{output} holds several results ({known}): name one with --name")
-    return built(output, folders[0].name, target, precision or None).folder
+    found, _ = built(output, folders[0].name, target, precision or None)
+    return found.folder
 
 
 def plain(model: Model, prediction: Prediction) -> dict[str, Any]:

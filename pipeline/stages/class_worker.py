@@ -86,8 +86,8 @@ def work(job: Job, folder: Path) -> None:
             np.save(folder / f"{precision}.npy", _logits(runner, samples, job.batch))
         busy = machine.load()
         size = max(runner.smallest for runner in runners.values())
-        images = np.repeat(next(batches(samples, 1)), size, 0)
-        timed = timing.interleaved(runners, images, job.protocol)
+        pictures = next(batches(samples, 1)).repeated(size)
+        timed = timing.interleaved(runners, pictures, job.protocol)
         figures = Figures(
             devices={precision: runner.device for precision, runner in runners.items()},
             busy=busy,
@@ -98,7 +98,10 @@ def work(job: Job, folder: Path) -> None:
 
 def _logits(runner: Runner, samples: Artifact, batch: int) -> np.ndarray:
     size = max(runner.smallest, min(batch, runner.largest or batch))
-    parts = [in_batches(runner, images, size, runner.smallest) for images in batches(samples, size)]
+    parts = [
+        in_batches(runner, runner.input_of(pictures), size, runner.smallest)
+        for pictures in batches(samples, size)
+    ]
     return np.concatenate(parts)
 
 
