@@ -29,6 +29,8 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.library import Library
 
+PixelsOrNone = npt.NDArray[np.uint8] | None
+
 NOT_INTERLEAVED = (
     "not comparable: the two were measured in runs of their own; put both in one configuration to "
     "have them measured in turn"
@@ -298,9 +300,15 @@ def _changed_versions(
             yield package, pair
 
 
-def to_json(compared: Compared) -> str:
-    """All of it, with the verdicts, for programs."""
+def to_json(compared: Compared, mark: str) -> str:
+    """All of it, with the verdicts, for programs.
+
+    Args:
+        compared: The two runs.
+        mark: What the file says it is.
+    """
     plain = compared.to_dict()
     for values, pair in zip(plain["pairs"], compared.pairs, strict=True):
         values["verdict"] = pair.verdict
-    return json.dumps({**plain, "regressions": compared.regressions}, indent=1) + "\n"
+    stated = {"what": mark, **plain, "regressions": compared.regressions}
+    return json.dumps(stated, indent=1) + "\n"

@@ -124,7 +124,9 @@ def _ranks(program: Program) -> Finding:
     if not high:
         return Finding("rank", "fine", "no tensor has more than 4 axes")
     advice = "merge axes: the Neural Engine's tensors have 4"
-    return Finding("rank", "advice", f"{len(high)} tensors have 5 axes or more", advice, _some(high))
+    return Finding(
+        "rank", "advice", f"{len(high)} tensors have 5 axes or more", advice, _some(high)
+    )
 
 
 def _rank(operation: Operation) -> int:

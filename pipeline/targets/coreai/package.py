@@ -103,9 +103,7 @@ def metadata(package: Path) -> dict[str, Any]:
             if key.startswith(f"{_OWN}.")
         }
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ArtifactError(
-            f"{package / METADATA} is damaged ({error}): build it again"
-        ) from error
+        raise ArtifactError(f"{package / METADATA} is damaged ({error}): build it again") from error
     if not own:
         raise ArtifactError(f"{package} was not built by this program: it names no labels")
     return own
@@ -130,7 +128,9 @@ def check(package: Path, network: Network) -> Program:
         raise ArtifactError(f"{package} is no Core AI asset: it is no folder; build it again")
     present = {path.name for path in package.iterdir()}
     if missing := sorted(_FILES - present):
-        raise ArtifactError(f"{package} is no Core AI asset: it holds no {missing[0]}; build it again")
+        raise ArtifactError(
+            f"{package} is no Core AI asset: it holds no {missing[0]}; build it again"
+        )
     found = digest(package)
     if _bytes(package, HASH).hex() != found:
         raise ArtifactError(f"{package / BYTECODE} is damaged, or of another asset: build it again")

@@ -241,5 +241,7 @@ def unpack(
     stream = np.unpackbits(packed, bitorder="little")[: count * width].reshape(count, width)
     numbers = stream.astype(np.int16) @ (1 << np.arange(width, dtype=np.int16))
     if signed:
-        return np.where(numbers >= 1 << (width - 1), numbers - (1 << width), numbers).astype(np.int8)
+        return np.where(numbers >= 1 << (width - 1), numbers - (1 << width), numbers).astype(
+            np.int8
+        )
     return numbers.astype(np.uint8)

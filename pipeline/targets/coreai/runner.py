@@ -140,9 +140,7 @@ class JudgedRunner(Runner):
         """
         if not self._judged:
             return None
-        emulated, apple, exact = (
-            np.concatenate(part) for part in zip(*self._judged, strict=True)
-        )
+        emulated, apple, exact = (np.concatenate(part) for part in zip(*self._judged, strict=True))
         self._check(emulated, apple)
         found = figures.compare(emulated, apple)
         self.device = (
