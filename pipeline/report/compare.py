@@ -162,7 +162,7 @@ def compare(baseline: Path, new: Path) -> Compared:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Exact two-sided McNemar test: how likely so uneven a split of the changed images is by chance.
+    """Exact two-sided McNemar test: how likely chance splits the changed images so unevenly.
 
     Args:
         lost: Images that only the first has right.

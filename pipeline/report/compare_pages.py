@@ -107,8 +107,8 @@ def _cells(pair: Pair) -> list[str]:
 
 
 def _top1(pair: Pair) -> str:
-    before, after = ("–" if value is None else f"{100 * value:.2f}" for value in pair.top1)
-    states = "" if len(set(pair.states)) == 1 else f" ({' → '.join(s or '–' for s in pair.states)})"
+    before, after = ("none" if value is None else f"{100 * value:.2f}" for value in pair.top1)
+    states = "" if len(set(pair.states)) == 1 or pair.only_in else f" ({' → '.join(pair.states)})"
     return f"{before} → {after}{states}"
 
 
