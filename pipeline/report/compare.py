@@ -103,7 +103,7 @@ class Pair(Plain):
             return "worse"
         if self.interval[1] < 0:
             return "better"
-        return "the same" if not self.changed else "no difference proven"
+        return "the same" if not self.changed else "not proven"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _COLOURS = {"worse": "red", "better": "green"}
 
 def text(compared: Compared) -> str:
     """A table for the terminal, and what is proven."""
-    table = Table("artifact", "top-1", "drop (95 %)", "p", "images", "MB", "", box=None)
+    table = Table("artifact", "top-1", "drop (95 %)", "p", "images changed", "", box=None)
     for pair in compared.pairs:
         verdict = styled(pair.verdict, _COLOURS.get(pair.verdict, ""))
         table.add_row(*_cells(pair), verdict)
@@ -39,7 +39,7 @@ def text(compared: Compared) -> str:
 
 def markdown(compared: Compared) -> str:
     """For a pull request."""
-    head = ("artifact", "top-1", "drop (95 %)", "p", "images", "MB", "verdict")
+    head = ("artifact", "top-1", "drop (95 %)", "p", "images changed", "verdict")
     lines = [f"### {MARK}", "", _row(head), _row(["---"] * len(head))]
     lines += [_row([*_cells(pair), pair.verdict]) for pair in compared.pairs]
     lines += ["", *(f"- {_escaped(note)}" for note in _notes(compared))]
@@ -101,9 +101,8 @@ def _cells(pair: Pair) -> list[str]:
         low, high = (100 * bound for bound in pair.interval)
         drop = f"{100 * pair.drop:+.2f} ({low:+.2f} to {high:+.2f})"
     p_value = "" if pair.p_value is None else f"{pair.p_value:.3g}"
-    before, after = (f"{size / 1e6:.2f}" for size in pair.size)
     changed = _changed(pair) if pair.drop is not None else ""
-    return [pair.name, _top1(pair), drop, p_value, changed, f"{before} → {after}"]
+    return [pair.name, _top1(pair), drop, p_value, changed]
 
 
 def _top1(pair: Pair) -> str:
@@ -115,7 +114,7 @@ def _top1(pair: Pair) -> str:
 def _changed(pair: Pair) -> str:
     won = sum(image.effect == "won" for image in pair.changed)
     lost = sum(image.effect == "lost" for image in pair.changed)
-    return f"{len(pair.changed)} changed: {won} won, {lost} lost"
+    return f"{len(pair.changed)}: {won} won, {lost} lost"
 
 
 def _notes(compared: Compared) -> Iterator[str]:
@@ -123,6 +122,10 @@ def _notes(compared: Compared) -> Iterator[str]:
     yield from compared.regressions or ["no regression is proven"]
     reasons = dict.fromkeys(pair.why_not for pair in compared.pairs if pair.why_not)
     yield from (f"accuracy is not compared: {why}" for why in reasons)
+    for pair in compared.pairs:
+        if pair.size[0] != pair.size[1] and not pair.only_in:
+            before, after = (f"{size / 1e6:.2f}" for size in pair.size)
+            yield f"size of {pair.name}: {before} → {after} MB"
     if any(None not in pair.latency for pair in compared.pairs):
         yield f"latency is {NOT_INTERLEAVED}"
     for package, (before, after) in compared.versions.items():

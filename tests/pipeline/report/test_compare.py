@@ -56,7 +56,7 @@ def test_mcnemar_holds_for_a_whole_validation_set() -> None:
         ({"interval": (-0.01, 0.02)}, "the same"),
         (
             {"interval": (-0.01, 0.02), "changed": (ChangedImage(0, "a", "x", "x", "y"),)},
-            "no difference proven",
+            "not proven",
         ),
         ({"drop": None, "interval": None}, "cannot be told"),
         ({"only_in": "new"}, "only in the new run"),
