@@ -317,6 +317,27 @@ def init(file: Path, **wanted: Any) -> None:
 
 
 @main.command()
+@click.argument("new", type=PATH)
+@click.option(
+    "--baseline", type=PATH, required=True, help="Results' folder to compare with: how it was."
+)
+@click.option("--markdown", type=PATH, help="Also write it for a pull request.")
+@click.option("--html", type=PATH, help="Also write a page with the images that changed.")
+@click.option("--junit", type=PATH, help="Also write it as JUnit XML, for CI.")
+@click.option("--json", "json_file", type=PATH, help="Also write all of it as JSON.")
+@click.pass_context
+def compare(ctx: click.Context, new: Path, baseline: Path, **files: Path | None) -> None:
+    """Compare the results in the folder NEW with others: accuracy image by image, size, versions.
+
+    Exit code 1 where the new run is proven to be worse: where the 95 % interval of the paired
+    difference of top-1 excludes zero, or an artifact is gone.
+    """
+    from pipeline.commands import compare
+
+    ctx.exit(compare.compare(baseline, new, **files))
+
+
+@main.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--artifact",

@@ -142,11 +142,14 @@ def _unforeseen(step: Step, error: Exception) -> PipelineError:
 
 
 def _blocked(step: Step, ended: dict[str, StageResult]) -> str:
-    """Why the step cannot run, if it cannot."""
+    """Why the step cannot run, if it cannot, even without what is missing."""
+    missing: dict[Step, str] = {}
     for required in step.requires:
         result = ended.get(required.name)
         if result is not None and result.state in (State.FAILED, State.SKIPPED):
-            return f"{required.name} {result.state}"
+            missing[required] = f"{required.name} {result.state}"
         if result is None and not required.folder.exists():
-            return f"{required.name} is not built and not selected"
-    return ""
+            missing[required] = f"{required.name} is not built and not selected"
+    if not missing or step.do_without(list(missing)):
+        return ""
+    return next(iter(missing.values()))

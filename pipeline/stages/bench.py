@@ -19,6 +19,7 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.images import batches
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.bench import PYTORCH, BatchLatency, BenchFacts, EndToEnd, Measured
+from pipeline.steps.step import Step
 from pipeline.targets.base import Target
 from pipeline.targets.pytorch import TorchRunner
 from pipeline.targets.registry import TARGETS
@@ -38,7 +39,18 @@ class BenchStep(TargetStep):
         self, context: RunContext, target: str, builds: Sequence[BuildStep], samples: SampleStep
     ) -> None:
         super().__init__(context, f"bench/{target}", [*builds, samples], target)
-        self.builds, self.samples, self.runtime = builds, samples, TARGETS[target]
+        self.builds: Sequence[BuildStep] = builds
+        self.samples, self.runtime = samples, TARGETS[target]
+
+    def do_without(self, missing: Sequence[Step]) -> bool:
+        """Measure what was built: one precision that failed hides no other."""
+        left = [build for build in self.builds if build not in missing]
+        if self.samples in missing or not left:
+            return False
+        gone = [build.name for build in self.builds if build not in left]
+        self.notes.append(f"measured without {', '.join(gone)}")
+        self.builds, self.requires = left, (*left, self.samples)
+        return True
 
     def inputs(self) -> Mapping[str, Any]:
         """The protocol, the machine, and the network, which is measured as PyTorch has it."""

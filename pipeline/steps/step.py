@@ -148,6 +148,14 @@ class Step(ABC):
         """Seals of the artifacts that it is made from, by name: stated, and part of no key."""
         return {step.name: step.artifact().seal for step in self.requires}
 
+    def do_without(self, missing: Sequence[Step]) -> bool:
+        """Go on without some of what the step requires; whether it can.
+
+        Args:
+            missing: Steps that failed, or were skipped, or are not built.
+        """
+        return False
+
     def tools(self) -> dict[str, str]:
         """Versions of the packages that decide the result."""
         return {}

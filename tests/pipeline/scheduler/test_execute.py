@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -330,6 +330,36 @@ def test_a_failure_stops_only_what_needs_it(toy: Toy) -> None:
     toy.fail = None
     outcome, _ = execute_toy(toy)
     assert states(outcome) == ["up to date", "done", "done", "up to date"]
+
+
+class Tolerant(Bench):
+    """Does without all but its first requirement, as a bench does without a precision."""
+
+    def do_without(self, missing: Sequence[Step]) -> bool:
+        if self.requires[0] in missing:
+            return False
+        self.requires = tuple(step for step in self.requires if step not in missing)
+        return True
+
+
+def test_a_step_may_do_without_what_failed(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(context: RunContext) -> list[Step]:
+        good = Export(context, "ort/fp32")
+        bad = Build(context, "ort/int8")
+        bench = Tolerant(context, "bench/ort", [good, bad])
+        blocked = Tolerant(context, "bench/trt", [bad, good])
+        return [good, bad, bench, blocked]
+
+    monkeypatch.setattr(execute, "plan", plan)
+    toy.fail = BuildError("no calibration")
+    outcome, _ = execute_toy(toy)
+    assert states(outcome) == ["done", "failed", "done", "skipped"]
+    assert outcome.results[3].why == "ort/int8 failed"
+    assert list(Artifact.read(toy.folder / "bench/ort").made_from) == ["ort/fp32"]
+    toy.fail = None
+    outcome, recorder = execute_toy(toy)
+    assert states(outcome) == ["up to date", "done", "done", "done"]
+    assert recorder.reasons["bench/ort"] == "changed: ort/int8"
 
 
 def test_running_out_of_memory_is_a_failed_build(toy: Toy) -> None:

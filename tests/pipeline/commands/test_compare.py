@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import pipeline
+from care import checkpoint
+from pipeline.cli import main
+
+STAGES = ("export", "simplify", "precision", "build", "validate")
+
+
+def settings(output: Path, name: str, **model: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "output": output,
+        "model": {"name": "care_tiny", "checkpoint": "embedded", **model},
+        "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
+        "targets": {"ort": {"precisions": ["fp32"]}},
+        "validation": {"images": 60},
+    }
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the embedded weights, and one of weights whose classifier mistakes two classes."""
+    folder = tmp_path_factory.mktemp("compare")
+    embedded = checkpoint.embedded()
+    assert embedded is not None
+    state = checkpoint.read(embedded)
+    order = [1, 0, *range(2, 10)]
+    for name in [name for name in state if name.startswith(("head.", "dist_head."))]:
+        state[name] = state[name][order].contiguous()
+    checkpoint.save(folder / "mixed.safetensors", state)
+    pipeline.run(settings(folder, "good"), only=STAGES)
+    pipeline.run(settings(folder, "bad", checkpoint=str(folder / "mixed.safetensors")), only=STAGES)
+    return folder
+
+
+def compare(output: Path, new: str, baseline: str, *arguments: object) -> Result:
+    given = [str(output / new), "--baseline", str(output / baseline), *map(str, arguments)]
+    return CliRunner().invoke(main, ["compare", *given])
+
+
+def test_a_proven_regression_is_exit_code_1(output: Path, tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("markdown", "html", "junit", "json")}
+    options = [part for kind, path in files.items() for part in (f"--{kind}", path)]
+    result = compare(output, "bad", "good", *options)
+    assert result.exit_code == 1, result.output
+    assert "ort/fp32 lost" in result.output
+    told = json.loads(files["json"].read_text())
+    (pair,) = told["pairs"]
+    assert pair["verdict"] == "worse"
+    assert pair["p_value"] < 0.05
+    assert pair["top1"][0] - pair["top1"][1] == pytest.approx(pair["drop"])
+    labels = {image["label"] for image in pair["changed"]}
+    assert {"T-shirt/top", "Trouser"} <= labels
+    assert files["html"].read_text().count("<img") == len(pair["changed"])
+    assert "<failure" in files["junit"].read_text()
+    again = compare(output, "bad", "good", *options)
+    assert again.exit_code == 1
+
+
+def test_the_other_way_round_it_is_better(output: Path) -> None:
+    result = compare(output, "good", "bad")
+    assert result.exit_code == 0
+    assert "better" in result.output
+
+
+def test_a_run_is_the_same_as_itself(output: Path) -> None:
+    result = compare(output, "good", "good")
+    assert result.exit_code == 0
+    assert "the same" in result.output
+    assert "no regression is proven" in result.output
+
+
+def test_other_images_are_not_compared(output: Path) -> None:
+    fewer = {**settings(output, "fewer"), "validation": {"images": 40}}
+    pipeline.run(fewer, only=STAGES)
+    result = compare(output, "fewer", "good")
+    assert result.exit_code == 0
+    assert "cannot be told" in result.output
+    assert "judged other images" in " ".join(result.output.split())
+
+
+def test_files_of_somebody_else_stay(output: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("mine")
+    result = compare(output, "good", "good", "--markdown", notes)
+    assert result.exit_code == 2
+    assert notes.read_text() == "mine"
+
+
+def test_damaged_and_missing_results_are_refused(output: Path, tmp_path: Path) -> None:
+    result = compare(output, "none", "good")
+    assert result.exit_code == 2
+    assert "results.json" in result.output
+    shutil.copytree(output / "bad", tmp_path / "bad")
+    logits = tmp_path / "bad" / "validate" / "ort-fp32" / "logits.npy"
+    data = bytearray(logits.read_bytes())
+    data[-1] ^= 1
+    logits.write_bytes(bytes(data))
+    given = [str(tmp_path / "bad"), "--baseline", str(output / "good")]
+    result = CliRunner().invoke(main, ["compare", *given])
+    assert result.exit_code == 0
+    assert "has changed since it was written" in " ".join(result.output.split())
