@@ -311,9 +311,9 @@ def init(file: Path, **wanted: Any) -> None:
     from pipeline.commands import init, run
     from pipeline.scheduler.plan import Selection
 
-    click.echo(init.write_first(init.Wanted(**wanted), file))
-    click.echo(run.dry_run(load_config(file), Selection()))
-    click.echo(f"build it with: python -m pipeline run {file}")
+    show(init.write_first(init.Wanted(**wanted), file))
+    show(run.dry_run(load_config(file), Selection()))
+    show(f"build it with: python -m pipeline run {file}")
 
 
 @main.command()

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.api.model import Model, Prediction, load
@@ -76,8 +75,7 @@ def find(artifact: str, output: Path, name: str | None) -> Path:
     if len(folders) > 1:
         known = ", ".join(path.name for path in folders)
         raise InputError(f"{output} holds several results ({known}): name one with --name")
-    found, _ = built(output, folders[0].name, target, precision or None)
-    return found.folder
+    return built(output, folders[0].name, target, precision or None).folder
 
 
 def plain(model: Model, prediction: Prediction) -> dict[str, Any]:
@@ -98,12 +96,12 @@ def _text(model: Model, predictions: Sequence[Prediction]) -> str:
     table = Table("image", "class", "probability", "ms", box=None)
     for prediction in predictions:
         took = prediction.milliseconds
-        image, time = escape(prediction.image), "" if took is None else f"{took:.2f}"
+        image, time = prediction.image, "" if took is None else f"{took:.2f}"
         for score in prediction.scores:
-            table.add_row(image, escape(score.label), f"{100 * score.probability:.2f} %", time)
+            table.add_row(image, score.label, f"{100 * score.probability:.2f} %", time)
             image = time = ""  # once an image
     by = f"{model.name}, {model.state}: {model.device}"
-    return render(table, escape(by), *([escape(f"emulated: {model.why}")] if model.why else []))
+    return render(table, by, *([f"emulated: {model.why}"] if model.why else []))
 
 
 def _files(images: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,8 @@ from PIL import Image
 import pipeline
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnavailableError
 from pipeline.core.figures import State
+from pipeline.core.network import Batch, Logits
+from pipeline.core.runner import Runner
 from pipeline.targets.ort.target import OrtTarget
 
 
@@ -176,12 +178,13 @@ def test_what_can_neither_run_nor_be_emulated_is_unavailable(
 def test_values_that_are_not_finite_are_no_prediction(
     model: pipeline.Model, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        model, "_runner", type("Broken", (), {"smallest": 1, "largest": None, "__call__": _nan})()
-    )
+    monkeypatch.setattr(model, "_runner", Broken())
     with pytest.raises(ArtifactError, match="NaN or infinity"):
         model.predict(photos[0])
 
 
-def _nan(self: object, images: np.ndarray) -> np.ndarray:
-    return np.full((len(images), 10), np.nan, np.float32)
+class Broken(Runner):
+    device = "a broken one"
+
+    def __call__(self, images: Batch) -> Logits:
+        return np.full((len(images), 10), np.nan, np.float32)

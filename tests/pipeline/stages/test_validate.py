@@ -319,5 +319,3 @@ def test_narrow_sums_may_be_nearer() -> None:
     assert found.drop.value is not None
     assert found.drop.value < 0
     assert found.differ
-
-
