@@ -532,14 +532,20 @@ def test_the_log_takes_every_name_and_no_terminal_obeys_it(tmp_path: Path) -> No
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch, name: str, error: int = errno.EACCES) -> None:
     """Let the system refuse a file of that name, as it does a user who is not root."""
-    real = Path.open
+    real, below = Path.open, os.open
 
     def open_other(self: Path, *arguments: Any, **keywords: Any) -> Any:
         if self.name == name:
             raise OSError(error, os.strerror(error), str(self))
         return real(self, *arguments, **keywords)
 
+    def open_below(path: Any, *arguments: Any, **keywords: Any) -> int:
+        if Path(str(path)).name == name:
+            raise OSError(error, os.strerror(error), str(path))
+        return below(path, *arguments, **keywords)
+
     monkeypatch.setattr(Path, "open", open_other)
+    monkeypatch.setattr(os, "open", open_below)
 
 
 def test_a_log_that_cannot_be_written_is_said_or_done_without(
