@@ -49,7 +49,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/steps/folders.py": ("pipeline/scheduler/test_execute.py", "locks of a run"),
     "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
     "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
-    "pipeline/targets/pytorch.py": ("pipeline/stages/test_bench.py", "the baseline"),
     "pipeline/targets/coreml/measured.py": (
         "pipeline/targets/coreml/test_results.py",
         "measurements are taken over",

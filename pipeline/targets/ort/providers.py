@@ -1,7 +1,8 @@
 """Execution providers: what executes the nodes, and whether it is here.
 
-OpenVINO comes in two ways: built into the package `onnxruntime-openvino`, or as the plugin
-`onnxruntime-ep-openvino` beside any ONNX Runtime, which offers Intel's devices only.
+OpenVINO comes as the plugin `onnxruntime-ep-openvino` beside any ONNX Runtime, which offers Intel's
+devices only, or is built into ONNX Runtime itself. The package `onnxruntime-openvino` is such a
+build; it overwrites the files of `onnxruntime`, so that nothing here recommends it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def missing(provider: str, ort: Any) -> str | None:
             "pip install onnxruntime-ep-openvino, or set provider: cpu"
         )
     if _device(ort) is None:
-        return f"the plugin {PLUGIN} offers no CPU device on this machine: set provider: cpu"
+        return (
+            f"the plugin {PLUGIN} offers no CPU device here, since it takes Intel's CPUs "
+            "alone: set provider: cpu"
+        )
     return None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,14 @@ def network() -> onnx.ModelProto:
         ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def cpu_vendor() -> str:
+    """Such as "GenuineIntel", of x86 CPUs on Linux; "unknown" elsewhere."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.is_file() else ""
+    found = re.search(r"vendor_id\s*:\s*(\w+)", text)
+    return found[1] if found else "unknown"
 
 
 def reference(images: Images) -> Logits:
@@ -137,6 +147,26 @@ def test_a_fixed_batch_is_stated_and_kept(build: Build, pictures: Images) -> Non
         )
         with pytest.raises(InputError, match=r"shape \(2, 3, 16, 16\)"):
             runner(pictures)
+
+
+def test_openvino_runs_every_node(build: Build, pictures: Images) -> None:
+    vendor = cpu_vendor()
+    if vendor != "GenuineIntel":
+        pytest.skip(f"OpenVINO's plugin offers Intel's devices alone, and this CPU is {vendor}")
+    pytest.importorskip(providers.PLUGIN, reason="pip install onnxruntime-ep-openvino")
+    made = build(provider="openvino")
+    assert set(made.facts["nodes"]) == {providers.NAMES["openvino"]}
+    assert made.facts["fallback"] is False
+    assert "layout" not in made.facts, "the blocked layout is that of ONNX Runtime's own kernels"
+    with TARGET.open(made, threads=1) as runner:
+        for batch in (1, 3):
+            logits = runner(pictures[:batch])
+            np.testing.assert_allclose(logits, reference(pictures[:batch]), rtol=1e-3, atol=1e-4)
+    fixed = build(provider="openvino", batch=2)
+    with TARGET.open(fixed, threads=2) as runner:
+        assert (runner.smallest, runner.largest) == (2, 2)
+        logits = runner(pictures[:2])
+    np.testing.assert_allclose(logits, reference(pictures[:2]), rtol=1e-3, atol=1e-4)
 
 
 def test_the_portable_file_answers_alike(built: Artifact, pictures: Images) -> None:
