@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -207,6 +208,8 @@ def main(modules: tuple[str, ...], count: int, seed: int, added: bool, least: fl
     unknown = sorted(set(modules) - TESTS.keys())
     if unknown:
         raise click.UsageError(f"there are no tests for {unknown[0]}: add it to TESTS")
+    # As an exception, so that the copy is removed.
+    signal.signal(signal.SIGTERM, lambda *told: sys.exit(143))
     start = time.monotonic()
     everything = {module: mutants_of(ROOT, module, tests) for module, tests in TESTS.items()}
     chosen = choose(everything, count, seed)

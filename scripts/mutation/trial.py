@@ -106,12 +106,14 @@ class Trials:
 
 def _wait(child: int, deadline: float) -> int:
     """Exit status of a child; kills it and all that it started when the time is over."""
-    ended, status = os.waitpid(child, os.WNOHANG)
-    while not ended and time.monotonic() < deadline:
-        time.sleep(0.01)
-        ended, status = os.waitpid(child, os.WNOHANG)
-    with contextlib.suppress(ProcessLookupError):  # nothing of it is left
-        os.killpg(child, signal.SIGKILL)
+    ended, status = 0, 1
+    try:
+        while not ended and time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0 if ended else 0.01)
+    finally:  # also where this process is told to end
+        with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+            os.killpg(child, signal.SIGKILL)
     if not ended:
         os.waitpid(child, 0)
         return 1
@@ -125,6 +127,7 @@ def _test(
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _redirect(output)
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
         os.chdir(folder)
