@@ -325,3 +325,9 @@ def test_needs_no_deep_learning_framework(module: str) -> None:
         "assert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_specification_needs_no_pillow() -> None:
+    program = "import sys, pipeline.core.preprocess; print('PIL' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
