@@ -19,7 +19,7 @@ What is decided here, once:
   Floating-point images have no agreed range and are refused.
 
 Everything else equals `timm.data.create_transform(…, is_training=False)` to the last bit. Only
-numpy and Pillow are needed.
+numpy and Pillow are needed, Pillow only where there are images: a configuration is read without.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, Literal, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.errors import DataError, PreprocessError
 from pipeline.core.network import Images, Pixels
 from pipeline.core.words import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Channels = Literal["rgb", "gray"]
 Exif = Literal["apply", "ignore"]
@@ -59,13 +61,13 @@ _ORIENTATION_TAG = 0x0112
 _TAGGED = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 """Where Pillow looks for the tag. It turns TIFF files by itself (`tag_v2`), for timm too."""
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
 }
 
 
@@ -83,6 +85,8 @@ def decode(data: bytes, name: str, exif: Exif = "apply") -> Image.Image:
     Raises:
         DataError: `data` is empty, no image, truncated, corrupt or a decompression bomb.
     """
+    from PIL import Image, UnidentifiedImageError
+
     if not data:
         raise DataError(f"{name} is empty (0 bytes): replace or remove it")
     try:
@@ -119,6 +123,8 @@ def to_rgb(image: Image.Image, exif: Exif = "apply") -> Image.Image:
     Raises:
         DataError: The pixel format has no agreed meaning as colours, such as floating point.
     """
+    from PIL import Image
+
     upright = _orient(image) if exif == "apply" else _without_tag(image)
     if upright.mode == "RGB":
         return upright
@@ -140,6 +146,8 @@ def to_rgb(image: Image.Image, exif: Exif = "apply") -> Image.Image:
 
 def _orient(image: Image.Image) -> Image.Image:
     """Apply the orientation tag; the result carries no tag, so that it is never applied twice."""
+    from PIL import Image
+
     try:
         method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, ValueError, OSError, struct.error, TypeError):
@@ -147,7 +155,7 @@ def _orient(image: Image.Image) -> Image.Image:
         return image
     if method is None:
         return image
-    upright = image.transpose(method)
+    upright = image.transpose(Image.Transpose[method])
     transparency = image.info.get("transparency")  # a palette's transparent entry lives here
     upright.info = {} if transparency is None else {"transparency": transparency}
     return upright
@@ -165,6 +173,8 @@ def _without_tag(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale a gray image of mode I;16 (or I, as older Pillow reads 16-bit PNG) to 8 bits."""
+    from PIL import Image
+
     values = np.asarray(image).astype(np.int64)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise DataError(
@@ -328,6 +338,8 @@ class Preprocess:
         Raises:
             DataError: The image cannot be used, or is too elongated to be resized within bounds.
         """
+        from PIL import Image
+
         image = to_rgb(image, self.exif)
         if self.channels == "gray":
             image = image.convert("L")

@@ -40,6 +40,8 @@ CUT = (
 """What changes no result, although others import it. The values of the configuration are inputs of
 the steps; through the registry every step would depend on every target."""
 
+_CUT_BEGINNINGS = tuple(f"{name}." for name in CUT)
+
 MOST_REMEMBERED = 2000
 """Sources whose imports are remembered: those of some earlier versions too."""
 
@@ -100,6 +102,7 @@ class Code:
         self.folders = dict.fromkeys(own, root)
         self.cache = cache
         self._files: dict[str, Path | None] = {}
+        self._folders: dict[Path, dict[str, Path]] = {}
         self._modules: dict[str, Module] = {}
         remembered = {} if cache is None else _read_cache(cache)
         _PARSED.update(remembered)
@@ -167,14 +170,24 @@ class Code:
         return self._files[name]
 
     def _find(self, name: str) -> Path | None:
-        package, *rest = name.split(".")
+        package, *within = name.split(".")
         if package not in self.folders:
             return None
-        path = self.folders[package].joinpath(package, *rest)
-        for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
-            if file.is_file():
-                return file
-        return None
+        *above, last = [package, *within]
+        return self._listed(self.folders[package].joinpath(*above)).get(last)
+
+    def _listed(self, folder: Path) -> dict[str, Path]:
+        """Files of the modules and packages in a folder, by their names; read once.
+
+        Hundreds of names are asked for that are no modules, but something in one.
+        """
+        if folder not in self._folders:
+            entries = list(folder.iterdir()) if folder.is_dir() else []
+            inits = {entry.name: entry / "__init__.py" for entry in entries if not entry.suffix}
+            packages = {name: file for name, file in inits.items() if file.is_file()}
+            modules = {entry.stem: entry for entry in entries if entry.suffix == ".py"}
+            self._folders[folder] = {**packages, **modules}
+        return self._folders[folder]
 
     def _module(self, name: str) -> Module:
         if name not in self._modules:
@@ -245,7 +258,7 @@ def _read_cache(path: Path) -> dict[str, list[Import]]:
 
 
 def _is_cut(name: str) -> bool:
-    return any(name == cut or name.startswith(f"{cut}.") for cut in CUT)
+    return f"{name}.".startswith(_CUT_BEGINNINGS)
 
 
 def _with_packages(name: str) -> list[str]:

@@ -18,6 +18,7 @@ from pipeline.core.errors import ArtifactError, ConfigError, UnavailableError
 from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.keys import versions
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
@@ -68,7 +69,7 @@ class CoreMLTarget(Target):
 
     def versions(self) -> dict[str, str]:
         """Of what converts."""
-        return {name: metadata.version(name) for name in ("coremltools", "torch")}
+        return versions("coremltools", "torch")
 
     def check(self, precision: str, options: TargetOptions) -> None:
         """Refuse what a deployment target does not have."""

@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +68,7 @@ class Int8Ort(Form):
 
     def versions(self) -> dict[str, str]:
         """See `Form.versions`."""
-        names = ("onnxruntime", "onnx-ir")
-        return {**versions("onnx"), **{name: metadata.version(name) for name in names}}
+        return versions("onnx", "onnxruntime", "onnx-ir")
 
     def convert(self, job: FormJob, destination: Path) -> dict[str, Any]:
         """See `Form.convert`.

@@ -17,6 +17,7 @@ from pipeline.core.plain import parse_json
 from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.keys import versions
 from pipeline.targets.base import BuildJob, Requirement, Target
 from pipeline.targets.forms import Form
 from pipeline.targets.ort import providers
@@ -54,7 +55,7 @@ class OrtTarget(Target):
 
     def versions(self) -> dict[str, str]:
         """See `Target.versions`."""
-        return {name: metadata.version(name) for name in ("onnxruntime", "onnx", "onnx-ir")}
+        return versions("onnxruntime", "onnx", "onnx-ir")
 
     def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
         """See `Target.build`."""

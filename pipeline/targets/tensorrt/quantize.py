@@ -14,7 +14,6 @@ graph that is built, on the calibration images, with the strict executor.
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,8 +57,7 @@ class _Quantized(Form):
 
     def versions(self) -> dict[str, str]:
         """What decides the result: see `Form`."""
-        names = ("onnxruntime", "torch")
-        return {**versions("onnx"), **{name: metadata.version(name) for name in names}}
+        return versions("onnx", "onnxruntime", "torch")
 
     def convert(self, job: FormJob, destination: Path) -> dict[str, Any]:
         """Write the quantized graph; see `Form`.

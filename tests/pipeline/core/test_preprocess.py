@@ -374,3 +374,11 @@ def test_values_of_anybody_are_refused_in_a_short_line(field: str, value: object
     with pytest.raises(PreprocessError) as caught:
         Preprocess.from_dict({**values, "x" * 5000: 1})
     assert len(str(caught.value)) < 400
+
+
+def test_a_specification_needs_no_pillow() -> None:
+    program = "import sys, pipeline.core.preprocess; print('PIL' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
