@@ -2,6 +2,7 @@
 
     folder:PATH      a folder per class (ImageNet's layout), or train/ and val/ with such folders
     tar:PATH         the same inside one uncompressed tar file, read in place
+    imagenet:PATH    ILSVRC 2012's two archives, as they were downloaded, in one folder
     wds:PATTERN      WebDataset shards, such as wds:/data/val-{00..63}.tar, with KEY.jpg and KEY.cls
     fashion-mnist    embedded test and calibration images; fashion-mnist:FOLDER to train
 
@@ -26,6 +27,7 @@ import numpy as np
 from care.data.base import Dataset, Subset
 from care.data.fashion_mnist import open_fashion_mnist
 from care.data.folders import open_folder
+from care.data.imagenet import open_imagenet
 from care.data.tars import open_shards, open_tar
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.listing import SPLITS, parse
@@ -37,6 +39,7 @@ _OPENERS: dict[str, Callable[[str, str], Dataset]] = {
     "folder": open_folder,
     "tar": open_tar,
     "wds": open_shards,
+    "imagenet": open_imagenet,
     "fashion-mnist": open_fashion_mnist,
 }
 
@@ -45,7 +48,8 @@ def open_dataset(uri: str, split: str = "validation") -> Dataset:
     """Open a dataset by name (see the module's description).
 
     Args:
-        uri: `folder:PATH`, `tar:PATH`, `wds:PATTERN`, `fashion-mnist` or `fashion-mnist:FOLDER`.
+        uri: `folder:PATH`, `tar:PATH`, `wds:PATTERN`, `imagenet:PATH`, `fashion-mnist` or
+            `fashion-mnist:FOLDER`.
         split: "train", "validation" or "calibration". A folder or tar file without sub-folders for
             splits, and a WebDataset pattern, are taken as they are for every split.
 

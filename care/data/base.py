@@ -79,6 +79,14 @@ class Dataset(ABC):
         del index
         return None
 
+    def size(self, index: int) -> int:
+        """Bytes of the encoded file; where images are kept otherwise, they have none.
+
+        Raises:
+            DataError: There is no file.
+        """
+        raise DataError(f"{self.name(index)} is no file")
+
     def identity(self) -> str:
         """SHA-256 (hexadecimal) of names, classes and labels: which images, in which order."""
         digest = hashlib.sha256("\n".join(self.classes).encode())

@@ -31,6 +31,10 @@ class FolderDataset(EncodedDataset):
     def _location(self, index: int) -> str:
         return str(self.root / self.names[index])
 
+    def size(self, index: int) -> int:
+        """See `Dataset.size`."""
+        return (self.root / self.names[index]).stat().st_size
+
     def _read(self, index: int) -> bytes:
         file = self.root / self.names[index]
         if file.exists() and not file.is_file():

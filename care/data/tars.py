@@ -6,13 +6,15 @@ so any image can be read without unpacking the rest.
 
 from __future__ import annotations
 
+import io
 import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from care.data.base import MOST_BYTES, Dataset, EncodedDataset, Labels
 from pipeline.core.errors import DataError
@@ -35,16 +37,24 @@ _PATH = 300
 """Characters of a path in a message: a tar file may state any."""
 
 
-class _Member(NamedTuple):
-    """A file or folder in a tar file."""
+class Member(NamedTuple):
+    """A file or folder in a tar file.
 
-    parts: tuple[str, ...]  # of its path
+    Attributes:
+        parts: Of its path.
+        is_folder: It is a folder.
+        offset: Where its content begins.
+        length: Of its content, in bytes.
+    """
+
+    parts: tuple[str, ...]
     is_folder: bool
     offset: int
     length: int
 
     @property
     def path(self) -> str:
+        """Its path in the tar file."""
         return "/".join(self.parts)
 
 
@@ -63,18 +73,22 @@ class TarDataset(EncodedDataset):
     def __init__(
         self,
         tars: Sequence[Path],
-        places: list[tuple[int, int, int]],
-        names: list[str],
+        places: Sequence[tuple[int, int, int]] | npt.NDArray[np.int64],
+        names: Sequence[str],
         classes: Sequence[str],
         labels: Labels,
         names_known: bool = True,
     ) -> None:
         super().__init__(names, classes, labels, names_known)
         self.tars = list(tars)
-        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
+        self.places = np.asarray(places, dtype=np.int64).reshape(-1, 3)
 
     def _location(self, index: int) -> str:
         return f"{shown(self.names[index], _PATH)} in {self.tars[int(self.places[index, 0])]}"
+
+    def size(self, index: int) -> int:
+        """See `Dataset.size`."""
+        return int(self.places[index, 2])
 
     def _read(self, index: int) -> bytes:
         tar, offset, length = (int(value) for value in self.places[index])
@@ -99,8 +113,8 @@ def open_tar(path: str, split: str) -> Dataset:
         DataError: The file is missing, compressed, damaged or arranged otherwise.
     """
     file = Path(expanded(path))
-    members = [member for member in _members(file) if not any(map(is_hidden, member.parts))]
-    images = sorted(member for member in members if not member.is_folder)
+    found = [member for member in members(file) if not any(map(is_hidden, member.parts))]
+    images = sorted(member for member in found if not member.is_folder)
     if not images:
         raise DataError(f"{file} holds no files: it should hold a folder of images per class")
     above = _folders_above([member.parts for member in images], split, str(file))
@@ -116,7 +130,7 @@ def open_tar(path: str, split: str) -> Dataset:
     classes = sorted({member.parts[depth] for member in images})
     require_classes(_folders_in(images, depth), f"{file}/{'/'.join(above)}".rstrip("/"))
     require_distinct(classes, str(file))
-    for member in members:
+    for member in found:
         if member.is_folder and member.parts[:-1] == above and member.parts[-1] not in classes:
             raise DataError(
                 f"class folder {shown(member.path, _PATH)} in {file} has no images: fill or "
@@ -132,7 +146,7 @@ def open_tar(path: str, split: str) -> Dataset:
     )
 
 
-def _folders_in(images: list[_Member], depth: int) -> dict[str, set[str]]:
+def _folders_in(images: list[Member], depth: int) -> dict[str, set[str]]:
     """For every folder at a depth, the folders right below it."""
     found: dict[str, set[str]] = {}
     for member in images:
@@ -175,30 +189,83 @@ def open_shards(pattern: str, split: str) -> Dataset:
     return TarDataset(shards, places, names, classes, np.array(labels, dtype=np.int64), known)
 
 
-def _members(file: Path) -> Iterator[_Member]:
-    """All files and folders of an uncompressed tar file, checked to be whole."""
-    end, length = 0, require_tar(file).stat().st_size
+def members(file: Path, window: tuple[int, int] | None = None, where: str = "") -> Iterator[Member]:
+    """All files and folders of an uncompressed tar file, checked to be whole.
+
+    Args:
+        file: The tar file, or one that holds it.
+        window: Where it lies in `file`, and its length in bytes; by default it is all of it.
+        where: What to call it in a message.
+
+    Raises:
+        DataError: It is missing, compressed, damaged or holds links.
+    """
+    start, length = window or (0, require_tar(file).stat().st_size)
+    where, end = where or str(file), 0
     try:
-        with tarfile.open(file, "r:") as tar:
+        with (
+            file.open("rb") as stream,
+            tarfile.open(fileobj=_Window(stream, start, length), mode="r:") as tar,
+        ):
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
                 end = _end_of(member, end)
                 if end > length:
                     break
-                _require_plain(member, file)
+                _require_plain(member, where)
                 parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
                 if parts and (member.isfile() or member.isdir()):
-                    yield _Member(parts, member.isdir(), member.offset_data, member.size)
+                    yield Member(parts, member.isdir(), start + member.offset_data, member.size)
     except DataError:
         raise
     except Exception as error:  # tarfile meets broken headers with errors of many kinds
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{file} is compressed, damaged or no tar file ({' '.join(str(error).split())[:200]}): "
+            f"{where} is compressed, damaged or no tar file ({reason}): "
             "unpack it with gunzip, or copy it again"
         ) from error
     # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
     if length < end + tarfile.BLOCKSIZE:
-        raise DataError(f"{file} is truncated: copy or download it again")
+        raise DataError(f"{where} is truncated: copy or download it again")
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file.
+
+    Args:
+        file: All of it.
+        start: Where the part begins.
+        length: Of the part, in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self.file, self.start, self.length = file, start, length
+        self.at = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read in any order."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the part."""
+        self.at = offset + (0, self.at, self.length)[whence]
+        return self.at
+
+    def tell(self) -> int:
+        """The place in the part."""
+        return self.at
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes of the part, as many as there are."""
+        left = max(self.length - self.at, 0)
+        self.file.seek(self.start + self.at)
+        data = self.file.read(left if size < 0 else min(size, left))
+        self.at += len(data)
+        return data
 
 
 def _end_of(member: tarfile.TarInfo, start: int) -> int:
@@ -209,7 +276,7 @@ def _end_of(member: tarfile.TarInfo, start: int) -> int:
     return end
 
 
-def _require_plain(member: tarfile.TarInfo, file: Path) -> None:
+def _require_plain(member: tarfile.TarInfo, file: str) -> None:
     """Refuse a member whose bytes do not lie in the archive as they are.
 
     Raises:
@@ -243,11 +310,11 @@ def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tupl
         above = (*above, *tops)
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, _Member, int]]:
+def _samples(shard: Path) -> Iterator[tuple[str, Member, int]]:
     """Key, image and label of each sample of a shard, in the order of their first files."""
-    images: dict[str, _Member] = {}
-    labels: dict[str, _Member] = {}
-    for member in _members(shard):
+    images: dict[str, Member] = {}
+    labels: dict[str, Member] = {}
+    for member in members(shard):
         if member.is_folder or any(map(is_hidden, member.parts)):
             continue
         # WebDataset's rule: the key ends at the first dot of the file's name.

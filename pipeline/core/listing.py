@@ -23,11 +23,19 @@ from pipeline.core.words import nearest, shown
 
 SPLITS = ("train", "validation", "calibration")
 
-KINDS = ("folder", "tar", "wds", "fashion-mnist")
+KINDS = ("folder", "tar", "wds", "imagenet", "fashion-mnist")
 """Kinds of datasets: what stands before the colon of a dataset's name."""
 
 CLASS_NAMES = "classes.txt"
 """Lies beside WebDataset shards and names their classes, one a line."""
+
+IMAGENET_ARCHIVES = (
+    "ILSVRC2012_img_train.tar",
+    "ILSVRC2012_img_val.tar",
+    "ILSVRC2012_devkit_t12.tar.gz",
+    "ILSVRC2012_validation_synset_labels.txt",
+)
+"""Training and validation images, and what the latter show: one of the last two says so."""
 
 EMBEDDED = {"validation": "t10k", "calibration": "calibration"}
 """Splits of Fashion-MNIST that the package carries, and how their files begin."""
@@ -135,6 +143,9 @@ def list_split(uri: str, split: str, embedded: Path) -> Folders | Files:
         return Files(require_tar(Path(expanded(path))), (".",), (".",))
     if kind == "wds":
         return list_shards(path)
+    if kind == "imagenet":
+        names = imagenet_files(path, split)
+        return Files(Path(expanded(path)), names, names)
     return Files(embedded, embedded_files(split), ("labels.txt",))
 
 
@@ -159,7 +170,7 @@ def _unknown_kind(uri: str, kind: str) -> str:
         return f"dataset {uri!r} lacks its kind: write {likely}:{uri}"
     return (
         f"unknown kind of dataset {shown(kind)!r}: there are folder:PATH, tar:PATH, "
-        f"wds:PATTERN and fashion-mnist{nearest(kind, KINDS)}"
+        f"wds:PATTERN, imagenet:PATH and fashion-mnist{nearest(kind, KINDS)}"
     )
 
 
@@ -273,6 +284,38 @@ def require_tar(file: Path) -> Path:
     if not file.is_file():
         raise DataError(f"no tar file at {file}: check the path")
     return file
+
+
+def imagenet_files(path: str, split: str) -> tuple[str, ...]:
+    """Files of a split of ILSVRC 2012's archives: the images, and what says what they show.
+
+    Args:
+        path: Folder of the archives.
+        split: Validation has an archive of its own, the others share that for training.
+
+    Raises:
+        DataError: One is missing.
+    """
+    root = Path(expanded(path))
+    if problem := why_no_path(str(root)):
+        raise DataError(f"the folder {shown(root)} {problem}")
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}: name the folder that holds the archives")
+    train, validation, *truths = IMAGENET_ARCHIVES
+    archive = validation if split == "validation" else train
+    if not (root / archive).is_file():
+        others = sorted(p.name for p in root.glob("ILSVRC*") if p.name not in IMAGENET_ARCHIVES)
+        there = f"; {shown(others[0])} is another archive" if others else ""
+        raise DataError(f"no {archive} in {root}{there} (for unpacked images write folder:{path})")
+    if split != "validation":
+        return (archive,)
+    known = [name for name in truths if (root / name).is_file()]
+    if not known:
+        raise DataError(
+            f"{root} has the validation images, but nothing says what they show: put "
+            f"{truths[0]} or {truths[1]} beside them"
+        )
+    return archive, known[0]
 
 
 def list_shards(pattern: str) -> Files:
