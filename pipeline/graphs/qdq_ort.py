@@ -7,7 +7,7 @@ reads signed activations and leaves outputs and biases alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from calibration.pairs import safe_weights
 from calibration.ranges import (
     ACTIVATIONS_UINT8,
     WEIGHTS_INT8,
@@ -90,7 +91,10 @@ def _kind(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> Kind | 
 
 
 def insert_pairs(
-    source: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Sequence[Candidate]
+    source: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    chosen: Sequence[Candidate],
+    safe: Collection[str] = frozenset(),
 ) -> onnx.ModelProto:
     """Make a graph with some nodes in 8 bits.
 
@@ -98,8 +102,10 @@ def insert_pairs(
         source: The float32 graph; left unchanged.
         ranges: Of the tensors that `activations` names.
         chosen: Which nodes, in the order of the graph.
+        safe: Outputs of layers whose weights no activations shall make saturate, see
+            `calibration.pairs`.
     """
-    return _Insertion(source, ranges, chosen).run()
+    return _Insertion(source, ranges, chosen, safe).run()
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
@@ -119,8 +125,13 @@ class _Insertion:
     """One graph in the making."""
 
     def __init__(
-        self, source: onnx.ModelProto, ranges: Mapping[str, Range], chosen: Sequence[Candidate]
+        self,
+        source: onnx.ModelProto,
+        ranges: Mapping[str, Range],
+        chosen: Sequence[Candidate],
+        safe: Collection[str],
     ) -> None:
+        self.safe = safe
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source)
         graph = self.model.graph
@@ -193,19 +204,22 @@ class _Insertion:
         axis = 0 if kind is not Kind.LINEAR or _flag(node, "transB") else 1
         source = node.input[1]
         found = weight_quantization(self.constants[source], axis, WEIGHTS_INT8)
+        stored = found.quantize(self.constants[source])
+        if kind is not Kind.DEPTHWISE and node.output[0] in self.safe:
+            found, stored = safe_weights(self.constants[source], found)
         # A weight can be read by several layers; its bias scale depends on the activation.
         name = f"{source}_of_{node.output[0]}"
-        made = [self._constant(name, found.quantize(self.constants[source]), found)]
+        made = [self._constant(name, stored, found)]
         activation = self.parameters[node.input[0]]
         node.input[1] = f"{name}_dequantized"
         if len(node.input) > 2 and node.input[2]:
             bias = self.constants[node.input[2]]
             scale = (activation.scale * found.scale).astype(np.float32)
             steps = np.rint(bias.astype(np.float64) / scale)
-            stored = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
+            offset = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
             name = f"{node.input[2]}_of_{node.output[0]}"
             zero = np.zeros(len(scale), np.int32)
-            made.append(self._constant(name, stored, Quantization(Scheme(), scale, zero, 0)))
+            made.append(self._constant(name, offset, Quantization(Scheme(), scale, zero, 0)))
             node.input[2] = f"{name}_dequantized"
         return made
 

@@ -35,11 +35,13 @@ from pipeline.targets.forms import Form, FormJob
 if TYPE_CHECKING:
     import onnx
 
+    from calibration.histogram import Histogram
     from calibration.judge import Graph
     from calibration.sensitivity import Outcome, Search
     from calibration.table import Table
     from pipeline.core.figures import Ratio
     from pipeline.core.network import Images, Logits
+    from pipeline.graphs.gelu_int8 import GeluFit
     from pipeline.graphs.qdq_ort import Candidate, Kind
     from pipeline.targets.ort.tune import Choice
 
@@ -159,12 +161,18 @@ class _Variant:
         table: Ranges of its activations.
         equalized: Channels were equalized between layers.
         errors: What is subtracted from the biases of quantized layers, by output of the layer.
+        histograms: What calibration saw of every tensor.
+        gelus: How GELUs are computed in 8 bits, by output; the others stay exact.
+        safe: Outputs of layers whose weights no activations make saturate.
     """
 
     model: onnx.ModelProto
     table: Table
     equalized: bool
     errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    gelus: Mapping[str, GeluFit] = field(default_factory=dict)
+    safe: frozenset[str] = frozenset()
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -183,6 +191,7 @@ class _Variant:
     ) -> onnx.ModelProto:
         """Quantize these kinds of nodes, but for those in excluded blocks."""
         from pipeline.graphs.bias import fold
+        from pipeline.graphs.gelu_int8 import replace_gelus
         from pipeline.graphs.qdq_ort import insert_pairs
 
         chosen = [c for c in self.candidates if c.kind in kinds and c.block not in excluded]
@@ -190,7 +199,8 @@ class _Variant:
         outputs = {name for c in chosen for name in self.model.graph.node[c.index].output}
         errors = {name: error for name, error in self.errors.items() if name in outputs}
         model = fold(self.model, errors) if errors else self.model
-        return insert_pairs(model, self.table.ranges, chosen)
+        made = insert_pairs(model, self.table.ranges, chosen, self.safe)
+        return replace_gelus(made, self.gelus) if self.gelus else made
 
 
 def _by_onnxruntime(model: Graph, images: Images) -> Logits:
@@ -243,7 +253,8 @@ class _Work:
         self.job.log(f"observing {len(tensors)} tensors over {count} images")
         statistics = observe(model, self.images.images, tensors)
         table = make_table(statistics, self.method, ACTIVATIONS_UINT8, images=count)
-        return _Variant(model, table, equalized)
+        histograms = {name: each.histogram for name, each in statistics.items()}
+        return _Variant(model, table, equalized, histograms=histograms)
 
     def _error(self, name: str, variant: _Variant, kinds: tuple[Kind, ...] | None = None) -> float:
         from pipeline.graphs.qdq_ort import Kind
@@ -310,6 +321,13 @@ class _Work:
         before = self._error("chosen kinds", variant, kinds)
         after = self._error("biases corrected", other, kinds)
         return other if after < before else variant
+
+    def with_gelus(self, variant: _Variant, kinds: tuple[Kind, ...]) -> _Variant:
+        """The variant with GELUs computed in 8 bits."""
+        from pipeline.graphs.gelu_int8 import fit_gelus
+
+        fits = fit_gelus(variant.build(kinds), variant.histograms)
+        return replace(variant, gelus=fits)
 
     def search(self, variant: _Variant, kinds: tuple[Kind, ...], slow: frozenset[str]) -> Search:
         """The blocks that must stay in float32 for accuracy, beside those that do already."""
