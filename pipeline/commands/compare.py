@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, GateFailedError
@@ -36,7 +37,7 @@ def compare(
         if path is not None:
             refuse_foreign_file(path, pages.is_ours)
     compared = results.compare(baseline, new)
-    written = {
+    written: dict[Path | None, Callable[[], str]] = {
         markdown: lambda: pages.markdown(compared),
         html: lambda: pages.html(compared, _pixels(new)),
         junit: lambda: pages.junit(compared),

@@ -144,9 +144,7 @@ def replace_gelus(model: onnx.ModelProto, fits: Mapping[str, GeluFit]) -> onnx.M
     return made
 
 
-def fit_gelus(
-    model: onnx.ModelProto, histograms: Mapping[str, Histogram]
-) -> dict[str, GeluFit]:
+def fit_gelus(model: onnx.ModelProto, histograms: Mapping[str, Histogram]) -> dict[str, GeluFit]:
     """Fit every GELU that lies between two 8-bit tensors.
 
     Args:
@@ -229,7 +227,9 @@ def _replace(model: onnx.ModelProto, place: _Place, found: GeluFit) -> None:
         node("QuantizeLinear", [f"{output}_sigmoid", unit, none], "sigmoid_uint8"),
         node("DequantizeLinear", [f"{output}_sigmoid_uint8", unit, none], "share"),
         node("DequantizeLinear", [stored, gained, zero_name], "gained"),
-        helper.make_node("Mul", [f"{output}_gained", f"{output}_share"], [output], f"gelu_{output}"),
+        helper.make_node(
+            "Mul", [f"{output}_gained", f"{output}_share"], [output], f"gelu_{output}"
+        ),
     ]
     # A module's name that the exporter noted says to which block a node belongs.
     for made in chain:

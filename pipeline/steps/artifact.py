@@ -196,7 +196,7 @@ class Artifact:
         except FileNotFoundError as error:
             raise ArtifactError(f"{path} is missing") from error
         except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+            raise ArtifactError(cannot_read(path, error)) from error
         if found != record.sha256:
             raise ArtifactError(f"{path} has changed since it was written")
 
@@ -231,6 +231,8 @@ class Artifact:
             values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: build again") from error
         try:
             _check_format(path, values["format"], seal)
             return cls(

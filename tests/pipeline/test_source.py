@@ -318,7 +318,7 @@ def test_samples_are_the_images_asked_for(make: Make, project: Path) -> None:
 
 def test_the_first_images_are_the_networks_input(make: Make) -> None:
     source = make()
-    first = source.first_images(2)
+    first = source.first_pictures(2).images
     assert first.shape == (2, 3, 32, 32)
     assert np.array_equal(first[1], source.preprocess(source.validation.image(1)))
-    assert len(source.first_images(99)) == 6
+    assert len(source.first_pictures(99)) == 6

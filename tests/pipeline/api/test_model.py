@@ -67,7 +67,8 @@ def test_pixels_and_preprocessed_images_give_the_same(
     model: pipeline.Model, photos: list[Path]
 ) -> None:
     pixels = model.pixels(photos[0])
-    assert (pixels.dtype, pixels.shape) == (np.uint8, (1, 64, 64, 3))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (1, 64, 64, 3)
     np.testing.assert_array_equal(model(pixels), model(model.preprocess(photos[0])))
 
 

@@ -380,5 +380,3 @@ def test_a_specification_needs_no_pillow() -> None:
     program = "import sys, pipeline.core.preprocess; print('PIL' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
-
-

@@ -139,9 +139,9 @@ def test_steps_that_were_not_selected_are_the_reason(partial: Partial) -> None:
 
 
 def _narrow(half: float, interval: tuple[float, float]) -> NarrowSums:
-    shares = [Number(value, State.EMULATED, by="executor") for value in (half, 0.99)]
+    share, wide = (Number(value, State.EMULATED, by="executor") for value in (half, 0.99))
     drop = Number(0.99 - half, State.EMULATED, by="executor", interval=interval)
-    return NarrowSums(256, *shares, drop)
+    return NarrowSums(256, share, wide, drop)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_the_first_images_take_turns_from_end_to_end(context: Any) -> None:
 
     context.source.validation = Many()
     prepare = bench._preparation(context, 20)
-    shades = [image.max() for _ in range(2) for image in prepare()]
+    shades = [image.max() for _ in range(2) for image in prepare().pixels]
     assert shades == [*range(32), *range(8)]
 
 
@@ -288,16 +288,16 @@ def test_nothing_is_measured_where_nothing_runs(make_step: Any, tmp_path: Path) 
 def test_the_first_sample_is_measured(
     make_step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Images] = []
+    seen: list[Pictures] = []
     real = bench.measure_target
 
-    def keep(context: Any, runtime: Any, builds: Any, one: Images) -> BenchFacts:
+    def keep(context: Any, runtime: Any, builds: Any, one: Pictures) -> BenchFacts:
         seen.append(one)
         return real(context, runtime, builds, one)
 
     monkeypatch.setattr(bench, "measure_target", keep)
     make_step(Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"})).build(tmp_path)
-    assert seen[0].shape == (1, 3, 4, 4)
+    assert seen[0].images.shape == (1, 3, 4, 4)
     assert np.all(seen[0] == 1)
 
 

@@ -124,7 +124,7 @@ def test_batches_are_the_networks_input(context: Callable[..., Any]) -> None:
     assert [len(batch) for batch in found] == [4, 2]
     dataset = step.source.validation
     expected = [step.source.preprocess(dataset.image(i)) for i in range(0, 12, 2)]
-    assert np.array_equal(np.concatenate(found), np.stack(expected))
+    assert np.array_equal(np.concatenate([batch.images for batch in found]), np.stack(expected))
     assert preprocess_of(made) == step.source.preprocess
 
 

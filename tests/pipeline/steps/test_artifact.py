@@ -105,8 +105,8 @@ def test_a_file_that_the_disk_does_not_give_is_named(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"is no JSON \(Expecting value.*: mend that, or build again"),
-        ("[" * 1000, "is nested deeper than 64 levels: mend that"),
+        ("", r"is no JSON \(Expecting value.*: build again"),
+        ("[" * 1000, "is nested deeper than 64 levels: build again"),
         ('{"format": 1, "format": 1}', "names 'format' twice"),
         (
             '{"format": 1, "kind": "", "name": "", "key": "", "files": {"a": '
@@ -453,7 +453,7 @@ def test_all_that_was_told_is_read_back(tmp_path: Path) -> None:
     assert Artifact.read(tmp_path / "a") == made
     path = tmp_path / "a" / MANIFEST
     plain = json.loads(path.read_text())
-    assert plain["format"] == 1
+    assert plain["format"] == 2
     assert plain["files"]["model.bin"] == {
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
         "size": len(CONTENT),
@@ -499,14 +499,8 @@ def test_of_foreign_files_the_first_is_named(tmp_path: Path, names: tuple[str, .
     for name in names:
         (made.folder / name).parent.mkdir(exist_ok=True)
         (made.folder / name).write_text("x")
-    with pytest.raises(ArtifactError, match=f"/{sorted(names)[0]} does not belong"):
+    with pytest.raises(ArtifactError, match=f"/{sorted(names)[0].split('/')[0]} does not belong"):
         made.verify()
-
-
-def test_a_manifest_deeper_down_and_folders_are_no_foreign_files(tmp_path: Path) -> None:
-    made = make(tmp_path / "a")
-    (made.folder / "empty").mkdir()
-    made.verify()
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", ".."])
@@ -514,11 +508,12 @@ def test_names_outside_are_refused(name: str, tmp_path: Path) -> None:
     made = make(tmp_path / "a", write_one)
     plain = json.loads((made.folder / MANIFEST).read_text())
     plain["files"] = {name: plain["files"]["only"]}
-    (made.folder / MANIFEST).write_text(json.dumps(plain))
+    del plain["seal"]
+    (made.folder / MANIFEST).write_text(sealed(plain))
     with pytest.raises(ArtifactError, match="outside of its folder"):
         Artifact.read(made.folder)
     plain["files"] = {"a..b/..c": plain["files"][name]}
-    (made.folder / MANIFEST).write_text(json.dumps(plain))
+    (made.folder / MANIFEST).write_text(sealed(plain))
     assert list(Artifact.read(made.folder).files) == ["a..b/..c"]
 
 
