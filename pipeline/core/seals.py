@@ -59,7 +59,10 @@ def unsealed(data: bytes, where: str) -> tuple[dict[str, Any], str]:
     seal = tail[1].decode() if tail else ""
     if seal and _digest(body) != seal:
         raise ArtifactError(f"{where} has changed since it was written")
-    values = parse_json(body, where)
+    try:
+        values = parse_json(body, "it")
+    except ArtifactError as error:
+        raise ArtifactError(f"{where} is damaged: {error}") from error
     if not isinstance(values, dict) or SEAL in values:
         raise ArtifactError(f"{where} is damaged")
     return values, seal
