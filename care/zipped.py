@@ -54,7 +54,9 @@ def why_damaged(data: bytes, most: int) -> str | None:
             damaged = next((r for r in records if not _is_whole(archive, r)), None)
     except _DAMAGES as error:
         return f"its directory is damaged: {' '.join(str(error).split())[:80]}"
-    return damaged and f"its record {shown(damaged.filename)} differs from its CRC-32"
+    if damaged is None:
+        return None
+    return f"its record {shown(damaged.filename)} differs from its CRC-32"
 
 
 def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:

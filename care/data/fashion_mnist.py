@@ -16,7 +16,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +108,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """
     data = io.BytesIO(read_input(path, _LARGEST, DataError, _REMEDY))
     try:
-        with gzip.open(data) if path.suffix == ".gz" else data as stream:
+        with _opened(data, path) as stream:
             shape = _shape(stream, path)
             # No more than is stated, and one byte that shows whether there is more: packed, a
             # small file may stand for gigabytes.
@@ -123,6 +123,11 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             "truncated or damaged, copy or download it again"
         )
     return values.reshape(shape)
+
+
+def _opened(data: IO[bytes], path: Path) -> IO[bytes]:
+    """The content of a file, unpacked."""
+    return cast(IO[bytes], gzip.open(data)) if path.suffix == ".gz" else data
 
 
 def _shape(stream: IO[bytes], path: Path) -> tuple[int, ...]:

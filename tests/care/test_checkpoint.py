@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import care  # noqa: F401  registers the models
 from care import checkpoint
+from pipeline.core import inputs
 from pipeline.core.errors import CheckpointError
 
 
@@ -237,10 +238,9 @@ def test_a_file_is_opened_once_for_its_content(
     path = tmp_path / form
     checkpoint.save(path, other(model))
     stated = hashlib.sha256(path.read_bytes()).hexdigest()
-    read_input = checkpoint.read_input
 
     def then_swap(path: Path, *rest: Any) -> bytes:
-        data = read_input(path, *rest)
+        data = inputs.read_input(path, *rest)
         path.write_bytes(b"swapped")
         return data
 

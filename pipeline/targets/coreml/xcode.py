@@ -196,8 +196,8 @@ def _cost(operation: dict[str, Any]) -> float | None:
 def _at(value: Any, *path: str | int) -> Any:
     """What lies at a path of keys and places in lists; None where there is no such thing."""
     for key in path:
-        if isinstance(value, dict if isinstance(key, str) else list):
-            value = value.get(key) if isinstance(key, str) else next(iter(value[key:]), None)
+        if isinstance(key, str):
+            value = value.get(key) if isinstance(value, dict) else None
         else:
-            return None
+            value = next(iter(value[key:]), None) if isinstance(value, list) else None
     return value
