@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.core.figures import State
 from pipeline.core.runner import Numerics
-from pipeline.report import view
+from pipeline.report import text, view
 from pipeline.report.model import NOT_SELECTED, GateReport, Run
 from pipeline.steps.facts.accuracy import NarrowSums
 from pipeline.steps.step import State as StepState
@@ -141,7 +141,7 @@ def _overflow(name: str, numerics: Numerics | None) -> Iterator[str]:
 
 def _sums(name: str, narrow: NarrowSums | None) -> Iterator[str]:
     if narrow is not None and narrow.differ:
-        wide, half = (f"{100 * n.value:.1f} %" for n in (narrow.agreement_wide, narrow.agreement))
+        wide, half = (text.percent(n) for n in (narrow.agreement_wide, narrow.agreement))
         yield (
             f"{name}: accuracy depends on the accumulator: {wide} of {narrow.images} images have "
             f"PyTorch's class where products are summed in float32, {half} where in half precision"

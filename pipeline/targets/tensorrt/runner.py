@@ -80,7 +80,7 @@ class GpuRunner(Runner):
             raise
         self.load_ms = 1e3 * (time.perf_counter() - start)
         self.smallest = self._session.smallest
-        self.largest = min(self._session.largest, largest or self._session.largest)
+        self.largest = self._most = min(self._session.largest, largest or self._session.largest)
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images; see `Runner`."""
@@ -125,7 +125,7 @@ class GpuRunner(Runner):
         The first calls of each are not counted: clocks rise and kernels are loaded then.
         """
         rows = []
-        for batch in sorted({self.smallest, self._session.usual, self.largest}):
+        for batch in sorted({self.smallest, self._session.usual, self._most}):
             self._loop(batch, _QUEUED)
             times, total = self._loop(batch, calls)
             latency = Latency(tuple(times))
@@ -214,7 +214,7 @@ class GpuRunner(Runner):
                 f"the engine takes float32 images of {expected}, not {images.dtype} of "
                 f"{' x '.join(map(str, images.shape[1:]))}"
             )
-        if not self.smallest <= len(images) <= self.largest:
+        if not self.smallest <= len(images) <= self._most:
             raise InputError(
                 f"the engine was built for batches of {self.smallest} to {self.largest}, not "
                 f"{len(images)}; set the target's option batches and build again"
