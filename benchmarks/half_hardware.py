@@ -129,11 +129,11 @@ def measure(
     for allowed in (True, False):
         with reduced(allowed):
             found.append(run(module, images, device, torch.float16))
-    whole = [error(logits, expected) for logits in found]
+    wide, narrow = (error(logits, expected) for logits in reversed(found))
     if not emulated:
-        return Row(name, form, *whole, None)
-    allowed, not_allowed = (error(each[:emulated], expected[:emulated]) for each in found)
-    return Row(name, form, *whole, (allowed, not_allowed))
+        return Row(name, form, narrow, wide, None)
+    first = [error(logits[:emulated], expected[:emulated]) for logits in found]
+    return Row(name, form, narrow, wide, (first[0], first[1]))
 
 
 def emulate(names: Sequence[str], count: int) -> dict[str, Any]:

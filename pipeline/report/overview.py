@@ -141,7 +141,7 @@ def _overflow(name: str, numerics: Numerics | None) -> Iterator[str]:
 
 def _sums(name: str, narrow: NarrowSums | None) -> Iterator[str]:
     if narrow is not None and narrow.differ:
-        wide, half = (text.percent(n, 1) for n in (narrow.agreement_wide, narrow.agreement))
+        wide, half = (text.percent(n) for n in (narrow.agreement_wide, narrow.agreement))
         yield (
             f"{name}: accuracy depends on the accumulator: {wide} of {narrow.images} images have "
             f"PyTorch's class where products are summed in float32, {half} where in half precision"

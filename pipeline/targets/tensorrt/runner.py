@@ -80,8 +80,7 @@ class GpuRunner(Runner):
             raise
         self.load_ms = 1e3 * (time.perf_counter() - start)
         self.smallest = self._session.smallest
-        self._most = min(self._session.largest, largest or self._session.largest)
-        self.largest = self._most
+        self.largest = self._most = min(self._session.largest, largest or self._session.largest)
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images; see `Runner`."""

@@ -139,9 +139,9 @@ def test_steps_that_were_not_selected_are_the_reason(partial: Partial) -> None:
 
 
 def _narrow(half: float, interval: tuple[float, float]) -> NarrowSums:
-    share, wide = (Number(value, State.EMULATED, by="executor") for value in (half, 0.99))
+    narrow, wide = (Number(value, State.EMULATED, by="executor") for value in (half, 0.99))
     drop = Number(0.99 - half, State.EMULATED, by="executor", interval=interval)
-    return NarrowSums(256, share, wide, drop)
+    return NarrowSums(256, narrow, wide, drop)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_accuracy_that_depends_on_the_accumulator(
 ) -> None:
     found = alerts(with_artifact(run, "trt/int8", narrow_sums=_narrow(0.94, interval)))
     line = (
-        "trt/int8: accuracy depends on the accumulator: 99.0 % of 256 images have PyTorch's class "
-        "where products are summed in float32, 94.0 % where in half precision"
+        "trt/int8: accuracy depends on the accumulator: 99.00 % of 256 images have PyTorch's class "
+        "where products are summed in float32, 94.00 % where in half precision"
     )
     assert (line in found) is told
 

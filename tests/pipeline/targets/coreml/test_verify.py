@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.core.errors import BuildError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.targets.coreml import verify as verification
+from pipeline.targets.coreml.network import Normalization
 from pipeline.targets.coreml.verify import FLOAT16, verify
 
 NETWORK = Network("net", ("a", "b"), (3, 4, 4), {"mean": [0.5] * 3, "std": [0.5] * 3})
@@ -44,7 +45,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Images], L
 
     def put(package: Callable[[Images], Logits]) -> None:
         def answer(executor: Any, pixels: Any, path: Path) -> Logits:
-            normalization = verification.Normalization.of(NETWORK)
+            normalization = Normalization.of(NETWORK)
             return package(verification.preprocessed(pixels, normalization))
 
         monkeypatch.setattr(verification, "answer", answer)
