@@ -326,10 +326,11 @@ def test_nothing_was_seen() -> None:
 def test_mse_moves_the_low_end_apart_too() -> None:
     rng = np.random.default_rng(0)
     histogram = Histogram()
-    histogram.add(np.append(rng.uniform(-3, 1, 3_000_000), -30.0))
+    histogram.add(np.append(rng.uniform(-1, 3, 1_000_000), [-30.0, 60.0]))
     chosen = choose_range(histogram, Method.MSE, ACTIVATIONS_UINT8)
-    assert chosen.high == pytest.approx(1, abs=0.05)
-    assert chosen.low > -10
+    # A threshold for both ends, or a part of both, would leave the low end at -3 or below.
+    assert -2 < chosen.low < -1
+    assert 3 < chosen.high < 40
 
 
 def error_of(histogram: Histogram, chosen: Range, scheme: Scheme) -> float:
@@ -351,7 +352,7 @@ def test_mse_finds_what_is_best_of_a_grid(scheme: Scheme) -> None:
 
 def test_entropy_takes_the_first_bin_for_no_more_than_the_second() -> None:
     values = np.abs(np.random.default_rng(0).standard_normal(20_000))
-    spiked, plain = seen(*values, *np.zeros(100_000), bins=512), seen(*values, bins=512)
+    spiked, plain = seen(*values, *np.zeros(500_000), bins=512), seen(*values, bins=512)
     plain.counts[0] = plain.counts[1]
     few = seen(*values, bins=512)
     few.counts[0] = few.counts[1] // 2

@@ -280,6 +280,7 @@ def test_pytorch_is_what_artifacts_are_held_against(steps: Steps, tmp_path: Path
     found = ReferenceFacts.from_facts(step.build(tmp_path / "new"), "here")
     top1, top5 = found.numbers.top1, found.numbers.top5
     assert (top1.value, top1.samples, top5.value) == (0.6, IMAGES, 1.0)
+    assert (top1.state, top1.why) == (State.MEASURED, "")
     assert top1.by == f"PyTorch {torch.__version__}, float32, CPU"
     assert np.allclose(np.load(tmp_path / "new" / LOGITS)[:, 0], SHADES / 127.5 - 1, atol=1e-6)
     assert step.made_from() == {
