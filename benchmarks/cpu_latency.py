@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
@@ -142,7 +142,7 @@ def build_artifact(network: Any, precision: str, graph: Path, folder: Path) -> P
     def no_module() -> Any:
         raise RuntimeError("this target builds from the graph")
 
-    def no_images(count: int) -> Images:
+    def no_images(count: int) -> NoReturn:
         raise RuntimeError(f"this target needs no images, {count} were asked for")
 
     job = BuildJob(

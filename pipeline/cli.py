@@ -230,7 +230,7 @@ def bench(
 ) -> None:
     """Measure latency: a table, and one JSON object as the last line.
 
-    The target's artifacts must have been built by `run`. Off the right hardware, says what is
+    The target's artifacts must have been built by `run`. Off the right hardware it says what is
     missing and exits with code 4.
     """
     from pipeline.commands import bench

@@ -37,6 +37,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "pipeline/graphs/passes/test_networks.py",
         "what all passes use",
     ),
+    "pipeline/graphs/pairs.py": ("pipeline/targets/ort/test_quantize.py", "one of its two users"),
     "pipeline/graphs/qdq.py": ("pipeline/targets/tensorrt/test_quantize.py", "its only user"),
     "pipeline/graphs/qdq_ort.py": ("pipeline/targets/ort/test_quantize.py", "its only user"),
     "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),

@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from calibration.ranges import (
-    Quantization,
-    Range,
-    Scheme,
-    quantization,
-    weight_quantization,
-)
+from calibration.ranges import Quantization, Range, Scheme, quantization, weight_quantization
 from pipeline.core.errors import BuildError
 from pipeline.emulate.onnx.graph import load_graph
 from pipeline.graphs import float16
+from pipeline.graphs.links import attribute
+from pipeline.graphs.pairs import Pairs, dequantized
 
 SMALLEST_SCALE = float16.FLOAT16.smallest_normal
 """Below it a float16 scale loses bits, and hardware may take it for zero."""
@@ -61,7 +57,7 @@ def layers_of(model: onnx.ModelProto) -> list[Layer]:
             continue
         name = node.name or node.output[0]
         activation, weight, *_ = node.input
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        groups = attribute(node, "group", 1)
         outputs, inputs = weights[weight][axis], weights[weight][1 - axis] * groups
         layers.append(
             Layer(
@@ -90,8 +86,7 @@ def _channel_axis(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) 
     if node.op_type == "Conv":
         return 0
     if node.op_type == "Gemm":
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        return 0 if transposed else 1
+        return 0 if attribute(node, "transB", 0) else 1
     if node.op_type == "MatMul" and len(weights[node.input[1]]) == 2:
         return 1
     return None
@@ -146,10 +141,10 @@ class Quantizer:
         model.CopyFrom(self._source)
         chosen = {layer.node: layer for layer in self._layers if layer.block not in excluded}
         nodes: list[onnx.NodeProto] = []
-        done: dict[str, str] = {}
+        pairs, done = Pairs(model.graph), set[str]()
         for i, node in enumerate(model.graph.node):
             if i in chosen:
-                self._quantize(model, node, chosen[i], nodes, done)
+                nodes += self._quantize(node, chosen[i], pairs, done)
             nodes.append(node)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
@@ -165,24 +160,32 @@ class Quantizer:
         }
 
     def _quantize(
-        self,
-        model: onnx.ModelProto,
-        node: onnx.NodeProto,
-        layer: Layer,
-        nodes: list[onnx.NodeProto],
-        done: dict[str, str],
-    ) -> None:
-        """Let a node read the dequantized forms of its activation and its weight."""
+        self, node: onnx.NodeProto, layer: Layer, pairs: Pairs, done: set[str]
+    ) -> list[onnx.NodeProto]:
+        """Let a node read the dequantized forms of its activation and its weight.
+
+        Args:
+            node: Is changed.
+            layer: What is known of it.
+            pairs: Of its graph.
+            done: Tensors that have such a form already; those that get one are added.
+
+        Returns:
+            What makes these forms.
+        """
+        made: list[onnx.NodeProto] = []
         if layer.activation not in done:
             found = _halved(quantization(self._ranges[layer.activation], self._schemes[0]))
-            done[layer.activation] = _round_trip(model, nodes, layer.activation, found)
+            made += pairs.pair(layer.activation, found)
         if layer.weight not in done:
             found = self._weights[layer.weight]
             values = numpy_helper.to_array(self._initializers[layer.weight])
             stored = f"{layer.weight}_{found.scheme.dtype}"
-            model.graph.initializer.append(numpy_helper.from_array(found.quantize(values), stored))
-            done[layer.weight] = _dequantize(model, nodes, layer.weight, stored, found)
-        node.input[0], node.input[1] = done[layer.activation], done[layer.weight]
+            pairs.store(stored, found.quantize(values))
+            made.append(pairs.dequantize(layer.weight, stored, found))
+        done |= {layer.activation, layer.weight}
+        node.input[0], node.input[1] = dequantized(layer.activation), dequantized(layer.weight)
+        return made
 
 
 def _halved(found: Quantization) -> Quantization:
@@ -194,44 +197,3 @@ def _halved(found: Quantization) -> Quantization:
             "activations are too large for an 8-bit form; build fp32 or bf16"
         )
     return replace(found, scale=scale.astype(np.float32))
-
-
-def _round_trip(
-    model: onnx.ModelProto, nodes: list[onnx.NodeProto], name: str, found: Quantization
-) -> str:
-    """Add a quantize/dequantize pair; returns the name of its result."""
-    scale, zero = _parameters(model, name, found)
-    stored = f"{name}_{found.scheme.dtype}"
-    nodes.append(
-        helper.make_node("QuantizeLinear", [name, scale, zero], [stored], f"quantize_{name}")
-    )
-    return _dequantize(model, nodes, name, stored, found)
-
-
-def _dequantize(
-    model: onnx.ModelProto,
-    nodes: list[onnx.NodeProto],
-    name: str,
-    stored: str,
-    found: Quantization,
-) -> str:
-    scale, zero = _parameters(model, name, found)
-    result = f"{name}_dequantized"
-    node = helper.make_node("DequantizeLinear", [stored, scale, zero], [result])
-    node.name = f"dequantize_{name}"
-    if found.axis is not None:
-        node.attribute.append(helper.make_attribute("axis", found.axis))
-    nodes.append(node)
-    return result
-
-
-def _parameters(model: onnx.ModelProto, name: str, found: Quantization) -> tuple[str, str]:
-    """Names of the initializers of scale and zero point, added at the first use.
-
-    TensorRT wants zero points to be zero, and they also tell ONNX the stored type.
-    """
-    scale, zero = f"{name}_scale", f"{name}_zero_point"
-    if all(tensor.name != scale for tensor in model.graph.initializer):
-        model.graph.initializer.append(numpy_helper.from_array(found.scale, scale))
-        model.graph.initializer.append(numpy_helper.from_array(found.zero_point, zero))
-    return scale, zero

@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from calibration.pairs import safe_weights
 from calibration.ranges import (
@@ -27,6 +27,8 @@ from calibration.ranges import (
     weight_quantization,
 )
 from pipeline.emulate.onnx.graph import block_of
+from pipeline.graphs.links import attribute
+from pipeline.graphs.pairs import Pairs, dequantized
 
 _INT32 = np.iinfo(np.int32)
 
@@ -147,7 +149,7 @@ class _Insertion:
             for name in dict.fromkeys([*inputs, *results])
         }
         self._share_ranges(nodes)
-        self.added: set[str] = set()
+        self.pairs = Pairs(graph)
 
     def _share_ranges(self, nodes: Sequence[onnx.NodeProto]) -> None:
         """A Split moves 8-bit values only if its parts have the scale of the whole."""
@@ -162,7 +164,7 @@ class _Insertion:
         nodes: list[onnx.NodeProto] = []
         for value in graph.input:
             if value.name in self.parameters:
-                nodes += self._pair(value.name)
+                nodes += self.pairs.pair(value.name, self.parameters[value.name])
         for index, node in enumerate(list(graph.node)):
             kind = self.chosen.get(index)
             if kind in _LAYERS:
@@ -171,7 +173,7 @@ class _Insertion:
             nodes.append(node)
             for name in node.output:
                 if name in self.parameters:
-                    nodes += self._pair(name)
+                    nodes += self.pairs.pair(name, self.parameters[name])
         del graph.node[:]
         graph.node.extend(nodes)
         self._drop_unused()
@@ -184,24 +186,11 @@ class _Insertion:
         """
         for place, name in enumerate(node.input):
             if name in self.parameters and (quantized or name in self.written):
-                node.input[place] = f"{name}_dequantized"
-
-    def _pair(self, name: str) -> list[onnx.NodeProto]:
-        scale, zero = self._store_parameters(name, self.parameters[name])
-        stored = f"{name}_uint8"
-        return [
-            helper.make_node("QuantizeLinear", [name, scale, zero], [stored], f"quantize_{name}"),
-            helper.make_node(
-                "DequantizeLinear",
-                [stored, scale, zero],
-                [f"{name}_dequantized"],
-                f"dequantize_{name}",
-            ),
-        ]
+                node.input[place] = dequantized(name)
 
     def _weights(self, node: onnx.NodeProto, kind: Kind) -> list[onnx.NodeProto]:
         """Store a layer's weight in 8 bits and its bias in 32; returns what reads them back."""
-        axis = 0 if kind is not Kind.LINEAR or _flag(node, "transB") else 1
+        axis = 0 if kind is not Kind.LINEAR or attribute(node, "transB", 0) else 1
         source = node.input[1]
         found = weight_quantization(self.constants[source], axis, WEIGHTS_INT8)
         stored = found.quantize(self.constants[source])
@@ -211,7 +200,7 @@ class _Insertion:
         name = f"{source}_of_{node.output[0]}"
         made = [self._constant(name, stored, found)]
         activation = self.parameters[node.input[0]]
-        node.input[1] = f"{name}_dequantized"
+        node.input[1] = dequantized(name)
         if len(node.input) > 2 and node.input[2]:
             bias = self.constants[node.input[2]]
             scale = (activation.scale * found.scale).astype(np.float32)
@@ -220,31 +209,15 @@ class _Insertion:
             name = f"{node.input[2]}_of_{node.output[0]}"
             zero = np.zeros(len(scale), np.int32)
             made.append(self._constant(name, offset, Quantization(Scheme(), scale, zero, 0)))
-            node.input[2] = f"{name}_dequantized"
+            node.input[2] = dequantized(name)
         return made
 
     def _constant(
         self, name: str, stored: npt.NDArray[np.generic], found: Quantization
     ) -> onnx.NodeProto:
-        scale, zero = self._store_parameters(name, found)
-        self._store(f"{name}_stored", stored)
-        return helper.make_node(
-            "DequantizeLinear",
-            [f"{name}_stored", scale, zero],
-            [f"{name}_dequantized"],
-            f"dequantize_{name}",
-            axis=found.axis,
-        )
-
-    def _store_parameters(self, name: str, found: Quantization) -> tuple[str, str]:
-        self._store(f"{name}_scale", found.scale)
-        self._store(f"{name}_zero_point", found.zero_point)
-        return f"{name}_scale", f"{name}_zero_point"
-
-    def _store(self, name: str, array: npt.NDArray[np.generic]) -> None:
-        if name not in self.added:
-            self.added.add(name)
-            self.model.graph.initializer.append(numpy_helper.from_array(array, name))
+        node = self.pairs.dequantize(name, f"{name}_stored", found)
+        self.pairs.store(f"{name}_stored", stored)
+        return node
 
     def _drop_unused(self) -> None:
         graph = self.model.graph
@@ -252,7 +225,3 @@ class _Insertion:
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
-
-
-def _flag(node: onnx.NodeProto, name: str) -> bool:
-    return any(a.name == name and a.i for a in node.attribute)
