@@ -140,8 +140,11 @@ def test_what_processes_before_them_left_does_not_mislead_new_ones(tmp_path: Pat
     """torchrun keeps its store over restarts: half of them hung in gloo."""
     server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     environment = {
-        **os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost", "MASTER_PORT": str(server.port),
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(server.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     for rank in ("0", "1"):
