@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.core import signals
 from pipeline.core.errors import ConfigError, PipelineError, UnavailableError
@@ -181,7 +184,10 @@ def world(device: str, timeout_minutes: float = 10.0) -> Iterator[World]:
     signals.die_with_parent()  # torchrun may be killed; nobody would end its processes then
     timeout = timedelta(minutes=timeout_minutes)
     with _contact(rank, size, timeout_minutes):
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+        store = dist.PrefixStore(_meet(store, rank, size, timeout), store)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         try:
             control = dist.new_group(backend="gloo", timeout=timeout)
             yield World(rank, size, chosen, local, control)
@@ -192,6 +198,42 @@ def world(device: str, timeout_minutes: float = 10.0) -> Iterator[World]:
 def restarts() -> int:
     """How often torchrun has started these processes anew."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+    """A name that is known to the processes that are alive now, and to no earlier ones.
+
+    torchrun keeps its store when it starts processes anew. What those before them left there, such
+    as addresses, is found by the new ones, who then wait for each other in vain: half of all
+    restarts hung. So the main process answers each of the others, by a number of its own, with the
+    name under which everything else is kept.
+
+    Raises:
+        RuntimeError: One did not come in time.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    missing = set(range(1, size)) if rank == 0 else {rank}
+    if rank:
+        store.set(f"hello/{rank}", own)
+    while missing:
+        for other in sorted(missing):
+            hello, answer = _read(store, f"hello/{other}"), _read(store, f"answer/{other}")
+            if rank == 0 and hello:
+                store.set(f"answer/{other}", f"{hello} {own}")
+                if _read(store, f"thanks/{other}") == own:
+                    missing.discard(other)
+            elif rank and answer.startswith(f"{own} "):
+                own = answer.split()[1]
+                store.set(f"thanks/{rank}", own)
+                missing.clear()
+        if time.monotonic() > end:
+            raise RuntimeError(f"timeout: process {min(missing)} did not come")
+        time.sleep(0.02)
+    return own
+
+
+def _read(store: dist.Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 @contextlib.contextmanager

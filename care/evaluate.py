@@ -3,16 +3,25 @@
     python -m care.evaluate        # the embedded care_tiny on Fashion-MNIST's test split
     python -m care.evaluate CARETrans_S0.pth.tar --model care_s0 --data folder:/data/imagenet
     python -m care.evaluate runs/care_tiny/best.safetensors --json
+    python -m care.evaluate CARETrans_S0.pth.tar --model care_s0 --data folder:/data/imagenet-r
+    python -m care.evaluate CARETrans_S0.pth.tar --model care_s0 --data imagenet:/data --real
 
 A checkpoint of care.train says which network it is of and how images are prepared; for others say
 it with --model. Prints top-1 and top-5 with their 95 % Wilson intervals.
+
+Images of some of the network's classes, such as ImageNet-A and ImageNet-R with 200 of the 1000, are
+judged among these classes alone, as these sets' authors do. Folders 0 to 999, as ImageNet-V2's,
+are taken by their numbers. `--real` also judges by the corrected labels of ImageNet's validation
+images (ReaL, Beyer et al., 2020), which timm carries.
 """
 
 from __future__ import annotations
 
 import json
+import pkgutil
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +29,7 @@ from typing import Any
 import click
 import torch
 from rich.progress import track
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from care import checkpoint, distributed
@@ -34,6 +44,9 @@ from pipeline.core.figures import wilson
 from pipeline.core.preprocess import Preprocess
 from pipeline.core.screen import Screen
 from pipeline.core.words import shown
+
+_IMAGENET_CLASSES = 1000
+_VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ def score(
     batches: Iterable[tuple[Tensor, Tensor]],
     world: World,
     precision: str = "fp32",
+    observe: Callable[[Tensor], None] | None = None,
 ) -> Score:
     """Judge `model` on the batches of all processes together; its training mode is kept.
 
@@ -77,6 +91,7 @@ def score(
         batches: This process's share of images and class numbers, not empty in all processes.
         world: This process among its siblings.
         precision: "fp32", "bf16" or "fp16".
+        observe: Is shown the logits of each batch.
     """
     was_training = model.training
     model.eval()
@@ -86,6 +101,8 @@ def score(
         images, targets = images.to(world.device), targets.to(world.device)
         with autocast(world.device, precision):
             logits = model(images)
+        if observe is not None:
+            observe(logits)
         hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         counts = [len(images), hits[:, 0].sum(), hits.sum(), losses.double().sum()]
@@ -101,6 +118,7 @@ def score(
 @click.option("--num-classes", type=click.IntRange(1), help="By default what the checkpoint says.")
 @click.option("--data", help="folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist.")
 @click.option("--split", default="validation", show_default=True, help="Split of the images.")
+@click.option("--real", is_flag=True, help="Also judge by the corrected labels of ImageNet.")
 @click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
 @click.option("--image-size", type=click.IntRange(32), help="Input height and width.")
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
@@ -114,6 +132,7 @@ def main(
     num_classes: int | None,
     data: str | None,
     split: str,
+    real: bool,
     ema: bool,
     image_size: int | None,
     batch_size: int,
@@ -131,26 +150,105 @@ def main(
     uri = data or _default_data(path)
     dataset = open_dataset(uri, split)
     dataset.exif = trained.preprocess.exif
-    check_classes(dataset, trained.num_classes)
-    _check_labels(dataset, trained.labels)
+    part = _part_of_classes(dataset, trained)
+    if part is None:
+        check_classes(dataset, trained.num_classes)
+        _check_labels(dataset, trained.labels)
     with distributed.world(device) as world:
+        corrected = _Corrected(dataset, trained, world) if real else None
         network = trained.network.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        judged = network if part is None else _Restricted(network, part)
         batches = Validation(dataset, trained.preprocess, batch_size, workers, world)
         console = Screen(quiet=not world.is_main, soft_wrap=True)
         shown = track(
             batches, "evaluating", console=console, transient=True, disable=not console.is_terminal
         )
         started = time.perf_counter()
-        result = score(network, shown, world, precision)
+        result = score(judged, shown, world, precision, corrected and corrected.see)
         seconds = time.perf_counter() - started
+    if part is not None:
+        console.print(f"only the {len(part)} classes of the images count, of {trained.num_classes}")
     console.print(f"{trained.name} ({trained.path}) on {uri}, {split} split")
     for name, hits in (("top-1", result.first), ("top-5", result.fifth)):
         low, high = wilson(hits, result.images)
         share = hits / result.images
         console.print(f"{name}  {share:.2%}  (95 % interval {low:.2%} to {high:.2%})")
+    if corrected is not None:
+        console.print(f"ReaL top-1  {corrected.top1:.2%}  of the {corrected.images:,} with labels")
     console.print(f"{result.images:,} images in {seconds:.1f} s, {precision} on {world.device}")
     if as_json and world.is_main:
-        click.echo(json.dumps(_summary(trained, result, precision)))
+        summary = _summary(trained, result, precision)
+        if corrected is not None:
+            summary["real_top1"] = corrected.top1
+        click.echo(json.dumps(summary))
+
+
+class _Restricted(nn.Module):
+    """A network that knows only some of its classes.
+
+    Args:
+        network: Images to logits.
+        classes: Numbers of the classes that are left, in the order of the new logits.
+    """
+
+    def __init__(self, network: nn.Module, classes: list[int]) -> None:
+        super().__init__()
+        self.network, self.classes = network, classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, classes that are left)."""
+        return self.network(images)[:, self.classes]  # type: ignore[no-any-return]
+
+
+class _Corrected:
+    """Accuracy by several labels an image, or none, as timm keeps them.
+
+    Args:
+        dataset: ImageNet's validation images, by their published names.
+        trained: The network, of all 1000 classes.
+        world: One process alone: labels go by the order of the images.
+
+    Attributes:
+        images: Images with at least one label.
+        right: Those of them whose first guess is one of their labels.
+    """
+
+    def __init__(self, dataset: Dataset, trained: Trained, world: World) -> None:
+        if world.size > 1:
+            raise ConfigError("--real judges in one process: start it without torchrun")
+        names = [Path(dataset.name(index)).name for index in range(len(dataset))]
+        wrong = next((name for name in names if not _VALIDATION_IMAGE.fullmatch(name)), None)
+        if wrong or trained.num_classes != _IMAGENET_CLASSES:
+            raise DataError(
+                "--real knows ImageNet's validation images (ILSVRC2012_val_00000001.JPEG) and "
+                f"their 1000 classes, not {wrong or trained.name}"
+            )
+        content = pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json")
+        all_labels = json.loads(content or b"[]")
+        self._labels = iter([all_labels[int(name[15:23]) - 1] for name in names])
+        self.images = self.right = 0
+
+    def see(self, logits: Tensor) -> None:
+        """Take the logits of the next images."""
+        for guess in logits.argmax(dim=1).tolist():
+            labels = next(self._labels)
+            self.images += bool(labels)
+            self.right += guess in labels
+
+    @property
+    def top1(self) -> float:
+        """Share of the images with labels whose first guess is among these."""
+        return self.right / max(self.images, 1)
+
+
+def _part_of_classes(dataset: Dataset, trained: Trained) -> list[int] | None:
+    """Numbers of the dataset's classes, where the network knows these and more by name."""
+    known = trained.labels
+    if not known and trained.num_classes == _IMAGENET_CLASSES:
+        known = tuple(ImageNetInfo().label_names())
+    if len(dataset.classes) >= trained.num_classes or not set(dataset.classes) <= set(known):
+        return None
+    return [known.index(name) for name in dataset.classes]
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ from torchvision.transforms import Compose, Grayscale
 
 from care import sampling
 from care.data import Dataset, Subset
+from care.decoding import DecodeAndCrop
 from care.distributed import World
 from care.sampling import Place, Plan
 from care.settings import TrainSettings
 from pipeline.core import signals
-from pipeline.core.errors import DataError, PipelineError, UnavailableError
+from pipeline.core.errors import ConfigError, DataError, PipelineError, UnavailableError
 from pipeline.core.preprocess import Preprocess
 
 _LATER = 15
@@ -89,12 +90,19 @@ class Augmented:
         dataset: The images.
         transform: Makes an image uint8 (depth, size, size), with global random numbers.
         settings: Give the seed, and say what to do with images that cannot be read.
+        crop: Decodes an image and takes a part of it, before `transform`; None where that one
+            takes whole images.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: Callable[[Any], Tensor], settings: TrainSettings
+        self,
+        dataset: Dataset,
+        transform: Callable[[Any], Tensor],
+        settings: TrainSettings,
+        crop: DecodeAndCrop | None = None,
     ) -> None:
         self.dataset, self.transform = dataset, transform
+        self.crop = crop
         self.seed, self.skips = settings.seed, settings.corrupt == "skip"
 
     def __len__(self) -> int:
@@ -106,7 +114,7 @@ class Augmented:
         for attempt in itertools.count(1):
             sampling.seed_sample(self.seed, place)
             try:
-                pixels = self.transform(self.dataset.image(index))
+                pixels = self.transform(self._image(index))
                 return Sample(pixels, self.dataset.label(index), tuple(unreadable))
             except DataError as error:
                 if not self.skips or attempt == _MOST_ATTEMPTS:
@@ -115,6 +123,17 @@ class Augmented:
             # The next one in the dataset: as good as any, and the same in every run.
             index = (index + 1) % len(self.dataset)
         raise AssertionError("a loop without an end ended")
+
+    def _image(self, index: int) -> Image.Image:
+        """An image, or the part of it that was chosen."""
+        if self.crop is None:
+            return self.dataset.image(index)
+        encoded = self.dataset.encoded(index)
+        if encoded is None:
+            raise ConfigError(
+                "--decoder torchvision reads image files, and this dataset has none: take pillow"
+            )
+        return self.crop(*encoded)
 
 
 class TrainLoader:
@@ -142,7 +161,8 @@ class TrainLoader:
         self.dataset = dataset
         self.device = world.device
         self.workers = settings.workers
-        self.augmented = Augmented(dataset, augmentation(settings, spec), settings)
+        crop, transform = augmentation(settings, spec)
+        self.augmented = Augmented(dataset, transform, settings, crop)
         self.plan = Plan(
             images=len(dataset),
             batch=settings.batch_size,
@@ -294,8 +314,14 @@ def mixer(settings: TrainSettings, num_classes: int) -> Mixup | None:
     )
 
 
-def augmentation(settings: TrainSettings, spec: Preprocess) -> Callable[[Any], Tensor]:
-    """What is done with each image by itself: to uint8 (depth, size, size)."""
+def augmentation(
+    settings: TrainSettings, spec: Preprocess
+) -> tuple[DecodeAndCrop | None, Callable[[Any], Tensor]]:
+    """What is done with each image by itself: to uint8 (depth, size, size).
+
+    Returns:
+        What decodes and crops, if not Pillow does; and what is done after that.
+    """
     interpolation = settings.train_interpolation
     transform = create_transform(
         (spec.depth, spec.size, spec.size),
@@ -312,12 +338,28 @@ def augmentation(settings: TrainSettings, spec: Preprocess) -> Callable[[Any], T
         std=spec.std,
         use_prefetcher=True,  # ends with 8-bit pixels
     )
+    mend(transform)
+    gray = [Grayscale()] if spec.channels == "gray" else []
+    if settings.decoder == "pillow":
+        return None, Compose([*gray, transform, _as_tensor])
+    kinds = {"model": (spec.interpolation,), "random": ("bilinear", "bicubic")}
+    crop = DecodeAndCrop(
+        spec.size,
+        settings.scale,
+        settings.ratio,
+        kinds.get(interpolation, (interpolation,)),
+        settings.exif,
+    )
+    return crop, Compose([*gray, *transform.transforms[1:], _as_tensor])
+
+
+def mend(transform: Compose) -> Compose:
+    """Let the policies of timm's transforms take every strength with Pillow 13; in place."""
     for step in transform.transforms:
         for operation in itertools.chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
-    steps = [Grayscale()] if spec.channels == "gray" else []
-    return Compose([*steps, transform, _as_tensor])
+    return transform
 
 
 def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:

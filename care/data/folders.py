@@ -50,7 +50,8 @@ def open_folder(path: str, split: str) -> Dataset:
     """Open a folder of class folders, or of split folders that hold these.
 
     Images may lie at any depth below their class folder. Classes are in alphabetical order, which
-    for ImageNet's folder names is the order of the published labels.
+    for ImageNet's folder names is the order of the published labels; folders called 0, 1, 2 and so
+    on, as ImageNet-V2's, are in the order of these numbers.
 
     Raises:
         DataError: The folder is missing, empty or arranged otherwise, or holds other files.

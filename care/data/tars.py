@@ -23,6 +23,7 @@ from pipeline.core.labels import read_labels, require_distinct
 from pipeline.core.listing import (
     CLASS_NAMES,
     IMAGE_EXTENSIONS,
+    by_label,
     expand_shards,
     is_hidden,
     require_image,
@@ -127,7 +128,7 @@ def open_tar(path: str, split: str) -> Dataset:
                 "into one"
             )
         require_image(member.parts[-1], f"{shown(member.path, _PATH)} in {file}")
-    classes = sorted({member.parts[depth] for member in images})
+    classes = by_label(member.parts[depth] for member in images)
     require_classes(_folders_in(images, depth), f"{file}/{'/'.join(above)}".rstrip("/"))
     require_distinct(classes, str(file))
     for member in found:

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class Folders:
 
     Attributes:
         root: Where the folders lie.
-        classes: Names of the folders, in alphabetical order: that of the labels.
+        classes: Names of the folders, in the order of the labels, see `by_label`.
     """
 
     root: Path
@@ -199,7 +199,17 @@ def list_folder(path: str, split: str) -> Folders:
     if stray:
         raise DataError(f"{root / stray[0]} lies outside the class folders: move it into one")
     require_distinct(classes, str(root))
-    return Folders(root, tuple(classes))
+    return Folders(root, tuple(by_label(classes)))
+
+
+def by_label(classes: Iterable[str]) -> list[str]:
+    """Class folders in the order of their labels: by name, but numbers by their value.
+
+    ImageNet-V2's folders are called 0 to 999: as text, 10 would come before 2.
+    """
+    known = set(classes)
+    numbers = [str(number) for number in range(len(known))]
+    return numbers if known == set(numbers) else sorted(known)
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from care.distributed import World, choose_device, synchronize_batch_norm, world
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
@@ -76,3 +80,123 @@ def test_synchronizing_keeps_the_names_of_the_weights() -> None:
     after = synchronize_batch_norm(network(), torch.device("cpu")).state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def tell(rank: int, folder: str) -> None:
+    """One of three processes: what they tell each other."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    world = World(rank, 3, torch.device("cpu"), rank, dist.group.WORLD)
+    found: list[object] = [world.from_main(lambda: {"rank": rank}), world.gather(rank)]
+
+    def fail() -> None:
+        raise DataError("no images")
+
+    try:
+        world.from_main(fail)
+    except (DataError, SystemExit) as error:
+        found.append((type(error).__name__, str(error)))
+    try:
+        world.require_same({"lr": 0.1, "images": 5 if rank < 2 else 4})
+    except ConfigError as error:
+        found.append(str(error))
+    norm = nn.BatchNorm1d(1)
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(float(rank))
+    world.average_statistics(norm)
+    found.append(norm.running_mean.item())
+    with world.one_on_each_machine_first():
+        known = sorted(path.name for path in Path(folder).glob("fetched-*"))
+        found.append(known == [] if rank == 0 else "fetched-0" in known)
+        Path(folder, f"fetched-{rank}").touch()
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_what_the_main_process_finds_or_misses_is_known_to_all(tmp_path: Path) -> None:
+    spawn(tell, (str(tmp_path),), nprocs=3)
+    for rank in range(3):
+        same, ranks, failed, differs, mean, first = torch.load(tmp_path / f"{rank}.pt")
+        assert same == {"rank": 0}
+        assert ranks == [0, 1, 2]
+        assert failed == (("DataError", "no images") if rank == 0 else ("SystemExit", "2"))
+        assert differs.startswith("process 2 on ")
+        assert "another images than process 0: 4, not 5" in differs
+        assert mean == 1.0
+        assert first
+
+
+RESTARTED = """
+import os, sys, torch, time
+from care import distributed
+for attempt in range(2):
+    if attempt == int(os.environ["RANK"]):
+        time.sleep(1)  # the others find what was there before
+    with distributed.world("cpu", timeout_minutes=2) as world:
+        print(world.sum(torch.ones(1)).item(), flush=True)
+"""
+
+
+def test_what_processes_before_them_left_does_not_mislead_new_ones(tmp_path: Path) -> None:
+    """torchrun keeps its store over restarts: half of them hung in gloo."""
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(server.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for rank in ("0", "1"):
+        for key in ("hello", "answer", "thanks"):
+            server.set(f"{key}/{rank}", "f00 f00")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESTARTED],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**environment, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert said == ["2.0\n2.0\n"] * 2
+
+
+LOST = """
+import os, sys, torch
+from care import distributed
+from pipeline.core.errors import UnavailableError
+try:
+    with distributed.world("cpu", timeout_minutes=float(sys.argv[1])) as world:
+        if world.rank == 1:
+            os._exit(1)
+        world.sum(torch.zeros(1))
+except UnavailableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["never came", "went away"])
+def test_a_lost_process_is_one_line(tmp_path: Path, others: int) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, "-c", LOST, "5" if others else "0.02"]
+    processes = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**environment, "RANK": str(rank)}
+        )
+        for rank in range(1 + others)
+    ]
+    said, *_ = [process.communicate(timeout=300)[0] for process in processes]
+    assert said.startswith("process 0 of 2 on "), said
+    assert "--resume" in said
+    assert said.count("\n") == 1

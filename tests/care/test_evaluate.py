@@ -4,6 +4,7 @@ import http.server
 import json
 import math
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import click.testing
 import pytest
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from care import checkpoint, evaluate
@@ -21,6 +23,7 @@ from care.distributed import World
 from care.evaluate import Score, score
 from care.factory import create_model
 from pipeline.core.errors import ModelError
+from pipeline.core.preprocess import Preprocess
 
 ROOT = Path(__file__).parents[2]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -248,3 +251,87 @@ def test_metadata_of_another_kind_is_one_line(
 def test_no_network_is_created_with_what_timm_takes_itself(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name} cannot be an argument of the network"):
         create_model("care_tiny", **{name: None})
+
+
+def summary(result: click.testing.Result) -> dict[str, Any]:
+    """The line of JSON at the end."""
+    assert result.exit_code == 0, (result.output, result.exception)
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def imagenet_folder(folder: Path, classes: list[str], names: list[str]) -> Path:
+    """An image a class, each of another gray."""
+    for number, (class_, name) in enumerate(zip(classes, names, strict=True)):
+        (folder / class_).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (40 * number,) * 3).save(folder / class_ / name)
+    return folder
+
+
+@pytest.fixture
+def thousand(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Let the network say, of an image of gray 40 n, the class that is stated for n."""
+    said: dict[int, int] = {}
+
+    class Stated(nn.Module):
+        num_classes = 1000
+
+        def forward(self, images: Tensor) -> Tensor:
+            numbers = (((images[:, 0, 0, 0] + 2) / 4) * 255 / 40).round().int().tolist()
+            logits = torch.zeros(len(images), 1000)
+            for row, number in enumerate(numbers):
+                logits[row, said[number]] = 2
+                logits[row, 999] = 3 if said[number] < 500 else 0  # what a part does not know
+            return logits
+
+    spec = Preprocess(32, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    network = evaluate.Trained("care_s0", Path("x"), Stated(), spec, 1000, ())
+    monkeypatch.setattr(evaluate, "read_trained", lambda *_: network)
+    return said
+
+
+def test_a_part_of_imagenets_classes_is_judged_by_itself(
+    tmp_path: Path, thousand: dict[int, int]
+) -> None:
+    """As ImageNet-A and -R; class 999, of which there are no images, would win otherwise."""
+    names = ImageNetInfo().label_names()
+    chosen = [names[number] for number in (3, 17, 250)]
+    folder = imagenet_folder(tmp_path / "r", chosen, ["0.png", "1.png", "2.png"])
+    thousand |= {0: 3, 1: 17, 2: 17}
+    result = run("x", "--data", f"folder:{folder}", "--json")
+    assert "only the 3 classes of the images count, of 1000" in result.output
+    assert summary(result)["top1"] == pytest.approx(2 / 3)
+
+
+def test_other_names_than_the_networks_are_still_refused(
+    tmp_path: Path, thousand: dict[int, int]
+) -> None:
+    folder = imagenet_folder(tmp_path / "r", ["cat", "n01440764"], ["0.png", "1.png"])
+    result = run("x", "--data", f"folder:{folder}")
+    assert result.exit_code == 2
+    assert "the dataset has 2 classes" in result.stderr
+
+
+def test_the_corrected_labels_count_any_of_several(
+    tmp_path: Path, thousand: dict[int, int]
+) -> None:
+    content = pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json")
+    labels = json.loads(content or b"")
+    several = next(n for n, found in enumerate(labels) if len(found) > 1 and min(found) >= 500)
+    one = next(n for n, found in enumerate(labels) if len(found) == 1 and min(found) >= 500)
+    none = labels.index([])
+    numbers = [several, one, none]
+    folder = tmp_path / "val"
+    for number in range(1000):
+        (folder / f"{number}").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / f"{number}/ILSVRC2012_val_{one + 1:08}.JPEG")
+    for place, number in enumerate(numbers):
+        target = folder / f"{place}/ILSVRC2012_val_{number + 1:08}.JPEG"
+        next((folder / f"{place}").iterdir()).unlink()
+        Image.new("RGB", (32, 32), (40 * (place + 1),) * 3).save(target)
+    thousand |= {0: 0, 1: max(labels[several]), 2: 998, 3: 0}
+    result = run("x", "--data", f"folder:{folder}", "--real", "--json")
+    assert result.exit_code == 0, result.output
+    # Of the first image one of its labels was guessed; none of the others, and one has no label.
+    assert f"of the {999:,} with labels" in result.output
+    assert summary(result)["real_top1"] == pytest.approx(1 / 999)

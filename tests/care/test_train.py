@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click.testing
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -216,6 +219,237 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     assert len((parts / "log.csv").read_text().splitlines()) == 3
 
 
+def test_a_run_that_was_ended_while_it_was_judged_is_judged_first(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*AUGMENTED, output=tmp_path / "whole").exit_code == 0
+
+    def interrupted(job: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validate", interrupted)
+        assert run(*AUGMENTED, output=tmp_path / "parts").exit_code == 130
+    assert events(tmp_path / "parts/care_tiny", "epoch") == []
+    assert run(*AUGMENTED, "--resume", output=tmp_path / "parts").exit_code == 0
+    whole, parts = tmp_path / "whole/care_tiny", tmp_path / "parts/care_tiny"
+    expected, found = weights(whole), weights(parts)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    scores = [[(e["epoch"], e["val_loss"]) for e in events(f, "epoch")] for f in (whole, parts)]
+    assert scores[0] == scores[1]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], object]) -> None:
+    """Do something right after so many steps of a run."""
+    original = train.Course._step
+
+    def acting(course: train.Course, *rest: Any) -> None:
+        original(course, *rest)
+        if course.learner.steps == steps:
+            act()
+
+    monkeypatch.setattr(train.Course, "_step", acting)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), getattr(signal, name)))
+        assert run(*PLAIN, "--save-minutes", "0").exit_code == code
+    assert checkpoint.read_all(tmp_path / "care_tiny/last.pt")["steps"] == 3
+    result = run(*PLAIN, "--epochs", "2", "--resume")
+    assert "going on after epoch 0 and 3 steps" in result.output
+    assert [e["step"] for e in events(tmp_path / "care_tiny", "step")] == list(range(1, 9))
+
+
+def test_the_end_of_a_slot_saves_and_goes_on(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert run(*PLAIN, "--epochs", "1", "--keep", "9", "--save-minutes", "0").exit_code == 0
+    assert {path.name for path in (tmp_path / "care_tiny").glob("*.pt")} == {
+        "step-00000003.pt",
+        "last.pt",
+    }
+
+
+def test_a_folder_in_use_is_refused(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("care.runs._LOCK_SECONDS", 0.05)
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    before = digest(tmp_path / "care_tiny")
+    with filelock.FileLock(tmp_path / "care_tiny/.lock"):
+        for more in ("--resume", "--overwrite"):
+            assert_mistake(run(*PLAIN, "--epochs", "1", more), "another process trains in")
+    assert digest(tmp_path / "care_tiny") == before
+
+
+def test_torchrun_starting_anew_goes_on_whatever_was_asked_for(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--overwrite` used to wipe the run at each restart."""
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = run(*PLAIN, "--epochs", "1", "--overwrite")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "going on after epoch 1" in result.output
+
+
+def test_a_run_is_amended_and_that_is_recorded(run: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "care_tiny"
+    assert run(*PLAIN, "--amend", "lr=1e-4").exit_code == 2
+    result = run(*PLAIN, "--sched", "none", "--epochs", "1")
+    assert result.exit_code == 0, (result.output, result.exception)
+    again = (*PLAIN, "--sched", "none", "--epochs", "1", "--resume")
+    assert_mistake(run(*again, "--amend", "seed=1"), "seed cannot change within a run")
+    result = run(*again, "--amend", "lr=1e-4", "--amend", "epochs=2")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert [event["lr"] for event in events(folder, "step")] == [1e-3] * 4 + [1e-4] * 4
+    recorded = [json.loads(line) for line in (folder / "amendments.jsonl").read_text().splitlines()]
+    assert recorded == [{"step": 4, "changes": {"lr": 1e-4, "epochs": 2}}]
+    # Who goes on with the command of the beginning does what was amended.
+    assert "2 epochs of" in run(*again).output
+    assert run(*again, "--amend", "lr=1e-4").exit_code == 0
+    assert (folder / "amendments.jsonl").read_text().count("\n") == 1
+
+
+def test_the_same_images_a_step_may_be_shared_out_otherwise(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+    more = (*PLAIN, "--epochs", "1", "--resume", "--batch-size", "2")
+    assert_mistake(run(*more), "total batch was 8, is 2")
+    assert run(*more, "--accumulate", "4").exit_code == 0
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Let some steps see an image that is not finite."""
+    original = train.Course._step
+
+    def step(course: train.Course, *rest: Any) -> None:
+        plain = course.job.finish.mean
+        if course.learner.steps in steps:
+            course.job.finish.mean = plain * float("nan")
+        original(course, *rest)
+        course.job.finish.mean = plain
+
+    monkeypatch.setattr(train.Course, "_step", step)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_named(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(monkeypatch, {2, 5})
+    result = run(*PLAIN)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "the loss became nan" in result.output
+    assert "step 3, process 0 (" in result.output
+    assert "and 5 more): the step is left out" in result.output
+    skipped = events(tmp_path / "care_tiny", "skipped")
+    assert [event["step"] for event in skipped] == [3, 6]
+    assert len(skipped[0]["images"]) == 8
+    assert events(tmp_path / "care_tiny", "epoch")[-1]["skipped"] == 2
+    assert all(bool(value.isfinite().all()) for value in weights(tmp_path / "care_tiny").values())
+
+
+def test_too_many_of_them_in_a_row_end_the_run(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(monkeypatch, {1, 3, 4})
+    assert run(*PLAIN, "--skip-limit", "3").exit_code == 0
+    result = run(*PLAIN, "--skip-limit", "2", "--overwrite")
+    assert_mistake_at_end(result, "2 steps in a row", "step 5", "--amend lr=")
+
+
+def assert_mistake_at_end(result: Result, *words: str) -> None:
+    """As `assert_mistake`, after what the run itself said."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    last = result.stderr.rstrip("\n").splitlines()[-1]
+    assert last.startswith("error: ")
+    assert all(word in last for word in words), last
+
+
+def test_unreadable_images_are_left_out_where_that_is_asked_for(
+    run: Train, images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(images, folder)
+    for path in sorted((folder / "dark").iterdir())[:3]:
+        path.write_bytes(path.read_bytes()[:60])
+    more = (*PLAIN, "--data", f"folder:{folder}", "--validation", f"folder:{images}")
+    result = run(*more, "--epochs", "1", "--corrupt", "skip")
+    assert result.exit_code == 0, (result.output, result.exception)
+    count = events(tmp_path / "care_tiny", "epoch")[0]["unreadable"]
+    assert count == 3
+    assert result.stderr.count("another image took its place") == count
+    assert "dark/00.png is a truncated or corrupt image" in result.stderr
+
+
+def test_a_full_disk_ends_a_run_or_does_not(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("care.history.write_sealed", full)
+    result = run(*PLAIN, "--epochs", "1")
+    assert_mistake_at_end(result, "last.pt cannot be written: the disk is full")
+    result = run(*PLAIN, "--epochs", "1", "--overwrite", "--unsaved", "continue")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "the disk is full" in result.output
+    assert "training goes on" in result.output
+
+
+def test_the_summary_draws_what_was_measured(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN).exit_code == 0
+    page = (tmp_path / "care_tiny/summary.html").read_text()
+    for title in ("Loss", "Top-1", "Learning rate", "Norm of the gradient", "Waiting for images"):
+        assert title in page
+    assert "8 steps, 2 epochs; 0 steps left out" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    step = events(tmp_path / "care_tiny", "step")[-1]
+    assert 0 <= step["data_wait"] <= 1
+    assert step["gradient_norm"] > 0
+
+
+def test_boards_that_are_not_installed_are_named(run: Train) -> None:
+    for name in ("wandb", "mlflow"):
+        if importlib.util.find_spec(name):
+            pytest.skip(f"{name} is installed")
+        result = run(*PLAIN, f"--{name}", "--overwrite")
+        assert result.exit_code == 4
+        assert f"--{name} needs a library that is not installed" in result.stderr
+
+
+class Told:
+    """Stands in for wandb and mlflow: notes what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def note(*arguments: Any, **named: Any) -> Told:
+            self.calls.append((name, named or arguments))
+            return self
+
+        return note
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_boards_are_told_steps_and_epochs(
+    run: Train, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    told = Told()
+    monkeypatch.setitem(sys.modules, name, told)  # type: ignore[arg-type]
+    result = run(*PLAIN, "--epochs", "1", f"--{name}")
+    assert result.exit_code == 0, (result.output, result.exception)
+    names = [call for call, _ in told.calls]
+    assert names[0] == {"wandb": "init", "mlflow": "start_run"}[name]
+    assert names.count({"wandb": "log", "mlflow": "log_metrics"}[name]) == 5  # 4 steps, 1 epoch
+    assert names[-1] == {"wandb": "finish", "mlflow": "end_run"}[name]
+
+
 def test_a_finished_run_resumes_to_nothing_and_can_be_exported(run: Train, tmp_path: Path) -> None:
     assert run(*PLAIN, "--epochs", "1").exit_code == 0
     before = weights(tmp_path / "care_tiny")
@@ -361,12 +595,16 @@ def test_arguments_that_no_checkpoint_may_state_are_refused(run: Train, pair: st
         (["--batch-size", "64"], ["36 training images", "lower batch_size"]),
         (["--device", "cuda:77"], ["cuda:77"]),
         (["--init", "/nowhere.pt"], ["no checkpoint at /nowhere.pt"]),
-        (["--lr", "1e30"], ["the loss became", "lower the learning rate"]),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) and "--" in value[0] else "",
 )
 def test_mistakes_are_one_line(run: Train, more: list[str], words: list[str]) -> None:
     assert_mistake(run(*PLAIN, *more), *words)
+
+
+def test_a_learning_rate_beyond_reason_ends_the_run(run: Train) -> None:
+    result = run(*PLAIN, "--lr", "1e30")
+    assert_mistake_at_end(result, "the loss became", "lower the learning rate")
 
 
 def test_mistakes_write_nothing(run: Train, tmp_path: Path) -> None:
@@ -423,30 +661,6 @@ def test_the_order_of_saving_survives_a_kill_between_files(
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.mark.slow
-def test_a_killed_process_goes_on(images: Path, tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "care.train"]
-    command = [*program, *arguments(images, tmp_path / "killed", *AUGMENTED), "--workers", "1"]
-    process = subprocess.Popen([*command, "--epochs", "12"], env=environment(), process_group=0)
-    last = tmp_path / "killed/care_tiny/last.pt"
-    deadline = time.monotonic() + 240
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert last.exists()
-    done = checkpoint.read_all(last)["epochs"]
-    assert 1 <= done < 12
-
-    # The whole run and the rest of the killed one, both to the end of the schedule.
-    whole = [*program, *arguments(images, tmp_path / "whole", *AUGMENTED), "--workers", "1"]
-    for arguments_ in ([*command, "--resume"], whole):
-        subprocess.run([*arguments_, "--epochs", "12"], env=environment(), check=True, timeout=300)
-    expected, found = (weights(tmp_path / name / "care_tiny") for name in ("whole", "killed"))
-    for name, value in expected.items():
-        assert torch.equal(value, found[name]), name
 
 
 @pytest.mark.slow

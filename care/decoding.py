@@ -1,0 +1,100 @@
+"""Decoding and cropping a training image in one go, by torchvision: `decoder: torchvision`.
+
+Its JPEG decoder gives Pillow's pixels, bit for bit, in three quarters of the time; its resize
+differs from Pillow's by one level, since it rounds once instead of twice. It refuses truncated
+files, and other formats under a JPEG's name: Pillow is asked then, and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from pipeline.core.preprocess import Exif, decode
+
+_JPEG = b"\xff\xd8\xff"
+_MOST_ATTEMPTS = 10
+"""Draws of a crop before the middle is taken, as in timm."""
+
+
+class DecodeAndCrop:
+    """A random part of an image, resized to a square; timm's RandomResizedCropAndInterpolation.
+
+    Args:
+        size: Side of the square.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest ratio of width to height.
+        interpolations: Resampling filters, of which one is drawn for each image.
+        exif: Whether an orientation tag turns an image.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        interpolations: tuple[str, ...],
+        exif: Exif,
+    ) -> None:
+        self.size, self.scale, self.ratio, self.exif = size, scale, ratio, exif
+        self.interpolations = [InterpolationMode(name) for name in interpolations]
+
+    def __call__(self, encoded: bytes, name: str) -> Image.Image:
+        """Decode and crop.
+
+        Args:
+            encoded: The file.
+            name: What to call it in a message.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        pixels = _decoded(encoded, name, self.exif)
+        top, left, height, width = self._part(pixels.shape[1], pixels.shape[2])
+        chosen = int(torch.randint(len(self.interpolations), ()))
+        square = functional.resized_crop(
+            pixels,
+            top,
+            left,
+            height,
+            width,
+            [self.size, self.size],
+            self.interpolations[chosen],
+            antialias=True,
+        )
+        return Image.fromarray(square.permute(1, 2, 0).numpy())
+
+    def _part(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a random part."""
+        draws: npt.NDArray[np.float64] = torch.rand(_MOST_ATTEMPTS, 4, dtype=torch.float64).numpy()
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for share, shape, down, right in draws.tolist():
+            area = height * width * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + shape * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+        # An image that is very long: as much of its middle as the ratios allow.
+        w = min(width, round(height * self.ratio[1]))
+        h = min(height, round(width / self.ratio[0]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _decoded(encoded: bytes, name: str, exif: Exif) -> torch.Tensor:
+    """uint8 of shape (3, height, width)."""
+    if encoded[:3] == _JPEG:
+        data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        upright = exif == "apply"
+        # Truncated, or of a kind that it does not know: Pillow decides below.
+        with contextlib.suppress(RuntimeError):
+            return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=upright)  # type: ignore[no-any-return]
+    image = decode(encoded, name, exif)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
