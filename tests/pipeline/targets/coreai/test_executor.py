@@ -66,11 +66,14 @@ def pools(x: Tensor) -> Tensor:
     return largest + mean
 
 
+_DRAWN = torch.Generator().manual_seed(2)
+WIDE = torch.randn(6, 3, 3, 3, generator=_DRAWN)
+DEEP = torch.randn(6, 1, 3, 3, generator=_DRAWN)
+POINT = torch.randn(3, 6, 1, 1, generator=_DRAWN)
+
+
 def convolutions(x: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(2)
-    wide = torch.randn(6, 3, 3, 3, generator=generator).to(x)
-    deep = torch.randn(6, 1, 3, 3, generator=generator).to(x)
-    point = torch.randn(3, 6, 1, 1, generator=generator).to(x)
+    wide, deep, point = (weight.to(x.dtype) for weight in (WIDE, DEEP, POINT))
     y = F.conv2d(x, wide, stride=2, padding=1)
     return F.conv2d(F.conv2d(y, deep, groups=6, dilation=2, padding=2), point) / 10
 
