@@ -58,9 +58,13 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "pipeline/targets/coreml/test_target.py",
         "what a build goes through",
     ),
-    "pipeline/targets/coreai/{convert,network,options,build,quiet}.py": (
+    "pipeline/targets/coreai/{convert,network,options,build,quiet,verify}.py": (
         "pipeline/targets/coreai/test_target.py",
         "what a build goes through",
+    ),
+    "pipeline/targets/coreai/fitness.py": (
+        "pipeline/targets/coreai/test_reports.py",
+        "advice is of what was reported",
     ),
     "pipeline/targets/coreai/{operators,program}.py": (
         "pipeline/targets/coreai/test_executor.py",

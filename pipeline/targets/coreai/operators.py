@@ -144,6 +144,8 @@ OPERATORS: Mapping[str, Evaluate] = {
     "add": _two(torch.add),
     "and": _two(torch.logical_and),
     "batch_matmul": _two(torch.matmul),
+    "bitwise_and": _two(torch.bitwise_and),
+    "bitwise_or": _two(torch.bitwise_or),
     "blockwise_shift_scale": _shift_scale,
     "broadcast_to": lambda x, attributes: x[0].broadcast_to(_integers(x[1])),
     "cast": _one(lambda x: x),

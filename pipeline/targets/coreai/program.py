@@ -22,6 +22,7 @@ from pipeline.core.errors import ArtifactError
 MAIN = "main"
 """The function that an asset of ours has."""
 
+_MAGIC = b"ML\xefR"  # of MLIR's bytecode
 _PREFIX = "coreai."
 _DECOMPOSABLE = "decomposable.broadcasting_"
 _BITS_OF_A_BYTE = 8
@@ -114,6 +115,10 @@ def read(bytecode: Path) -> Program:
     Raises:
         ArtifactError: The compiler does not read it, or it has no function `main`.
     """
+    with bytecode.open("rb") as stream:
+        # On a file of another format the compiler ends the process.
+        if stream.read(len(_MAGIC)) != _MAGIC:
+            raise ArtifactError(f"{bytecode} is no Core AI program: build it again")
     # Before other parts of the package, which import each other in a circle otherwise.
     import coreai.authoring  # noqa: F401
     from coreai._compiler._mlir_libs._coreaiIR._bindings.compiler import load_module_from_bytecode

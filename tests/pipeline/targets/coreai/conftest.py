@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def made(folder: Path, wanted: BuildJob) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds Tiny in a precision, once a session: nobody may change it."""
     kept: dict[str, Artifact] = {}
 
@@ -125,4 +125,4 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
             kept[precision] = made(place, job(precision))
         return kept[precision]
 
-    yield once
+    return once

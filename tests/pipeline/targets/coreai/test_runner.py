@@ -1,0 +1,146 @@
+"""Apple's runtime as the judge of the executor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import InputError, UnsupportedOperatorError
+from pipeline.targets.coreai import runner as module
+from pipeline.targets.coreai.package import MODEL
+from pipeline.targets.coreai.runner import APPLE, FLOAT16, AppleRunner, JudgedRunner, balanced
+
+from .conftest import Build, images, needs_coreai, network
+
+LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 4], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [(4, [0, 4, 6, 7]), (5, [0, 1, 4, 6, 7]), (2, [0, 4]), (100, list(range(8)))],
+)
+def test_as_many_of_each_class(count: int, places: list[int]) -> None:
+    assert balanced(LABELS, count).tolist() == places
+
+
+def test_an_order_of_classes_does_not_matter() -> None:
+    mixed = np.array([4, 0, 1, 0, 2, 0, 1, 0], np.int64)
+    assert balanced(mixed, 4).tolist() == [0, 1, 2, 4]
+
+
+class Other:
+    """Apple's runtime, but for what it answers."""
+
+    def __init__(self, change: Any) -> None:
+        self._change = change
+
+    def __call__(self, pictures: Any) -> Any:
+        return self._change(np.tile(np.arange(5, dtype=np.float32), (len(pictures), 1)))
+
+    def close(self) -> None:
+        pass
+
+
+def judged(build: Build, monkeypatch: pytest.MonkeyPatch, apple: Any, emulated: Any) -> Any:
+    """A runner of which both sides answer as they are told."""
+    monkeypatch.setattr(module, "Runtime", lambda package: Other(apple))
+    runner = JudgedRunner(build().folder / MODEL, network(), 4, FLOAT16)
+    monkeypatch.setattr(runner, "_executor", Other(emulated))
+    return runner
+
+
+def same(logits: Any) -> Any:
+    return logits
+
+
+def nan(logits: Any) -> Any:
+    return np.full_like(logits, np.nan)
+
+
+@needs_coreai
+def test_some_images_are_measured_and_all_emulated(build: Build) -> None:
+    labels = np.array([3, 3, 3, 1, 2, 0], np.int64)
+    with JudgedRunner(build().folder / MODEL, network(), 4, FLOAT16) as runner:
+        runner.expect(labels)
+        logits = np.concatenate([runner(images()[:4]), runner(images()[4:])])
+        numerics = runner.numerics()
+    assert len(logits) == 6
+    assert numerics is not None
+    measured, emulated = numerics.more[f"{APPLE}, 4 images"]
+    assert (measured["state"], emulated["state"]) == ("measured", "emulated")
+    chosen = [0, 3, 4, 5]
+    right = float((logits[chosen].argmax(1) == labels[chosen]).mean())
+    assert measured["top1"] == emulated["top1"] == right
+    assert 0 < emulated["relative_difference"] < FLOAT16.relative
+    assert "the same class for 4 of 4 images" in runner.device
+
+
+@needs_coreai
+def test_without_labels_the_first_images_are_judged(build: Build) -> None:
+    with JudgedRunner(build().folder / MODEL, network(), 2, FLOAT16) as runner:
+        assert runner.numerics() is None
+        runner(images())
+        numerics = runner.numerics()
+    assert numerics is not None
+    assert numerics.more["images"] == 2
+    assert "top1" not in numerics.more[f"{APPLE}, 2 images"][0]
+
+
+@needs_coreai
+@pytest.mark.parametrize(
+    ("apple", "emulated", "reason"),
+    [
+        (same, lambda logits: logits * 1.02, r"differs from it by 0\.02 of the logits' size"),
+        (same, lambda logits: logits[:, ::-1], "in the class of 4 of them"),
+        (nan, same, "gives NaN or infinity for 4 of 4 images, and the executor for others"),
+        (same, nan, "gives NaN or infinity for 0 of 4 images, and the executor for others"),
+    ],
+)
+def test_an_emulation_that_is_off_is_withdrawn(
+    build: Build, monkeypatch: pytest.MonkeyPatch, apple: Any, emulated: Any, reason: str
+) -> None:
+    runner = judged(build, monkeypatch, apple, emulated)
+    runner.expect(np.arange(6) % 5)
+    runner(images())
+    with pytest.raises(UnsupportedOperatorError, match=reason):
+        runner.numerics()
+
+
+@needs_coreai
+def test_the_reason_has_what_was_measured(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = judged(build, monkeypatch, same, lambda logits: logits * 2)
+    runner.expect(np.full(6, 4))
+    runner(images())
+    with pytest.raises(UnsupportedOperatorError, match=r"on 4 images \(top-1 100\.00%\)"):
+        runner.numerics()
+
+
+@needs_coreai
+def test_nan_on_both_sides_is_agreement(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = judged(build, monkeypatch, nan, nan)
+    runner(images())
+    assert runner.numerics() is not None
+
+
+@needs_coreai
+def test_a_closed_runner_says_so(build: Build) -> None:
+    for runner in (
+        JudgedRunner(build().folder / MODEL, network(), 1, FLOAT16),
+        AppleRunner(build().folder / MODEL, network()),
+    ):
+        runner.close()
+        runner.close()
+        with pytest.raises(InputError, match="closed"):
+            runner(images(1))
+
+
+@needs_coreai
+def test_apples_runtime_alone(build: Build) -> None:
+    package = build().folder / MODEL
+    with AppleRunner(package, network()) as alone:
+        apple = alone(images(2))
+        assert "Apple's Core AI runtime" in alone.device
+    with JudgedRunner(package, network(), 2, FLOAT16) as runner:
+        np.testing.assert_allclose(runner(images(2)), apple, rtol=0, atol=0.02)
