@@ -242,6 +242,7 @@ PLACES = {
     "pipeline/steps/artifact.py:_write_made": MADE,
     "pipeline/steps/artifact.py:Artifact.copy": "into an export that is being made",
     "pipeline/steps/artifact.py:rewrite_manifest": "in a workspace, onto a manifest of ours",
+    "pipeline/steps/stated.py:Stated.announce": "refuses what holds no such seals",
     "pipeline/steps/stated.py:Stated.is_reported": "only what holds seals that were announced",
     "pipeline/targets/floats.py:Float32.convert": MADE,
     "pipeline/graphs/float16.py:write_graph": MADE,
