@@ -36,6 +36,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "pipeline/steps/keys.py": ("tests/pipeline/steps/test_keys.py",),
     "pipeline/steps/artifact.py": ("tests/pipeline/steps/test_artifact.py",),
     "pipeline/steps/step.py": ("tests/pipeline/steps/test_step.py",),
+    "pipeline/steps/stated.py": ("tests/pipeline/steps/test_stated.py",),
+    "pipeline/steps/library.py": ("tests/pipeline/steps/test_library.py",),
     "pipeline/report/gates.py": ("tests/pipeline/report/test_gates.py",),
     "pipeline/report/choice.py": ("tests/pipeline/report/test_choice.py",),
     "pipeline/stages/samples.py": (f"{_STAGES}/test_images.py",),
