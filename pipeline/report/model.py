@@ -288,7 +288,7 @@ class Run(Plain):
         try:
             values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
         except FileNotFoundError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+            raise ArtifactError(f"{path} is missing: {again}") from error
         except ArtifactError as error:
             raise ArtifactError(f"{error}: {again}") from error
         found = values.get("format")

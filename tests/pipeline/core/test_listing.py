@@ -120,7 +120,7 @@ def test_the_embedded_splits(tmp_path: Path) -> None:
 
 def test_names_of_datasets() -> None:
     assert SPLITS == ("train", "validation", "calibration")
-    assert KINDS == ("folder", "tar", "wds", "fashion-mnist")
+    assert KINDS == ("folder", "tar", "wds", "imagenet", "fashion-mnist")
     assert parse("folder:/a:b") == ("folder", "/a:b")
     assert parse("fashion-mnist") == ("fashion-mnist", "")
     with pytest.raises(DataError, match=r"did you mean folder\?"):

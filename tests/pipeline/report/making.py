@@ -170,7 +170,7 @@ def _graphs(make: Maker, classes: int) -> None:
     make.make("calibration", CalibrationFacts(512, "ab" * 32, (warning,)))
     make.make("precision/float16", {"casts": 2, "network": network.to_dict()}, "onnx")
     layers = {"computing": 90, "by_kind": {"CONVOLUTION": 60, "MATRIX_MULTIPLY": 30}}
-    engine = {"network": layers, "engine_bytes": 1_900_000}
+    engine = {"layers": layers, "engine_bytes": 1_900_000}
     for precision in ("fp16", "int8"):
         facts = BuildFacts("trt", precision, ("an int64 was clamped",), more=engine)
         make.make(f"trt/{precision}", facts, "precision/float16", size=1_900_000)
