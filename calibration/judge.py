@@ -61,7 +61,11 @@ class Judge:
 
     def __call__(self, model: onnx.ModelProto) -> Outcome:
         """Outcome of a graph."""
-        logits = self._run(model, self._images)
+        return self.by(self._run, model)
+
+    def by(self, run: Callable[[Graph, Images], Logits], model: onnx.ModelProto) -> Outcome:
+        """Outcome of a graph that something else runs."""
+        logits = run(model, self._images)
         comparison = compare(logits, self._reference)
         error = comparison.relative_error if comparison.finite else float("nan")
         return Outcome(top_k(logits, self._labels) / self.count, comparison.agreement, error)

@@ -70,8 +70,8 @@ def is_safe(weight: npt.NDArray[np.generic], axis: int = 0) -> bool:
 def safe_weights(weight: Floats, found: Quantization) -> tuple[Quantization, Stored]:
     """Store a weight so that no pair can saturate.
 
-    Every output channel gets the scale with the smallest squared error of those from its own to
-    twice that; pairs that are still too large are cut to size.
+    Every output channel that is not safe as it is gets the scale with the smallest squared error of
+    those from its own to twice that; pairs that are still too large are cut to size.
 
     Args:
         weight: Of any layer but a depthwise convolution.
@@ -81,9 +81,8 @@ def safe_weights(weight: Floats, found: Quantization) -> tuple[Quantization, Sto
         The scales, and the stored values in the shape of the weight.
     """
     axis = found.axis or 0
-    best = np.full(len(found.scale), np.inf)
-    scale = found.scale.copy()
-    stored = np.zeros(weight.shape, np.int8)
+    scale, stored = found.scale.copy(), found.quantize(weight)
+    best = np.where(excess(stored, axis).any(1), np.inf, -np.inf)
     for factor in np.linspace(1, 2, STEPS):
         tried = replace(found, scale=(found.scale * factor).astype(np.float32))
         values = _cut(tried.quantize(weight), axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calibration.observe import Statistics, check
@@ -58,6 +58,14 @@ class Table:
     def ranges(self) -> dict[str, Range]:
         """The chosen ranges."""
         return {name: tensor.chosen for name, tensor in self.tensors.items()}
+
+    def with_ranges(self, chosen: Mapping[str, Range]) -> Table:
+        """The same with other ranges of some tensors."""
+        tensors = {
+            name: replace(tensor, chosen=chosen.get(name, tensor.chosen))
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -191,6 +191,14 @@ class CalibrationConfig(Section):
     max_top1_drop: Share = Field(
         default=0.003, description="Layers stay in higher precision until the drop is at most this."
     )
+    cpus: Literal["any", "vnni"] = Field(
+        default="any",
+        description="int8 of ort: the same answers on every CPU, or as precise as VNNI allows.",
+    )
+    gelu: Literal["auto", "exact", "sigmoid"] = Field(
+        default="auto",
+        description="int8 of ort: GELU in 8 bits where nothing is lost, never, or always.",
+    )
 
 
 class Gates(Section):

@@ -27,7 +27,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from calibration.histogram import Histogram
-from calibration.ranges import ACTIVATIONS_UINT8, Quantization
+from calibration.ranges import ACTIVATIONS_UINT8, Quantization, Range, quantization
 from pipeline.core.plain import Plain
 
 Doubles = npt.NDArray[np.float64]
@@ -39,6 +39,9 @@ SIGMOID_SCALE = np.float32(1 / 255)
 SLOPES = np.arange(1.50, 2.001, 0.02)
 GAINS = np.arange(0.97, 1.0301, 0.005)
 SHIFTS = tuple(range(-3, 4))
+
+_ENDS = np.linspace(1, 1 / 12, 24)
+"""Shares of what was seen at which the range of a GELU's input may end, on either side."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,18 @@ class GeluFit(Plain):
     error: float
     exact_error: float
 
+    @property
+    def excess(self) -> float:
+        """Mean squared error beyond that of rounding, in squared steps of the output."""
+        return self.error**2 - self.exact_error**2
+
 
 def gelu(x: Doubles) -> Doubles:
     """The exact function, by erf."""
-    from math import erf, sqrt
+    import torch  # numpy has no erf
 
-    phi = np.array([0.5 * (1 + erf(float(value) / sqrt(2))) for value in x.ravel()])
-    return x * phi.reshape(x.shape)
-
-
-def gelu_fast(x: Doubles) -> Doubles:
-    import torch
-
-    return torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
+    found: Doubles = torch.nn.functional.gelu(torch.from_numpy(np.asarray(x, np.float64))).numpy()
+    return found
 
 
 def levels(histogram: Histogram, found: Quantization) -> Doubles:
@@ -108,6 +110,45 @@ def fit(counts: Doubles, source: Quantization, result: Quantization) -> GeluFit:
             found = error(_stored(x * gain * share, result))
             if found < best.error:
                 best = GeluFit(float(slope), float(gain), int(shift), found, best.exact_error)
+    return best
+
+
+def input_ranges(model: onnx.ModelProto, histograms: Mapping[str, Histogram]) -> dict[str, Range]:
+    """Ranges for tensors that only a GELU reads: what counts is the error behind it.
+
+    Far below zero all inputs give nothing: without that part, the steps of the rest are finer.
+
+    Args:
+        model: The float32 graph.
+        histograms: What calibration saw, by tensor.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    return {
+        name: input_range(histogram)
+        for name, histogram in histograms.items()
+        if name not in outputs
+        and (after := readers.get(name, []))
+        and all(node.op_type == "Gelu" and not _is_tanh(node) for node in after)
+    }
+
+
+def input_range(histogram: Histogram) -> Range:
+    """The range of a GELU's input with the smallest squared error of its output."""
+    used = np.flatnonzero(histogram.counts)
+    x, weights = histogram.centres[used], histogram.counts[used].astype(np.float64)
+    wanted = gelu(x)
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    best, smallest = Range(low, high), np.inf
+    for share, other in itertools.product(_ENDS, _ENDS):
+        tried = Range(low * float(share), high * float(other))
+        rounded = quantization(tried, ACTIVATIONS_UINT8).round_trip(x)
+        error = float((weights * (gelu(rounded) - wanted) ** 2).sum())
+        if error < smallest:
+            best, smallest = tried, error
     return best
 
 

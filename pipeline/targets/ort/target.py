@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -20,7 +22,7 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
 from pipeline.targets.base import BuildJob, Requirement, Target
 from pipeline.targets.forms import Form
-from pipeline.targets.ort import providers
+from pipeline.targets.ort import certificate, providers
 from pipeline.targets.ort.build import BLOCKED, PORTABLE, try_models, write_models
 from pipeline.targets.ort.layout import PROBE, block_size
 from pipeline.targets.ort.options import OrtOptions
@@ -69,6 +71,13 @@ class OrtTarget(Target):
         )
         rewrite = self.precisions[job.precision] == FLOAT32
         facts = write_models(job, folder, rewrite=rewrite, provider=options.provider)
+        if not rewrite:
+            found = certificate.of_graph(folder / PORTABLE)
+            facts["certificate"] = {
+                "certified_for": list(found.certified_for),
+                "measured_on": found.measured_on,
+                "unsafe_layers": [layer.layer for layer in found.unsafe],
+            }
         tune_seconds = options.tune_seconds if options.tune else 0.0
         ran = try_models(
             job,
@@ -126,6 +135,9 @@ class OrtTarget(Target):
         if reason is not None:
             raise UnavailableError(reason)
         artifact.verify()
+        doubt = _doubt(artifact)
+        if doubt is not None:
+            warnings.warn(doubt, certificate.CertificateWarning, stacklevel=2)
         model, settings = how_to_open(artifact)
         return OrtRunner(model, settings, machine.resolve_threads(_threads(threads, settings)))
 
@@ -166,6 +178,14 @@ def how_to_open(artifact: Artifact) -> tuple[Path, Settings]:
         artifact.path(PROBE)
     ) == layout.get("block")
     return artifact.path(BLOCKED if fits else PORTABLE), settings
+
+
+def _doubt(artifact: Artifact) -> str | None:
+    """What speaks against the answers of an artifact on this CPU; None if nothing does."""
+    stated = artifact.facts.get("certificate")
+    if not isinstance(stated, dict):
+        return None
+    return certificate.warning(tuple(stated.get("certified_for", ())), artifact.name)
 
 
 def _threads(asked: int | None, settings: Settings) -> int | None:

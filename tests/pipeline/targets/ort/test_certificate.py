@@ -1,0 +1,81 @@
+"""On which CPUs an 8-bit graph gives the answers that were judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from calibration import judge
+from calibration.ranges import Range
+from calibration.sample import CalibrationSet
+from pipeline.core.cpu_classes import CLASSES
+from pipeline.graphs.qdq_ort import activations, candidates_of, insert_pairs
+from pipeline.targets.ort import certificate
+from pipeline.targets.ort.certificate import certify, unsafe_layers
+
+Graph = Callable[..., onnx.ModelProto]
+
+
+def quantized(source: onnx.ModelProto, *, safe: bool) -> onnx.ModelProto:
+    ranges = dict.fromkeys(activations(source), Range(-4.0, 4.0))
+    outputs = [name for node in source.graph.node for name in node.output] if safe else []
+    return insert_pairs(source, ranges, candidates_of(source), outputs)
+
+
+def test_weights_that_cannot_saturate_certify_every_class(small_graph: Graph) -> None:
+    found = certify(quantized(small_graph(), safe=True))
+    assert found.certified_for == tuple(CLASSES)
+    assert found.unsafe == ()
+    assert found.state == ""
+
+
+def test_depthwise_layers_are_never_unsafe(small_graph: Graph) -> None:
+    names = [layer.layer for layer in unsafe_layers(quantized(small_graph(), safe=False))]
+    assert "x0" in names
+    assert "x2" not in names
+
+
+def test_a_float_graph_has_nothing_unsafe(small_graph: Graph) -> None:
+    assert unsafe_layers(small_graph()) == []
+
+
+def test_other_weights_are_certified_for_vnni_and_emulated_elsewhere(
+    small_graph: Graph,
+) -> None:
+    source = small_graph()
+    x = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
+    samples = CalibrationSet(x, np.zeros(12, np.int64), ("",) * 12)
+    judging = judge.Judge(source, samples, 12)
+    found = certify(quantized(source, safe=False), judging)
+    assert found.certified_for == ("avx512-vnni", "avx2-vnni")
+    assert found.state == "emulated: x86 without VNNI"
+    assert found.agreement is not None
+    assert 0 <= found.agreement <= 1
+    by_layer = {layer.layer: layer for layer in found.unsafe}
+    assert by_layer["x0"].pairs > 0
+    assert by_layer["x0"].largest is not None
+    assert by_layer["x0"].largest > 32767 or by_layer["x0"].saturated == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "warned"),
+    [
+        (("avx2", "fma"), True),
+        (("avx2", "fma", "avx_vnni"), False),
+        (("avx2", "fma", "avx512f", "avx512bw", "avx512vl"), True),
+        (("asimddp",), False),
+    ],
+)
+def test_opening_elsewhere_warns(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], warned: bool
+) -> None:
+    monkeypatch.setattr(certificate, "visible_instructions", lambda: flags)
+    said = certificate.warning(("avx512-vnni", "avx2-vnni"), "ort/int8")
+    assert (said is not None) is warned
+    if said:
+        assert said.startswith("ort/int8 is certified for AVX-512 + VNNI, AVX2 + VNNI, not for")
+        assert "calibration.cpus: any" in said
+    assert certificate.warning(tuple(CLASSES), "ort/int8") is None
