@@ -109,7 +109,7 @@ def _two_axes_alone(module: nn.Module) -> Iterator[dict[Any, set[int]]]:
     from torch import nn
 
     # Layers that share a weight stay as they are.
-    layers = [layer for layer in module.modules() if type(layer) is nn.Linear]
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     owners = [id(part) for other in module.modules() for part in other._parameters.values()]
     ranks: dict[Any, set[int]] = {
         layer: set() for layer in layers if owners.count(id(layer.weight)) == 1

@@ -16,6 +16,9 @@ import numpy.typing as npt
 _ROUNDS = 50
 """Most rounds of clustering; it ends before when nothing changes."""
 
+_BINS = 1024
+"""Of the histogram with which clustering begins."""
+
 _READERS = frozenset(
     {"coreai.conv2d", "coreai.batch_matmul", "coreai.decomposable.broadcasting_batch_matmul"}
 )
@@ -93,9 +96,7 @@ def cluster(weights: Weights, count: int) -> tuple[Weights, npt.NDArray[np.uint8
     exact = values.astype(np.float64)
     cumulated = np.concatenate([[0], np.cumsum(counts)])
     sums = np.concatenate([[0.0], np.cumsum(exact * counts)])
-    # From the quantiles: each value stands for as many weights at first.
-    shares = (np.arange(count) + 0.5) / count * cumulated[-1]
-    centres = exact[np.searchsorted(cumulated[1:], shares)]
+    centres = _first_centres(exact, counts, count)
     for _ in range(_ROUNDS):
         edges = np.searchsorted(exact, (centres[1:] + centres[:-1]) / 2)
         edges = np.concatenate([[0], edges, [len(exact)]])
@@ -104,7 +105,19 @@ def cluster(weights: Weights, count: int) -> tuple[Weights, npt.NDArray[np.uint8
         if np.array_equal(moved, centres):
             break
         centres = np.sort(moved)
-    table = np.sort(centres.astype(weights.dtype))
+    table = np.sort(centres).astype(weights.dtype)
     wide = table.astype(np.float64)
     nearest = np.searchsorted((wide[1:] + wide[:-1]) / 2, exact).astype(np.uint8)
     return table, nearest[inverse].reshape(weights.shape)
+
+
+def _first_centres(
+    values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.float64]:
+    """As dense as the cube root of the density: best for many values (Panter and Dite, 1951)."""
+    if len(values) <= count:
+        return np.concatenate([values, np.full(count - len(values), values[-1])])
+    density, edges = np.histogram(values, _BINS, weights=counts)
+    cumulated = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
+    shares = (np.arange(count) + 0.5) / count * cumulated[-1]
+    return np.interp(shares, cumulated, edges)

@@ -41,8 +41,8 @@ class Bound:
 
 
 FLOAT32 = Bound(1e-4, 0.0)
-# Usual is 0.0023: the runtime rounds inside of its convolutions, too.
-FLOAT16 = Bound(1e-2, 0.02)
+# Usual is 0.002, and 0.008 was seen: the runtime rounds inside of its convolutions, too.
+FLOAT16 = Bound(2e-2, 0.02)
 
 
 def balanced(labels: Labels, count: int) -> npt.NDArray[np.int64]:
