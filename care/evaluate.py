@@ -41,6 +41,7 @@ from care.precision import PRECISIONS, autocast
 from pipeline.core.commandline import Command
 from pipeline.core.errors import CheckpointError, ConfigError, DataError
 from pipeline.core.figures import wilson
+from pipeline.core.plain import parse_json
 from pipeline.core.preprocess import Preprocess
 from pipeline.core.screen import Screen
 from pipeline.core.words import shown
@@ -224,7 +225,7 @@ class _Corrected:
                 f"their 1000 classes, not {wrong or trained.name}"
             )
         content = pkgutil.get_data("timm.data", "_info/imagenet_real_labels.json")
-        all_labels = json.loads(content or b"[]")
+        all_labels = parse_json(content or b"[]", "timm's list of ReaL labels")
         self._labels = iter([all_labels[int(name[15:23]) - 1] for name in names])
         self.images = self.right = 0
 

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from care.data import Dataset, open_dataset
 from care.data.imagenet import DEVKIT, TRAIN, VALIDATION
 from pipeline.core.commandline import Group
 from pipeline.core.errors import ArtifactError, DataError
+from pipeline.core.screen import Screen
 from pipeline.core.signals import die_with_parent
 
 SPLITS = {"train": "train", "val": "validation"}
@@ -91,7 +91,7 @@ def main() -> None:
 def verify(archives: Path, checksums: Path | None) -> None:
     """Check the archives: the MD5 of each, and the number of classes and images."""
     table = read_table(checksums) if checksums else published_table()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(soft_wrap=True)
     _verify_sums(archives, table, console)
     for split in SPLITS:
         dataset = _open(archives, split, table)
@@ -120,7 +120,7 @@ def prepare(
     What is whole already stays; run it again after an interruption.
     """
     table = read_table(checksums) if checksums else published_table()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(soft_wrap=True)
     datasets = {split: _open(archives, split, table) for split in SPLITS}
     missing = _missing(datasets, target, shards)
     for split, dataset in datasets.items():
@@ -145,7 +145,7 @@ def prepare(
     console.print(f"train with --data {example}")
 
 
-def _verify_sums(archives: Path, table: Table, console: Console) -> None:
+def _verify_sums(archives: Path, table: Table, console: Screen) -> None:
     """Compare the MD5 of each archive that is there with the table.
 
     Raises:

@@ -197,8 +197,8 @@ class RunFolder:
         if path.exists():
             try:
                 for line in path.read_text(encoding="utf-8").splitlines():
-                    found.update(json.loads(line)["changes"])
-            except (ValueError, KeyError, TypeError) as error:
+                    found.update(_entry(line)["changes"])
+            except (ConfigError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path} is damaged: mend or remove it") from error
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.core import svg
 from pipeline.core.files import write_atomically
+from pipeline.core.plain import parse_json
 from pipeline.core.plots import WIDTH
 from pipeline.core.svg import Box
 
@@ -65,7 +65,8 @@ def write_summary(folder: Path) -> None:
     log = folder / "metrics.jsonl"
     if not log.exists():
         return
-    events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = log.read_text(encoding="utf-8").splitlines()
+    events = [parse_json(line, str(log)) for line in lines]
     write_atomically(folder / "summary.html", page(folder.name, events))
 
 

@@ -36,6 +36,7 @@ from care.data.tars import Member, TarDataset, members
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import expanded
 from pipeline.core.listing import IMAGENET_ARCHIVES, imagenet_files
+from pipeline.core.plain import read_json
 from pipeline.core.words import shown
 
 TRAIN, VALIDATION, DEVKIT, LABELS = IMAGENET_ARCHIVES
@@ -80,7 +81,7 @@ def open_imagenet(path: str, split: str) -> Dataset:
         name: np.load(index / f"{name}.npy", mmap_mode="r")
         for name in ("places", "labels", "text", "ends")
     }
-    classes = json.loads((index / "classes.json").read_text(encoding="utf-8"))
+    classes = read_json(index / "classes.json", DataError)
     names = Names.packed(arrays["text"], arrays["ends"])
     return TarDataset([archive], arrays["places"], names, classes, arrays["labels"])
 

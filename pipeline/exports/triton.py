@@ -248,6 +248,8 @@ def _described_engine(artifact: Artifact, facts: Mapping[str, Any]) -> _Model:
         )
     batches = facts["batches"]
     shape = tuple(int(extent) for extent in facts["input"]["shape"])
+    if len(shape) < 2:
+        raise ValueError("an image has more axes")
     dynamic = batches["min"] < batches["max"]
     return _Model(
         source=_ENGINE,

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.core import cpu_classes, machine, timing
 from pipeline.core.network import in_batches
-from pipeline.core.plain import Plain
+from pipeline.core.plain import Plain, read_json
 from pipeline.core.runner import Runner
 from pipeline.stages.images import batches
 from pipeline.steps.artifact import Artifact
@@ -108,7 +108,7 @@ def _logits(runner: Runner, samples: Artifact, batch: int) -> np.ndarray:
 def main(arguments: list[str]) -> None:
     """Read the job, and do it."""
     job, folder = map(Path, arguments)
-    work(Job.from_dict(json.loads(job.read_text()), str(job)), folder)
+    work(Job.from_dict(read_json(job), str(job)), folder)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.core import cpu_classes, figures, timing
 from pipeline.core.errors import BuildError, UnavailableError
 from pipeline.core.figures import Latency, Number, State, ratio
+from pipeline.core.plain import read_json
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_labels
 from pipeline.stages.names import LOGITS
@@ -130,7 +131,7 @@ class ClassStep(TargetStep):
         )
         (folder / "job.json").write_text(json.dumps(job.to_dict()))
         run_worker(WORKER, str(folder / "job.json"), str(folder))
-        return Figures.from_dict(json.loads((folder / FIGURES).read_text()), FIGURES)
+        return Figures.from_dict(read_json(folder / FIGURES), FIGURES)
 
     def _judged(self, precision: str, logits: Logits, found: Figures) -> OnClass:
         reference = np.load(self.reference.artifact().path(LOGITS))

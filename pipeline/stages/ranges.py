@@ -81,6 +81,7 @@ def read_ranges(artifact: Artifact) -> Table:
         TypeError,
         ValueError,
         AttributeError,
+        ArtifactError,
         DataError,
     ) as error:
         raise ArtifactError(f"{path} is damaged: calibrate again") from error

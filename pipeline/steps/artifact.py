@@ -140,8 +140,10 @@ class Artifact:
         """
         try:
             return Network.from_facts(self.facts["network"])
-        except (KeyError, ArtifactError) as error:
+        except KeyError as error:
             raise ArtifactError(f"{self.folder} states no network: build it again") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.folder}: {error}") from error
 
     @property
     def sources(self) -> list[str]:

@@ -9,7 +9,6 @@ not what was made here.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, write_atomically
+from pipeline.core.plain import parse_json
 from pipeline.core.seals import sealed, unsealed
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import RESULTS_FILE, UNREPORTED, artifact_folders
@@ -134,8 +134,8 @@ def read_results(path: Path) -> dict[str, Any]:
 def is_unreported(path: Path) -> bool:
     """Whether a file is one that `Stated.announce` wrote."""
     try:
-        values = json.loads(read_regular(path, MOST_BYTES))
-    except (ArtifactError, OSError, ValueError, RecursionError):
+        values = parse_json(read_regular(path, MOST_BYTES), str(path))
+    except (ArtifactError, OSError):
         return False
     return isinstance(values, dict) and _MADE_SINCE in values
 

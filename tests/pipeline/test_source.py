@@ -158,7 +158,7 @@ def test_a_file_of_labels_that_is_not_there(make: Make) -> None:
 def test_the_splits_are_those_that_the_configuration_names(make: Make) -> None:
     source = make(data={"calibration": "folder:data/train"})
     found = {split: source.data_facts(split) for split in NAMED}
-    assert [facts["uri"] for facts in found.values()] == ["folder:data", "folder:data/train"]
+    assert [source.uri(split) for split in NAMED] == ["folder:data", "folder:data/train"]
     assert [facts["files"] for facts in found.values()] == [6, 9]
     assert [facts["identity"] for facts in found.values()] == ["content", "content"]
     assert found["validation"]["digest"] != found["calibration"]["digest"]
@@ -288,7 +288,8 @@ def test_what_every_artifact_carries(make: Make) -> None:
     assert network.input_shape == (3, 32, 32)
     assert network.labels == CLASSES
     assert network.preprocess["size"] == 32
-    assert network.description == {"model": "timm/test_resnet"}
+    assert network.description["model"] == "timm/test_resnet"
+    assert "noise" in network.description["weights"]
 
 
 def test_a_network_that_does_not_take_such_images(make: Make) -> None:

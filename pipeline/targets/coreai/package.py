@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.network import Network
+from pipeline.core.plain import read_json
 from pipeline.steps.keys import versions
 from pipeline.targets.coreai.program import Program, read
 
@@ -67,7 +68,7 @@ def save(program: Any, network: Network, precision: str, package: Path) -> None:
 
 def _write_in_order(path: Path) -> None:
     """The package writes keys in an order of its own, which changes."""
-    values = json.loads(path.read_text())
+    values = read_json(path)
     path.write_text(json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -91,18 +92,15 @@ def metadata(package: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: It cannot be read, or is not one of ours.
     """
-    content = _bytes(package, METADATA)
+    values = read_json(package / METADATA, ArtifactError, _MOST_METADATA)
     try:
-        if len(content) > _MOST_METADATA:
-            raise ValueError("it is too large")
-        values = json.loads(content)
         entries = values.get("creatorDefinedMetadata", {})
         own = {
             key.removeprefix(f"{_OWN}."): value
             for key, value in entries.items()
             if key.startswith(f"{_OWN}.")
         }
-    except (ValueError, AttributeError, RecursionError) as error:
+    except AttributeError as error:
         raise ArtifactError(f"{package / METADATA} is damaged ({error}): build it again") from error
     if not own:
         raise ArtifactError(f"{package} was not built by this program: it names no labels")

@@ -7,7 +7,6 @@ wrong numbers without an error are what people reported. Latencies are single ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import ArtifactError, DataError, InputError
 from pipeline.core.figures import Latency, Number, State
-from pipeline.core.inputs import read_input
+from pipeline.core.plain import read_json
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import DeviceMeasurement
 from pipeline.targets.coreai.package import MODEL, digest
@@ -88,12 +87,7 @@ def read(path: Path) -> Measurements:
     Raises:
         DataError: It cannot be read, or is no result file; the message says where it departs.
     """
-    try:
-        plain = json.loads(read_input(path, _MOST_BYTES, DataError, "give a result file"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is no JSON ({error}): give the file that coreai-bench wrote"
-        ) from error
+    plain = read_json(path, DataError, _MOST_BYTES)
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise DataError(f"{path} is no result file: its format is not {FORMAT}")
     try:

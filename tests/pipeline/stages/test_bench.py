@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +69,12 @@ class Dataset:
         return 2
 
 
+def _shaded(indices: Iterable[int]) -> Pictures:
+    """Images as dark as their number."""
+    shades = np.array(list(indices), np.uint8).reshape(-1, 1, 1, 1)
+    return Pictures(np.broadcast_to(shades, (len(shades), 4, 4, 3)).copy(), HALF)
+
+
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     import torch
@@ -76,7 +82,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     source = SimpleNamespace(
         module=torch.nn.Flatten(),
         validation=Dataset(),
-        pictures=lambda dataset, indices: ONE.repeated(len(list(indices))),
+        pictures=lambda dataset, indices: _shaded(indices),
     )
     monkeypatch.setattr(machine, "load", lambda: 0.5)
     return SimpleNamespace(source=source, progress=lambda *arguments: None, config=None)
@@ -146,6 +152,7 @@ def test_how_and_where_it_was_measured_is_told(context: Any) -> None:
 class Keeping(Runner):
     """Writes down what it is given, whoever else does so: a letter and the images' shades."""
 
+    takes = "pixels"
     device = "keeping"
 
     def __init__(self, letter: str, events: list[str]) -> None:
@@ -298,7 +305,7 @@ def test_the_first_sample_is_measured(
     monkeypatch.setattr(bench, "measure_target", keep)
     make_step(Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"})).build(tmp_path)
     assert seen[0].images.shape == (1, 3, 4, 4)
-    assert np.all(seen[0] == 1)
+    assert np.all(seen[0].pixels == seen[0].pixels.flat[0])
 
 
 def test_what_decides_a_measurement_is_in_its_key(make_step: Any) -> None:

@@ -56,7 +56,7 @@ def export(tmp_path: Path) -> Callable[[nn.Module, Any], onnx.ModelProto]:
     def run(module: nn.Module, batch: Any) -> onnx.ModelProto:
         settings = ExportConfig(batch=batch)
         context: Any = SimpleNamespace(
-            config=SimpleNamespace(export=settings, model=SimpleNamespace(name="net")),
+            config=SimpleNamespace(export=settings, model=SimpleNamespace(title="net")),
             log=lambda line: None,
             progress=lambda *arguments: None,
         )

@@ -170,7 +170,7 @@ def test_the_calibration_set_is_what_was_decoded(context: Callable[..., Any]) ->
     made = step.run()
     found = read_calibration(made)
     assert found.images.dtype == np.float32
-    assert np.array_equal(found.images, np.concatenate(list(batches(made, 2))))
+    assert np.array_equal(found.images, np.concatenate([part.images for part in batches(made, 2)]))
     assert found.labels.tolist() == read_labels(made).tolist()
     assert list(found.hashes) == [digest for _, digest in sources_of(made)]
 

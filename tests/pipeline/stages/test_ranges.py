@@ -20,6 +20,7 @@ from pipeline.stages.ranges import RANGES, RangesStep, read_ranges
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import Code, versions
+from pipeline.steps.step import Context
 
 IMAGES = 8
 NETWORK = Network(
@@ -63,8 +64,8 @@ def make_step(
         return {"network": NETWORK.to_dict()}
 
     simplify, calibration = made(tmp_path, "onnx", graph), made(tmp_path, "calibration", images)
-    context = SimpleNamespace(
-        folder=tmp_path,
+    context = Context(
+        config=SimpleNamespace(folder=tmp_path),
         progress=lambda *told: None,
         log=lambda line: None,
         code=Code(Path(artifact.__file__).parents[2]),

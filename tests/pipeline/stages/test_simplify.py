@@ -20,6 +20,7 @@ from pipeline.core.network import Network
 from pipeline.stages import simplify
 from pipeline.stages.simplify import Refusal, SimplifyStep
 from pipeline.steps import artifact, keys
+from pipeline.steps.step import Context
 
 
 def write_graph(path: Path, factor: float = 2.0) -> Path:
@@ -103,9 +104,9 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimplifyStep:
         tools={},
         build=write,
     )
-    context: Any = SimpleNamespace(
-        config=SimpleNamespace(export=ExportConfig(simplify_timeout_s=60)),
-        folder=folder,
+    settings: Any = SimpleNamespace(export=ExportConfig(simplify_timeout_s=60), folder=folder)
+    context: Any = Context(
+        config=settings,
         log=lambda line: None,
         progress=lambda *arguments: None,
         code=keys.project(),

@@ -314,10 +314,18 @@ def test_missing_folder_and_foreign_folder(tmp_path: Path) -> None:
         read_program(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["not json", "{}", '{"rootModelIdentifier": "a"}', "[]"])
-def test_bad_manifest(damaged: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not json", "is no JSON"),
+        ("{}", "does not name the package's model"),
+        ('{"rootModelIdentifier": "a"}', "does not name the package's model"),
+        ("[]", "does not name the package's model"),
+    ],
+)
+def test_bad_manifest(damaged: Path, content: str, message: str) -> None:
     (damaged / "Manifest.json").write_text(content)
-    with pytest.raises(ArtifactError, match="does not name the package's model"):
+    with pytest.raises(ArtifactError, match=message):
         read_program(damaged)
 
 

@@ -15,11 +15,13 @@ from torch import nn
 
 from pipeline.core.errors import BuildError
 from pipeline.core.network import Images, Logits, Network
+from pipeline.core.preprocess import Preprocess
 from pipeline.targets.coreml import verify as verification
-from pipeline.targets.coreml.network import Normalization
+from pipeline.targets.coreml.network import preprocess_of
 from pipeline.targets.coreml.verify import FLOAT16, verify
 
-NETWORK = Network("net", ("a", "b"), (3, 4, 4), {"mean": [0.5] * 3, "std": [0.5] * 3})
+HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NETWORK = Network("net", ("a", "b"), (3, 4, 4), HALF.to_dict())
 
 
 class Cancelling(nn.Module):
@@ -45,8 +47,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Images], L
 
     def put(package: Callable[[Images], Logits]) -> None:
         def answer(executor: Any, pixels: Any, path: Path) -> Logits:
-            normalization = Normalization.of(NETWORK)
-            return package(verification.preprocessed(pixels, normalization))
+            return package(preprocess_of(NETWORK).normalize(pixels))
 
         monkeypatch.setattr(verification, "answer", answer)
         executor = SimpleNamespace(MilExecutor=lambda package, precision: precision)

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.core.files import file_hash
+from pipeline.core.seals import sealed
 from pipeline.steps.artifact import MANIFEST
 from pipeline.targets.tensorrt import api, builder
 from pipeline.targets.tensorrt.api import Library
@@ -145,7 +146,8 @@ def put_another_file(folder: Path) -> None:
     engine.write_bytes(b"GIF89a" * 1000)
     plain = json.loads(manifest.read_text())
     plain["files"]["model.engine"] = {"size": 6000, "sha256": file_hash(engine)}
-    manifest.write_text(json.dumps(plain))
+    del plain["seal"]
+    manifest.write_text(sealed(plain))
 
 
 def take_the_sidecar(folder: Path) -> None:
@@ -157,7 +159,7 @@ def take_the_sidecar(folder: Path) -> None:
     [
         (truncate, "model.engine has 1000 bytes where"),
         (flip_a_bit, "model.engine has changed since it was written"),
-        (put_another_file, "model.engine is damaged or no engine of this library"),
+        (put_another_file, "was made from another trt/fp16 than lies here"),
         (take_the_sidecar, "artifact.json is missing"),
     ],
 )
