@@ -57,8 +57,9 @@ class Runtime:
         import coreai.authoring as authoring
 
         asset = authoring.AIModelAsset.load(package)
-        self._opened = asset.executable(options(compute_unit))
-        model = await self._opened.__aenter__()
+        executable = asset.executable(options(compute_unit))
+        model = await executable.__aenter__()
+        self._opened = executable
         return model.load_function(MAIN)
 
     def __call__(self, images: Images) -> Logits:
