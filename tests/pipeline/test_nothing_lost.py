@@ -266,7 +266,6 @@ PLACES = {
     "pipeline/targets/coreml/package.py:as_arrays": "refuses a folder that is there",
     "pipeline/targets/coreml/results.py:Measurements.write": MADE,
     "pipeline/targets/coreml/search.py:WeightFile.replaced": "in a temporary folder",
-    "pipeline/targets/coreai/package.py:save": MADE,
     "pipeline/targets/coreai/package.py:_write_in_order": MADE,
     "pipeline/targets/ort/build.py:write_models": MADE,
     "pipeline/targets/ort/build.py:_save": MADE,

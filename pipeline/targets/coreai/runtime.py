@@ -56,6 +56,9 @@ class Runtime:
         # Before other parts of the package, which import each other in a circle otherwise.
         import coreai.authoring as authoring
 
+        # What is no asset ends the process, a few calls later.
+        if not authoring.AIModelAsset.is_valid(package):
+            raise ValueError("it is no asset")
         asset = authoring.AIModelAsset.load(package)
         executable = asset.executable(options(compute_unit))
         model = await executable.__aenter__()
