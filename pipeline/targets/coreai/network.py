@@ -58,7 +58,7 @@ def export(module: nn.Module, network: Network, *, half: bool) -> ExportedProgra
 
     try:
         exported = torch.export.export(Classifier().eval(), (example,))
-        program = exported.run_decompositions(_decompositions())
+        program: ExportedProgram = exported.run_decompositions(_decompositions())
     # torch.export raises whatever the traced code or its compiler does.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -100,7 +100,7 @@ def _without_2d_products(module: nn.Module, example: Any) -> None:
         chosen = [layer for layer, ranks in layers.items() if ranks == {2}]
     for layer in chosen:
         layer.weight = torch.nn.Parameter(layer.weight[:, :, None, None], requires_grad=False)
-        layer.forward = _convolution(layer)  # type: ignore[method-assign]
+        layer.forward = _convolution(layer)
 
 
 @contextmanager

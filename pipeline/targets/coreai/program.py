@@ -150,7 +150,8 @@ def _graph(op: Any) -> Graph:
         (_named(attribute), number(value), _type(value.type))
         for attribute, value in zip(op.arg_attrs, op.arguments, strict=True)
     )
-    operations, outputs = [], ()
+    operations: list[Operation] = []
+    outputs: tuple[tuple[str, int], ...] = ()
     for inner in op.bodyRegion.blocks[0].operations:
         if inner.name == "coreai.output":
             names = [_named(attribute) for attribute in op.res_attrs]

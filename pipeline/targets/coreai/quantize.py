@@ -67,7 +67,7 @@ def _look_up(op: Any, bits: int) -> None:
     from coreai_opt.coreai_utils._coreai_imports import _get_constant_value_as_np_array
     from coreai_opt.coreai_utils._utils.graph_utils import _create_constant_value_from_np_array
 
-    weights = _get_constant_value_as_np_array(op)
+    weights: Any = _get_constant_value_as_np_array(op)
     table, indices = cluster(weights, 1 << bits)
     # As many axes as the weight, of one block each, then the table and a vector of one value.
     shape = (*[1] * weights.ndim, len(table), 1)
@@ -120,4 +120,5 @@ def _first_centres(
     density, edges = np.histogram(values, _BINS, weights=counts)
     cumulated = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
     shares = (np.arange(count) + 0.5) / count * cumulated[-1]
-    return np.interp(shares, cumulated, edges)
+    centres: npt.NDArray[np.float64] = np.interp(shares, cumulated, edges)
+    return centres

@@ -56,9 +56,13 @@ class Runtime:
         # Before other parts of the package, which import each other in a circle otherwise.
         import coreai.authoring as authoring
 
+        # What is no asset ends the process, a few calls later.
+        if not authoring.AIModelAsset.is_valid(package):
+            raise ValueError("it is no asset")
         asset = authoring.AIModelAsset.load(package)
-        self._opened = asset.executable(options(compute_unit))
-        model = await self._opened.__aenter__()
+        executable = asset.executable(options(compute_unit))
+        model = await executable.__aenter__()
+        self._opened = executable
         return model.load_function(MAIN)
 
     def __call__(self, images: Images) -> Logits:

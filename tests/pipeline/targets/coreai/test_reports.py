@@ -43,7 +43,8 @@ class Selecting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.stem(x).mean((2, 3))
-        return (torch.arange(5) == logits.argmax(1, keepdim=True)).to(logits.dtype)
+        answer: Tensor = torch.arange(5) == logits.argmax(1, keepdim=True)
+        return answer.to(logits.dtype)
 
 
 def by_apple(folder: Path, module: Callable[[], nn.Module], of: Network) -> tuple[Logits, Logits]:
