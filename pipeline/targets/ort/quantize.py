@@ -62,9 +62,9 @@ GELU_SHARES = (1.0, 0.75, 0.5, 0.25)
 """Shares of the GELUs that are tried in 8 bits, one after the other."""
 
 CHANCE = 0.05
-"""Share by which the error of the logits differs by chance: with 4, 8, 12 and 16 GELUs of care_tiny
-in 8 bits it was 0.0458, 0.0467, 0.0482 and 0.0467, with all exact 0.0447 to 0.0459. What is right by
-its nature, or saves time, is taken unless it errs more than that."""
+"""Share by which the error of the logits differs by chance: with 4, 8, 12 and 16 of the GELUs in
+8 bits, care_tiny had 0.0458, 0.0467, 0.0482 and 0.0467; with all exact, 0.0447 to 0.0459. What is
+right by its nature, or saves time, is taken unless it errs more than that."""
 
 WIDTHS = (16, 32)
 """Channels up to which depthwise convolutions of parts are merged, one after the other."""
