@@ -104,4 +104,3 @@ def main(arguments: list[str]) -> None:
     """Read the job, and do it."""
     job, folder = map(Path, arguments)
     work(Job.from_dict(json.loads(job.read_text()), str(job)), folder)
-
