@@ -4,6 +4,7 @@
     python benchmarks/cpu_latency.py --json cpu.json --plot cpu.png
     python benchmarks/cpu_latency.py --model care_s0 --batch 1 --threads 2 --seconds 20
     python benchmarks/cpu_latency.py --docs docs/benchmarks.md
+    python benchmarks/cpu_latency.py --as-cpu avx2-vnni --docs docs/benchmarks.md
 
 Every contender runs in a process of its own, with the settings that it has by default apart from
 the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
@@ -41,9 +42,10 @@ import numpy.typing as npt
 from documents import fill
 from networks import NETWORKS, SHAPE, inference_form, published_form, write_graph
 
-from pipeline.core import machine
+from pipeline.core import cpu_classes, machine
 from pipeline.core.figures import Latency, ratio
 from pipeline.core.machine import granted
+from pipeline.targets.ort.as_cpu import enter
 
 Images = npt.NDArray[np.float32]
 Call = Callable[[Images], Any]
@@ -258,11 +260,14 @@ def has_openvino() -> bool:
 # Taking turns.
 
 
-def serve(pipe: Connection, contender: Contender, threads: int, batch: int) -> None:
+def serve(
+    pipe: Connection, contender: Contender, threads: int, batch: int, as_cpu: str | None
+) -> None:
     """Run in a process of its own: open, then time some calls whenever the parent asks."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with quiet():
         try:
+            restrict(as_cpu)
             rng = np.random.default_rng(1)
             images = rng.standard_normal((batch, *SHAPE)).astype(np.float32)
             begin = time.perf_counter()
@@ -282,6 +287,12 @@ def serve(pipe: Connection, contender: Contender, threads: int, batch: int) -> N
             pipe.send(times)
 
 
+def restrict(as_cpu: str | None) -> None:
+    """Let the runtimes of this process see a CPU of a class only, if one is named."""
+    if as_cpu is not None:
+        enter(cpu_classes.named(as_cpu))
+
+
 @contextlib.contextmanager
 def running(
     found: list[Contender], threads: int, batch: int
@@ -291,10 +302,12 @@ def running(
     pipes: dict[str, Connection] = {}
     why: dict[str, str] = {}
     processes = []
+    restriction = cpu_classes.restriction()
+    as_cpu = restriction.name if restriction else None
     for contender in found:
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=serve, args=(theirs, contender, threads, batch), daemon=True
+            target=serve, args=(theirs, contender, threads, batch, as_cpu), daemon=True
         )
         process.start()
         theirs.close()
@@ -469,8 +482,10 @@ def show(rows: list[dict[str, Any]], limit: float) -> None:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The rows as one table for every batch and number of threads, networks side by side."""
-    machine, rows = result["machine"], result["rows"]
-    about = ", ".join(f"{key} {machine[key]}" for key in ("cpu", "date", "load"))
+    here, rows = result["here"], result["rows"]
+    about = ", ".join(f"{key} {here[key]}" for key in ("cpu", "date", "load"))
+    if here["kernels"]:
+        about += f", kernels of {here['kernels']}"
     lines = [f"{about}; versions: {', '.join(f'{k} {v}' for k, v in versions().items())}."]
     models = list(dict.fromkeys(row["model"] for row in rows))
     for threads, batch in sorted({(row["threads"], row["batch"]) for row in rows}):
@@ -544,6 +559,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture.")
 @click.option("--docs", type=click.Path(path_type=Path), help="Document that gets the tables.")
+@click.option(
+    "--as-cpu", type=click.Choice(list(cpu_classes.CLASSES)), help="As on a CPU of this class."
+)
 def main(
     models: tuple[str, ...],
     batches: tuple[int, ...],
@@ -555,7 +573,9 @@ def main(
     json_path: Path | None,
     plot_path: Path | None,
     docs: Path | None,
+    as_cpu: str | None,
 ) -> None:
+    restrict(as_cpu)
     available = granted()
     if quick:
         models, batches, counts, seconds = ("care_s0",), (1,), (available,), min(seconds, 8.0)
@@ -563,6 +583,7 @@ def main(
     if max(counts) > available:
         raise click.UsageError(f"--threads: this process may use {available} CPUs")
     here = {**machine.describe(), "load": machine.load(), "date": time.strftime("%Y-%m-%d")}
+    here["kernels"] = machine.kernels()
     click.echo(", ".join(f"{key} {value}" for key, value in here.items()))
     if here["load"] > 0.5:
         click.echo("others use this here as well: compare ratios, not milliseconds", err=True)
@@ -586,7 +607,7 @@ def main(
     if plot_path is not None:
         draw(rows, plot_path)
     if docs is not None:
-        fill(docs, "cpu latency", markdown(result))
+        fill(docs, f"cpu latency as {as_cpu}" if as_cpu else "cpu latency", markdown(result))
     click.echo(json.dumps(result))
 
 

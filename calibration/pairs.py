@@ -52,7 +52,8 @@ def neighbours(weight: npt.NDArray[np.generic], axis: int = 0) -> npt.NDArray[np
     flat = rows(weight, axis).astype(np.int64)
     if flat.shape[1] % 2:
         flat = np.concatenate([flat, np.zeros((len(flat), 1), np.int64)], 1)
-    return flat.reshape(len(flat), -1, 2)
+    pairs: npt.NDArray[np.int64] = flat.reshape(len(flat), -1, 2)
+    return pairs
 
 
 def excess(weight: npt.NDArray[np.generic], axis: int = 0) -> npt.NDArray[np.int64]:

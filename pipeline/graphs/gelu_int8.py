@@ -26,7 +26,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from calibration.histogram import Histogram
+from calibration.histogram import Floats, Histogram
 from calibration.ranges import ACTIVATIONS_UINT8, Quantization, Range, quantization
 from pipeline.core.plain import Plain
 
@@ -68,7 +68,7 @@ class GeluFit(Plain):
         return self.error**2 - self.exact_error**2
 
 
-def gelu(x: Doubles) -> Doubles:
+def gelu(x: Floats) -> Doubles:
     """The exact function, by erf."""
     import torch  # numpy has no erf
 
@@ -80,7 +80,8 @@ def levels(histogram: Histogram, found: Quantization) -> Doubles:
     """How often each stored value comes, (256,)."""
     used = np.flatnonzero(histogram.counts)
     stored = found.quantize(histogram.centres[used])
-    return np.bincount(stored, histogram.counts[used], LEVELS).astype(np.float64)
+    counts: Doubles = np.bincount(stored, histogram.counts[used], LEVELS).astype(np.float64)
+    return counts
 
 
 def fit(counts: Doubles, source: Quantization, result: Quantization) -> GeluFit:
@@ -155,13 +156,15 @@ def input_range(histogram: Histogram) -> Range:
 def sigmoid_levels(slope: float, shift: int, source: Quantization) -> Doubles:
     """The table of the 8-bit sigmoid: what each stored input becomes, (256,)."""
     moved = (np.arange(LEVELS) - int(source.zero_point) - shift) * float(source.scale) * slope
-    return np.rint(255 / (1 + np.exp(-moved)))
+    table: Doubles = np.rint(255 / (1 + np.exp(-moved)))
+    return table
 
 
 def _stored(values: Doubles, found: Quantization) -> Doubles:
     """Values as they are after storing them."""
     steps = np.rint(values / float(found.scale)) + int(found.zero_point)
-    return (np.clip(steps, 0, LEVELS - 1) - int(found.zero_point)) * float(found.scale)
+    stored: Doubles = (np.clip(steps, 0, LEVELS - 1) - int(found.zero_point)) * float(found.scale)
+    return stored
 
 
 def gelus_of(model: onnx.ModelProto) -> list[str]:

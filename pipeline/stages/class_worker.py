@@ -1,15 +1,13 @@
 """Runs artifacts in a process that sees a CPU of another class, and writes down what they did.
 
-    python -m pipeline.stages.class_worker JOB RESULT
-
-A process cannot leave a class, so that each has one of its own. `JOB` and the figures are JSON; the
-logits of every precision lie beside them in `RESULT`, (images, classes).
+A process cannot leave a class, so that each has one of its own, see
+`pipeline.stages.cpu_class.run_worker`. What to do and the figures are JSON; the logits of every
+precision lie beside the figures, (images, classes).
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -109,7 +107,3 @@ def main(arguments: list[str]) -> None:
     """Read the job, and do it."""
     job, folder = map(Path, arguments)
     work(Job.from_dict(read_json(job), str(job)), folder)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -164,17 +164,17 @@ class ClassStep(TargetStep):
 
 
 def run_worker(module: str, *arguments: str) -> None:
-    """Run a module of ours in a process of its own.
+    """Run `main` of a module of ours in a process of its own, with these arguments.
 
     Raises:
         UnavailableError: It says that something is missing here.
         BuildError: It failed otherwise.
     """
     code = (
-        "import runpy, sys\n"
+        "import importlib, sys\n"
         "from pipeline.core.errors import PipelineError\n"
         "try:\n"
-        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        f"    importlib.import_module({module!r}).main(sys.argv[1:])\n"
         "except PipelineError as error:\n"
         "    print(error, file=sys.stderr)\n"
         "    sys.exit(error.exit_code)\n"

@@ -54,9 +54,11 @@ def test_networks_stand_side_by_side() -> None:
         row("ours fp32", "care_s1", not_measured="no memory", limit_ms=4.5),
         row("OpenVINO fp32", "care_s1", **{**timed, "limit_ms": 4.5}),
     ]
-    machine = {"cpu": "Test CPU", "date": "2026-01-02", "load": 0.0}
-    lines = markdown({"machine": machine, "rows": rows}).splitlines()
-    assert lines[0].startswith("cpu Test CPU, date 2026-01-02, load 0.0; versions: onnxruntime ")
+    here = {"cpu": "Test CPU", "date": "2026-01-02", "load": 0.0, "kernels": "AVX2"}
+    lines = markdown({"here": here, "rows": rows}).splitlines()
+    assert lines[0].startswith(
+        "cpu Test CPU, date 2026-01-02, load 0.0, kernels of AVX2; versions: "
+    )
     assert lines[-5:] == [
         "| ms (ratio to the published path, 95 % interval) | care_s0 | care_s1 |",
         "|---|---|---|",

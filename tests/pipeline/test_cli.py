@@ -294,6 +294,38 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert any("fp32" in line and "engine" in line for line in result.stdout.splitlines())
 
 
+def test_validate_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:
+    result = process("validate", "--target", "ort", "--config", str(config))
+    assert result.returncode == 0, result.stderr
+    plain = json.loads(result.stdout.splitlines()[-1])
+    stored = Run.read(finished / "results.json")
+    top1 = next(a.accuracy.top1 for a in stored.artifacts if a.name == "ort/fp32")
+    assert plain["accuracy"]["fp32"]["top1"]["value"] == top1.value
+    assert (plain["state"], plain["as_cpu"]) == ("measured", None)
+    assert "ort/fp32" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["validate", "bench"])
+def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
+    config: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    from pipeline.targets.ort import as_cpu
+
+    monkeypatch.setattr(as_cpu, "why_not", lambda cls: f"needs a compiler for {cls.title}")
+    result = invoke(command, "--target", "ort", "--config", str(config), "--as-cpu", "avx2-vnni")
+    assert result.exit_code == 4
+    assert "as avx2-vnni not measured: needs a compiler for AVX2 + VNNI" in result.output
+
+
+def test_only_a_target_can_be_measured_as_on_another_cpu(config: Path, finished: Path) -> None:
+    result = invoke("bench", "--target", "torch", "--config", str(config), "--as-cpu", "avx2")
+    assert result.exit_code == 2
+    assert "--as-cpu measures a target, not torch" in result.output
+    result = invoke("validate", "--target", "trt", "--config", str(config), "--as-cpu", "avx2")
+    assert result.exit_code == 4
+    assert "does not run as on another CPU" in result.output
+
+
 def test_bench_of_pytorch_alone(config: Path, finished: Path) -> None:
     result = process("bench", "--target", "torch", "--config", str(config), "--json")
     assert result.returncode == 0, result.stderr

@@ -2,9 +2,11 @@
 
 Two files come out of one graph: `model.onnx`, which every ONNX Runtime takes, and, for float32 on a
 CPU with a blocked layout, `model.blocked.onnx`, which is written in that layout and runs only on
-CPUs with the same width of blocks and the same ONNX Runtime. Whichever is faster here is opened
-here; elsewhere the portable one is. ONNX Runtime's own saved optimization is not used: it ties the
-file to a CPU as well, keeps the reorders, and its bytes differ from run to run.
+CPUs with the same width of blocks and the same ONNX Runtime. For CPUs with the other width there is
+a third. What is opened on CPUs of this class is decided here, by measuring; elsewhere the blocked
+file that fits is opened, if it answers as the portable one does, else the portable one. ONNX
+Runtime's own saved optimization is not used: it ties the file to a CPU as well, keeps the reorders,
+and its bytes differ from run to run.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pipeline.core.figures import compare
 from pipeline.core.machine import cpu_name
 from pipeline.core.network import Images, Logits, Network
 from pipeline.targets.base import BuildJob
+from pipeline.targets.ort import certificate
 from pipeline.targets.ort.layout import PROBE, block_size, write_probe
 from pipeline.targets.ort.profile import counts, trace
 from pipeline.targets.ort.providers import NAMES, missing
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 
 PORTABLE = "model.onnx"
 BLOCKED = "model.blocked.onnx"
+OTHER_BLOCKED = "model.blocked.other.onnx"
+"""The same for the other width of blocks: CPUs with AVX-512 have 16 channels, others 8."""
+
+BLOCKS = (8, 16)
 
 TOLERANCE = 1e-4
 """Relative error that rewriting float32 may bring; rounding brings about 1e-6."""
@@ -80,6 +87,12 @@ def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -
             "onnxruntime": runtime().__version__,
             "passes": [asdict(step) for step in blocked],
         }
+        other = next((width for width in BLOCKS if width != block), None)
+        if block in BLOCKS and other is not None:
+            model = read_graph(job.graph)
+            optimize(model, [*for_ort(other), *finish_blocked(other)])
+            _save(model, folder / OTHER_BLOCKED, job)
+            facts["layout"]["other"] = other
     _log(job, applied)
     return facts
 
@@ -173,6 +186,7 @@ def try_models(
     fallback = _check_providers(ran, NAMES[chosen.settings.provider], allow_fallback)
     return {
         **notes,
+        "decided_on": certificate.here(),
         "model": chosen.model,
         "session": chosen.settings.to_dict(),
         "tuning": tuning,
@@ -215,10 +229,23 @@ def _check_answers(job: BuildJob, folder: Path, images: Images) -> dict[str, Any
         wrong = f"does not run: {' '.join(str(error).split())}"
     if wrong is None:
         return {}
-    for name in (BLOCKED, PROBE):
-        (folder / name).unlink()
+    for name in (BLOCKED, OTHER_BLOCKED, PROBE):
+        (folder / name).unlink(missing_ok=True)
     job.log(f"{BLOCKED} {wrong}; only the portable file is kept")
     return {"blocked_layout": f"dropped, because it {wrong}"}
+
+
+def same_answers(path: Path, portable: Path) -> bool:
+    """Whether a file runs here and gives the answers of the portable one, on noise."""
+    failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
+    try:
+        shape = start(portable, _PLAIN, 1).get_inputs()[0].shape
+        sides = [side if isinstance(side, int) else _BATCH for side in shape]
+        images = np.random.default_rng(0).standard_normal(sides, np.float32)
+        found = compare(_run(path, images), _run(portable, images))
+    except failures:
+        return False
+    return found.finite and found.relative_error <= TOLERANCE
 
 
 def _difference(
@@ -240,8 +267,8 @@ def _choose(
 ) -> tuple[Candidate, dict[str, Any]]:
     """The way to run the model here, and how it was chosen.
 
-    Of the files the faster one is taken, even by a little: they are equally good otherwise.
-    Settings stay as they were asked for unless others are faster beyond doubt.
+    The blocked file is the default where there is one, and settings as they were asked for; only
+    what is faster beyond doubt takes their place: a measurement on a busy machine decides nothing.
     """
     files = {"portable": Candidate(PORTABLE, settings)}
     if (folder / BLOCKED).exists():
@@ -254,7 +281,7 @@ def _choose(
     name = next(iter(files))
     if len(files) > 1:
         layout = choose(folder, files, threads, one, seconds / 2)
-        name = layout.fastest
+        name = layout.name
         tuning["files"] = {**layout.to_dict(), "chosen": name}
     ways = _other_settings(name, files[name], threads)
     ways |= _other_provider(job, folder, settings, images, tuning)

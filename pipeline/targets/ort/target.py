@@ -22,7 +22,14 @@ from pipeline.steps.keys import versions
 from pipeline.targets.base import BuildJob, Requirement, Target
 from pipeline.targets.forms import Form
 from pipeline.targets.ort import certificate, providers
-from pipeline.targets.ort.build import BLOCKED, PORTABLE, try_models, write_models
+from pipeline.targets.ort.build import (
+    BLOCKED,
+    OTHER_BLOCKED,
+    PORTABLE,
+    same_answers,
+    try_models,
+    write_models,
+)
 from pipeline.targets.ort.layout import PROBE, block_size
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.profile import Row, table, trace
@@ -165,18 +172,36 @@ def profile(
 def how_to_open(artifact: Artifact) -> tuple[Path, Settings]:
     """The artifact's file for this machine, and how to open it.
 
-    The file in the blocked layout is taken where it was chosen and fits: the same width of blocks,
-    the same ONNX Runtime. Everywhere else the portable one is.
+    A file in the blocked layout is taken only where it fits: the same width of blocks, the same
+    ONNX Runtime. On the class of CPUs that decided by measuring, it is taken if it was chosen; on
+    another class if it answers as the portable file does, since no measurement says more.
     """
     settings = _settings(artifact)
-    facts = artifact.facts
-    if facts.get("model") != BLOCKED:
+    facts, layout = artifact.facts, artifact.facts.get("layout", {})
+    decided = facts.get("decided_on", certificate.here()) == certificate.here()
+    if decided and facts.get("model") != BLOCKED:
         return artifact.path(PORTABLE), settings
-    layout = facts.get("layout", {})
-    fits = layout.get("onnxruntime") == runtime().__version__ and block_size(
-        artifact.path(PROBE)
-    ) == layout.get("block")
-    return artifact.path(BLOCKED if fits else PORTABLE), settings
+    if PROBE not in artifact.files or layout.get("onnxruntime") != runtime().__version__:
+        return artifact.path(PORTABLE), settings
+    block = block_size(artifact.path(PROBE))
+    if block == layout.get("block"):
+        return artifact.path(BLOCKED), settings
+    if block == layout.get("other") and _answers_alike(artifact):
+        return artifact.path(OTHER_BLOCKED), settings
+    return artifact.path(PORTABLE), settings
+
+
+_ALIKE: dict[tuple[str, str], bool] = {}
+"""By digest of an artifact and class of CPU, whether its unmeasured file answers right: a process
+asks once."""
+
+
+def _answers_alike(artifact: Artifact) -> bool:
+    """Whether the file for the other width of blocks, which nobody has run yet, answers right."""
+    key = (artifact.digest, certificate.here())
+    if key not in _ALIKE:
+        _ALIKE[key] = same_answers(artifact.path(OTHER_BLOCKED), artifact.path(PORTABLE))
+    return _ALIKE[key]
 
 
 def _doubt(artifact: Artifact) -> str | None:

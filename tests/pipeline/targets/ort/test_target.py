@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from pipeline.core.network import Images, Logits, Network
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
-from pipeline.targets.ort import providers
-from pipeline.targets.ort.build import BLOCKED, PORTABLE
+from pipeline.targets.ort import certificate, providers, target
+from pipeline.targets.ort.build import BLOCKED, OTHER_BLOCKED, PORTABLE
+from pipeline.targets.ort.layout import PROBE
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.target import OrtTarget, how_to_open, profile
 
@@ -215,10 +217,76 @@ def test_another_runtime_version_gets_the_portable_file(built: Artifact) -> None
     if built.facts["model"] != BLOCKED:
         pytest.skip("this CPU's ONNX Runtime has no blocked layout")
     assert how_to_open(built)[0].name == BLOCKED
-    for change in ({"onnxruntime": "1.0"}, {"block": 4}):
+    for change in ({"onnxruntime": "1.0"}, {"block": 4, "other": 4}):
         layout = {**built.facts["layout"], **change}
         other = Artifact(**{**vars(built), "facts": {**built.facts, "layout": layout}})
         assert how_to_open(other)[0].name == PORTABLE
+
+
+def test_both_widths_of_blocks_are_there(built: Artifact) -> None:
+    if built.facts["model"] != BLOCKED:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+    layout = built.facts["layout"]
+    assert {layout["block"], layout["other"]} == {8, 16}
+    assert set(built.files) == {PORTABLE, BLOCKED, OTHER_BLOCKED, PROBE}
+    assert built.facts["decided_on"] == certificate.here()
+
+
+def test_a_file_for_the_other_width_is_opened_only_if_it_answers_right(
+    built: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built.facts["model"] != BLOCKED:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+    other = built.facts["layout"]["other"]
+    monkeypatch.setattr(target, "block_size", lambda probe: other)
+    monkeypatch.setattr(target, "_ALIKE", {})
+    # In truth this CPU has the width of the first file: the other one's answers are wrong here.
+    assert how_to_open(built)[0].name == PORTABLE
+    monkeypatch.setattr(target, "_ALIKE", {})
+    monkeypatch.setattr(target, "same_answers", lambda path, portable: True)
+    assert how_to_open(built)[0].name == OTHER_BLOCKED
+
+
+def test_what_was_decided_on_one_class_is_not_taken_for_another(
+    built: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built.facts["model"] != BLOCKED:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+    portable = Artifact(**{**vars(built), "facts": {**built.facts, "model": PORTABLE}})
+    assert how_to_open(portable)[0].name == PORTABLE
+    monkeypatch.setattr(certificate, "here", lambda: "another")
+    assert how_to_open(portable)[0].name == BLOCKED
+
+
+def test_a_measurement_in_doubt_chooses_nothing(
+    build: Build, built: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if built.facts["model"] != BLOCKED:
+        pytest.skip("this CPU's ONNX Runtime has no blocked layout")
+
+    def times(sessions: Any, images: Images, seconds: float) -> dict[str, list[float]]:
+        # "portable" has the smaller median, on an interval that holds 1.
+        return {name: [9.0, 9.9, 10.0] if name == "portable" else [9.1, 10.0, 10.1]
+                for name in sessions}  # fmt: skip
+
+    monkeypatch.setattr("pipeline.targets.ort.tune.interleave", times)
+    files = build(tune=True, tune_seconds=0.01).facts["tuning"]["files"]
+    assert files["candidates"]["portable"]["p50_ms"] < files["candidates"]["blocked"]["p50_ms"]
+    assert files["chosen"] == "blocked"
+
+
+def test_opening_an_artifact_that_is_not_certified_warns(
+    built: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "visible_instructions", lambda: ("avx2", "fma"))
+    facts = {**built.facts, "model": PORTABLE, "decided_on": "avx2"}
+    for certified, warned in ((["avx2-vnni"], True), (["avx2-vnni", "avx2"], False)):
+        stated = {**facts, "certificate": {"certified_for": certified}}
+        artifact = Artifact(**{**vars(built), "facts": stated})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            TARGET.open(artifact, threads=1).close()
+        assert bool(caught) is warned
 
 
 def test_inspect_says_what_it_saw(built: Artifact) -> None:

@@ -1,0 +1,92 @@
+"""A line for every class of CPUs, and which precision to use there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.core.figures import Number, Ratio, State
+from pipeline.report import cpu_classes
+from pipeline.report.markdown import page
+from pipeline.report.model import GateReport, Part, Run
+from pipeline.report.terminal import summary
+from pipeline.steps.facts.accuracy import Accuracy
+from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+
+
+def number(value: float, unit: str = "") -> Number:
+    return Number(value, State.RESTRICTED, unit, by="ort, restricted to AVX2", samples=100)
+
+
+def on_class(top1: float, same: float, ms: float, ratio: Ratio | None) -> OnClass:
+    figures = Accuracy(number(top1), number(top1), number(0.99))
+    return OnClass(figures, number(same), number(ms, "ms"), ratio)
+
+
+def with_class(run: Run, same: float = 1.0, interval: tuple[float, float] = (0.6, 0.7)) -> Run:
+    facts = ClassFacts(
+        "ort",
+        "avx2",
+        "AVX2",
+        "Intel i9-9900",
+        artifacts={
+            "fp32": on_class(0.9273, 1.0, 2.0, None),
+            "int8": on_class(0.9266, same, 1.3, Ratio(0.65, interval)),
+        },
+    )
+    part = Part("cpu-class/ort-avx2", False, 1, "d", "k", {}, {}, {}, 1.0, facts)
+    return replace(run, cpu_classes=(part,), gates=GateReport())
+
+
+def test_a_line_says_accuracy_agreement_ratio_and_choice(run: Run) -> None:
+    (line,) = cpu_classes.lines(with_class(run))
+    assert line == (
+        "ort on AVX2 (Intel i9-9900), measured here, restricted: fp32 top-1 92.73 %, agreement "
+        "99.00 %, same class as here 100.00 %, 2.00 ms, int8 top-1 92.66 %, agreement 99.00 %, "
+        "same class as here 100.00 %, 1.30 ms (ratio 0.65, 95 %: 0.60 to 0.70); use int8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"interval": (0.6, 1.01)}, "int8: not faster beyond doubt"),
+        ({"same": 0.997}, "int8: its answers there are not those that were judged here"),
+    ],
+)
+def test_another_precision_must_hold_and_be_faster(
+    run: Run, change: dict[str, Any], reason: str
+) -> None:
+    (line,) = cpu_classes.lines(with_class(run, **change))
+    assert line.endswith(f"; use fp32; {reason}")
+
+
+def test_a_gate_that_does_not_hold_rules_out(run: Run) -> None:
+    (line,) = cpu_classes.lines(replace(with_class(run), gates=run.gates))
+    assert "use fp32; int8: a gate does not hold: agreement is" in line
+
+
+def test_what_was_not_measured_says_why(run: Run) -> None:
+    found = with_class(run)
+    (part,) = found.cpu_classes
+    facts = replace(part.facts, why_not="this CPU has no avx_vnni", artifacts={})
+    (line,) = cpu_classes.lines(replace(found, cpu_classes=(replace(part, facts=facts),)))
+    assert line == "ort on AVX2 (Intel i9-9900): not measured: this CPU has no avx_vnni"
+
+
+def test_figures_of_an_earlier_build_are_not_shown(run: Run) -> None:
+    found = with_class(run)
+    (part,) = found.cpu_classes
+    (line,) = cpu_classes.lines(
+        replace(found, cpu_classes=(replace(part, made_from={"ort/int8": "older"}),))
+    )
+    assert line.endswith("cpu-class/ort-avx2 is of an earlier build of ort/int8: run it again")
+
+
+def test_every_report_has_the_line(run: Run) -> None:
+    found = with_class(run)
+    assert "use int8" in page(found)
+    assert "restricted" in " ".join(summary(found).split())
+    assert Run.from_dict(found.to_dict(), "test").cpu_classes == found.cpu_classes

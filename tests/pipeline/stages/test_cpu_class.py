@@ -1,0 +1,138 @@
+"""Artifacts as on CPUs of another class: what a process of its own measures, and what is said."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.core.figures import State
+from pipeline.stages import cpu_class
+from pipeline.stages.class_worker import Figures
+from pipeline.stages.cpu_class import ClassStep, run_worker
+from pipeline.stages.names import LOGITS
+from pipeline.steps.facts.cpu_class import ClassFacts
+
+LABELS = np.array([0, 1, 1, 0])
+PYTORCH = np.array([[2.0, 1], [1, 2], [1, 2], [2, 1]], np.float32)
+
+
+class Stored:
+    """An artifact of one array."""
+
+    def __init__(self, path: Any, values: np.ndarray) -> None:
+        np.save(path, values)
+        self.files, self._path = {LOGITS: 1}, path
+
+    def path(self, name: str) -> Any:
+        return self._path
+
+
+def stored(path: Any, values: np.ndarray, **more: Any) -> Any:
+    artifact = Stored(path, values)
+    return SimpleNamespace(artifact=lambda: artifact, folder=path.parent, **more)
+
+
+@pytest.fixture
+def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
+    """A step whose artifacts were judged here, of which one changes an image elsewhere."""
+    made: Any = ClassStep.__new__(ClassStep)
+    made.cls = cpu_class.cpu_classes.named("avx2")
+    made.runtime = SimpleNamespace(
+        name="ort", title="ONNX Runtime", why_not_as=lambda cls: None, missing=lambda artifact: None
+    )
+    made.context = SimpleNamespace(progress=lambda *arguments: None)
+    made.machine = lambda: {"cpu": "x"}
+    made.builds = [
+        SimpleNamespace(precision=name, folder=tmp_path, artifact=lambda: None)
+        for name in ("fp32", "int8")
+    ]
+    made.samples = SimpleNamespace(artifact=lambda: None, folder=tmp_path)
+    made.reference = stored(tmp_path / "reference.npy", PYTORCH)
+    made.validations = {
+        name: stored(tmp_path / f"{name}-here.npy", PYTORCH) for name in ("fp32", "int8")
+    }
+    monkeypatch.setattr(cpu_class, "read_labels", lambda artifact: LABELS)
+    return made  # type: ignore[no-any-return]
+
+
+def test_accuracy_agreement_and_ratio_of_every_precision(
+    step: ClassStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = PYTORCH.copy()
+    changed[0] = [1, 2]
+
+    def work(self: ClassStep, folder: Any) -> Figures:
+        np.save(folder / "fp32.npy", PYTORCH)
+        np.save(folder / "int8.npy", changed)
+        devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
+        return Figures(devices, 0.1, {"fp32": (2.0,) * 9, "int8": (1.0,) * 9})
+
+    monkeypatch.setattr(ClassStep, "_run", work)
+    told = step.build(step.builds[0].folder)
+    found = ClassFacts.from_facts(told, "test")
+    plain, int8 = found.artifacts["fp32"], found.artifacts["int8"]
+    assert (found.cpu_class, found.title, found.why_not, found.busy) == ("avx2", "AVX2", "", 0.1)
+    assert plain.ratio is None
+    assert plain.same_as_here.value == 1.0
+    assert int8.ratio is not None
+    assert int8.ratio.value == 0.5
+    assert int8.accuracy.top1.value == 0.75
+    assert int8.same_as_here.value == 0.75
+    for number in (int8.accuracy.top1, int8.same_as_here, int8.latency):
+        assert number.state is State.RESTRICTED
+        assert number.by == "ort, restricted to AVX2"
+
+
+@pytest.mark.parametrize("reason", ["this CPU has no avx_vnni", "needs a C compiler"])
+def test_what_cannot_be_measured_is_no_failure(step: Any, tmp_path: Any, reason: str) -> None:
+    step.runtime.why_not_as = lambda cls: reason
+    found = ClassFacts.from_facts(step.build(tmp_path), "test")
+    assert found.why_not == reason
+    assert not found.artifacts
+
+
+def test_a_worker_that_lacks_something_says_so(
+    step: ClassStep, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(self: ClassStep, folder: Any) -> Figures:
+        raise UnavailableError("as avx2 not measured: needs objdump")
+
+    monkeypatch.setattr(ClassStep, "_run", work)
+    assert "needs objdump" in ClassFacts.from_facts(step.build(tmp_path), "test").why_not
+
+
+def worker(tmp_path: Any, body: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "some_worker.py").write_text(f"def main(arguments):\n    {body}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "some_worker"
+
+
+def test_a_worker_is_a_process_with_arguments(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = worker(tmp_path, "open(arguments[0], 'w').write(arguments[1])", monkeypatch)
+    run_worker(name, str(tmp_path / "out"), "done")
+    assert (tmp_path / "out").read_text() == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        ("UnavailableError", UnavailableError, "^no such thing$"),
+        ("InputError", BuildError, "some_worker failed: no such thing"),
+        ("RuntimeError", BuildError, "some_worker failed: RuntimeError: no such thing"),
+    ],
+)
+def test_errors_of_a_worker_come_through(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, error: str, kind: type, words: str
+) -> None:
+    body = (
+        "import builtins; from pipeline.core import errors; "
+        f"raise {{**vars(builtins), **vars(errors)}}[{error!r}]('no such thing')"
+    )
+    with pytest.raises(kind, match=words):
+        run_worker(worker(tmp_path, body, monkeypatch))
