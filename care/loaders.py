@@ -110,7 +110,7 @@ class Augmented:
 
     def __getitem__(self, place: Place) -> Sample:
         unreadable: list[str] = []
-        index = place.index
+        index = place.image
         for attempt in itertools.count(1):
             sampling.seed_sample(self.seed, place)
             try:

@@ -255,9 +255,16 @@ def at_step(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], objec
 def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(
     run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
 ) -> None:
+    number = getattr(signal, name)
+    # Shells let SIGINT be ignored by what runs in the background, and nohup does so with SIGHUP.
+    plain = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, plain)
     with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda: os.kill(os.getpid(), getattr(signal, name)))
-        assert run(*PLAIN, "--save-minutes", "0").exit_code == code
+        at_step(patch, 3, lambda: os.kill(os.getpid(), number))
+        try:
+            assert run(*PLAIN, "--save-minutes", "0").exit_code == code
+        finally:
+            signal.signal(number, before)
     assert checkpoint.read_all(tmp_path / "care_tiny/last.pt")["steps"] == 3
     result = run(*PLAIN, "--epochs", "2", "--resume")
     assert "going on after epoch 0 and 3 steps" in result.output
