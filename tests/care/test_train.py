@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from care import checkpoint, train
+from care.distributed import World
 from care.evaluate import read_trained
 from care.factory import create_model
 from care.runs import RunFolder
@@ -237,6 +238,25 @@ def test_a_run_that_was_ended_while_it_was_judged_is_judged_first(
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     scores = [[(e["epoch"], e["val_loss"]) for e in events(f, "epoch")] for f in (whole, parts)]
     assert scores[0] == scores[1]
+
+
+def test_statistics_are_averaged_before_they_are_saved(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one process would be all that is left when the run is killed while it is judged."""
+    order: list[str] = []
+    for owner, name in ((World, "average_statistics"), (RunFolder, "save_last")):
+        original = getattr(owner, name)
+
+        def noted(
+            *arguments: Any, name: str = name, original: Callable[..., None] = original
+        ) -> None:
+            order.append(name)
+            original(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    assert run(*PLAIN, "--epochs", "1", "--save-minutes", "0").exit_code == 0
+    assert order == ["average_statistics", "save_last", "save_last"]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], object]) -> None:
