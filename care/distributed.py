@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.core import signals
@@ -93,7 +94,7 @@ class World:
         """Begin to find the largest of each of `values` (on the CPU) over all processes."""
         answer = values.clone()
         work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=self.control, async_op=True)
-        return cast(dist.Work, work), answer
+        return work, answer
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, by rank."""
@@ -184,13 +185,13 @@ def world(device: str, timeout_minutes: float = 10.0) -> Iterator[World]:
     signals.die_with_parent()  # torchrun may be killed; nobody would end its processes then
     timeout = timedelta(minutes=timeout_minutes)
     with _contact(rank, size, timeout_minutes):
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
-        store = dist.PrefixStore(_meet(store, rank, size, timeout), store)
+        first: Store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
+        store = PrefixStore(_meet(first, rank, size, timeout), first)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         try:
             control = dist.new_group(backend="gloo", timeout=timeout)
-            yield World(rank, size, chosen, local, control)
+            yield World(rank, size, chosen, local, cast(dist.ProcessGroup, control))
         finally:
             dist.destroy_process_group()
 
@@ -200,7 +201,7 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def _meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+def _meet(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """A name that is known to the processes that are alive now, and to no earlier ones.
 
     torchrun keeps its store when it starts processes anew. What those before them left there, such
@@ -232,7 +233,7 @@ def _meet(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
     return own
 
 
-def _read(store: dist.Store, key: str) -> str:
+def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 

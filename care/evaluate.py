@@ -165,7 +165,8 @@ def main(
             batches, "evaluating", console=console, transient=True, disable=not console.is_terminal
         )
         started = time.perf_counter()
-        result = score(judged, shown, world, precision, corrected and corrected.see)
+        observe = corrected.see if corrected is not None else None
+        result = score(judged, shown, world, precision, observe)
         seconds = time.perf_counter() - started
     if part is not None:
         console.print(f"only the {len(part)} classes of the images count, of {trained.num_classes}")

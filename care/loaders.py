@@ -57,12 +57,12 @@ class Sample(NamedTuple):
     Attributes:
         pixels: uint8 of shape (depth, size, size).
         label: Class number.
-        unreadable: What was wrong with each image that this one stands in for.
+        unreadable: What was wrong with the image that this one stands in for; "" for none.
     """
 
     pixels: Tensor
     label: int
-    unreadable: tuple[str, ...] = ()
+    unreadable: str = ""
 
 
 class Batch(NamedTuple):
@@ -109,17 +109,18 @@ class Augmented:
         return len(self.dataset)
 
     def __getitem__(self, place: Place) -> Sample:
-        unreadable: list[str] = []
-        index = place.index
+        unreadable = ""
+        index = place.image
         for attempt in itertools.count(1):
             sampling.seed_sample(self.seed, place)
             try:
                 pixels = self.transform(self._image(index))
-                return Sample(pixels, self.dataset.label(index), tuple(unreadable))
+                return Sample(pixels, self.dataset.label(index), unreadable)
             except DataError as error:
                 if not self.skips or attempt == _MOST_ATTEMPTS:
                     raise
-                unreadable.append(str(error))
+                # Those tried in its place are told of at their own places.
+                unreadable = unreadable or str(error)
             # The next one in the dataset: as good as any, and the same in every run.
             index = (index + 1) % len(self.dataset)
         raise AssertionError("a loop without an end ended")
@@ -379,7 +380,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 def _collate(samples: list[Sample]) -> Batch:
     pixels = torch.stack([sample.pixels for sample in samples])
     targets = torch.tensor([sample.label for sample in samples])
-    return Batch(pixels, targets, tuple(itertools.chain(*(s.unreadable for s in samples))))
+    return Batch(pixels, targets, tuple(s.unreadable for s in samples if s.unreadable))
 
 
 def _start_worker(number: int) -> None:

@@ -45,7 +45,7 @@ class Teacher(nn.Module):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
         self.network = network.eval().requires_grad_(False)
         self.precision = precision
         own_std, std_ = torch.tensor(std), torch.tensor(student_std)

@@ -183,7 +183,8 @@ class RunFolder:
     def record(self, steps: int) -> None:
         """Keep what is amended from a step on, for those who go on later, and for the record."""
         earlier = self._amendments()
-        changes = {k: v for k, v in self.given.amend.items() if earlier.get(k, _NOTHING) != v}
+        now = self.settings.model_dump(mode="json")  # of the right types, as 1e-4 in YAML is text
+        changes = {k: now[k] for k in self.given.amend if earlier.get(k, _NOTHING) != now[k]}
         if not changes:
             return
         path = self.path / _AMENDMENTS

@@ -27,12 +27,12 @@ class Place(NamedTuple):
     Attributes:
         epoch: The epoch, from 0.
         position: Which image of the epoch, from 0.
-        index: Which image of the dataset.
+        image: Which image of the dataset.
     """
 
     epoch: int
     position: int
-    index: int
+    image: int
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,9 @@ class Course:
             self._step(batches)
             save, signum = self.wishes.agreed()
             closes = self._is_end_of_epoch()
+            if closes:
+                # Before it is saved: one process's statistics would be all that a checkpoint keeps.
+                self.world.average_statistics(self.learner.model)
             if save or closes:
                 self._save()
             if signum:
@@ -184,7 +187,6 @@ class Course:
         learner, epoch = self.learner, self._epoch(self.learner.steps - 1)
         with self.wishes.interruptible():  # the last step of the epoch was saved
             mean = self._mean(self.meters.mean)
-            self.world.average_statistics(learner.model)
             result = validate(self.job)
         learner.validated = epoch + 1
         improved, learner.best = result.top1 > learner.best, max(learner.best, result.top1)

@@ -159,12 +159,12 @@ def main(kills: int, processes: int, seed: int, signals: bool) -> None:
                     seconds.append(time.monotonic() - asked)
                     click.echo(f"kill {killed}: {who}, {len(losses(parts))} steps logged")
             if run.returncode == 0 and killed < kills:
-                _compare(whole, parts)
+                compare(whole, parts)
                 click.echo("finished before it was killed: compared, and begun again")
                 for path in parts.iterdir():
                     path.unlink()
         finish(command(root / "images", root / "parts", processes, 1))
-        _compare(whole, parts)
+        compare(whole, parts)
         found = {"kills": killed, "processes": processes, "left_over": leftovers(parts)}
         if signals:
             found["slowest_answer_s"] = round(max(seconds), 2)
@@ -173,7 +173,7 @@ def main(kills: int, processes: int, seed: int, signals: bool) -> None:
         sys.exit("something was left over")
 
 
-def _compare(whole: Path, parts: Path) -> None:
+def compare(whole: Path, parts: Path) -> None:
     """End with the names of what differs, if anything does."""
     expected, found = learnt(whole), learnt(parts)
     different = [name for name in expected if not torch.equal(expected[name], found[name])]

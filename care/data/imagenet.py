@@ -24,11 +24,12 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import filelock
 import numpy as np
+import numpy.typing as npt
 
 from care.data.base import Dataset, Names
 from care.data.matlab import read_structs
@@ -86,11 +87,6 @@ def open_imagenet(path: str, split: str) -> Dataset:
     return TarDataset([archive], arrays["places"], names, classes, arrays["labels"])
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    """The classes of the training archive, in the order of their labels."""
-    return open_imagenet(str(folder), "train").classes
-
-
 def _index_of(archive: Path, truth: list[Path], validation: bool) -> Path:
     """The folder of the index of an archive, which is made where it is missing."""
     stated = [_FORMAT, *(_identity(path) for path in (archive, *truth))]
@@ -98,19 +94,20 @@ def _index_of(archive: Path, truth: list[Path], validation: bool) -> Path:
     for parent in (archive.parent / _FOLDER, _cache()):
         if (parent / name).is_dir():
             return parent / name
-    parent = _writable(archive.parent / _FOLDER) or _writable(_cache())
-    if parent is None:
+    writable = _writable(archive.parent / _FOLDER) or _writable(_cache())
+    if writable is None:
         raise DataError(
             f"the index of {archive} can be written neither beside it nor into {_cache()}: make "
             "one of the two writable (XDG_CACHE_HOME says where the second lies)"
         )
     # The processes of a machine come at once: one of them makes the index.
-    with filelock.FileLock(parent / f"{name}.lock", timeout=_WAIT):
-        if not (parent / name).is_dir():
+    index = writable / name
+    with filelock.FileLock(writable / f"{name}.lock", timeout=_WAIT):
+        if not index.is_dir():
             click.echo(f"indexing {archive}, once", err=True)
             images = _scan_validation(archive, truth) if validation else _scan_train(archive)
-            _write(parent / name, *images)
-    return parent / name
+            _write(index, *images)
+    return index
 
 
 def _identity(path: Path) -> list[str | int]:
@@ -134,7 +131,7 @@ def _write(folder: Path, classes: list[str], images: list[Found]) -> None:
     """Write an index, whole or not at all."""
     names = Names(image.name for image in images)
     places = [(0, image.offset, image.length) for image in images]
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "places": np.array(places, dtype=np.int64),
         "labels": np.array([image.label for image in images], dtype=np.int64),
         "text": names.text,

@@ -19,7 +19,7 @@ def drawn() -> tuple[float, float, float]:
 def test_an_epoch_takes_each_image_at_most_once() -> None:
     taken = [place for batch in Batches(PLAN, 0, PLAN.steps) for place in batch]
     assert len(taken) == PLAN.steps * PLAN.total == 20
-    assert len({place.index for place in taken}) == 20
+    assert len({place.image for place in taken}) == 20
     assert [place.position for place in taken] == list(range(20))
     assert {place.epoch for place in taken} == {0}
 

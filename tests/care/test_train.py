@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from care import checkpoint, train
+from care.distributed import World
 from care.evaluate import read_trained
 from care.factory import create_model
 from care.runs import RunFolder
@@ -239,6 +240,25 @@ def test_a_run_that_was_ended_while_it_was_judged_is_judged_first(
     assert scores[0] == scores[1]
 
 
+def test_statistics_are_averaged_before_they_are_saved(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one process would be all that is left when the run is killed while it is judged."""
+    order: list[str] = []
+    for owner, name in ((World, "average_statistics"), (RunFolder, "save_last")):
+        original = getattr(owner, name)
+
+        def noted(
+            *arguments: Any, name: str = name, original: Callable[..., None] = original
+        ) -> None:
+            order.append(name)
+            original(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    assert run(*PLAIN, "--epochs", "1", "--save-minutes", "0").exit_code == 0
+    assert order == ["average_statistics", "save_last", "save_last"]
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], object]) -> None:
     """Do something right after so many steps of a run."""
     original = train.Course._step
@@ -255,9 +275,16 @@ def at_step(monkeypatch: pytest.MonkeyPatch, steps: int, act: Callable[[], objec
 def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(
     run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
 ) -> None:
+    number = getattr(signal, name)
+    # Shells let SIGINT be ignored by what runs in the background, and nohup does so with SIGHUP.
+    plain = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, plain)
     with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda: os.kill(os.getpid(), getattr(signal, name)))
-        assert run(*PLAIN, "--save-minutes", "0").exit_code == code
+        at_step(patch, 3, lambda: os.kill(os.getpid(), number))
+        try:
+            assert run(*PLAIN, "--save-minutes", "0").exit_code == code
+        finally:
+            signal.signal(number, before)
     assert checkpoint.read_all(tmp_path / "care_tiny/last.pt")["steps"] == 3
     result = run(*PLAIN, "--epochs", "2", "--resume")
     assert "going on after epoch 0 and 3 steps" in result.output
