@@ -519,7 +519,9 @@ def test_names_outside_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).mkdir()
-    with pytest.raises(ArtifactError, match=rf"{MANIFEST} is a folder, where a regular file belongs"):
+    with pytest.raises(
+        ArtifactError, match=rf"{MANIFEST} is a folder, where a regular file belongs"
+    ):
         Artifact.read(tmp_path)
 
 
