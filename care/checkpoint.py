@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from care import layouts, zipped
+from pipeline.core.checkpoints import LENGTH, begins_as_safetensors, existing
 from pipeline.core.errors import CheckpointError, about
-from pipeline.core.inputs import read_at_most, read_input, why_no_path
+from pipeline.core.inputs import read_at_most, read_input
 from pipeline.core.plain import parse_json
 from pipeline.core.words import shown
 
@@ -65,34 +66,11 @@ _SAFE_GLOBALS: list[Any] = [
 # How torch.load names what a pickle wants to call.
 _UNSAFE = re.compile(r"nsupported (?:global: )?GLOBAL ([\w.]+)")
 
-# What is taken for a checkpoint, by how such files begin, and what to do about it.
-_OTHERS: tuple[tuple[bytes, str], ...] = (
-    (
-        b"version https://git-lfs.github.com/spec/",
-        "a pointer of Git LFS to the file: fetch the file itself with git lfs pull",
-    ),
-    (b"<!doctype", "a web page: download the file itself"),
-    (b"<html", "a web page: download the file itself"),
-    (b"\x89hdf\r\n", "a HDF5 file, as Keras writes them: save the state dict with PyTorch"),
-    (b"gguf", "a GGUF file: take the checkpoint in PyTorch's format or safetensors"),
-    (b"\x1f\x8b", "compressed by gzip: unpack it"),
-    (b"\xfd7zxz", "compressed by xz: unpack it"),
-    (b"bzh", "compressed by bzip2: unpack it"),
-    (b"7z\xbc\xaf", "a 7z archive: unpack it"),
-)
-_INDEX = (
-    "an index of shards: join them into one file, as load_state_dict of transformers or "
-    "safetensors.torch.load_file of each shard does"
-)
-_LARGEST_INDEX = 50_000_000
 _LARGEST = 8 * 2**30
 """Bytes of a checkpoint: it is read into memory."""
 _LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, as the library itself has it."""
 _LARGEST_METADATA = 10_000_000
-_LENGTH = 8
-"""Bytes that state the length of a safetensors header."""
-
 # Numbers that weights are made of; others need scales that a state dict does not name.
 _NUMBERS = frozenset(
     (
@@ -189,13 +167,13 @@ def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict
         CheckpointError: The file is missing, empty, damaged, unsafe, no checkpoint, or another one
             than the hash says.
     """
-    path = _existing(path)
+    path = existing(path)
     data = read_input(path, _LARGEST, CheckpointError, "give the checkpoint file")
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(
             f"{path} has changed since this run began: let nothing write to it, and run again"
         )
-    if not _begins_as_safetensors(data):
+    if not begins_as_safetensors(data):
         return _read_pickle(data, path)
     metadata = _metadata_of(_header(data, path), path)
     try:
@@ -214,16 +192,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, empty, damaged, unsafe or no checkpoint.
     """
-    path = _existing(path)
+    path = existing(path)
     try:
         with path.open("rb") as file:
-            start = file.read(_LENGTH)
-            if not _begins_as_safetensors(start + file.read(1)):
+            start = file.read(LENGTH)
+            if not begins_as_safetensors(start + file.read(1)):
                 metadata = read_all(path).get(METADATA_KEY, {})
                 return dict(metadata) if isinstance(metadata, Mapping) else {}
             file.seek(0)
             length = int.from_bytes(start, "little")
-            begin = read_at_most(file, _LENGTH + min(length, _LARGEST_HEADER))
+            begin = read_at_most(file, LENGTH + min(length, _LARGEST_HEADER))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     return _metadata_of(_header(begin, path), path)
@@ -231,10 +209,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _header(data: bytes, path: Path) -> dict[str, Any]:
     """The JSON with which a safetensors file begins, after the length of it."""
-    length = int.from_bytes(data[:_LENGTH], "little")
-    if length > min(len(data) - _LENGTH, _LARGEST_HEADER):
+    length = int.from_bytes(data[:LENGTH], "little")
+    if length > min(len(data) - LENGTH, _LARGEST_HEADER):
         raise _unreadable(path, f"its header would have {length} bytes")
-    return _json_mapping(data[_LENGTH : _LENGTH + length], _LARGEST_HEADER, "its header", path)
+    return _json_mapping(data[LENGTH : LENGTH + length], _LARGEST_HEADER, "its header", path)
 
 
 def _metadata_of(header: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -347,60 +325,6 @@ def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
             f"{where} holds variances below zero {_listing('in', negative)}: the file is damaged, "
             "or its weights were changed; copy it again, or use an earlier checkpoint"
         )
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if problem := why_no_path(str(path)):
-        raise CheckpointError(f"the checkpoint's path {shown(path)} {problem}")
-    try:
-        start = _beginning(path)
-        what = _other_kind(path, start)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
-    if what:
-        raise CheckpointError(f"{path} is no checkpoint but {what}")
-    return path
-
-
-def _beginning(path: Path) -> bytes:
-    """The first bytes of a file, which has to be one, and not an empty one."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: give the checkpoint file in it")
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}: check the path")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is a device or a pipe: give the checkpoint file")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
-    with path.open("rb") as file:
-        return file.read(64)
-
-
-def _other_kind(path: Path, start: bytes) -> str | None:
-    """What a file is that people take for a checkpoint; None if it may be one."""
-    if _begins_as_safetensors(start):
-        return None  # its length may look like anything
-    beginning = start.lstrip().lower()
-    for signature, what in _OTHERS:
-        if beginning.startswith(signature):
-            return what
-    if beginning.startswith(b"{") and path.stat().st_size <= _LARGEST_INDEX:
-        return _INDEX if _is_index(path) else None
-    return None
-
-
-def _is_index(path: Path) -> bool:
-    try:
-        content = parse_json(path.read_bytes(), "the index", CheckpointError, _LARGEST_INDEX)
-    except (OSError, CheckpointError):
-        return False
-    return isinstance(content, dict) and "weight_map" in content
-
-
-def _begins_as_safetensors(start: bytes) -> bool:
-    """A safetensors file starts with the length of its JSON header, then the header."""
-    return start[_LENGTH : _LENGTH + 1] == b"{"
 
 
 def _read_pickle(data: bytes, path: Path) -> dict[str, Any]:

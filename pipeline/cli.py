@@ -159,18 +159,20 @@ def run(
 ) -> None:
     """Build, validate and measure all that CONFIG (default: pipeline.yaml) names.
 
-    Only what is out of date runs. A target that fails does not stop the others.
+    What cannot succeed is told first, all of it, and nothing is written then. Only what is out of
+    date runs. A target that fails does not stop the others.
     """
+    from pipeline import config as configuration
     from pipeline.commands import run
     from pipeline.scheduler.plan import Selection
 
-    loaded = load_config(config)
+    written = configuration.read(config)
     selection = Selection(only, start, targets, force)
     if dry_run:
-        show(run.dry_run(loaded, selection))
+        show(run.dry_run(written, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
-    ctx.exit(run.run(loaded, config, selection, look=look, wait_s=wait))
+    ctx.exit(run.run(written, config, selection, look=look, wait_s=wait))
 
 
 def show(text: str) -> None:
@@ -308,11 +310,12 @@ def validate(
 )
 def init(file: Path, **wanted: Any) -> None:
     """Write a first configuration, after a look at the checkpoint and the images."""
+    from pipeline import config as configuration
     from pipeline.commands import init, run
     from pipeline.scheduler.plan import Selection
 
     show(init.write_first(init.Wanted(**wanted), file))
-    show(run.dry_run(load_config(file), Selection()))
+    show(run.dry_run(configuration.read(file), Selection()))
     show(f"build it with: python -m pipeline run {file}")
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -35,7 +36,7 @@ from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
 from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.base import TargetOptions
-from pipeline.targets.registry import TARGETS
+from pipeline.targets.registry import TARGETS, needs_calibration
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -66,6 +67,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+AUTO = "auto"
+"""In place of calibration images: those of the training split, or a part of the validation's."""
 
 OWN_WEIGHTS = "own"
 """In place of a checkpoint: those that the callable of `model.module` gives its network."""
@@ -151,7 +155,13 @@ class DataConfig(Section):
     validation: DatasetName = Field(
         description="folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist: the validation split."
     )
-    calibration: DatasetName = Field(description="The same for training images, for calibration.")
+    calibration: DatasetName | None = Field(
+        default=None,
+        description="The same for training images, from which int8 gets its ranges; their classes "
+        "are not needed, so that a folder of images will do. 'auto': the training split beside "
+        "the validation split; where there is none, a part of the validation images, on which "
+        "nothing is judged then.",
+    )
     labels: PathText | None = Field(
         default=None,
         description="The network's classes in its order: a text file with a class a line (as the "
@@ -287,6 +297,16 @@ class Config(Section):
         """Where this configuration's results lie."""
         return self.output / self.name
 
+    @property
+    def calibrated(self) -> tuple[str, ...]:
+        """What needs calibration images, such as "ort/int8"."""
+        return tuple(
+            f"{name}/{precision}"
+            for name in TARGETS
+            for precision in self.precisions(name)
+            if needs_calibration(TARGETS[name], precision)
+        )
+
     def target(self, name: str) -> TargetOptions | None:
         """Options of a target, or None if the configuration does not build it."""
         section: TargetOptions | None = getattr(self.targets, name, None)
@@ -320,18 +340,37 @@ def _config_type(names: tuple[str, ...]) -> type[Config]:
     return create_model("Config", __base__=Config, __doc__=Config.__doc__, **fields)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A configuration, and where its values stand.
+
+    Attributes:
+        config: The configuration.
+        document: The file's values and their lines.
+    """
+
+    config: Config
+    document: yamlfile.Document
+
+
 def load(path: Path) -> Config:
-    """Read a configuration file.
+    """Read a configuration file; see `read`."""
+    return read(path).config
+
+
+def read(path: Path) -> Written:
+    """Read a configuration file, and keep where its values stand.
 
     Relative paths in it are relative to the working directory, as on a command line.
 
     Raises:
         ConfigError: Anything is wrong with it; the message names file, line and key.
     """
-    return _checked(yamlfile.read(path))
+    document = yamlfile.read(path)
+    return Written(_checked(document), document)
 
 
-def from_mapping(values: Mapping[str, Any]) -> Config:
+def from_mapping(values: Mapping[str, Any]) -> Written:
     """Read a configuration from a mapping, as a configuration file holds one.
 
     Nothing in it is filled from the environment, and it extends no file.
@@ -345,7 +384,8 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the configuration is no plain mapping: {error}") from error
     place = yamlfile.Place(Path("(a mapping)"), 0)
-    return _checked(yamlfile.Document(plain, dict.fromkeys(_paths(plain), place)))
+    document = yamlfile.Document(plain, dict.fromkeys(_paths(plain), place))
+    return Written(_checked(document), document)
 
 
 def _paths(values: Any, above: yamlfile.KeyPath = ()) -> Iterator[yamlfile.KeyPath]:
@@ -361,11 +401,13 @@ def _paths(values: Any, above: yamlfile.KeyPath = ()) -> Iterator[yamlfile.KeyPa
 
 def _checked(document: yamlfile.Document) -> Config:
     config = _validated(document)
-    _check_targets(config, document)
-    _check_batch(config, document)
-    _check_preprocess(config, document)
-    _check_memory(config, document)
-    _check_output(config, document)
+    problems = [
+        problem
+        for check in (_check_targets, _check_batch, _check_preprocess, _check_memory, _check_output)
+        for problem in check(config, document)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return config
 
 
@@ -403,17 +445,17 @@ def _with_numbers(document: yamlfile.Document, error: ValidationError) -> dict[s
     return values
 
 
-def _check_batch(config: Config, document: yamlfile.Document) -> None:
+def _check_batch(config: Config, document: yamlfile.Document) -> Iterator[str]:
     batch = config.export.batch
     if batch != "dynamic" and set(config.bench.batches) != {batch}:
         place = document.place(("export", "batch"))
-        raise ConfigError(
+        yield (
             f"{place}: export.batch fixes the batch to {batch}, and bench.batches asks for "
             f"{list(config.bench.batches)}: set bench.batches to [{batch}]"
         )
 
 
-def _check_preprocess(config: Config, document: yamlfile.Document) -> None:
+def _check_preprocess(config: Config, document: yamlfile.Document) -> Iterator[str]:
     """What no field says by itself: as many values as channels, as many channels as the network."""
     if config.preprocess is None:
         return
@@ -421,18 +463,19 @@ def _check_preprocess(config: Config, document: yamlfile.Document) -> None:
     try:
         depth = Preprocess.from_dict(config.preprocess.model_dump()).depth
     except PreprocessError as error:
-        raise ConfigError(f"{place}: preprocess: {error}") from error
+        yield f"{place}: preprocess: {error}"
+        return
     stated = config.model.kwargs.get("in_chans", depth)
     if stated != depth:
         place = document.place(("model", "kwargs", "in_chans"))
-        raise ConfigError(
+        yield (
             f"{place}: model.kwargs.in_chans: the network takes {stated!r} channels, and "
             f"{config.preprocess.channels} images have {depth}: set preprocess.channels, mean and "
             "std to what the network takes"
         )
 
 
-def _check_memory(config: Config, document: yamlfile.Document) -> None:
+def _check_memory(config: Config, document: yamlfile.Document) -> Iterator[str]:
     """Refuse batches whose images alone fill the memory."""
     stated = config.preprocess
     numbers = stated.size**2 * len(stated.mean) if stated else _SMALLEST_INPUT
@@ -440,7 +483,7 @@ def _check_memory(config: Config, document: yamlfile.Document) -> None:
     for path, batch in _batches(config):
         needed = numbers * batch * _BYTES
         if needed > there / 2:
-            raise ConfigError(
+            yield (
                 f"{document.place(path)}: {'.'.join(map(str, path))}: {batch} images take "
                 f"{needed / 1e9:.3g} GB, this process may use {there / 1e9:.3g} GB: choose a "
                 "smaller batch"
@@ -455,35 +498,36 @@ def _batches(config: Config) -> Iterator[tuple[yamlfile.KeyPath, int]]:
         yield ("bench", "batches", number), batch
 
 
-def _check_output(config: Config, document: yamlfile.Document) -> None:
+def _check_output(config: Config, document: yamlfile.Document) -> Iterator[str]:
     """Results need a folder, and not among the images: a run would read what it wrote."""
     place = document.place(("output",))
     if problem := why_no_output(config.folder):
-        raise ConfigError(
-            f"{place}: output: {shown(config.folder, most=300)} {problem}: choose another folder"
-        )
+        yield f"{place}: output: {shown(config.folder, most=300)} {problem}: choose another folder"
+        return
     output = os.path.realpath(config.folder)
+    told: set[str] = set()
     for key, uri in (
         ("validation", config.data.validation),
         ("calibration", config.data.calibration),
     ):
-        scheme, _, path = uri.partition(":")
+        scheme, _, path = (uri or "").partition(":")
         if scheme != "folder":
             continue
         images = os.path.realpath(path)
-        if os.path.commonpath([images, output]) == images:
-            raise ConfigError(
+        if os.path.commonpath([images, output]) == images and images not in told:
+            told.add(images)
+            yield (
                 f"{place}: output: {config.folder} lies in the folder of data.{key}, so that "
                 "results would be taken for images: choose a folder outside"
             )
 
 
-def _check_targets(config: Config, document: yamlfile.Document) -> None:
+def _check_targets(config: Config, document: yamlfile.Document) -> Iterator[str]:
     """What no type can say: every target can do its precisions with its options."""
     chosen = [name for name in TARGETS if config.target(name)]
     if not chosen:
         place = document.place(("targets",))
-        raise ConfigError(f"{place}: targets is empty: name at least one of {', '.join(TARGETS)}")
+        yield f"{place}: targets is empty: name at least one of {', '.join(TARGETS)}"
     for name in chosen:
         options = config.target(name)
         assert options is not None
@@ -492,7 +536,7 @@ def _check_targets(config: Config, document: yamlfile.Document) -> None:
                 TARGETS[name].check(precision, options)
             except ConfigError as error:
                 place = document.place(("targets", name, "precisions"))
-                raise ConfigError(f"{place}: targets.{name}: {error}") from error
+                yield f"{place}: targets.{name}: {error}"
 
 
 def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import OWN_WEIGHTS, Config
+from calibration.sample import FEWEST
+from pipeline.config import AUTO, OWN_WEIGHTS, Config
 from pipeline.core.callables import locate
-from pipeline.core.errors import DataError, ModelError, about
+from pipeline.core.errors import ConfigError, DataError, ModelError, about
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
-from pipeline.core.listing import Files, Folders, list_split
+from pipeline.core.listing import Files, Folders, list_split, parse
 from pipeline.core.network import Network
 from pipeline.steps.keys import Code, versions
 
@@ -38,6 +39,8 @@ RANDOM = "random"
 IMAGENET = "imagenet-1k"
 TIMM_PREFIX = "timm/"
 RANDOM_SEED = 0
+MOST_SET_ASIDE = 0.2
+"""Share of the validation images that calibration may take where there are no others."""
 RANDOM_WEIGHTS = f"random (seed {RANDOM_SEED}), BatchNorm statistics of noise"
 
 Split = Literal["validation", "calibration"]
@@ -147,28 +150,58 @@ class Source:
         }
 
     def uri(self, split: Split) -> str:
-        """Where a split of the data lies, as the configuration says it."""
+        """Where a split of the data lies, as the configuration says it; of "auto", where it is.
+
+        Raises:
+            ConfigError: Calibration images are needed, and none are named.
+        """
         data = self.config.data
-        return data.validation if split == "validation" else data.calibration
+        if split == "validation" or data.calibration == AUTO:
+            return data.validation
+        if data.calibration is None:
+            raise ConfigError(
+                f"data.calibration is missing, and {', '.join(self.config.calibrated)} needs "
+                "calibration images: name a folder of training images (folder:PATH), or 'auto'"
+            )
+        return data.calibration
 
     def _split_of_dataset(self, split: Split) -> str:
         """What the dataset calls the split.
 
         Only the embedded set has a split of its own for calibration; else it is the training's.
         """
+        if split == "calibration" and self.sets_aside:
+            return "validation"
         own = self.uri(split).partition(":")[0] == "fashion-mnist" or split == "validation"
         return split if own else "train"
 
-    def _files(self, split: Split) -> Folders | Files:
+    @cached_property
+    def sets_aside(self) -> bool:
+        """Whether a part of the validation images is set aside for calibration: "auto" does so.
+
+        Only where something needs them, and the data has no training split of its own.
+        """
+        wanted = self.config.data.calibration == AUTO and bool(self.config.calibrated)
+        return wanted and not _has_training(self.config.data.validation)
+
+    def files(self, split: Split) -> Folders | Files:
+        """Which files a split consists of; none is opened.
+
+        Raises:
+            DataError: They are not there, or arranged otherwise.
+        """
         with about(f"data.{split}"):
             return list_split(
-                self.uri(split), self._split_of_dataset(split), _package_folder("care") / "assets"
+                self.uri(split),
+                self._split_of_dataset(split),
+                _package_folder("care") / "assets",
+                labels_needed=split == "validation" or self.sets_aside,
             )
 
     def _identity(self, split: Split) -> Identity:
         """Identity of a split, looked up once a run."""
         if split not in self._identities:
-            self._identities[split] = self._identify(split, self._files(split))
+            self._identities[split] = self._identify(split, self.files(split))
         return self._identities[split]
 
     def _identify(self, split: Split, files: Folders | Files) -> Identity:
@@ -186,15 +219,20 @@ class Source:
         if stated == IMAGENET:
             return stated
         if stated is not None:
-            return self.hashes.hash(self._labels_file(stated))
-        files = self._files("validation")
+            return self.hashes.hash(self.labels_file(stated))
+        files = self.files("validation")
         if isinstance(files, Folders):
             return list(files.classes)
         stating = Files(files.root, files.labels, files.labels)
         return self._identify("validation", stating).digest
 
     @staticmethod
-    def _labels_file(stated: str) -> Path:
+    def labels_file(stated: str) -> Path:
+        """The file that `data.labels` names.
+
+        Raises:
+            DataError: It is missing.
+        """
         path = Path(stated).expanduser()
         if not path.is_file():
             raise DataError(
@@ -218,32 +256,58 @@ class Source:
 
     @cached_property
     def validation(self) -> Dataset:
-        """The validation split."""
-        return self._open("validation")
+        """The images that judge, without what is set aside for calibration."""
+        from care.data import Subset
+
+        return Subset(self._whole, self._parts[0]) if self.sets_aside else self._whole
 
     @cached_property
     def calibration(self) -> Dataset:
-        """The split of training images for calibration."""
-        return self._open("calibration")
+        """The images for calibration: of the training split, or set aside of the validation's."""
+        from care.data import Subset, open_images
 
-    def _open(self, split: Split) -> Dataset:
+        if self.sets_aside:
+            return Subset(self._whole, self._parts[1])
+        with about("data.calibration"):
+            return open_images(self.uri("calibration"), self._split_of_dataset("calibration"))
+
+    @cached_property
+    def _whole(self) -> Dataset:
+        """The validation split, whole."""
         from care.data import open_dataset
 
-        with about(f"data.{split}"):
-            return open_dataset(self.uri(split), self._split_of_dataset(split))
+        with about("data.validation"):
+            return open_dataset(self.uri("validation"), "validation")
+
+    @cached_property
+    def _parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Which validation images judge, and which are set aside: seeded, at most a fifth.
+
+        Raises:
+            DataError: There are too few of them.
+        """
+        settings, total = self.config.calibration, len(self._whole)
+        count = min(settings.images, int(total * MOST_SET_ASIDE))
+        if count < FEWEST:
+            raise DataError(
+                f"data.calibration: auto would set aside {count} of {total} validation images, and "
+                f"calibration needs at least {FEWEST}: name training images"
+            )
+        order = np.random.default_rng(settings.seed).permutation(total).astype(np.int64)
+        return np.sort(order[count:]), np.sort(order[:count])
 
     @cached_property
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Identifiers and readable names of the classes, in the order of the logits."""
         stated = self.config.data.labels
         if stated is None:
-            classes = self.validation.classes
+            classes = self._whole.classes
             require_distinct(classes, "data.validation")
             return classes, classes
         if stated == IMAGENET:
             return imagenet_labels()
         with about("data.labels"):
-            return read_labels(self._labels_file(stated))
+            return read_labels(self.labels_file(stated))
 
     def class_indices(self, dataset: Dataset) -> npt.NDArray[np.int64]:
         """For every class of the dataset, its index among the logits.
@@ -261,6 +325,17 @@ class Source:
                 f"({len(unknown)} such classes): give the labels of the network, in its order"
             )
         return np.array([order[name] for name in dataset.classes], dtype=np.int64)
+
+    def known_labels(
+        self, dataset: Dataset, indices: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Indices among the logits of images' classes, -1 for those that the network has not."""
+        order = {name: i for i, name in enumerate(self.classes[0])}
+        names = dataset.classes
+        found = [order.get(names[label]) if label >= 0 else None for label in dataset.labels]
+        if not dataset.names_known:
+            found = [int(label) for label in dataset.labels]
+        return np.array([-1 if found[i] is None else found[i] for i in indices], dtype=np.int64)
 
     @cached_property
     def module(self) -> nn.Module:
@@ -382,6 +457,25 @@ class Source:
         """The first validation images, at most so many."""
         dataset = self.validation
         return self.pictures(dataset, range(min(count, len(dataset))))
+
+
+def _has_training(uri: str) -> bool:
+    """Whether a dataset has a training split, apart from that for validation."""
+    assets = _package_folder("care") / "assets"
+    kind, _ = parse(uri)
+    if kind == "fashion-mnist":
+        return True
+    if kind not in ("folder", "imagenet"):
+        return False
+    try:
+        training, validation = (list_split(uri, split, assets) for split in ("train", "validation"))
+    except DataError:
+        return False
+    return (training.root, _names(training)) != (validation.root, _names(validation))
+
+
+def _names(files: Folders | Files) -> tuple[str, ...]:
+    return files.names if isinstance(files, Files) else ()
 
 
 def _package_folder(package: str) -> Path:

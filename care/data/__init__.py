@@ -26,14 +26,22 @@ import numpy as np
 
 from care.data.base import Dataset, Subset
 from care.data.fashion_mnist import open_fashion_mnist
-from care.data.folders import open_folder
+from care.data.folders import open_folder, open_image_folder
 from care.data.imagenet import open_imagenet
 from care.data.tars import open_shards, open_tar
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.listing import SPLITS, parse
 from pipeline.core.words import nearest
 
-__all__ = ["SPLITS", "Dataset", "Subset", "check_classes", "hold_out", "open_dataset"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Subset",
+    "check_classes",
+    "hold_out",
+    "open_dataset",
+    "open_images",
+]
 
 _OPENERS: dict[str, Callable[[str, str], Dataset]] = {
     "folder": open_folder,
@@ -62,6 +70,16 @@ def open_dataset(uri: str, split: str = "validation") -> Dataset:
         )
     kind, path = parse(uri)
     return _OPENERS[kind](path, split)
+
+
+def open_images(uri: str, split: str) -> Dataset:
+    """Open a dataset of which only the images count: as `open_dataset`, or a folder of images.
+
+    Raises:
+        DataError: The dataset is not there, or not what it should be; says what to do.
+    """
+    kind, path = parse(uri)
+    return open_image_folder(path, split) if kind == "folder" else open_dataset(uri, split)
 
 
 def check_classes(dataset: Dataset, num_classes: int) -> None:

@@ -20,6 +20,10 @@ MOST_BYTES = 500_000_000
 """Largest encoded image: a file may call itself one and fill the memory."""
 
 
+UNLABELLED = -1
+"""Label of an image that has none."""
+
+
 class Dataset(ABC):
     """Labelled images, addressed by index.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from care.data.base import MOST_BYTES, Dataset, EncodedDataset, Labels
+from care.data.base import MOST_BYTES, UNLABELLED, Dataset, EncodedDataset, Labels
 from pipeline.core.inputs import read_at_most
-from pipeline.core.listing import list_folder
+from pipeline.core.listing import Folders, list_folder
 
 
 class FolderDataset(EncodedDataset):
@@ -56,7 +56,26 @@ def open_folder(path: str, split: str) -> Dataset:
     Raises:
         DataError: The folder is missing, empty or arranged otherwise, or holds other files.
     """
-    listed = list_folder(path, split)
+    return _opened(list_folder(path, split))
+
+
+def open_image_folder(path: str, split: str) -> Dataset:
+    """Open a folder of images, labelled by class folders or not at all.
+
+    Without class folders it has no classes, and the label of every image is -1.
+
+    Raises:
+        DataError: As for `open_folder`, but images need no class folders.
+    """
+    listed = list_folder(path, split, labels_needed=False)
+    if listed.labelled:
+        return _opened(listed)
+    names = [f"{folder}/{file.name}" for folder, files in listed.images() for file in files]
+    unknown = np.full(len(names), UNLABELLED, dtype=np.int64)
+    return FolderDataset(listed.root, names, (), unknown)
+
+
+def _opened(listed: Folders) -> Dataset:
     index = {name: label for label, name in enumerate(listed.classes)}
     names: list[str] = []
     labels: list[int] = []

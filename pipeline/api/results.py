@@ -18,6 +18,7 @@ from pipeline.report import write
 from pipeline.report.model import BuiltArtifact, Run
 from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import STAGES, Selection, make_context, plan
+from pipeline.scheduler.preflight import require_sound
 from pipeline.steps import keys
 from pipeline.steps.artifact import refuse_foreign_folder
 from pipeline.steps.folders import (
@@ -151,24 +152,30 @@ def run(
         observer: Is told what happens.
 
     Raises:
-        ConfigError: The configuration is wrong; the message says where.
+        ConfigError: The configuration is wrong, or cannot succeed; the message says all that is
+            wrong, and where. Nothing was written.
         InputError: A stage or target is unknown.
         LockedError: Another run works in the folder.
     """
     if isinstance(config, Mapping):
-        path, loaded = Path("(a mapping)"), configuration.from_mapping(config)
+        path, written = Path("(a mapping)"), configuration.from_mapping(config)
     else:
         path = Path(config)
-        loaded = configuration.load(path)
+        written = configuration.read(path)
+    loaded = written.config
     _require_known("stage", only, STAGES)
     _require_known("target", targets, tuple(TARGETS))
     selection = Selection(tuple(only), None, tuple(targets), force)
     observer = observer or Observer()
     refuse_foreign(loaded, selection)
+    first = make_context(loaded, lambda line: None, observer.progress)
+    told = require_sound(written, first, selection)
     with locked(loaded.folder, wait_s):
         log = Log(loaded.folder / LOG_FILE)
         try:
-            context = make_context(loaded, log, observer.progress)
+            for line in told.splitlines():
+                log(line)
+            context = make_context(loaded, log, observer.progress, first.source)
             outcome = execute(context, selection, observer)
             return Results(write.write(loaded, path, outcome))
         finally:

@@ -8,27 +8,38 @@ from pathlib import Path
 from pipeline.api.results import refuse_foreign
 from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
-from pipeline.config import Config
+from pipeline.config import Config, Written
 from pipeline.report import write
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import Selection, make_context
+from pipeline.scheduler.preflight import require_sound
+from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
 
-def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
-    """Run the pipeline, print its summary and return the exit code."""
+def run(written: Written, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
+    """Run the pipeline, print its summary and return the exit code.
+
+    Raises:
+        ConfigError: The run cannot succeed; all that is wrong. Nothing was written.
+    """
+    config = written.config
     refuse_foreign(config, selection)
+    first = _looking(config)
+    told = require_sound(written, first, selection)
     with (
         locked(config.folder, wait_s),
         log_of(config) as log,
         log.captured() as screen,
         LOOKS[look](screen) as console,
     ):
-        context = make_context(config, log, console.progress)
+        for line in told.splitlines():
+            log(line)
+        context = make_context(config, log, console.progress, first.source)
         outcome = execute(context, selection, console)
         came_to = write.write(config, path, outcome)
     if look != "json":
@@ -36,10 +47,21 @@ def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: 
     return came_to.exit_code
 
 
-def dry_run(config: Config, selection: Selection) -> str:
-    """The plan, with the reason for every step."""
+def _looking(config: Config) -> RunContext:
+    """What only looks works with."""
+    return make_context(config, lambda line: None, QuietConsole(sys.stderr).progress)
+
+
+def dry_run(written: Written, selection: Selection) -> str:
+    """The plan, with the reason for every step.
+
+    Raises:
+        ConfigError: The run cannot succeed; all that is wrong.
+    """
+    config = written.config
     refuse_foreign(config, selection)
-    context = make_context(config, lambda line: None, QuietConsole(sys.stderr).progress)
+    context = _looking(config)
+    require_sound(written, context, selection, load=False)
     rows = [
         (step.stage, step.name, why or "up to date") for step, why in plan_run(context, selection)
     ]

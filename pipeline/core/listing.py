@@ -77,10 +77,12 @@ class Folders:
     Attributes:
         root: Where the folders lie.
         classes: Names of the folders, in the order of the labels, see `by_label`.
+        labelled: The folders are classes; otherwise there is one, the root itself.
     """
 
     root: Path
     classes: tuple[str, ...]
+    labelled: bool = True
 
     def images(self) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
         """Every folder with images, by its path below the root, and its files by name.
@@ -124,20 +126,23 @@ class Files:
     labels: tuple[str, ...]
 
 
-def list_split(uri: str, split: str, embedded: Path) -> Folders | Files:
+def list_split(
+    uri: str, split: str, embedded: Path, *, labels_needed: bool = True
+) -> Folders | Files:
     """Which files a split consists of.
 
     Args:
         uri: Name of the dataset, see `care.data`.
         split: One of `SPLITS`.
         embedded: Folder of the data that the package carries.
+        labels_needed: Whether a folder has to hold class folders; else images alone will do.
 
     Raises:
         DataError: The dataset is not there, or not what it should be; says what to do.
     """
     kind, path = parse(uri)
     if kind == "folder":
-        return list_folder(path, split)
+        return list_folder(path, split, labels_needed=labels_needed)
     if kind == "tar":
         # The file is its own root: what it is called changes none of its images.
         return Files(require_tar(Path(expanded(path))), (".",), (".",))
@@ -174,8 +179,14 @@ def _unknown_kind(uri: str, kind: str) -> str:
     )
 
 
-def list_folder(path: str, split: str) -> Folders:
+def list_folder(path: str, split: str, *, labels_needed: bool = True) -> Folders:
     """The class folders of a split, in `path` or in the split's folder there.
+
+    Args:
+        path: The folder.
+        split: One of `SPLITS`.
+        labels_needed: Whether there have to be class folders. Else a folder in which images lie
+            beside folders, or alone, is taken as it is, whatever the folders in it are called.
 
     Raises:
         DataError: The folder is missing or arranged otherwise.
@@ -190,6 +201,8 @@ def list_folder(path: str, split: str) -> Folders:
     root = _split_folder(root, split)
     classes, files = _visible(root)
     stray = [file.name for file in files if is_image(file.name)]
+    if stray and not labels_needed:
+        return Folders(root, (".",), labelled=False)
     if not classes:
         content = f"{len(stray)} images but no" if stray else "no"
         raise DataError(

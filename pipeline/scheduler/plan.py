@@ -107,8 +107,19 @@ def plan(context: RunContext) -> list[Step]:
     return [*steps, *forms.values(), *builds, *judging]
 
 
-def make_context(config: Config, log: Callable[[str], None], progress: Progress) -> RunContext:
-    """What the steps of a configuration work with."""
-    source = Source(config, HashCache(config.folder / HASHES), progress)
+def make_context(
+    config: Config, log: Callable[[str], None], progress: Progress, source: Source | None = None
+) -> RunContext:
+    """What the steps of a configuration work with.
+
+    Args:
+        config: The configuration.
+        log: Takes a line for the log file.
+        progress: Is told how far the running step is.
+        source: The network and the images, where something loaded them already.
+    """
+    if source is None:
+        source = Source(config, HashCache(config.folder / HASHES), progress)
+    source.progress = progress
     code = Code(PROJECT, config.folder / IMPORTS)
     return RunContext(config=config, source=source, log=log, progress=progress, code=code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class SampleStep(StageStep):
         return {
             **self.source.network_inputs(),
             **self.source.data_inputs("validation"),
+            **_set_aside(self.context),
             "settings validation": settings,
         }
 
@@ -50,7 +51,9 @@ class SampleStep(StageStep):
         # Evenly over the set, which is sorted by class.
         count = min(wanted, len(dataset))
         indices = np.linspace(0, len(dataset), count, endpoint=False).astype(np.int64)
-        write_samples(folder, self.context, dataset, indices)
+        classes = self.source.class_indices(dataset)
+        labels = np.array([classes[dataset.label(int(i))] for i in indices], dtype=np.int64)
+        write_samples(folder, self.context, dataset, indices, labels)
         self.beside["data"] = self.source.uri("validation")
         return {
             "images": count,
@@ -61,7 +64,7 @@ class SampleStep(StageStep):
 
 
 class CalibrationStep(StageStep):
-    """The calibration images: a class-balanced sample of the training split."""
+    """The calibration images: a sample of the training split, balanced over classes it states."""
 
     stage = "calibrate"
     from_source = True
@@ -76,6 +79,7 @@ class CalibrationStep(StageStep):
             **self.source.network_inputs(),
             **self.source.data_inputs("calibration"),
             **self.source.data_inputs("validation"),
+            **_set_aside(self.context),
             "settings calibration": settings,
         }
 
@@ -92,31 +96,76 @@ class CalibrationStep(StageStep):
         self.context.progress(0, None, "looking for validation images among them")
         with about("data"):
             judging = sample.hashes_of(source.validation)
+            if source.sets_aside:
+                dataset = _without(dataset, judging)
             chosen = sample.draw(dataset, settings.images, validation=judging, seed=settings.seed)
-        write_samples(folder, self.context, dataset, np.array(chosen.indices, dtype=np.int64))
+        indices = np.array(chosen.indices, dtype=np.int64)
+        labels = source.known_labels(dataset, indices)
+        write_samples(folder, self.context, dataset, indices, labels)
         self.beside["data"] = source.uri("calibration")
         return CalibrationFacts(
             images=len(chosen.indices),
             digest=chosen.digest,
-            warnings=tuple(chosen.warnings),
+            warnings=(*chosen.warnings, *self._warnings(labels)),
             more={
                 "data": source.data_facts("calibration"),
                 "network": source.network.to_dict(),
             },
         ).to_facts()
 
+    def _warnings(self, labels: npt.NDArray[np.int64]) -> Iterator[str]:
+        """What to know of where the images come from."""
+        if self.source.sets_aside:
+            aside, judging = len(self.source.calibration), len(self.source.validation)
+            yield (
+                f"there are no training images: {aside} of {aside + judging} validation images "
+                "were set aside for calibration, and nothing is judged on them"
+            )
+        unknown = int((labels < 0).sum())
+        if unknown:
+            yield (
+                f"{unknown} of {len(labels)} calibration images state no class of the network: "
+                "for them the float network's answer counts as right"
+            )
+
+
+def _without(dataset: Dataset, hashes: Collection[str]) -> Dataset:
+    """The images that are no copies of others: a picture may lie in a set twice."""
+    from care.data import Subset
+
+    own = [index for index in range(len(dataset)) if dataset.hash(index) not in hashes]
+    return Subset(dataset, np.array(own, dtype=np.int64))
+
+
+def _set_aside(context: RunContext) -> dict[str, Any]:
+    """What decides which validation images calibrate; nothing where none do, for a key."""
+    if not context.source.sets_aside:
+        return {}
+    settings = context.config.calibration.model_dump(include={"images", "seed"})
+    return {"validation images set aside for calibration": settings}
+
 
 def write_samples(
-    folder: Path, context: RunContext, dataset: Dataset, indices: npt.NDArray[np.int64]
+    folder: Path,
+    context: RunContext,
+    dataset: Dataset,
+    indices: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
 ) -> None:
     """Write pixels, labels and sources of some images of a dataset.
 
+    Args:
+        folder: Where to write.
+        context: The run's.
+        dataset: The images.
+        indices: Which of them.
+        labels: Their classes among the logits, -1 where that is not known.
+
     Raises:
-        DataError: An image cannot be read, or its class is unknown to the network.
+        DataError: An image cannot be read.
     """
     source: Source = context.source
     depth, height, width = source.network.input_shape
-    classes = source.class_indices(dataset)
     # One after the other: a whole validation set need not fit into memory. A memory map would do
     # that too, but on a full disk the system ends a program that writes through one (SIGBUS).
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(indices), height, width, depth)}
@@ -126,7 +175,6 @@ def write_samples(
             file.write(np.ascontiguousarray(image, dtype=np.uint8).data)
             if i % 50 == 0:
                 context.progress(i, len(indices), "decoding images")
-    labels = [classes[dataset.label(int(i))] for i in indices]
-    np.save(folder / LABELS, np.array(labels, dtype=np.int64))
+    np.save(folder / LABELS, labels)
     hashes = [[dataset.name(int(i)), dataset.hash(int(i))] for i in indices]
     (folder / SOURCES).write_text(json.dumps(hashes))

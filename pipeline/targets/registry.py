@@ -77,6 +77,12 @@ def able(method: str) -> list[str]:
     return [name for name in TARGETS if getattr(type(TARGETS[name]), method) is not default]
 
 
+def needs_calibration(target: Target, precision: str) -> bool:
+    """Whether calibration images decide what a precision of a target becomes."""
+    form = form_of(target, precision)
+    return precision in target.calibrated or (form is not None and form.calibrated)
+
+
 def form_of(target: Target, precision: str) -> Form | None:
     """The form of the graph that a precision of a target builds from; None for `MODULE`."""
     from pipeline.targets.base import MODULE

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline import config
-from pipeline.core.errors import DataError, ModelError
+from pipeline.core.errors import ConfigError, DataError, ModelError
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache
 from pipeline.source import Source, Split, _package_folder
@@ -62,7 +62,7 @@ def made(folder: Path, **sections: dict[str, Any] | None) -> Source:
         if values is None:
             del plain[name]
         else:
-            plain[name] = {**CONFIG[name], **values}
+            plain[name] = {**CONFIG.get(name, {}), **values}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(plain))
     return Source(config.load(folder / "pipeline.yaml"), HashCache(folder / "hashes"))
 
@@ -323,3 +323,70 @@ def test_the_first_images_are_the_networks_input(make: Make) -> None:
     assert first.shape == (2, 3, 32, 32)
     assert np.array_equal(first[1], source.preprocess(source.validation.image(1)))
     assert len(source.first_pictures(99)) == 6
+
+
+INT8 = {"ort": {"precisions": ["fp32", "int8"]}}
+
+
+def loose(project: Path) -> None:
+    """Photographs in one folder, of no class."""
+    (project / "loose").mkdir()
+    for i in range(9):
+        Image.new("RGB", (32, 32), (i, 7, 9)).save(project / "loose" / f"{i}.png")
+
+
+def test_calibration_images_need_no_class_folders(make: Make, project: Path) -> None:
+    loose(project)
+    source = make(data={"validation": "folder:data", "calibration": "folder:loose"}, targets=INT8)
+    dataset = source.calibration
+    assert len(dataset) == 9
+    assert list(source.known_labels(dataset, np.arange(9))) == [-1] * 9
+    before = source.data_inputs("calibration")
+    Image.new("RGB", (32, 32), (200, 7, 9)).save(project / "loose" / "0.png")
+    assert (
+        make(**{"data": source.config.data.model_dump(exclude_none=True)}).data_inputs(
+            "calibration"
+        )
+        != before
+    )
+
+
+def test_classes_of_calibration_images_may_be_any(make: Make, project: Path) -> None:
+    (project / "data/train/ant").rename(project / "data/train/something")
+    source = make(targets=INT8)
+    labels = source.known_labels(source.calibration, np.arange(9))
+    assert sorted(labels.tolist()) == [-1] * 3 + [1] * 3 + [2] * 3
+
+
+def test_auto_takes_the_training_split_where_there_is_one(make: Make) -> None:
+    source = make(data={"validation": "folder:data", "calibration": "auto"}, targets=INT8)
+    assert not source.sets_aside
+    assert (len(source.calibration), len(source.validation)) == (9, 6)
+
+
+def test_auto_sets_validation_images_aside_where_there_are_no_others(
+    make: Make, project: Path
+) -> None:
+    for i in range(30):
+        Image.new("RGB", (32, 32), (i, 3, 9)).save(project / f"data/val/ant/{i + 10}.png")
+    data = {"validation": "folder:data/val", "calibration": "auto"}
+    source = make(data=data, targets=INT8, calibration={"images": 8})
+    with pytest.raises(DataError, match="auto would set aside 7 of 36"):
+        len(source.validation)
+    for i in range(30):
+        Image.new("RGB", (32, 32), (i, 4, 9)).save(project / f"data/val/bee/{i + 10}.png")
+    source = make(data=data, targets=INT8, calibration={"images": 8})
+    aside, judging = source.calibration, source.validation
+    assert (len(aside), len(judging)) == (8, 58)
+    hashes = [{each.hash(i) for i in range(len(each))} for each in (aside, judging)]
+    assert not hashes[0] & hashes[1]
+    again = make(data=data, targets=INT8, calibration={"images": 8})
+    assert [again.calibration.name(i) for i in range(8)] == [aside.name(i) for i in range(8)]
+    # Nothing is set aside for what needs no calibration.
+    assert len(make(data=data).validation) == 66
+
+
+def test_missing_calibration_images_are_named(make: Make) -> None:
+    source = make(data={"validation": "folder:data", "calibration": None}, targets=INT8)
+    with pytest.raises(ConfigError, match=r"missing, and ort/int8 needs .* or 'auto'"):
+        source.files("calibration")

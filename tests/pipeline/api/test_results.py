@@ -77,7 +77,7 @@ def test_a_mapping_is_checked_as_a_file_is(
 
 def test_a_mapping_is_not_filled_from_the_environment(settings: dict[str, Any]) -> None:
     stated = {**settings, "data": {**settings["data"], "labels": "${HOME}/no"}}
-    assert configuration.from_mapping(stated).data.labels == "${HOME}/no"
+    assert configuration.from_mapping(stated).config.data.labels == "${HOME}/no"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""Which files may be checkpoints, told from how they begin: no framework is loaded for that."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.core.errors import CheckpointError
+from pipeline.core.inputs import why_no_path
+from pipeline.core.plain import parse_json
+from pipeline.core.words import shown
+
+# What is taken for a checkpoint, by how such files begin, and what to do about it.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a pointer of Git LFS to the file: fetch the file itself with git lfs pull",
+    ),
+    (b"<!doctype", "a web page: download the file itself"),
+    (b"<html", "a web page: download the file itself"),
+    (b"\x89hdf\r\n", "a HDF5 file, as Keras writes them: save the state dict with PyTorch"),
+    (b"gguf", "a GGUF file: take the checkpoint in PyTorch's format or safetensors"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"\xfd7zxz", "compressed by xz: unpack it"),
+    (b"bzh", "compressed by bzip2: unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it"),
+)
+_INDEX = (
+    "an index of shards: join them into one file, as load_state_dict of transformers or "
+    "safetensors.torch.load_file of each shard does"
+)
+_LARGEST_INDEX = 50_000_000
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+"""How what torch.save writes begins: a ZIP archive, or a pickle in the older format."""
+LENGTH = 8
+"""Bytes that state the length of a safetensors header."""
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that may be a checkpoint, as far as its first bytes tell.
+
+    Raises:
+        CheckpointError: It is missing, empty, no file, or of a kind that is not read.
+    """
+    path = Path(path)
+    if problem := why_no_path(str(path)):
+        raise CheckpointError(f"the checkpoint's path {shown(path)} {problem}")
+    try:
+        start = _beginning(path)
+        what = _other_kind(path, start)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
+    if what:
+        raise CheckpointError(f"{path} is no checkpoint but {what}")
+    return path
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file, which has to be one, and not an empty one."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give the checkpoint file in it")
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}: check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a device or a pipe: give the checkpoint file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _other_kind(path: Path, start: bytes) -> str | None:
+    """What a file is that people take for a checkpoint; None if it may be one."""
+    if begins_as_safetensors(start):
+        return None  # its length may look like anything
+    beginning = start.lstrip().lower()
+    for signature, what in _OTHERS:
+        if beginning.startswith(signature):
+            return what
+    if beginning.startswith(b"{") and path.stat().st_size <= _LARGEST_INDEX:
+        return _INDEX if _is_index(path) else None
+    return None
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        content = parse_json(path.read_bytes(), "the index", CheckpointError, _LARGEST_INDEX)
+    except (OSError, CheckpointError):
+        return False
+    return isinstance(content, dict) and "weight_map" in content
+
+
+def begins_as_safetensors(start: bytes) -> bool:
+    """A safetensors file starts with the length of its JSON header, then the header."""
+    return start[LENGTH : LENGTH + 1] == b"{"
+
+
+def require_kind(path: Path) -> None:
+    """Refuse a file of which the first bytes already tell that it is no checkpoint.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    start = _beginning(existing(path))
+    if not begins_as_safetensors(start) and not start.startswith(_BEGINNINGS):
+        raise CheckpointError(
+            f"{path} is no checkpoint: name a file that torch.save or safetensors wrote"
+        )

@@ -1,0 +1,183 @@
+"""All that is wrong is told at once, before anything is written, and without a framework."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+import pipeline
+from pipeline.cli import main
+from pipeline.core.errors import ConfigError
+from pipeline.scheduler import preflight
+
+ROOT = Path(__file__).parents[3]
+
+SOUND: dict[str, Any] = {
+    "name": "trial",
+    "model": {"name": "timm/test_resnet", "checkpoint": "random"},
+    "data": {"validation": "folder:photos", "calibration": "folder:loose"},
+    "preprocess": {"size": 32, "crop": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3},
+    "targets": {"ort": {"precisions": ["fp32", "int8"]}},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Labelled photographs to judge on, and loose ones for calibration."""
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    (tmp_path / "loose").mkdir()
+    for i in range(10):
+        image = Image.new("RGB", (40, 40), (20 * i, 100, 255 - 20 * i))
+        image.save(tmp_path / "photos" / ("ant", "bee")[i % 2] / f"{i}.png")
+        Image.new("RGB", (40, 40), (20 * i, 10, 7)).save(tmp_path / "loose" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, **sections: Any) -> Path:
+    plain = {k: {**v, **sections[k]} if k in sections else v for k, v in SOUND.items()}
+    plain |= {name: values for name, values in sections.items() if name not in SOUND}
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    return path
+
+
+def refused(path: Path, *options: str) -> list[str]:
+    """Lines of what a run says that refuses, and that it writes nothing."""
+    before = sorted(path.parent.rglob("*"))
+    result = CliRunner().invoke(main, ["run", str(path), *options])
+    assert result.exit_code == 2, result.output
+    assert sorted(path.parent.rglob("*")) == before
+    return result.output.removeprefix("error: ").splitlines()
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+def test_all_that_is_wrong_is_told_at_once_with_its_line(
+    project: Path, option: tuple[str, ...]
+) -> None:
+    path = write(
+        project,
+        model={"name": "timm/tset_resnet", "checkpoint": "gone.pt"},
+        data={"validation": "folder:fotos", "calibration": "folder:lose"},
+        calibration={"images": 4},
+    )
+    lines = refused(path, *option)
+    text = path.read_text().splitlines()
+    for key, words in {
+        "name: timm": "unknown model 'timm/tset_resnet'; did you mean test_resnet",
+        "checkpoint: gone": "gone.pt is no file",
+        "validation: folder:fotos": "no folder at fotos",
+        "calibration: folder:lose": "no folder at lose",
+        "images: 4": "at least 8 images, not 4",
+    }.items():
+        number = next(i for i, line in enumerate(text, 1) if key in line)
+        assert any(line.startswith(f"{path}:{number}: ") and words in line for line in lines), words
+    assert len(lines) == 5
+
+
+def test_a_sound_configuration_is_planned_and_nothing_is_written(project: Path) -> None:
+    path = write(project)
+    before = sorted(project.rglob("*"))
+    result = CliRunner().invoke(main, ["run", str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "ort/int8" in result.output
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"data": {"calibration": "folder:photos"}}, "holds the images of data.validation"),
+        ({"data": {"calibration": None}}, "data.calibration is missing, and ort/int8 needs"),
+        ({"data": {"labels": "labels.txt"}}, "labels.txt does not name the class 'bee'"),
+        ({"model": {"checkpoint": "notes.txt"}}, "notes.txt is no checkpoint"),
+        ({"model": {"checkpoint": "page.pt"}}, "page.pt is no checkpoint but a web page"),
+        ({"model": {"checkpoint": "three.pt"}}, "three.pt does not fit"),
+        ({"data": {"calibration": "folder:few"}}, "few holds 2 images"),
+        ({"data": {"validation": "folder:mixed"}}, "notes.txt is not an image"),
+        ({"preprocess": {"mean": [0.5], "std": [0.5], "channels": "gray"}}, "does not take images"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_made(
+    project: Path, sections: dict[str, Any], words: str
+) -> None:
+    (project / "labels.txt").write_text("ant\nwasp\n")
+    (project / "notes.txt").write_text("nothing to load")
+    (project / "page.pt").write_text("<html>")
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), project / "three.pt")
+    for folder, name in (("few", "a.png"), ("few", "b.png"), ("mixed/ant", "a.png")):
+        (project / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (1, 2, 3)).save(project / folder / name)
+    (project / "mixed/ant/notes.txt").write_text("x")
+    path = write(project, **sections)
+    lines = refused(path)
+    assert any(words in line and line.startswith(f"{path}:") for line in lines), lines
+
+
+def test_calibration_images_are_needed_only_where_something_is_calibrated(project: Path) -> None:
+    path = write(project, data={"calibration": None}, targets={"ort": {"precisions": ["fp32"]}})
+    result = CliRunner().invoke(main, ["run", str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+
+
+def test_what_contradicts_itself_is_told_at_once(project: Path) -> None:
+    path = write(
+        project, export={"batch": 4}, validation={"batch": 9999}, preprocess={"size": 4096}
+    )
+    keys = [line.split(": ")[1].split()[0] for line in refused(path)]
+    assert keys == ["export.batch", "validation.batch"]
+
+
+def test_a_disk_that_is_too_small_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Usage(10, 9, 1000))
+    lines = refused(write(project))
+    assert any("the decoded images take" in line and "free disk space" in line for line in lines)
+
+
+def test_a_program_is_told_the_same(project: Path) -> None:
+    path = write(project, model={"checkpoint": "gone.pt"}, data={"validation": "folder:fotos"})
+    with pytest.raises(ConfigError) as error:
+        pipeline.run(path)
+    assert str(error.value).count("\n") == 1
+    assert not (project / "engines").exists()
+
+
+def test_a_plan_runs_no_code_of_the_user(project: Path) -> None:
+    (project / "mine.py").write_text("open('ran', 'w')\ndef make():\n    return None\n")
+    path = write(project)
+    plain = yaml.safe_load(path.read_text())
+    plain["model"] = {"module": "mine:make", "checkpoint": "own"}
+    path.write_text(yaml.safe_dump(plain))
+    result = CliRunner().invoke(main, ["run", str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert not (project / "ran").exists()
+
+
+def test_the_first_look_loads_no_framework(project: Path) -> None:
+    path = write(project, model={"checkpoint": "gone.pt"})
+    program = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main(['run', {str(path)!r}])\n"
+        "except SystemExit as end: print('CODE', end.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.splitlines()[-1] == "CODE 2 False"
+
+
+def test_names_of_networks_are_those_that_timm_knows() -> None:
+    import care  # noqa: F401  registers our networks
+
+    assert preflight.known_names() == set(timm.list_models())
