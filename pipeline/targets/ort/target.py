@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from pipeline.targets.ort.build import (
     BLOCKED,
     OTHER_BLOCKED,
     PORTABLE,
+    by_tanh,
     same_answers,
     try_models,
     write_models,
@@ -73,6 +75,16 @@ class OrtTarget(Target):
             spinning=options.allow_spinning,
             provider=options.provider,
         )
+        rewrite = self.precisions[job.precision] == FLOAT32
+        if rewrite and options.gelu == "tanh":
+            with tempfile.TemporaryDirectory(prefix="gelu-") as temporary:
+                other = by_tanh(job, Path(temporary))
+                return {"gelu": "tanh", **self._build(other, folder, settings, options)}
+        return self._build(job, folder, settings, options)
+
+    def _build(
+        self, job: BuildJob, folder: Path, settings: Settings, options: OrtOptions
+    ) -> dict[str, Any]:
         rewrite = self.precisions[job.precision] == FLOAT32
         facts = write_models(job, folder, rewrite=rewrite, provider=options.provider)
         if not rewrite:
