@@ -60,7 +60,8 @@ def excess(weight: npt.NDArray[np.generic], axis: int = 0) -> npt.NDArray[np.int
     """By how much each pair is too large to be safe, (output channels, pairs); 0 for safe ones."""
     pairs = neighbours(weight, axis)
     sums = np.maximum(np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2))
-    return np.maximum(sums - MOST, 0)
+    over: npt.NDArray[np.int64] = np.maximum(sums - MOST, 0)
+    return over
 
 
 def is_safe(weight: npt.NDArray[np.generic], axis: int = 0) -> bool:

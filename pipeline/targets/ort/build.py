@@ -97,6 +97,30 @@ def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -
     return facts
 
 
+def by_tanh(job: BuildJob, folder: Path) -> BuildJob:
+    """The same job with a graph whose GELUs are computed by tanh.
+
+    Args:
+        job: What is to be built.
+        folder: Where the other graph shall lie.
+
+    Raises:
+        BuildError: The graph cannot be read, or has no GELU.
+    """
+    import onnx_ir as ir
+
+    assert job.graph is not None
+    model = read_graph(job.graph)
+    gelus = [node for node in model.graph if node.op_type == "Gelu" and not node.domain]
+    if not gelus:
+        raise BuildError(f"{job.network.name} has no GELU to compute by tanh: set gelu: exact")
+    for node in gelus:
+        node.attributes["approximate"] = ir.AttrString("approximate", "tanh")
+    ir.save(model, folder / "tanh.onnx")
+    job.log(f"{len(gelus)} GELUs by tanh, as asked for")
+    return replace(job, graph=folder / "tanh.onnx")
+
+
 def _log(job: BuildJob, applied: list[Applied]) -> None:
     for step in applied:
         job.log(f"{step.name}: {step.nodes_before} -> {step.nodes_after} nodes")

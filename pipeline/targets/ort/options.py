@@ -36,6 +36,10 @@ class OrtOptions(TargetOptions):
         default=True, description="Measure the ways to run the model and take the fastest."
     )
     tune_seconds: Seconds = Field(default=3.0, description="How long to measure them.")
+    gelu: Literal["exact", "tanh"] = Field(
+        default="exact",
+        description="GELU of fp32: as trained, or by tanh: faster without AVX-512, not the same.",
+    )
     cpu_classes: tuple[ClassName, ...] = Field(
         default=(),
         description="Classes of CPUs to judge and measure for beside the one that is here.",

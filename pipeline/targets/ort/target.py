@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,6 +28,7 @@ from pipeline.targets.ort.build import (
     BLOCKED,
     OTHER_BLOCKED,
     PORTABLE,
+    by_tanh,
     same_answers,
     try_models,
     write_models,
@@ -75,6 +78,16 @@ class OrtTarget(Target):
             spinning=options.allow_spinning,
             provider=options.provider,
         )
+        rewrite = self.precisions[job.precision] == FLOAT32
+        if rewrite and options.gelu == "tanh":
+            with tempfile.TemporaryDirectory(prefix="gelu-") as temporary:
+                other = by_tanh(job, Path(temporary))
+                return {"gelu": "tanh", **self._build(other, folder, settings, options)}
+        return self._build(job, folder, settings, options)
+
+    def _build(
+        self, job: BuildJob, folder: Path, settings: Settings, options: OrtOptions
+    ) -> dict[str, Any]:
         rewrite = self.precisions[job.precision] == FLOAT32
         facts = write_models(job, folder, rewrite=rewrite, provider=options.provider)
         if not rewrite:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core.cpu_classes import named
 from pipeline.core.errors import BuildError, UnavailableError
 from pipeline.core.figures import State
 from pipeline.stages import cpu_class
@@ -40,7 +41,7 @@ def stored(path: Any, values: np.ndarray, **more: Any) -> Any:
 def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
     """A step whose artifacts were judged here, of which one changes an image elsewhere."""
     made: Any = ClassStep.__new__(ClassStep)
-    made.cls = cpu_class.cpu_classes.named("avx2")
+    made.cls = named("avx2")
     made.runtime = SimpleNamespace(
         name="ort", title="ONNX Runtime", why_not_as=lambda cls: None, missing=lambda artifact: None
     )

@@ -289,6 +289,29 @@ def test_opening_an_artifact_that_is_not_certified_warns(
         assert bool(caught) is warned
 
 
+def test_gelu_by_tanh_is_asked_for_and_named(build: Build, pictures: Images) -> None:
+    exact, tanh = build(), build(gelu="tanh")
+    assert "gelu" not in exact.facts
+    assert tanh.facts["gelu"] == "tanh"
+    kinds = [
+        [a.s for node in onnx.load(made.path(PORTABLE)).graph.node for a in node.attribute
+         if a.name == "approximate"]
+        for made in (exact, tanh)
+    ]  # fmt: skip
+    assert b"tanh" not in kinds[0]
+    assert kinds[1] == [b"tanh"]
+    with TARGET.open(exact, threads=1) as one, TARGET.open(tanh, threads=1) as other:
+        first, second = one(pictures), other(pictures)
+    assert 0 < np.abs(first - second).max() < 1e-2 * np.abs(first).max()
+
+
+def test_gelu_by_tanh_needs_a_gelu(build: Build) -> None:
+    graph = network()
+    graph.graph.node[1].op_type = "Relu"
+    with pytest.raises(BuildError, match="has no GELU to compute by tanh: set gelu: exact"):
+        build(graph.SerializeToString(), gelu="tanh")
+
+
 def test_inspect_says_what_it_saw(built: Artifact) -> None:
     assert "input (batch, 3, 16, 16), 2 labels" in TARGET.inspect(built)
 
