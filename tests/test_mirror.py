@@ -41,7 +41,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/graphs/pairs.py": ("pipeline/targets/ort/test_quantize.py", "one of its two users"),
     "pipeline/graphs/qdq.py": ("pipeline/targets/tensorrt/test_quantize.py", "its only user"),
     "pipeline/graphs/qdq_ort.py": ("pipeline/targets/ort/test_quantize.py", "its only user"),
-    "pipeline/report/cpu_classes.py": ("pipeline/targets/ort/test_as_cpu.py", "what is told of them"),
+    "pipeline/report/cpu_classes.py": (
+        "pipeline/targets/ort/test_as_cpu.py",
+        "what is told of them",
+    ),
     "pipeline/steps/facts/cpu_class.py": ("pipeline/targets/ort/test_as_cpu.py", "and kept"),
     "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),
     "pipeline/stages/onnxsim_process.py": ("pipeline/stages/test_simplify.py", "its only user"),
