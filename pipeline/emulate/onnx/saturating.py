@@ -283,9 +283,10 @@ class _Pair:
 
 def _multiply(left: Tensor, right: Tensor, first: _Stored, second: _Stored) -> Tensor:
     """A matrix product of two unsigned tensors, as MatMulIntegerToFloat computes it."""
-    whole = torch.round(left / float(first.scale)).double() @ torch.round(
-        right / float(second.scale)
-    ).double()
+    whole = (
+        torch.round(left / float(first.scale)).double()
+        @ torch.round(right / float(second.scale)).double()
+    )
     return whole.float() * float(np.float32(first.scale * second.scale))
 
 
@@ -392,12 +393,15 @@ def _layers(model: onnx.ModelProto) -> Iterator[tuple[str, _Layer]]:
         factors = (source.scale * scale).astype(np.float32)
         if result is not None:
             factors = (factors / result.scale).astype(np.float32)
-        yield node.output[0], _Layer(
-            weight,
-            torch.from_numpy(np.broadcast_to(factors, (len(weight),)).copy()),
-            _bias(reader, node, len(weight)),
-            source,
-            result,
+        yield (
+            node.output[0],
+            _Layer(
+                weight,
+                torch.from_numpy(np.broadcast_to(factors, (len(weight),)).copy()),
+                _bias(reader, node, len(weight)),
+                source,
+                result,
+            ),
         )
 
 
