@@ -366,7 +366,10 @@ def gelu(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
     result = F.gelu(x, approximate=approximate)
     # torch's vectorized kernel makes NaN of +inf, which stays what it is; -inf times 0 is NaN.
     # Whether there is one is not asked: torch.vmap could not answer that for many images at once.
-    return torch.where(x == math.inf, x, result)
+    # So every NaN becomes +inf, and what is added makes NaN of those that -inf and NaN had given:
+    # 0 times a negative number is -0, which changes nothing. torch.where takes six times as long.
+    result = result.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    return result.add_(x.clamp(max=-1.0), alpha=0.0)
 
 
 def sign(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +95,9 @@ class TensorRange:
     def _count_saturated(self, exact: Tensor, dtype: torch.dtype, low: float, high: float) -> None:
         smallest, largest = rounding.bounds(dtype)
         if not (smallest <= low and high <= largest):
-            self.saturated += int(torch.count_nonzero((exact < smallest) | (exact > largest)))
+            values = exact.numpy()  # numpy compares and counts ten times as fast as torch
+            self.saturated += np.count_nonzero(values < smallest)
+            self.saturated += np.count_nonzero(values > largest)
 
     def _count_special(
         self, exact: Tensor, rounded: Tensor, dtype: torch.dtype, low: float, high: float
@@ -111,10 +114,26 @@ class TensorRange:
             return  # nothing is rounded, and no network reaches 1e-38
         if dtype in rounding.FLOAT8:
             rounded = rounded.to(torch.float32)  # torch computes nothing on 8-bit floats
-        kept = int(torch.count_nonzero(rounded))
-        small = int(torch.count_nonzero(rounded.abs() < rounding.smallest_normal(dtype)))
-        self.flushed += int(torch.count_nonzero(exact)) - kept
-        self.subnormal += small - (rounded.numel() - kept)
+            kept = int(torch.count_nonzero(rounded))
+            normal = kept - _subnormal(rounded, kept, rounding.smallest_normal(dtype))
+        else:
+            bits = rounded.view(torch.int16).numpy()
+            normal = np.count_nonzero(bits & _EXPONENTS[dtype])
+            if normal == bits.size:
+                return
+            kept = np.count_nonzero(bits & 0x7FFF)
+        self.flushed += np.count_nonzero(exact.numpy() != 0) - kept
+        self.subnormal += kept - normal
+
+
+_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+"""The exponent's bits of a 16-bit type: all zero in zeros and subnormal numbers alone."""
+
+
+def _subnormal(rounded: Tensor, kept: int, smallest_normal: float) -> int:
+    """How many of float32 values lie below a narrower type's normal numbers, zeros left out."""
+    small = int(torch.count_nonzero(rounded.abs() < smallest_normal))
+    return small - (rounded.numel() - kept)
 
 
 def first_failure(report: Iterable[TensorRange]) -> TensorRange | None:

@@ -89,7 +89,7 @@ def narrow(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tenso
         return exact.to(dtype)
     if exact.is_floating_point() and dtype in _SATURATED:
         low, high = bounds(dtype)
-        return exact.round().clamp(low, high).nan_to_num_(0.0).to(storage(dtype))
+        return exact.round().clamp_(low, high).nan_to_num_(0.0).to(storage(dtype))
     if dtype in _STORED_WIDER and not exact.is_floating_point():
         return wrap(exact, dtype).to(storage(dtype))
     return exact.to(storage(dtype))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.core import figures
 from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.figures import Number
+from pipeline.core.memory import freed_memory_kept
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
@@ -173,10 +174,11 @@ def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, wha
     done = 0
     batch = context.config.validation.batch
     size = max(runner.smallest, min(batch, runner.largest or batch))
-    for pictures in batches(step.samples.artifact(), size):
-        context.progress(done, total, what)
-        results.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
-        done += len(pictures)
+    with freed_memory_kept():
+        for pictures in batches(step.samples.artifact(), size):
+            context.progress(done, total, what)
+            results.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
+            done += len(pictures)
     return np.concatenate(results)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -96,6 +97,17 @@ def test_gelu_of_infinity_is_infinity() -> None:
         assert torch.equal(kernels.gelu(x), x)
         assert kernels.gelu(-x).isnan().all()  # minus infinity times 0
     assert kernels.gelu(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_has_the_bits_of_the_slow_form(approximate: Literal["none", "tanh"]) -> None:
+    edges = [math.inf, -math.inf, math.nan, 0.0, -0.0, 3.4e38, -3.4e38, 1e-45, -1e-45, -40.0, -5.0]
+    x = torch.cat([torch.tensor(edges), 4 * torch.randn(10_000)])
+    expected = torch.where(x == math.inf, x, F.gelu(x, approximate=approximate))
+    result = kernels.gelu(x, approximate)
+    assert torch.equal(result.isnan(), expected.isnan())
+    known = ~expected.isnan()
+    assert torch.equal(result[known].view(torch.int32), expected[known].view(torch.int32))
 
 
 def test_normalization_of_a_single_value_gives_the_shift() -> None:

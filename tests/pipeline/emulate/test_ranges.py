@@ -66,3 +66,28 @@ def test_tightest_and_first_failure() -> None:
     assert tightest(report) == {"a": tight, "b": broken, "c": later}
     assert first_failure(report) is broken
     assert first_failure([calm, quantized]) is None
+
+
+def slow_counts(exact: torch.Tensor, dtype: torch.dtype) -> tuple[int, int, int]:
+    """What is saturated, flushed and subnormal, counted as the definitions say."""
+    smallest, largest = rounding.bounds(dtype)
+    rounded = rounding.narrow(exact, dtype).float()
+    zero, small = rounded == 0, rounded.abs() < rounding.smallest_normal(dtype)
+    saturated = (exact < smallest) | (exact > largest)
+    counts = [part.sum().item() for part in (saturated, zero & (exact != 0), small & ~zero)]
+    return int(counts[0]), int(counts[1]), int(counts[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("low", [-160, -30, -10, 0])
+def test_counts_are_those_of_the_slow_form(dtype: torch.dtype, low: int) -> None:
+    draw = torch.Generator().manual_seed(low + 200)
+    powers = 2.0 ** torch.randint(low, 24, (7, 50, 9), generator=draw)
+    exact = (torch.randn(7, 50, 9, generator=draw) * powers).transpose(0, 2)
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
+    for values in (exact, exact.relu(), torch.cat([exact.flatten(), special]), exact[0, 0, 0]):
+        entry = observed(values, dtype)
+        saturated, flushed, subnormal = slow_counts(values, dtype)
+        assert (entry.flushed, entry.subnormal) == (flushed, subnormal)
+        if dtype in rounding.FLOAT8:
+            assert entry.saturated == saturated

@@ -40,20 +40,28 @@ def _dequantized_type(node: Node, types: Sequence[torch.dtype | None]) -> torch.
 
 @operator("QuantizeLinear", result=_quantized_type, quantizes=True)
 def _quantize(call: Call, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    integer = not call.dtype.is_floating_point
     return kernels.quantize(
         x,
         scale,
-        zero_point,
+        _needed(zero_point) if integer else zero_point,
         axis=call.attribute("axis", 1),
         block=call.attribute("block_size", 0),
-        integer=not call.dtype.is_floating_point,
+        integer=integer,
     )
 
 
 @operator("DequantizeLinear", result=_dequantized_type)
 def _dequantize(call: Call, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     axis, block = call.attribute("axis", 1), call.attribute("block_size", 0)
+    if not x.is_floating_point():
+        zero_point = _needed(zero_point)
     return kernels.dequantize(x, scale, zero_point, axis=axis, block=block)
+
+
+def _needed(zero_point: Tensor | None) -> Tensor | None:
+    """None for zeros: integers know no sign of zero, so that adding them changes nothing."""
+    return zero_point if zero_point is not None and zero_point.any() else None
 
 
 def _filled_type(node: Node, types: Sequence[torch.dtype | None]) -> torch.dtype:
