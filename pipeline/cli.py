@@ -473,6 +473,60 @@ def fitness(target: str | None, config: Path, precision: str | None, images: int
     show(fitness.fitness(loaded, target, precision=precision, images=images))
 
 
+@main.group()
+def store() -> None:
+    """Look after the store that a configuration names, where machines share what they built."""
+
+
+@store.command()
+@CONFIG
+def status(config: Path) -> None:
+    """Count what the store holds."""
+    from pipeline.commands import store
+
+    show(store.status(load_config(config)))
+
+
+@store.command()
+@CONFIG
+def push(config: Path) -> None:
+    """Give the store what lies here, is up to date, and is not in it."""
+    from pipeline.commands import store
+
+    show(store.push(load_config(config)))
+
+
+@store.command()
+@CONFIG
+def pull(config: Path) -> None:
+    """Take what the store holds of this configuration; nothing is built."""
+    from pipeline.commands import store
+
+    show(store.pull(load_config(config)))
+
+
+@store.command()
+@CONFIG
+@click.option("--days", type=click.FloatRange(1), help="Also artifacts given so many days ago.")
+def gc(config: Path, days: float | None) -> None:
+    """Remove objects that no artifact names and damaged entries, both older than a day."""
+    from pipeline.commands import store
+
+    show(store.collect(load_config(config), days))
+
+
+@store.command("verify")
+@CONFIG
+@click.pass_context
+def verify_store(ctx: click.Context, config: Path) -> None:
+    """Read and hash all that the store holds; exit code 1 if something is damaged."""
+    from pipeline.commands import store
+
+    text, code = store.verify(load_config(config))
+    show(text)
+    ctx.exit(code)
+
+
 @main.command()
 @click.option("--target", type=TARGET, help="Only this target.")
 def doctor(target: str | None) -> None:

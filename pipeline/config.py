@@ -21,6 +21,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -31,10 +32,11 @@ from pydantic import (
 from pipeline.core import machine, yamlfile
 from pipeline.core.arguments import first_excessive, first_reserved
 from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
-from pipeline.core.errors import ConfigError, PreprocessError
+from pipeline.core.errors import ConfigError, InputError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
 from pipeline.core.words import nearest_or_all, shown
+from pipeline.store.address import parse
 from pipeline.targets.base import TargetOptions
 from pipeline.targets.registry import TARGETS, needs_calibration
 
@@ -248,6 +250,34 @@ class BenchConfig(Section):
     )
 
 
+def _address(text: SecretStr) -> SecretStr:
+    """A store's address, if it can be one."""
+    try:
+        parse(text.get_secret_value())
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+class StoreConfig(Section):
+    """A store that several machines share."""
+
+    address: Annotated[SecretStr, AfterValidator(_address)] = Field(
+        max_length=2000,
+        description="A folder, s3://bucket/folder, gs://…, abfs://… or sftp://…; take keys from "
+        "the environment: ${NAME}.",
+    )
+    options: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="Further options of the driver of fsspec, such as endpoint_url.",
+    )
+    push: bool = Field(default=False, description="Give what is built here to the store.")
+    required: bool = Field(
+        default=False, description="A store that fails is an error; else the run goes on alone."
+    )
+    timeout_s: Seconds = Field(default=60.0, description="How long the store may take to answer.")
+
+
 def _target_section(name: str) -> type[TargetOptions]:
     """Options of a target, with what every target has: its precisions and its own gates."""
     target = TARGETS[name]
@@ -291,6 +321,9 @@ class Config(Section):
     targets: TargetsConfig
     validation: ValidationConfig = ValidationConfig()
     bench: BenchConfig = BenchConfig()
+    store: StoreConfig | None = Field(
+        default=None, description="Where machines share what they built; default: nowhere."
+    )
 
     @property
     def folder(self) -> Path:
@@ -554,7 +587,8 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
         else:
             text = detail["msg"].removeprefix("Value error, ")
             message = text[0].lower() + text[1:]
-            if isinstance(detail["input"], str | int | float | bool):
+            secret = written[:1] == ("store",)  # an address may hold keys
+            if isinstance(detail["input"], str | int | float | bool) and not secret:
                 message += f", not {shown(repr(detail['input']))}"
         lines.setdefault((written, kind == "missing" and key), (key, message, written))
     return [f"{document.place(w)}: {key}: {message}" for key, message, w in lines.values()]

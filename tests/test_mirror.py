@@ -54,6 +54,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "pipeline/stages/*.py": ("pipeline/stages/test_keys.py", "steps of a whole run"),
     "pipeline/steps/folders.py": ("pipeline/scheduler/test_execute.py", "locks of a run"),
+    "pipeline/store/{entries,objects}.py": (
+        "pipeline/store/test_shared.py",
+        "what a run does with a store",
+    ),
     "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
     "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
     "pipeline/targets/coreml/measured.py": (

@@ -17,7 +17,7 @@ from pipeline.core.words import nearest_or_all
 from pipeline.report import write
 from pipeline.report.model import BuiltArtifact, Run
 from pipeline.scheduler.execute import execute
-from pipeline.scheduler.plan import STAGES, Selection, make_context, plan
+from pipeline.scheduler.plan import STAGES, Selection, make_context, open_store, plan
 from pipeline.scheduler.preflight import require_sound
 from pipeline.steps import keys
 from pipeline.steps.artifact import refuse_foreign_folder
@@ -128,6 +128,9 @@ class Observer:
     def finished(self, result: StageResult) -> None:
         """A step ended."""
 
+    def warn(self, text: str) -> None:
+        """Something went wrong that ends nothing."""
+
 
 def run(
     config: str | Path | Mapping[str, Any],
@@ -176,7 +179,7 @@ def run(
             for line in told.splitlines():
                 log(line)
             context = make_context(loaded, log, observer.progress, first.source)
-            outcome = execute(context, selection, observer)
+            outcome = execute(context, selection, observer, open_store(loaded, observer.warn))
             return Results(write.write(loaded, path, outcome))
         finally:
             log.close()

@@ -53,6 +53,10 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
         if result.state is State.FAILED:
             self.screen.write(printable(f"{result.name} failed: {result.why}") + "\n")
 
+    def warn(self, text: str) -> None:
+        """Something went wrong that ends nothing."""
+        self.screen.write(printable(f"warning: {text}") + "\n")
+
 
 class JsonConsole(QuietConsole):
     """Writes one JSON object a line for every event."""
@@ -65,6 +69,10 @@ class JsonConsole(QuietConsole):
         """A step ended."""
         plain = {k: v for k, v in asdict(result).items() if k != "error"}
         self._write({"event": "finished", **plain})
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that ends nothing."""
+        self._write({"event": "warning", "text": text})
 
     def _write(self, event: dict[str, object]) -> None:
         self.screen.write(json.dumps(event) + "\n")
@@ -145,3 +153,9 @@ class RichConsole(QuietConsole):
             styled(f"  {result.why}" if result.why else "", "dim"),
         )
         self.console.print(line, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that ends nothing."""
+        from pipeline.core.screen import styled
+
+        self.console.print(styled(f"warning: {text}", "yellow"), soft_wrap=True)

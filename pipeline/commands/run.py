@@ -13,7 +13,7 @@ from pipeline.report import write
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
-from pipeline.scheduler.plan import Selection, make_context
+from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
@@ -40,7 +40,7 @@ def run(written: Written, path: Path, selection: Selection, *, look: str, wait_s
         for line in told.splitlines():
             log(line)
         context = make_context(config, log, console.progress, first.source)
-        outcome = execute(context, selection, console)
+        outcome = execute(context, selection, console, open_store(config, console.warn))
         came_to = write.write(config, path, outcome)
     if look != "json":
         print(summary(came_to))

@@ -13,6 +13,8 @@
     ├── BuildError                    3  a stage could not make what it should
     │   └── UnsupportedOperatorError  3  a graph holds an operator that is not known
     ├── UnavailableError              4  hardware or software that this machine does not have
+    │   └── StoreError                4  a shared store that does not answer, or cannot be written
+    │       └── DamagedError          4  something in it is not what belongs there
     └── UnforeseenError              70  a fault of this program
 
 A message is one line: what is wrong, where, and how to mend it. The command line prints it without
@@ -90,6 +92,14 @@ class UnavailableError(PipelineError):
     """This machine lacks hardware or software that the operation needs."""
 
     exit_code = 4
+
+
+class StoreError(UnavailableError):
+    """A shared store does not answer, or does not take what it is given."""
+
+
+class DamagedError(StoreError):
+    """Something in a shared store is missing, or not what belongs there."""
 
 
 class UnforeseenError(PipelineError):

@@ -14,6 +14,7 @@ from pipeline.scheduler.plan import Selection, plan
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import StageResult, State, Step
+from pipeline.store.shared import Shared
 
 
 class Observer(Protocol):
@@ -30,6 +31,9 @@ class Observer(Protocol):
 
     def finished(self, result: StageResult) -> None:
         """A step ended."""
+
+    def warn(self, text: str) -> None:
+        """Something went wrong that ends nothing."""
 
 
 @dataclass
@@ -67,15 +71,24 @@ def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -
     return step.stale()
 
 
-def execute(context: RunContext, selection: Selection, observer: Observer) -> Outcome:
-    """Run what is selected and out of date; a step that fails stops only what needs it."""
+def execute(
+    context: RunContext, selection: Selection, observer: Observer, store: Shared | None = None
+) -> Outcome:
+    """Run what is selected and out of date; a step that fails stops only what needs it.
+
+    Args:
+        context: What the steps work with.
+        selection: Which steps.
+        observer: Is told what happens.
+        store: Is asked before a step is built, and given what was built.
+    """
     planned = plan(context)
     steps = selection.select(planned)
     outcome = Outcome(not_selected=[step.name for step in planned if step not in steps])
     observer.planned(steps)
     ended: dict[str, StageResult] = {}
     for step in steps:
-        result = _run_one(step, selection, ended, context, observer)
+        result = _run_one(step, selection, ended, context, observer, store)
         ended[step.name] = result
         outcome.results.append(result)
         observer.finished(result)
@@ -89,6 +102,7 @@ def _run_one(
     ended: dict[str, StageResult],
     context: RunContext,
     observer: Observer,
+    store: Shared | None,
 ) -> StageResult:
     start = time.monotonic()
     if blocked := _blocked(step, ended):
@@ -101,7 +115,7 @@ def _run_one(
         _require_whole(step, ended)
         observer.started(step, why)
         context.log(f"{step.name}: {why}")
-        step.run()
+        _make(step, None if selection.forces(step) else store, store)
     except PipelineError as error:
         context.log(f"{step.name} failed: {error}")
         seconds = time.monotonic() - start
@@ -114,6 +128,15 @@ def _run_one(
         return StageResult(step.stage, step.name, State.FAILED, str(failure), seconds, failure)
     seconds = time.monotonic() - start
     return StageResult(step.stage, step.name, State.DONE, "; ".join([why, *step.notes]), seconds)
+
+
+def _make(step: Step, asked: Shared | None, given: Shared | None) -> None:
+    """Take a step's artifact from a store, or run it and give what it made."""
+    if asked is not None and asked.take(step):
+        return
+    step.run()
+    if given is not None:
+        given.give(step)
 
 
 def _require_whole(step: Step, ended: dict[str, StageResult]) -> None:

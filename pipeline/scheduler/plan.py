@@ -20,6 +20,7 @@ from pipeline.stages.validate import ReferenceStep, ValidateStep
 from pipeline.steps.folders import HASHES, IMPORTS
 from pipeline.steps.keys import PROJECT, Code
 from pipeline.steps.step import Progress, Step
+from pipeline.store.shared import Shared
 from pipeline.targets.registry import TARGETS, form_of
 
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
@@ -123,3 +124,22 @@ def make_context(
     source.progress = progress
     code = Code(PROJECT, config.folder / IMPORTS)
     return RunContext(config=config, source=source, log=log, progress=progress, code=code)
+
+
+def open_store(config: Config, warn: Callable[[str], object]) -> Shared | None:
+    """The store that a configuration names, opened; None if it names none.
+
+    Raises:
+        StoreError: It does not answer, and is required.
+    """
+    stated = config.store
+    if stated is None:
+        return None
+    return Shared.open(
+        stated.address.get_secret_value(),
+        {name: value.get_secret_value() for name, value in stated.options.items()},
+        push=stated.push,
+        required=stated.required,
+        warn=warn,
+        limit_s=stated.timeout_s,
+    )

@@ -230,9 +230,27 @@ class Artifact:
         if not os.path.lexists(path):
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there")
         try:
-            values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+            data = read_regular(path, MOST_BYTES)
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: build again") from error
+        return cls.parse(data, folder)
+
+    @classmethod
+    def parse(cls, data: bytes, folder: Path) -> Artifact:
+        """An artifact by its manifest.
+
+        Args:
+            data: Content of the manifest.
+            folder: Where the artifact lies, or comes from.
+
+        Raises:
+            ArtifactError: The manifest is damaged, or does not fit its seal.
+        """
+        path = folder / MANIFEST
+        try:
+            values, seal = unsealed(data, str(path))
         except ArtifactError as error:
             raise ArtifactError(f"{error}: build again") from error
         try:
