@@ -96,7 +96,7 @@ def _decoded(encoded: bytes, name: str, exif: Exif) -> torch.Tensor:
         upright = exif == "apply"
         # Truncated, or of a kind that it does not know: Pillow decides below.
         with contextlib.suppress(RuntimeError), warnings.catch_warnings():
-            # torchvision's decoders will go to torchcodec, which needs FFmpeg; until then they stay.
+            # torchvision's decoders will move to torchcodec, which needs FFmpeg.
             warnings.simplefilter("ignore", DeprecationWarning)
             return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=upright)  # type: ignore[no-any-return]
     image = decode(encoded, name, exif)
