@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,7 @@ class DecodeAndCrop:
             DataError: It cannot be decoded.
         """
         pixels = _decoded(encoded, name, self.exif)
-        top, left, height, width = self._part(pixels.shape[1], pixels.shape[2])
+        top, left, height, width = self.part(pixels.shape[1], pixels.shape[2])
         chosen = int(torch.randint(len(self.interpolations), ()))
         square = functional.resized_crop(
             pixels,
@@ -72,7 +73,7 @@ class DecodeAndCrop:
         )
         return Image.fromarray(square.permute(1, 2, 0).numpy())
 
-    def _part(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def part(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a random part."""
         draws: npt.NDArray[np.float64] = torch.rand(_MOST_ATTEMPTS, 4, dtype=torch.float64).numpy()
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -94,7 +95,9 @@ def _decoded(encoded: bytes, name: str, exif: Exif) -> torch.Tensor:
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         upright = exif == "apply"
         # Truncated, or of a kind that it does not know: Pillow decides below.
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+            # torchvision's decoders will move to torchcodec, which needs FFmpeg.
+            warnings.simplefilter("ignore", DeprecationWarning)
             return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=upright)  # type: ignore[no-any-return]
     image = decode(encoded, name, exif)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

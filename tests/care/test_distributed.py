@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 from torch.multiprocessing.spawn import spawn
 
 from care.distributed import World, choose_device, synchronize_batch_norm, world
@@ -138,7 +139,7 @@ for attempt in range(2):
 
 def test_what_processes_before_them_left_does_not_mislead_new_ones(tmp_path: Path) -> None:
     """torchrun keeps its store over restarts: half of them hung in gloo."""
-    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),

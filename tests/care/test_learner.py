@@ -117,9 +117,9 @@ def test_gradients_are_clipped_by_their_norm() -> None:
     moved = []
     for clip in (None, 1e-3):
         found = learner(TrainSettings(**PLAIN, momentum=0.0, clip_grad=clip), linear())
-        before = found.model[1].weight.detach().clone()  # type: ignore[index]
+        before = found.model[1].weight.detach().clone()
         take(found, IMAGES, TARGETS)
-        moved.append(float((found.model[1].weight - before).detach().norm()))  # type: ignore[index]
+        moved.append(float((found.model[1].weight - before).detach().norm()))
         assert found.gradient_norm > 0.1
     assert moved[1] <= 0.1 * 1e-3 * 1.001 < moved[0]
 

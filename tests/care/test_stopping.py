@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,10 @@ ALONE = World(0, 1, torch.device("cpu"))
 @pytest.fixture(autouse=True)
 def _nothing_is_ignored() -> Iterator[None]:
     """Shells let SIGINT be ignored by what runs in the background, and nohup SIGHUP."""
-    plain = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    plain: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, handler) for number, handler in plain.items()}
     yield
     for number, handler in before.items():
@@ -59,7 +63,7 @@ def test_a_slot_that_ends_asks_to_save_alone() -> None:
 
 def test_the_clock_asks_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now)
+    monkeypatch.setattr("care.stopping.time.monotonic", lambda: now)
     wishes = Wishes(ALONE, 60)
     now += 59
     assert wishes.agreed() == (False, 0)

@@ -468,7 +468,7 @@ def test_boards_are_told_steps_and_epochs(
     run: Train, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     told = Told()
-    monkeypatch.setitem(sys.modules, name, told)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, name, told)
     result = run(*PLAIN, "--epochs", "1", f"--{name}")
     assert result.exit_code == 0, (result.output, result.exception)
     names = [call for call, _ in told.calls]
