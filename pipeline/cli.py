@@ -213,6 +213,9 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
 @click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time limit.")
 @click.option("--profile", is_flag=True, help="Also show the time by operator (ort).")
+@click.option(
+    "--contended", is_flag=True, help="Beside one busy process for every two granted CPUs."
+)
 @AS_CPU
 @click.option(
     "--import",

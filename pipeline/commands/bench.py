@@ -12,6 +12,7 @@ from pipeline.commands.artifacts import builds_of, log_of
 from pipeline.commands.console import RichConsole
 from pipeline.commands.validate import in_words, restrict
 from pipeline.config import Config
+from pipeline.core import contention
 from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import measured_here
 from pipeline.report.terminal import render
@@ -49,6 +50,7 @@ def bench(
     max_seconds: float | None,
     profile: bool = False,
     as_cpu: str | None = None,
+    contended: bool = False,
 ) -> BenchReport:
     """Measure artifacts of one target, or PyTorch alone.
 
@@ -76,11 +78,14 @@ def bench(
     ):
         context = make_context(config, log, console.progress)
         one = context.source.first_pictures(1)
+        rivals = contention.rivals() if contended else 0
         if target == "torch":
-            facts = BenchFacts(target, {}, stages_bench.measure(context, {}, "PyTorch", one))
+            with contention.contended(rivals):
+                facts = BenchFacts(target, {}, stages_bench.measure(context, {}, "PyTorch", one))
         else:
             builds = builds_of(context, target, precision)
-            facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
+            with contention.contended(rivals):
+                facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
             if profile:
                 pictures = one.repeated(config.bench.batches[0])
                 profiles = {
@@ -95,12 +100,18 @@ def bench(
         raise UnavailableError(f"not measured: {'; '.join(sorted(reasons))}")
     text = render(
         _latencies(facts.measured),
-        in_words(),
+        _state(rivals),
         *_lines(facts, facts.measured),
         *_profile_tables(profiles),
     )
-    plain = {**facts.to_facts(), "state": str(measured_here()), "as_cpu": as_cpu}
+    plain = {**facts.to_facts(), "state": str(measured_here()), "as_cpu": as_cpu, "rivals": rivals}
     return BenchReport(text, {**plain, "profile": profiles} if profiles else plain)
+
+
+def _state(rivals: int) -> str:
+    """How the figures came about."""
+    beside = "processes" if rivals > 1 else "process"
+    return f"{in_words()}, beside {rivals} busy {beside}" if rivals else in_words()
 
 
 def _profile_tables(profiles: Mapping[str, Profile]) -> Iterator[Any]:

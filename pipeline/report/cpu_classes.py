@@ -75,6 +75,8 @@ def choose(run: Run, facts: ClassFacts) -> Choice:
             why[precision] = f"a gate does not hold: {failure.words}"
         elif best is None:
             best = precision
+        elif facts.busy > BUSY:
+            why[precision] = f"others kept {facts.busy:.1f} CPUs busy while latency was measured"
         elif one.ratio is None or not one.ratio.faster:
             why[precision] = "not faster beyond doubt"
         elif not _holds(one):
@@ -83,6 +85,9 @@ def choose(run: Run, facts: ClassFacts) -> Choice:
             best = precision
     return Choice(best, why)
 
+
+BUSY = 0.5
+"""CPUs that others may keep busy before a measurement decides nothing."""
 
 SAME = 0.998
 """Share of images that must keep the class that was judged on this CPU."""

@@ -317,6 +317,13 @@ def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
     assert "as avx2-vnni not measured: needs a compiler for AVX2 + VNNI" in result.output
 
 
+def test_bench_beside_busy_processes_says_so(config: Path, finished: Path) -> None:
+    result = process("bench", "--target", "ort", "--config", str(config), "--contended")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["rivals"] >= 1
+    assert "measured, beside " in result.stdout
+
+
 def test_only_a_target_can_be_measured_as_on_another_cpu(config: Path, finished: Path) -> None:
     result = invoke("bench", "--target", "torch", "--config", str(config), "--as-cpu", "avx2")
     assert result.exit_code == 2

@@ -63,6 +63,14 @@ def test_another_precision_must_hold_and_be_faster(
     assert line.endswith(f"; use fp32; {reason}")
 
 
+def test_a_busy_machine_chooses_nothing(run: Run) -> None:
+    found = with_class(run)
+    (part,) = found.cpu_classes
+    busy = replace(part, facts=replace(part.facts, busy=1.2))
+    (line,) = cpu_classes.lines(replace(found, cpu_classes=(busy,)))
+    assert line.endswith("use fp32; int8: others kept 1.2 CPUs busy while latency was measured")
+
+
 def test_a_gate_that_does_not_hold_rules_out(run: Run) -> None:
     (line,) = cpu_classes.lines(replace(with_class(run), gates=run.gates))
     assert "use fp32; int8: a gate does not hold: agreement is" in line
