@@ -117,6 +117,19 @@ def profile(model: nn.Module, name: str, size: int | None = None) -> Profile:
     return Profile(input_size, total, stages)
 
 
+def count(model: nn.Module, shape: tuple[int, int, int]) -> Cost:
+    """Count what a network costs for one image, as a whole.
+
+    Args:
+        model: In evaluation mode.
+        shape: (channels, height, width).
+    """
+    total = Cost("total", parameters=_parameters(model))
+    with torch.no_grad(), _Counter(total):
+        model(torch.zeros(1, *shape))
+    return total
+
+
 def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The network's parts by name; sequences of stages are opened."""
     for name, child in model.named_children():

@@ -39,8 +39,7 @@ def choose(
     for artifact in able[1:]:
         other, doubt = artifact.precision, artifact.why_not
         if other not in samples or best not in samples:
-            unknown = f"comes after {best} in the configuration, and latency was not measured"
-            why[other] = doubt or unknown
+            why[other] = doubt or f"comes after {best} in the configuration, and {_unknown(able)}"
             continue
         compared = ratio(samples[other], samples[best])
         low, high = compared.interval
@@ -66,11 +65,21 @@ def _obstacle(artifact: BuiltArtifact, failures: Sequence[GateFailure]) -> str:
     return ""
 
 
+def _unknown(artifacts: Sequence[BuiltArtifact]) -> str:
+    """Why latencies do not decide."""
+    doubts = [artifact.latency_doubt for artifact in artifacts if artifact.latency_doubt]
+    if doubts:
+        return f"latency is not to be trusted: {doubts[0]}"
+    return "latency was not measured"
+
+
 def _samples(
     artifacts: Sequence[BuiltArtifact], measured: Measured | None
 ) -> Mapping[str, Sequence[float]]:
     """Timed calls at the first batch size, by precision; only of what lies there now."""
     if measured is None:
         return {}
-    known = {artifact.precision for artifact in artifacts if artifact.latency.value is not None}
+    known = {
+        artifact.precision for artifact in artifacts if artifact.trusted_latency.value is not None
+    }
     return {name: calls for name, calls in measured.samples_ms.items() if name in known and calls}

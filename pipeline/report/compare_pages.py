@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from rich.table import Table
 from pipeline.core.screen import styled
 from pipeline.core.words import printable
 from pipeline.report.compare import NOT_INTERLEAVED, Compared, Pair
+from pipeline.report.gallery import thumbnail
 from pipeline.report.html import TEMPLATES
 from pipeline.report.terminal import render
 
@@ -146,16 +145,5 @@ def _escaped(cell: str) -> str:
 def _thumbnails(pair: Pair, pixels: npt.NDArray[np.uint8] | None) -> Iterator[dict[str, Any]]:
     for image in pair.changed[:MOST_SHOWN]:
         there = pixels is not None and image.number < len(pixels)
-        source = _png(pixels[image.number]) if pixels is not None and there else ""
+        source = thumbnail(pixels[image.number]) if pixels is not None and there else ""
         yield {"image": image, "source": source}
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> str:
-    """An image as an address that holds it."""
-    from PIL import Image
-
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    picture.thumbnail((96, 96))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

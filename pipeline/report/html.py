@@ -17,14 +17,20 @@ from pipeline.core.figures import RangeRow, State
 from pipeline.core.plain import plain
 from pipeline.core.published import DEVICES
 from pipeline.report import charts, cpu_classes, facts, overview, provenance, view
+from pipeline.report.gallery import Flipped
 from pipeline.report.model import Part, Run
 from pipeline.steps.facts.bench import Measured
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(run: Run) -> str:
-    """The whole report; parts that a failed run lacks are left out."""
+def page(run: Run, flipped: Sequence[Flipped] = ()) -> str:
+    """The whole report; parts that a failed run lacks are left out.
+
+    Args:
+        run: What it tells of.
+        flipped: Images that artifacts answer otherwise than PyTorch.
+    """
     import jinja2  # here, so that the command line answers without it
 
     environment = jinja2.Environment(
@@ -35,7 +41,7 @@ def page(run: Run) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(_content(run))
+    return environment.get_template("report.html.j2").render(_content(run), flipped=flipped)
 
 
 def _content(run: Run) -> dict[str, Any]:
@@ -52,9 +58,13 @@ def _content(run: Run) -> dict[str, Any]:
         "batch": view.first_batch(run),
         "pytorch": {
             "top1": view.figure(view.TOP1, run.pytorch.top1),
-            "latency": view.figure(view.LATENCY, view.baseline(run)),
+            "latency": view.figure(
+                view.LATENCY, view.baseline(run), doubt=view.baseline_doubt(run)
+            ),
         },
+        "uses": list(overview.uses(run, cards)),
         "choices": [*overview.choices(run), *cpu_classes.lines(run)],
+        "cost": view.cost(run),
         "not_measured": overview.missing(run, State.NOT_MEASURED),
         "emulated": overview.missing(run, State.EMULATED),
         "plots": charts.all_plots(run),
@@ -62,10 +72,8 @@ def _content(run: Run) -> dict[str, Any]:
         "graph": _graph(run),
         "calibration": _calibration(run),
         "ranges": list(_ranges(run)),
-        "published": run.published,
+        "published": run.published_of_it,
         "published_devices": DEVICES,
-        "classes": view.class_count(run),
-        "imagenet": view.class_count(run) == view.IMAGENET_CLASSES,
         "parts": list(provenance.parts(run)),
         "environment": facts.blocks("This machine", run.machine.to_facts()),
         "versions": run.versions,

@@ -10,6 +10,11 @@ from pipeline.report import cpu_classes, overview, provenance, view
 from pipeline.report.model import Run
 from pipeline.report.view import Card, Figure
 
+_OTHER_DATA = (
+    "ImageNet-1K's whole validation split, on the devices that the columns name; ours above are of "
+    "this run's images and machine."
+)
+
 
 def page(run: Run) -> str:
     """The whole page."""
@@ -27,15 +32,11 @@ def page(run: Run) -> str:
         *_list(overview.alerts(run, cards)),
         *_artifacts(run, cards),
         "",
+        *_list(f"**{use.sentence}** `{use.path}`" for use in overview.uses(run, cards)),
         *_list(overview.choices(run)),
         *_list(cpu_classes.lines(run)),
         *_list(_reasons(run)),
-        "## Published",
-        "",
-        _other_data(run),
-        "",
         *_published(run),
-        "",
         "## Made from",
         "",
         *_list(
@@ -67,22 +68,23 @@ def _published(run: Run) -> Iterator[str]:
             *(row.latency_ms[device] for device in DEVICES),
             row.top1,
         )
-        for row in run.published
+        for row in run.published_of_it
     )
-    return _table(head, rows)
+    if run.published_of_it:
+        yield from ("## Published", "", _OTHER_DATA, "", *_table(head, rows), "")
 
 
 def _artifacts(run: Run, cards: Sequence[Card]) -> Iterator[str]:
     batch = view.first_batch(run)
     top1 = view.figure(view.TOP1, run.pytorch.top1)
-    latency = view.figure(view.LATENCY, view.baseline(run))
+    latency = view.figure(view.LATENCY, view.baseline(run), doubt=view.baseline_doubt(run))
     head = (
         "Artifact",
         "top-1",
         "top-1 drop",
         "same class",
         f"latency, batch {batch}" if batch else "latency",
-        "ratio to PyTorch",
+        "against PyTorch",
         "size",
     )
     rows = [("PyTorch float32", _figure(top1), "", "", _figure(latency), "", "")]
@@ -93,7 +95,7 @@ def _artifacts(run: Run, cards: Sequence[Card]) -> Iterator[str]:
             _value(card.drop),
             _value(card.agreement),
             _figure(card.latency),
-            f"{card.ratio.ratio} ({card.ratio.interval})" if card.ratio else "",
+            f"{card.ratio.words} ({card.ratio.ratio}; {card.ratio.interval})" if card.ratio else "",
             card.size,
         )
         for card in cards
@@ -105,6 +107,8 @@ def _name(card: Card) -> str:
     """The artifact's name, and what to know before its figures."""
     if card.failure:
         return f"{card.name} **failed**"
+    if card.use:
+        return f"**{card.name}: use this**{f' ({card.standing})' if card.standing else ''}"
     return f"{card.name} ({card.standing})" if card.standing else card.name
 
 
@@ -115,21 +119,14 @@ def _value(figure: Figure) -> str:
 
 def _figure(figure: Figure) -> str:
     """Value, interval and how they came about."""
-    return f"{_value(figure)}, {figure.state}" if figure.value else figure.state
+    doubt = f", **not to be trusted**: {figure.doubt}" if figure.doubt else ""
+    return f"{_value(figure)}, {figure.state}{doubt}" if figure.value else figure.state
 
 
 def _reasons(run: Run) -> Iterator[str]:
     for state in (State.NOT_MEASURED, State.EMULATED):
         for item in overview.missing(run, state):
             yield f"{state}: {'; '.join(item.what)}: {item.why}"
-
-
-def _other_data(run: Run) -> str:
-    if view.class_count(run) == view.IMAGENET_CLASSES:
-        return (
-            "ImageNet-1K, on the devices that the columns name; ours above are from this machine."
-        )
-    return "ImageNet-1K: other images and classes than above, so that figures do not compare."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

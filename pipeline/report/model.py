@@ -37,6 +37,8 @@ from pipeline.steps.step import State as StepState
 
 FORMAT = 3
 
+IMAGENET_CLASSES = 1000
+
 NOT_SELECTED = "not selected in this run"
 EARLIER = "from an earlier run"
 
@@ -90,6 +92,8 @@ class BuiltArtifact(Plain):
         narrow_sums: The second verdict, with sums of products in half precision.
         latency: The latency that stands for it, or why there is none.
         latency_earlier: Its latency is from an earlier run.
+        latency_doubt: Why its latency is not to be trusted; "" if it is. Gates and the choice take
+            it for not measured then.
     """
 
     target: str
@@ -105,6 +109,14 @@ class BuiltArtifact(Plain):
     latency: Number
     latency_earlier: bool
     narrow_sums: NarrowSums | None = None
+    latency_doubt: str = ""
+
+    @property
+    def trusted_latency(self) -> Number:
+        """Its latency, or why there is none that counts."""
+        if self.latency.value is None or not self.latency_doubt:
+            return self.latency
+        return Number.not_measured(f"not to be trusted: {self.latency_doubt}", unit="ms")
 
     @property
     def overflowed(self) -> bool:
@@ -119,8 +131,16 @@ class BuiltArtifact(Plain):
 
     @property
     def size(self) -> int:
-        """Bytes of all its files; 0 where nothing lies there."""
-        return self.built.size if self.built else 0
+        """Bytes of what is shipped; 0 where nothing lies there."""
+        return self.built.size - self.alternatives_size if self.built else 0
+
+    @property
+    def alternatives_size(self) -> int:
+        """Bytes of the files that stand for others where they fit; they are not shipped."""
+        if self.built is None:
+            return 0
+        files = self.built.files
+        return sum(files[name].size for name in self.built.facts.alternatives if name in files)
 
     @property
     def standing(self) -> str:
@@ -264,6 +284,15 @@ class Run(Plain):
     def network(self) -> Network | None:
         """The network, as its export states it."""
         return self.export.facts.network if self.export else None
+
+    @property
+    def published_of_it(self) -> tuple[Published, ...]:
+        """Published rows of this very network, with as many classes; none for any other."""
+        network = self.network
+        if network is None or len(network.labels) != IMAGENET_CLASSES:
+            return ()
+        name = network.description.get("model", "").removeprefix("timm/")
+        return tuple(row for row in self.published if row.model == name)
 
     @property
     def pytorch(self) -> Accuracy:

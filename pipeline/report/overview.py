@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from pipeline.core.figures import State
+from pipeline.core.figures import State, ratio
 from pipeline.core.runner import Numerics
 from pipeline.report import text, view
-from pipeline.report.model import NOT_SELECTED, GateReport, Run
+from pipeline.report.model import NOT_SELECTED, BuiltArtifact, GateReport, Run
 from pipeline.steps.facts.accuracy import NarrowSums
 from pipeline.steps.step import State as StepState
 
@@ -19,6 +20,13 @@ EXIT_CODES = {
     3: "a build failed",
     4: "this machine lacks the hardware or software",
 }
+
+
+FAR_BELOW = 0.05
+"""Share of images by which an artifact's agreement with PyTorch may lie below the others'."""
+
+FEWEST_TO_COMPARE = 3
+"""Artifacts of which one may stand out."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +128,65 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
         yield f"the graph was not simplified: {run.simplified.facts.why_not}"
     for target in run.bench:
         measured = run.measured(target)
-        if measured and measured.load_before > 0.5 * measured.machine.cpus_granted:
+        doubts = (
+            dict.fromkeys(measured.doubt(name) for name in measured.devices) if measured else {}
+        )
+        for doubt in filter(None, doubts):
             yield (
-                f"{target}: other processes kept {measured.load_before:.1f} of "
-                f"{measured.machine.cpus_granted} CPUs busy before latency was measured; medians "
-                "may be too high and intervals too wide"
+                f"{target}: latency is not to be trusted: {doubt}; no gate and no choice uses it, "
+                "measure again"
             )
+    yield from remarks(run)
+
+
+def remarks(run: Run) -> Iterator[str]:
+    """What is against expectation: nothing is wrong, but somebody should look."""
+    for artifact in run.artifacts:
+        yield from _against_float(run, artifact)
+    agreements = {
+        artifact.name: artifact.accuracy.agreement.value
+        for artifact in run.artifacts
+        if artifact.accuracy.agreement and artifact.accuracy.agreement.value is not None
+    }
+    if len(agreements) < FEWEST_TO_COMPARE:
+        return
+    usual = median(agreements.values())
+    for name, agreement in agreements.items():
+        if agreement < usual - FAR_BELOW:
+            yield (
+                f"{name} agrees with PyTorch on {100 * agreement:.1f} % of the images, where "
+                f"{100 * usual:.1f} % are usual in this run: look at its calibration and at "
+                f"python -m pipeline diff --target {name.partition('/')[0]}"
+            )
+
+
+def _against_float(run: Run, artifact: BuiltArtifact) -> Iterator[str]:
+    """Where quantizing brought the opposite of what it is for."""
+    floats = [
+        other
+        for other in run.artifacts
+        if other.target == artifact.target and other.precision.startswith("fp") and other.size
+    ]
+    if not artifact.precision.startswith("int") or not artifact.size or not floats:
+        return
+    smallest = min(floats, key=lambda other: other.size)
+    if artifact.size > smallest.size:
+        yield (
+            f"{artifact.name} is larger than {smallest.name} ({artifact.size / 1e6:.2f} against "
+            f"{smallest.size / 1e6:.2f} MB), though its weights take fewer bits"
+        )
+    measured = run.measured(artifact.target)
+    for other in floats:
+        known = (
+            artifact.trusted_latency.value is not None and other.trusted_latency.value is not None
+        )
+        if measured is None or not known:
+            continue
+        compared = ratio(
+            measured.samples_ms[artifact.precision], measured.samples_ms[other.precision]
+        )
+        if compared.slower:
+            yield f"{artifact.name} is slower than {other.name}: {compared.value:.2f} of its time"
 
 
 def _overflow(name: str, numerics: Numerics | None) -> Iterator[str]:
@@ -146,6 +207,56 @@ def _sums(name: str, narrow: NarrowSums | None) -> Iterator[str]:
             f"{name}: accuracy depends on the accumulator: {wide} of {narrow.images} images have "
             f"PyTorch's class where products are summed in float32, {half} where in half precision"
         )
+
+
+@dataclass(frozen=True)
+class Use:
+    """What to ship for one target.
+
+    Attributes:
+        title: The target's name for people.
+        name: The artifact, such as "ort/int8".
+        path: Its folder.
+        sentence: What speaks for it, in one sentence.
+        others: What speaks against the others, a line each.
+    """
+
+    title: str
+    name: str
+    path: str
+    sentence: str
+    others: tuple[str, ...]
+
+
+def uses(run: Run, cards: Sequence[view.Card]) -> Iterator[Use]:
+    """What to ship for each target that has something to ship."""
+    for artifact, card in zip(run.artifacts, cards, strict=True):
+        if not card.use or not card.path:
+            continue
+        others = run.choice[artifact.target].why
+        told = ", ".join(_merits(artifact, card))
+        yield Use(
+            artifact.title,
+            artifact.name,
+            card.path,
+            f"{artifact.title}: ship {artifact.name}: {told}.",
+            tuple(f"{artifact.target}/{name}: {why}" for name, why in others.items()),
+        )
+
+
+def _merits(artifact: BuiltArtifact, card: view.Card) -> Iterator[str]:
+    """What was found of an artifact, in a few words each."""
+    if card.accuracy.value:
+        yield f"top-1 {card.accuracy.value} ({card.accuracy.state})"
+    if card.drop.value:
+        yield f"{card.drop.value} lost to PyTorch"
+    if card.ratio and not artifact.latency_doubt:
+        yield f"{card.ratio.words} than PyTorch" if "×" in card.ratio.words else card.ratio.words
+    elif artifact.latency_doubt:
+        yield "its latency is not to be trusted"
+    else:
+        yield "its latency was not measured here"
+    yield card.size
 
 
 def choices(run: Run) -> Iterator[str]:

@@ -209,6 +209,7 @@ def _built(
     else:
         unknown = Number.not_measured("not measured yet", unit="ms")
         latency = measured.facts.latency.get(precision, unknown)
+    timed = measured.facts.measured if measured and not why_no_latency else None
     return BuiltArtifact(
         target=target,
         title=TARGETS[target].title,
@@ -222,6 +223,7 @@ def _built(
         numerics=numerics,
         latency=latency,
         narrow_sums=narrow,
+        latency_doubt=timed.doubt(precision) if timed and precision in timed.devices else "",
         latency_earlier=not why_no_latency and not shelf.is_current(f"bench/{target}"),
     )
 

@@ -33,7 +33,9 @@ def summary(run: Run) -> str:
     """What came out, with a word on every figure that was not measured."""
     table = Table("artifact", "top-1", "agreement", "latency", "size", "state", box=None)
     baseline = view.baseline(run)
-    pytorch = text.milliseconds(baseline) if baseline.value is not None else ""
+    pytorch = ""
+    if baseline.value is not None:
+        pytorch = _marked(text.milliseconds(baseline), view.baseline_doubt(run))
     table.add_row("pytorch", text.percent(run.pytorch.top1), "", pytorch, "", "")
     for artifact in run.artifacts:
         agreement = artifact.accuracy.agreement
@@ -42,17 +44,24 @@ def summary(run: Run) -> str:
             artifact.name,
             text.percent(artifact.accuracy.top1),
             text.percent(agreement) if agreement and known else "",
-            text.milliseconds(artifact.latency),
+            _marked(text.milliseconds(artifact.latency), artifact.latency_doubt),
             text.size(artifact.size),
             _state(artifact),
         )
-    lines = dict.fromkeys(_lines(run))
+    cards = [view.card(run, artifact) for artifact in run.artifacts]
+    alerts = [f"(!) {line}" for line in overview.alerts(run, cards)]
+    lines = dict.fromkeys([*_lines(run), *alerts])
     return render(
         table,
         *lines,
         overview.verdict(run).line,
         f"report: {run.folder}/report.html",
     )
+
+
+def _marked(latency: str, doubt: str) -> str:
+    """A latency, with a mark where a line below says why it is not to be trusted."""
+    return f"{latency} (!)" if doubt else latency
 
 
 def _state(artifact: BuiltArtifact) -> str | Text:
@@ -76,6 +85,5 @@ def _lines(run: Run) -> Iterator[str]:
         for what, figure in (("top1", artifact.accuracy.top1), ("latency", artifact.latency)):
             if figure.value is None and figure.why != NOT_SELECTED:
                 yield f"{artifact.target} {what} not measured: {figure.why}"
-    yield from run.problems
     for gate in run.gates.failures:
         yield f"gate failed: {gate}"

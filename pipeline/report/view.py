@@ -20,7 +20,6 @@ from pipeline.steps.facts.accuracy import Accuracy
 from pipeline.steps.facts.bench import PYTORCH, Measured
 from pipeline.steps.facts.graphs import BuildFacts
 
-IMAGENET_CLASSES = 1000
 TOO_FEW = "too few samples"
 
 
@@ -34,6 +33,7 @@ class Figure:
         interval: 95 % interval; "" without one.
         state: "measured", "emulated" or "not measured".
         origin: By what, or why not.
+        doubt: Why it is not to be trusted; "" if it is.
     """
 
     title: str
@@ -41,6 +41,7 @@ class Figure:
     interval: str
     state: str
     origin: str
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Comparison:
     ratio: str
     interval: str
     verdict: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Card:
         standing: Whether it is from an earlier run, or was not selected in this one; "" if this run
             made it.
         numerics: What an executor saw while it ran over the images.
+        size: Of what is shipped.
+        path: Its folder; "" where nothing lies there.
+        use: It is the one of its target to use.
+        throughput: Images a second, call after call at the first batch size.
+        alternatives: Size of files that stand for others where they fit, and are not shipped.
     """
 
     name: str
@@ -100,6 +107,10 @@ class Card:
     files: tuple[tuple[str, str, str], ...]
     tools: tuple[tuple[str, str], ...]
     chain: tuple[provenance.Link, ...]
+    alternatives: str = ""
+    path: str = ""
+    use: bool = False
+    throughput: str = ""
 
 
 def flips(value: Number) -> str:
@@ -146,13 +157,14 @@ MAX_DIFFERENCE = Kind("largest difference of logits", _plain(".3g"))
 LATENCY = Kind("latency, median", text.milliseconds, text.milliseconds_interval)
 
 
-def figure(kind: Kind, number: Number | None, earlier: bool = False) -> Figure:
+def figure(kind: Kind, number: Number | None, earlier: bool = False, doubt: str = "") -> Figure:
     """A figure, or why there is none.
 
     Args:
         kind: How it is written.
         number: The figure; None where nobody asked for it.
         earlier: It is from an earlier run.
+        doubt: Why it is not to be trusted.
     """
     number = number or Number.not_measured("not validated")
     known = number.value is not None
@@ -162,6 +174,7 @@ def figure(kind: Kind, number: Number | None, earlier: bool = False) -> Figure:
         kind.interval(number),
         str(number.state),
         f"{origin(number)}, {EARLIER}" if earlier and known else origin(number),
+        doubt if known else "",
     )
 
 
@@ -185,6 +198,13 @@ def baseline(run: Run) -> Number:
     for measured in measurements(run):
         return measured.headline(PYTORCH)
     return Number.not_measured("no target was measured here", unit="ms")
+
+
+def baseline_doubt(run: Run) -> str:
+    """Why PyTorch's latency is not to be trusted; "" if it is, or there is none."""
+    for measured in measurements(run):
+        return measured.doubt(PYTORCH)
+    return ""
 
 
 def measurements(run: Run) -> Iterator[Measured]:
@@ -224,10 +244,14 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         standing=artifact.standing,
         failure=artifact.failure,
         size=text.size(artifact.size) if artifact.size else "",
+        alternatives=text.size(artifact.alternatives_size) if artifact.alternatives_size else "",
+        path=f"{run.folder}/{artifact.name}" if built else "",
+        use=is_chosen(run, artifact),
+        throughput=_throughput(measured, artifact.latency),
         accuracy=figure(TOP1, accuracy.top1, earlier),
         drop=figure(TOP1_DROP, accuracy.top1_drop, earlier),
         agreement=figure(AGREEMENT, accuracy.agreement, earlier),
-        latency=figure(LATENCY, artifact.latency, artifact.latency_earlier),
+        latency=figure(LATENCY, artifact.latency, artifact.latency_earlier, artifact.latency_doubt),
         ratio=next((c for c in compared if c.against == shown(PYTORCH)), None),
         figures=tuple(figure(kind, number, earlier) for kind, number in _figures(accuracy)),
         timings=tuple(timings(measured, artifact.precision)) if measured else (),
@@ -240,6 +264,18 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         tools=tuple(sorted(built.tools.items())) if built else (),
         chain=tuple(provenance.chain(run, artifact)),
     )
+
+
+def is_chosen(run: Run, artifact: BuiltArtifact) -> bool:
+    """Whether an artifact is the one of its target to use."""
+    choice = run.choice.get(artifact.target)
+    return choice is not None and choice.precision == artifact.precision
+
+
+def _throughput(measured: Measured | None, latency: Number) -> str:
+    if measured is None or not latency.value:
+        return ""
+    return f"{1000 * measured.first_batch / latency.value:,.0f} images/s"
 
 
 def _figures(accuracy: Accuracy) -> Iterator[tuple[Kind, Number | None]]:
@@ -332,7 +368,33 @@ def _comparison(batch: int, against: str, ratio: Ratio) -> Comparison:
     verdict = "faster" if ratio.faster else "slower" if ratio.slower else "no difference shown"
     digits = 2 if low >= 0.1 else 3
     interval = f"{low:.{digits}f} to {high:.{digits}f}"
-    return Comparison(str(batch), shown(against), f"{ratio.value:.{digits}f}", interval, verdict)
+    value = f"{ratio.value:.{digits}f}"
+    return Comparison(str(batch), shown(against), value, interval, verdict, in_words(ratio))
+
+
+def in_words(ratio: Ratio) -> str:
+    """How much faster or slower, as people say it; nothing is claimed that was not shown."""
+    if ratio.faster:
+        return f"{1 / ratio.value:.1f} × faster"
+    if ratio.slower:
+        return f"{ratio.value:.1f} × slower"
+    return "no difference shown"
+
+
+def cost(run: Run) -> tuple[tuple[str, str], ...]:
+    """What the network is and costs, in a few pairs."""
+    if run.export is None:
+        return ()
+    facts, pairs = run.export.facts, []
+    if model := facts.network.description.get("model"):
+        pairs.append(("network", model))
+    if facts.parameters:
+        pairs.append(("parameters", f"{facts.parameters / 1e6:.2f} million"))
+    if facts.macs:
+        pairs.append(("multiply-accumulates of an image", f"{facts.macs / 1e9:.3f} GMACs"))
+    pairs.append(("image", " × ".join(map(str, facts.network.input_shape))))
+    pairs.append(("classes", f"{len(facts.network.labels):,}"))
+    return tuple(pairs)
 
 
 def class_count(run: Run) -> int:

@@ -9,6 +9,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, refuse_foreign_file, write_atomically
 from pipeline.core.plain import parse_json
 from pipeline.core.seals import sealed
+from pipeline.report.gallery import flipped
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
 from pipeline.report.model import Run
@@ -17,7 +18,10 @@ from pipeline.scheduler.execute import Outcome
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.stated import MOST_BYTES, Stated
 
-PAGES = {"report.md": markdown_page, "report.html": html_page}
+PAGES = {
+    "report.md": markdown_page,
+    "report.html": lambda run: html_page(run, flipped(run)),
+}
 
 
 def is_results_file(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """What is wrong before anything is made: all of it at once, with the lines of the configuration.
 
-A run that fails after an hour for a folder that was misspelt, and then for the next one, takes days.
+A run that fails after an hour for a misspelt folder, and then for the next one, takes a day.
 So all that can be told cheaply is looked at first, in two passes. The first loads no framework, and
 is made before every run. The second lists the images and loads the network, as the export would: it
 is made only where the export is out of date, and a run keeps what it loaded. Nothing is written.

@@ -58,12 +58,17 @@ class ExportStep(StageStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Export, strip, describe and check the graph."""
+        from care.profile import count
+
         source, settings = self.source, self.context.config.export
         self.context.progress(0, 3, "loading the network")
         form, network = source.inference_form(), source.network
         model, difference = self._export(form.module, network, folder / GRAPH)
         self.beside["checkpoint"] = str(source.checkpoint() or "")
+        cost = count(source.module, network.input_shape)
         return ExportFacts(
+            parameters=cost.parameters,
+            macs=cost.macs,
             inference_form=form.how,
             nodes=len(model.graph.node),
             opset=settings.opset,

@@ -121,7 +121,7 @@ def test_a_run_leaves_artifacts_results_and_reports(finished: Path) -> None:
     assert (latency["ort/fp32"].value or 0) > 0
     assert "<html" in (finished / "report.html").read_text()
     markdown = (finished / "report.md").read_text()
-    assert "CARE-S0" in markdown
+    assert "CARE-S0" not in markdown  # it is of another network, on other images
     assert "not measured" in markdown
 
 

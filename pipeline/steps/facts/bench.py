@@ -15,6 +15,13 @@ from pipeline.core.timing import ENGINE, Protocol
 PYTORCH = "pytorch"
 """Name of PyTorch among the runners: the baseline of every measurement."""
 
+FEWEST_CALLS = 30
+"""Timed calls from which a median is trusted: of 30, its 95 % interval lies between the 10th and
+the 21st shortest, whatever the distribution; of 6 it is all that was seen."""
+
+MOST_BUSY = 0.5
+"""Share of the granted CPUs that other processes may keep busy."""
+
 
 @dataclass(frozen=True)
 class BatchLatency(Plain):
@@ -85,6 +92,19 @@ class Measured(Facts):
     def samples_ms(self) -> Mapping[str, tuple[float, ...]]:
         """Engine times of every runner at the first batch size."""
         return self.batches[self.first_batch].samples_ms
+
+    def doubt(self, runner: str) -> str:
+        """Why the latency of a runner is not to be trusted; "" if it is."""
+        reasons = []
+        calls = self.batches[self.first_batch].phases[runner][ENGINE].samples
+        if calls < FEWEST_CALLS:
+            reasons.append(f"only {calls} calls were timed, and {FEWEST_CALLS} are needed")
+        if self.load_before > MOST_BUSY * self.machine.cpus_granted:
+            reasons.append(
+                f"other processes kept {self.load_before:.1f} of {self.machine.cpus_granted} CPUs "
+                "busy"
+            )
+        return "; ".join(reasons)
 
     def headline(self, runner: str) -> Number:
         """Median engine time of a runner at the first batch size."""

@@ -21,6 +21,8 @@ class ExportFacts(Facts):
         difference_to_pytorch: Largest difference of logits, relative to the largest logit.
         network: What it was exported from.
         inference_form: What was done to the trained network.
+        parameters: Number of the network's parameters; 0 where it was not counted.
+        macs: Multiply-accumulates of one image; 0 where they were not counted.
     """
 
     nodes: int
@@ -28,6 +30,8 @@ class ExportFacts(Facts):
     difference_to_pytorch: float
     network: Network
     inference_form: str = ""
+    parameters: int = 0
+    macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class BuildFacts(Facts):
         curve: What a search over compressions tried.
         chosen: The mix that was built.
         log: Lines of the runtime's chatter.
+        alternatives: Files that stand for the others where they fit, such as the same model in
+            another layout: whoever ships the artifact needs them not.
         more: Whatever else the target tells.
     """
 
@@ -122,4 +128,5 @@ class BuildFacts(Facts):
     curve: tuple[TriedCompression, ...] = ()
     chosen: TriedCompression | None = None
     log: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)

@@ -82,6 +82,8 @@ def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -
         model = read_graph(job.graph)
         blocked = optimize(model, [*for_ort(block), *finish_blocked(block)])
         _save(model, folder / BLOCKED, job)
+        # The portable file alone is what goes elsewhere.
+        facts["alternatives"] = [BLOCKED, PROBE]
         facts["layout"] = {
             "block": block,
             "onnxruntime": runtime().__version__,

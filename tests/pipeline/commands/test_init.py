@@ -23,7 +23,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for label in CLASSES:
             images = tmp_path / "trees" / split / label
             images.mkdir(parents=True)
-            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(images / "a.png")
+            for name in "abc":
+                Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(images / f"{name}.png")
     network = timm.create_model("resnet10t", num_classes=3)
     stated = {
         "model": "resnet10t",

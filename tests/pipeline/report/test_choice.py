@@ -58,6 +58,15 @@ def test_nothing_measured_leaves_the_first_and_says_so(both: list[BuiltArtifact]
     )
 
 
+def test_latency_that_is_not_to_be_trusted_decides_nothing(
+    run: Run, both: list[BuiltArtifact]
+) -> None:
+    both = [replace(each, latency_doubt="only 6 calls were timed") for each in both]
+    found = choose(both, timed(run, fp32=1.0, int8=0.5), [])
+    assert found.precision == "fp32"
+    assert found.why["int8"].endswith("latency is not to be trusted: only 6 calls were timed")
+
+
 def test_calls_of_an_earlier_build_count_for_nothing(run: Run, both: list[BuiltArtifact]) -> None:
     latency = Number.not_measured("bench/ort is of an earlier build of ort/int8", unit="ms")
     both[1] = replace(both[1], latency=latency)

@@ -37,6 +37,14 @@ def test_limits_that_hold(config: Config, artifact: BuiltArtifact) -> None:
     assert (found.limits, found.judged, found.failures) == (3, 3, ())
 
 
+def test_latency_that_is_not_to_be_trusted_is_not_judged(
+    config: Config, artifact: BuiltArtifact
+) -> None:
+    slow = replace(artifact, latency=measured(9.0, "ms"), latency_doubt="only 6 calls were timed")
+    found = judge_all(config, [slow])
+    assert (found.limits, found.judged, found.failures) == (3, 2, ())
+
+
 def test_limits_hold_where_they_are_met_exactly(config: Config, artifact: BuiltArtifact) -> None:
     accuracy = replace(artifact.accuracy, agreement=measured(0.9), top1_drop=measured(0.1))
     exact = replace(artifact, accuracy=accuracy, latency=measured(0.8, "ms"))

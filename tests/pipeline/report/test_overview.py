@@ -10,7 +10,13 @@ from pipeline.report import overview, view
 from pipeline.report.model import Choice, GateReport, Run, StepEnd
 from pipeline.steps.facts.accuracy import ModuleRange, NarrowSums
 from pipeline.steps.step import State as StepState
-from tests.pipeline.report.changed import with_artifact, with_measured
+from tests.pipeline.report.changed import (
+    artifact_of,
+    hasty,
+    measured_of,
+    with_artifact,
+    with_measured,
+)
 from tests.pipeline.report.making import STEPS, Partial
 
 
@@ -102,6 +108,36 @@ def test_a_graph_that_was_not_simplified_is_told(run: Run) -> None:
 def test_a_busy_machine_is_told(run: Run, load: float, told: bool) -> None:
     found = alerts(with_measured(run, "ort", load_before=load))
     assert any(f"kept {load} of 2 CPUs busy" in line for line in found) is told
+
+
+def test_too_few_calls_are_told(run: Run) -> None:
+    found = alerts(hasty(run))
+    told = "ort: latency is not to be trusted: only 6 calls were timed, and 30 are needed"
+    assert [line for line in found if line.startswith(told)]
+
+
+def test_int8_that_is_larger_or_slower_is_remarked(run: Run) -> None:
+    assert not [line for line in alerts(run) if "larger" in line or "slower" in line]
+    built = artifact_of(run, "ort/int8").built
+    assert built is not None
+    larger = with_artifact(run, "ort/int8", built=replace(built, size=9_000_000))
+    told = "ort/int8 is larger than ort/fp32 (9.00 against 3.10 MB), though its weights"
+    assert any(line.startswith(told) for line in alerts(larger))
+    batch = measured_of(run, "ort").batches[1]
+    calls = {**batch.samples_ms, "int8": tuple(1.5 * t for t in batch.samples_ms["fp32"])}
+    slower = with_measured(run, "ort", batches={1: replace(batch, samples_ms=calls)})
+    assert "ort/int8 is slower than ort/fp32: 1.50 of its time" in alerts(slower)
+    doubted = with_artifact(slower, "ort/int8", latency_doubt="a busy machine")
+    assert not [line for line in alerts(doubted) if "is slower" in line]
+
+
+def test_an_agreement_far_below_the_rest_is_remarked(run: Run) -> None:
+    accuracy = artifact_of(run, "trt/int8").accuracy
+    assert accuracy.agreement is not None
+    low = replace(accuracy, agreement=replace(accuracy.agreement, value=0.74))
+    found = alerts(with_artifact(run, "trt/int8", accuracy=low))
+    assert [line for line in found if line.startswith("trt/int8 agrees with PyTorch on 74.0 %")]
+    assert not [line for line in alerts(run) if "agrees with" in line]
 
 
 def test_choices_in_words(run: Run) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pipeline.report import terminal
 from pipeline.report.model import GateReport, Run
-from tests.pipeline.report.changed import with_artifact
+from tests.pipeline.report.changed import hasty, with_artifact
 from tests.pipeline.report.making import STEPS, Partial
 
 
@@ -53,6 +53,18 @@ def test_what_lies_there_from_earlier_says_so(partial: Partial) -> None:
     text = words(partial("export", there=True))
     assert "3.10 MB measured, from an earlier run" in text
     assert "earlier" not in words(partial(*STEPS, there=True))
+
+
+def test_latency_that_nobody_should_trust_says_so(run: Run) -> None:
+    assert "(!) ort" not in words(run)
+    text = words(hasty(run))
+    assert "ort/fp32 90.33 % 100.00 % 1.00 ms (!)" in text
+    assert "pytorch 90.33 % 2.99 ms (!)" in text
+    assert "(!) ort: latency is not to be trusted: only 6 calls were timed" in text
+
+
+def test_alerts_are_shown(run: Run) -> None:
+    assert "(!) trt/fp16: 3 values left the range of their type while it ran" in words(run)
 
 
 def test_words_are_no_markup(run: Run) -> None:

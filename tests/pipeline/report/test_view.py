@@ -152,6 +152,17 @@ def test_warnings_come_once_with_their_number() -> None:
     assert view.repeated(["a", "b", "a"]) == ("a (2 times)", "b")
 
 
+def test_the_size_is_that_of_what_is_shipped(run: Run) -> None:
+    built = artifact_of(run, "ort/fp32").built
+    assert built is not None
+    files = {**built.files, "model.blocked.onnx": FileRecord("0" * 64, 3_100_000)}
+    both = with_artifact(run, "ort/fp32", built=replace(built, size=6_200_000, files=files))
+    both = with_build(both, "ort/fp32", alternatives=("model.blocked.onnx", "gone.onnx"))
+    assert artifact_of(both, "ort/fp32").size == 3_100_000
+    found = card(both, "ort/fp32")
+    assert (found.size, found.alternatives) == ("3.10 MB", "3.10 MB")
+
+
 def test_class_names_are_left_to_the_graphs_section(run: Run) -> None:
     run = with_build(run, "coreml/fp16", more={"network": {"labels": ["a"]}, "casts": 3})
     assert card(run, "coreml/fp16").facts == (Pairs("Build", (("casts", "3"),)),)
