@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
-from calibration.pairs import excess
 from pipeline.core.cpu_classes import CLASSES, class_of
 from pipeline.core.figures import State
 from pipeline.core.machine import visible_instructions
 from pipeline.core.plain import Plain
 
 if TYPE_CHECKING:
+    import onnx
+
     from calibration.judge import Graph, Judge
     from pipeline.core.network import Images, Logits
     from pipeline.emulate.onnx.saturating import Saturation
@@ -77,6 +76,10 @@ class Certificate(Plain):
 
 def unsafe_layers(model: onnx.ModelProto) -> list[UnsafeLayer]:
     """Layers with 8-bit weights that some activations make saturate, in the order of the graph."""
+    from onnx import numpy_helper
+
+    from calibration.pairs import excess
+
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
@@ -157,6 +160,8 @@ def _with_figures(layer: UnsafeLayer, found: dict[str, Saturation]) -> UnsafeLay
 
 def of_graph(graph: Path) -> Certificate:
     """The certificate of a file, without an emulation."""
+    import onnx
+
     return certify(onnx.load(graph))
 
 

@@ -17,7 +17,7 @@ from calibration.ranges import Range
 from pipeline.core.errors import ConfigError
 from pipeline.core.figures import Ratio
 from pipeline.graphs.qdq_ort import Kind, activations, candidates_of, insert_pairs
-from pipeline.targets.ort import quantize
+from pipeline.targets.ort import certificate, quantize
 from pipeline.targets.ort.tune import Choice
 
 FORM = "int8-ort"
@@ -223,3 +223,31 @@ def test_the_report_gets_ranges_with_histograms(
 def test_an_unknown_method(convert: Convert, small_graph: Callable[..., onnx.ModelProto]) -> None:
     with pytest.raises(ConfigError, match="unknown calibration method 'guess'"):
         convert(small_graph(), FORM, method="guess")
+
+
+def test_the_answers_are_the_same_on_every_cpu_unless_vnni_is_asked_for(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto]
+) -> None:
+    model, facts = convert(small_graph(), FORM, max_top1_drop=1.0, cpus="any")
+    assert certificate.unsafe_layers(model) == []
+    assert facts["certificate"]["unsafe"] == []
+    assert "avx2" in facts["certificate"]["certified_for"]
+    model, facts = convert(small_graph(), FORM, max_top1_drop=1.0, cpus="vnni")
+    unsafe = [layer.layer for layer in certificate.unsafe_layers(model)]
+    assert unsafe
+    assert [layer["layer"] for layer in facts["certificate"]["unsafe"]] == unsafe
+    assert facts["certificate"]["certified_for"] == ["avx512-vnni", "avx2-vnni"]
+    assert facts["certificate"]["state"] == "emulated: x86 without VNNI"
+    assert 0 <= facts["certificate"]["agreement"] <= 1
+
+
+def test_gelu_is_named(convert: Convert, small_graph: Callable[..., onnx.ModelProto]) -> None:
+    source = small_graph()
+    elu = next(node for node in source.graph.node if node.op_type == "Elu")
+    elu.op_type = "Gelu"
+    found = {}
+    for asked in ("exact", "sigmoid"):
+        model, facts = convert(source, FORM, max_top1_drop=1.0, gelu=asked)
+        kinds = [node.op_type for node in model.graph.node]
+        found[asked] = facts["gelu"], len(facts["gelus"]), "Sigmoid" in kinds, "Gelu" in kinds
+    assert found == {"exact": ("exact", 0, False, True), "sigmoid": ("sigmoid: 1", 1, True, False)}
