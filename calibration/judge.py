@@ -12,6 +12,7 @@ from calibration.sample import CalibrationSet
 from calibration.sensitivity import Outcome
 from pipeline.core.errors import BuildError
 from pipeline.core.figures import compare, top_k
+from pipeline.core.memory import freed_memory_kept
 from pipeline.core.network import Images, Logits
 
 Graph = Path | onnx.ModelProto
@@ -21,7 +22,8 @@ def by_strict_executor(model: Graph, images: Images) -> Logits:
     """Logits with every result rounded to its type."""
     from pipeline.emulate.onnx.executor import OnnxExecutor  # needs torch, which takes its time
 
-    return OnnxExecutor(model).run_all(images)
+    with freed_memory_kept():
+        return OnnxExecutor(model).run_all(images)
 
 
 class Judge:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_nothing_happens_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_are_taken_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
-        calls: list[tuple[int, ...]] = []
+        calls: ClassVar[list[tuple[int, ...]]] = []
 
         def mallopt(self, *setting: int) -> None:
             self.calls.append(setting)
