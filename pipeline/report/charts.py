@@ -9,9 +9,8 @@ from pipeline.core import plots
 from pipeline.core.figures import State
 from pipeline.core.plots import Curve, Point, Words
 from pipeline.core.published import PUBLISHED
-from pipeline.report.model import Run
+from pipeline.report.model import IMAGENET_CLASSES, Run
 from pipeline.report.view import (
-    IMAGENET_CLASSES,
     anchor,
     baseline,
     class_count,

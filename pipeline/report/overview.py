@@ -251,7 +251,7 @@ def _merits(artifact: BuiltArtifact, card: view.Card) -> Iterator[str]:
     if card.drop.value:
         yield f"{card.drop.value} lost to PyTorch"
     if card.ratio and not artifact.latency_doubt:
-        yield f"{card.ratio.words} than PyTorch" if "×" in card.ratio.words else card.ratio.words
+        yield f"{card.ratio.words} (against PyTorch)"
     elif artifact.latency_doubt:
         yield "its latency is not to be trusted"
     else:

@@ -375,9 +375,9 @@ def _comparison(batch: int, against: str, ratio: Ratio) -> Comparison:
 def in_words(ratio: Ratio) -> str:
     """How much faster or slower, as people say it; nothing is claimed that was not shown."""
     if ratio.faster:
-        return f"{1 / ratio.value:.1f} × faster"
+        return f"{1 / ratio.value:.1f} x faster"
     if ratio.slower:
-        return f"{ratio.value:.1f} × slower"
+        return f"{ratio.value:.1f} x slower"
     return "no difference shown"
 
 
@@ -392,7 +392,7 @@ def cost(run: Run) -> tuple[tuple[str, str], ...]:
         pairs.append(("parameters", f"{facts.parameters / 1e6:.2f} million"))
     if facts.macs:
         pairs.append(("multiply-accumulates of an image", f"{facts.macs / 1e9:.3f} GMACs"))
-    pairs.append(("image", " × ".join(map(str, facts.network.input_shape))))
+    pairs.append(("image", " x ".join(map(str, facts.network.input_shape))))
     pairs.append(("classes", f"{len(facts.network.labels):,}"))
     return tuple(pairs)
 

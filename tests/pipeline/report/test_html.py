@@ -17,11 +17,13 @@ import pytest
 from pipeline.core.figures import Number, RangeRow, State, Throughput
 from pipeline.core.runner import DeviceState, Numerics
 from pipeline.report import html
+from pipeline.report.gallery import Answer, Flipped
 from pipeline.report.model import GateReport, Run
 from pipeline.report.results import collect
 from pipeline.steps.facts.graphs import TriedCompression
 from tests.pipeline.report.changed import (
     artifact_of,
+    hasty,
     measured_of,
     with_artifact,
     with_build,
@@ -329,10 +331,58 @@ def test_hostile_text_stays_text(run: Run) -> None:
     Page(text)
 
 
-def test_fashion_mnist_is_never_plotted_beside_imagenet(run: Run) -> None:
+def test_published_rows_stand_only_beside_the_networks_they_are_of(run: Run, imagenet: Run) -> None:
+    for other in (run, imagenet):
+        assert "CARE, CVPR 2025" not in Page(html.page(other)).text
+    assert imagenet.export is not None
+    facts = imagenet.export.facts
+    network = replace(facts.network, description={"model": "timm/care_s1"})
+    export = replace(imagenet.export, facts=replace(facts, network=network))
+    text = Page(html.page(replace(imagenet, export=export))).text
+    assert "CARE, CVPR 2025" in text
+    assert "CARE-S1 1.0 9.6 80.1" in text
+    assert "CARE-S2 1.9" not in text
+    assert "beside the published rows" not in Page(html.page(run)).text
+
+
+def test_the_first_table_says_which_to_use_and_how_much_faster(run: Run) -> None:
+    text = Page(html.page(run)).text
+    assert "ort/fp32 Use this" in text
+    assert "ort/int8 Use this" not in text
+    assert "3.0 x faster 0.33 of its time" in text
+
+
+def test_what_to_ship_has_a_sentence_a_path_and_a_way_to_run_it(run: Run) -> None:
     page = Page(html.page(run))
-    assert "beside the published rows" not in page.text
-    assert "Accuracies of the two groups do not compare" in page.text
+    sentence = "ort/fp32: top-1 90.33 % (measured), 0.00 points lost to PyTorch, 3.0 x faster"
+    assert sentence in page.text
+    assert page.text.count(f"{run.folder}/ort/fp32") == 2  # what to ship, and its card
+    assert f"python -m pipeline predict photo.jpg --artifact {run.folder}/trt/fp16" in page.text
+    assert f'pipeline.load("{run.folder}/trt/fp16").predict("photo.jpg")' in page.text
+    assert "<script" not in html.page(run)
+
+
+def test_parameters_and_multiply_accumulates_are_told(run: Run) -> None:
+    assert run.export is not None
+    facts = replace(run.export.facts, parameters=7_310_000, macs=701_000_000)
+    text = Page(html.page(replace(run, export=replace(run.export, facts=facts)))).text
+    assert "parameters 7.31 million" in text
+    assert "0.701 GMACs" in text
+    assert "images/s" in text
+
+
+def test_latency_that_is_not_to_be_trusted_is_marked(run: Run) -> None:
+    assert "not to be trusted" not in Page(html.page(run)).text
+    text = Page(html.page(hasty(run))).text
+    assert "measured not to be trusted only 6 calls were timed, and 30 are needed" in text
+
+
+def test_images_with_another_answer_are_shown(run: Run) -> None:
+    answer = Answer("data:image/png;base64,AAAA", "bag", "bag", HOSTILE)
+    page = Page(html.page(run, [Flipped("ort/int8", 33, (answer,))]))
+    assert "ort/int8 33 images; the first 1" in page.text
+    assert f"bag PyTorch: bag ✓ ort/int8: {HOSTILE}" in page.text
+    assert ("img", {"src": answer.source, "alt": "An image of bag"}) in page.elements
 
 
 def test_imagenet_is_plotted_beside_the_published_rows(imagenet: Run) -> None:

@@ -28,9 +28,11 @@ def test_figures_with_their_origin(run: Run) -> None:
     text = markdown.page(run)
     assert "| coreml/mixed **failed** | not measured |" in text
     assert "- emulated: accuracy of trt/fp16, trt/int8: by strict ONNX" in text
-    assert "ms), measured | 0.33 (" in text
+    assert "ms), measured | 3.0 x faster (0.33; " in text
     assert "latency, batch 1 |" in text
-    assert "do not compare" in text
+    assert "| **ort/fp32: use this** | 90.33 %" in text
+    assert "ship ort/fp32: top-1 90.33 % (measured), 0.00 points lost" in text
+    assert "CARE-S0" not in text  # it is of another network
     assert "- `onnx` " in text
     assert re.search(r"`ort/fp32` \w{16}, made from onnx \w{16}\n", text)
     assert "timm " in text.splitlines()[-1]
@@ -43,8 +45,16 @@ def test_failures_gates_and_choices_are_told(run: Run) -> None:
     assert "- ort: use fp32; int8: a gate does not hold: agreement is 0.945" in text
 
 
-def test_a_network_with_imagenets_classes_compares(imagenet: Run) -> None:
-    assert "on the devices that the columns name" in markdown.page(imagenet)
+def test_published_rows_are_those_of_the_network(imagenet: Run) -> None:
+    assert imagenet.export is not None
+    assert "on the devices that the columns name" not in markdown.page(imagenet)
+    facts = imagenet.export.facts
+    network = replace(facts.network, description={"model": "care_s0"})
+    export = replace(imagenet.export, facts=replace(facts, network=network))
+    text = markdown.page(replace(imagenet, export=export))
+    assert "on the devices that the columns name" in text
+    assert "CARE-S0" in text
+    assert "CARE-S1" not in text
 
 
 def test_a_run_that_failed_at_once(nothing: Run) -> None:

@@ -8,6 +8,7 @@ from pipeline.core.figures import LatencySummary, Number, Ratio, State
 from pipeline.report import view
 from pipeline.report.facts import Pairs
 from pipeline.report.model import Run
+from pipeline.steps.artifact import FileRecord
 from pipeline.steps.facts.bench import EndToEnd
 from tests.pipeline.report.changed import artifact_of, measured_of, with_artifact, with_build
 
