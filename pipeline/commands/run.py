@@ -14,12 +14,15 @@ from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import Selection, make_context, open_store
+from pipeline.scheduler.side_by_side import local
 from pipeline.steps.folders import locked
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
 
-def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
+def run(
+    config: Config, path: Path, selection: Selection, *, look: str, wait_s: float, jobs: int = 1
+) -> int:
     """Run the pipeline, print its summary and return the exit code."""
     refuse_foreign(config, selection)
     with (
@@ -27,9 +30,11 @@ def run(config: Config, path: Path, selection: Selection, *, look: str, wait_s: 
         log_of(config) as log,
         log.captured() as screen,
         LOOKS[look](screen) as console,
+        local(config, jobs) as running,
     ):
         context = make_context(config, log, console.progress)
-        outcome = execute(context, selection, console, open_store(config, console.warn))
+        store = open_store(config, console.warn)
+        outcome = execute(context, selection, console, store, running)
         came_to = write.write(config, path, outcome)
     if look != "json":
         print(summary(came_to))
