@@ -142,6 +142,9 @@ def main() -> None:
 @click.option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
 @click.option("--force", is_flag=True, help="Run what is selected even if it is up to date.")
 @click.option("--wait", type=float, default=0.0, help="Seconds to wait for another run.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, help="Steps at once; what measures is alone."
+)
 @click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
 @click.pass_context
@@ -154,6 +157,7 @@ def run(
     targets: tuple[str, ...],
     force: bool,
     wait: float,
+    jobs: int,
     quiet: bool,
     log_json: bool,
 ) -> None:
@@ -172,7 +176,7 @@ def run(
         show(run.dry_run(written, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
-    ctx.exit(run.run(written, config, selection, look=look, wait_s=wait))
+    ctx.exit(run.run(written, config, selection, look=look, wait_s=wait, jobs=jobs))
 
 
 def show(text: str) -> None:

@@ -47,6 +47,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "pipeline/steps/facts/cpu_class.py": ("pipeline/targets/ort/test_as_cpu.py", "and kept"),
     "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),
+    "pipeline/scheduler/processes.py": (
+        "pipeline/scheduler/test_side_by_side.py",
+        "what runs side by side",
+    ),
     "pipeline/stages/onnxsim_process.py": ("pipeline/stages/test_simplify.py", "its only user"),
     "pipeline/stages/calibration_set.py": (
         "pipeline/stages/test_images.py",

@@ -16,12 +16,21 @@ from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
 from pipeline.stages.context import RunContext
+from pipeline.scheduler.side_by_side import local
 from pipeline.steps.folders import locked
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
 
-def run(written: Written, path: Path, selection: Selection, *, look: str, wait_s: float) -> int:
+def run(
+    written: Written,
+    path: Path,
+    selection: Selection,
+    *,
+    look: str,
+    wait_s: float,
+    jobs: int = 1,
+) -> int:
     """Run the pipeline, print its summary and return the exit code.
 
     Raises:
@@ -36,11 +45,13 @@ def run(written: Written, path: Path, selection: Selection, *, look: str, wait_s
         log_of(config) as log,
         log.captured() as screen,
         LOOKS[look](screen) as console,
+        local(config, jobs) as running,
     ):
         for line in told.splitlines():
             log(line)
         context = make_context(config, log, console.progress, first.source)
-        outcome = execute(context, selection, console, open_store(config, console.warn))
+        store = open_store(config, console.warn)
+        outcome = execute(context, selection, console, store, running)
         came_to = write.write(config, path, outcome)
     if look != "json":
         print(summary(came_to))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
+from pipeline.scheduler.processes import Made
+from pipeline.scheduler.side_by_side import Begun, Running
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import StageResult, State, Step
@@ -72,7 +74,11 @@ def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -
 
 
 def execute(
-    context: RunContext, selection: Selection, observer: Observer, store: Shared | None = None
+    context: RunContext,
+    selection: Selection,
+    observer: Observer,
+    store: Shared | None = None,
+    running: Running | None = None,
 ) -> Outcome:
     """Run what is selected and out of date; a step that fails stops only what needs it.
 
@@ -81,62 +87,124 @@ def execute(
         selection: Which steps.
         observer: Is told what happens.
         store: Is asked before a step is built, and given what was built.
+        running: Runs steps side by side elsewhere; None to run one after the other here.
     """
     planned = plan(context)
     steps = selection.select(planned)
-    outcome = Outcome(not_selected=[step.name for step in planned if step not in steps])
     observer.planned(steps)
-    ended: dict[str, StageResult] = {}
-    for step in steps:
-        result = _run_one(step, selection, ended, context, observer, store)
-        ended[step.name] = result
-        outcome.results.append(result)
-        observer.finished(result)
-        context.source.hashes.save()
-    return outcome
+    run = _Run(context, selection, observer, store, running)
+    waiting = list(steps)
+    while waiting or (running is not None and len(running)):
+        waiting = [step for step in waiting if not run.begins(step, waiting)]
+        if running is not None and len(running):
+            run.takes_over(*running.next())
+    results = [run.ended[step.name] for step in steps]
+    return Outcome(results, [step.name for step in planned if step not in steps])
 
 
-def _run_one(
-    step: Step,
-    selection: Selection,
-    ended: dict[str, StageResult],
-    context: RunContext,
-    observer: Observer,
-    store: Shared | None,
-) -> StageResult:
-    start = time.monotonic()
-    if blocked := _blocked(step, ended):
-        return StageResult(step.stage, step.name, State.SKIPPED, blocked)
-    try:
-        why = "asked for" if selection.forces(step) else step.stale()
+@dataclass
+class _Run:
+    """A run on its way; see `execute`.
+
+    Attributes:
+        ended: How steps ended, by name.
+    """
+
+    context: RunContext
+    selection: Selection
+    observer: Observer
+    store: Shared | None
+    running: Running | None
+    ended: dict[str, StageResult] = field(default_factory=dict)
+
+    def begins(self, step: Step, waiting: Sequence[Step]) -> bool:
+        """Begin a step, if it can now; whether it did. Here it ends at once."""
+        running = self.running
+        if running is not None:
+            is_made = {begun.step for begun in running.begun}
+            if any(each in waiting or each in is_made for each in step.requires):
+                return False
+            if not running.has_room(step):
+                return False
+        start = time.monotonic()
+        wanted = step.requires
+        if blocked := _blocked(step, self.ended):
+            self._end(StageResult(step.stage, step.name, State.SKIPPED, blocked))
+            return True
+        missing = tuple(each.name for each in wanted if each not in step.requires)
+        result = self._guarded(step, start, lambda: self._begin(step, missing))
+        if result is not None:
+            self._end(result)
+        return True
+
+    def takes_over(self, begun: Begun, made: Made) -> None:
+        """Take over what came of a step elsewhere."""
+        step = begun.step
+
+        def look() -> str:
+            self.context.stated.forget()
+            self.context.artifacts.pop(step.name, None)
+            step.notes.extend(made.notes)
+            if made.error is not None:
+                raise made.error
+            self._give(step)
+            return begun.why
+
+        result = self._guarded(step, begun.start, look)
+        assert result is not None
+        self._end(result)
+
+    def _begin(self, step: Step, missing: tuple[str, ...]) -> str | None:
+        """Bring a step up to date; why that was needed, "" if not, None while it runs."""
+        forced = self.selection.forces(step)
+        why = "asked for" if forced else step.stale()
         if why is None:
             step.restate()
+            return ""
+        _require_whole(step, self.ended)
+        self.observer.started(step, why)
+        self.context.log(f"{step.name}: {why}")
+        if self.store is not None and not forced and self.store.take(step):
+            return why
+        if self.running is not None:
+            self.context.source.hashes.save()
+            self.running.begin(step, why, missing)
+            return None
+        step.run()
+        self._give(step)
+        return why
+
+    def _give(self, step: Step) -> None:
+        if self.store is not None:
+            self.store.give(step)
+
+    def _end(self, result: StageResult) -> None:
+        self.ended[result.name] = result
+        self.observer.finished(result)
+        self.context.source.hashes.save()
+
+    def _guarded(
+        self, step: Step, start: float, work: Callable[[], str | None]
+    ) -> StageResult | None:
+        """How a step ended, whatever its work raises; None while it runs elsewhere."""
+        try:
+            why = work()
+        except PipelineError as error:
+            self.context.log(f"{step.name} failed: {error}")
+            seconds = time.monotonic() - start
+            return StageResult(step.stage, step.name, State.FAILED, str(error), seconds, error)
+        except Exception as error:
+            # Whatever a library or this program did not foresee fails this step alone.
+            self.context.log(f"{step.name} failed:\n{''.join(traceback.format_exception(error))}")
+            failure = _unforeseen(step, error)
+            seconds = time.monotonic() - start
+            return StageResult(step.stage, step.name, State.FAILED, str(failure), seconds, failure)
+        if why is None:
+            return None
+        if not why:
             return StageResult(step.stage, step.name, State.UP_TO_DATE)
-        _require_whole(step, ended)
-        observer.started(step, why)
-        context.log(f"{step.name}: {why}")
-        _make(step, None if selection.forces(step) else store, store)
-    except PipelineError as error:
-        context.log(f"{step.name} failed: {error}")
-        seconds = time.monotonic() - start
-        return StageResult(step.stage, step.name, State.FAILED, str(error), seconds, error)
-    except Exception as error:
-        # Whatever a library or this program did not foresee fails this step alone.
-        context.log(f"{step.name} failed:\n{''.join(traceback.format_exception(error))}")
-        failure = _unforeseen(step, error)
-        seconds = time.monotonic() - start
-        return StageResult(step.stage, step.name, State.FAILED, str(failure), seconds, failure)
-    seconds = time.monotonic() - start
-    return StageResult(step.stage, step.name, State.DONE, "; ".join([why, *step.notes]), seconds)
-
-
-def _make(step: Step, asked: Shared | None, given: Shared | None) -> None:
-    """Take a step's artifact from a store, or run it and give what it made."""
-    if asked is not None and asked.take(step):
-        return
-    step.run()
-    if given is not None:
-        given.give(step)
+        told = "; ".join([why, *step.notes])
+        return StageResult(step.stage, step.name, State.DONE, told, time.monotonic() - start)
 
 
 def _require_whole(step: Step, ended: dict[str, StageResult]) -> None:

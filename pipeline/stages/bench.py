@@ -42,6 +42,11 @@ class BenchStep(TargetStep):
         self.builds: Sequence[BuildStep] = builds
         self.samples, self.runtime = samples, TARGETS[target]
 
+    @property
+    def measures(self) -> bool:
+        """See `Step.measures`."""
+        return True
+
     def do_without(self, missing: Sequence[Step]) -> bool:
         """Measure what was built: one precision that failed hides no other."""
         left = [build for build in self.builds if build not in missing]

@@ -47,6 +47,11 @@ class BuildStep(TargetStep):
         # From the fused module rather than from a graph.
         self.from_source = self.runtime.precisions[self.precision] == MODULE
 
+    @property
+    def measures(self) -> bool:
+        """See `Step.measures`."""
+        return self.runtime.timed
+
     def inputs(self) -> Mapping[str, Any]:
         """The target's options, the network, and the machine where something is timed."""
         options = self.context.config.target(self.runtime.name)

@@ -65,6 +65,11 @@ class ClassStep(TargetStep):
         self.builds, self.samples, self.reference = builds, samples, reference
         self.validations = {step.built.precision: step for step in validations}
 
+    @property
+    def measures(self) -> bool:
+        """See `Step.measures`."""
+        return True
+
     def modules(self) -> list[str]:
         """The step's own, and those of the process that it starts."""
         return [*super().modules(), WORKER]

@@ -36,6 +36,11 @@ class PrecisionStep(StageStep):
         """The step's own, and the form's."""
         return [*super().modules(), type(self.form).__module__]
 
+    @property
+    def measures(self) -> bool:
+        """See `Step.measures`."""
+        return self.form.timed
+
     def inputs(self) -> Mapping[str, Any]:
         """Settings, preprocessing of calibration images, and the machine where it is timed."""
         found: dict[str, Any] = {"network": self.simplify.artifact().network().to_dict()}

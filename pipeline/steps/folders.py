@@ -26,6 +26,8 @@ RESULTS_FILE = "results.json"
 UNREPORTED = ".unreported.json"
 """Seals of what was made since results.json was written."""
 
+ANNOUNCING = ".announcing.lock"
+"""Held while `UNREPORTED` is written: several processes of a run may do so."""
 
 DEEPEST = 3
 """Folders below the results' one in which artifacts are looked for: it may hold a whole disk."""
@@ -66,7 +68,8 @@ def locked(folder: Path, wait_s: float = 0) -> Iterator[None]:
 
 def refuse_foreign_lock(folder: Path) -> None:
     """Refuse a lock file that somebody else wrote."""
-    refuse_foreign_file(folder / LOCK_FILE, lambda path: False)  # ours is always empty
+    for name in (LOCK_FILE, ANNOUNCING):
+        refuse_foreign_file(folder / name, lambda path: False)  # ours is always empty
 
 
 def results_folders(output: Path, name: str | None = None) -> list[Path]:

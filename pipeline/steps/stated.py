@@ -15,12 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, write_atomically
 from pipeline.core.plain import parse_json
 from pipeline.core.seals import sealed, unsealed
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.folders import RESULTS_FILE, UNREPORTED, artifact_folders
+from pipeline.steps.folders import ANNOUNCING, RESULTS_FILE, UNREPORTED, artifact_folders
 
 MOST_BYTES = 256_000_000
 """Largest results.json that is read."""
@@ -105,9 +107,15 @@ class Stated:
         Raises:
             ArtifactError: The folder cannot be written.
         """
-        self.made_since.setdefault(name, []).append(seal)
-        text = sealed({_MADE_SINCE: self.made_since})
-        write_atomically(self.folder / UNREPORTED, text, is_unreported)
+        with filelock.FileLock(self.folder / ANNOUNCING):
+            self.forget()  # another process of the run may have announced something meanwhile
+            self.made_since.setdefault(name, []).append(seal)
+            text = sealed({_MADE_SINCE: self.made_since})
+            write_atomically(self.folder / UNREPORTED, text, is_unreported)
+
+    def forget(self) -> None:
+        """Read anew what was made since, when somebody next asks."""
+        self.__dict__.pop("made_since", None)
 
     def is_reported(self) -> None:
         """Forget what was announced: results.json states it by now."""

@@ -128,6 +128,11 @@ class Step(ABC):
         self.beside: dict[str, Any] = {}
 
     @property
+    def measures(self) -> bool:
+        """Whether it measures time, and has to be alone on the machine."""
+        return False
+
+    @property
     def folder(self) -> Path:
         """Where the artifact lies."""
         return self.context.folder / self.name

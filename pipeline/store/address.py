@@ -71,7 +71,8 @@ class Address:
         import fsspec
 
         try:
-            return fsspec.url_to_fs(self.url, **self.options)
+            opened: tuple[AbstractFileSystem, str] = fsspec.url_to_fs(self.url, **self.options)
+            return opened
         except ImportError:
             extra = EXTRAS[self.scheme]
             raise StoreError(

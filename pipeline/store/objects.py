@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -197,7 +198,7 @@ class Objects:
         try:
             stream = self._ask("be written", lambda: self.files.open(written, "wb"))
             for piece in pieces:
-                self._ask("be written", lambda piece=piece: stream.write(piece))
+                self._ask("be written", partial(stream.write, piece))
             self._ask("be written", stream.close)
             found = self._ask("be read", lambda: self.files.info(written))
             if found.get("size") != size:
@@ -224,7 +225,7 @@ class Objects:
             raise DamagedError(f"{self._shown(name)} is missing") from None
         left = most
         while left:
-            piece = self._ask("be read", lambda count=min(PIECE, left): stream.read(count))
+            piece = self._ask("be read", partial(stream.read, min(PIECE, left)))
             if not piece:
                 break
             yield piece

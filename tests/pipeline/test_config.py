@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -338,3 +339,36 @@ def test_reading_a_configuration_imports_no_runtime() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        {"address": "s9://user:topsecret@bucket/x"},
+        {"address": 5, "options": "topsecret"},
+        {"address": "s3://user:topsecret@bucket/x", "options": {"secret": ["topsecret"]}},
+        {"address": "s3://user:topsecret@bucket/x", "pusch": True},
+    ],
+)
+def test_no_message_shows_a_secret_of_the_store(store: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="store") as caught:
+        config.from_mapping({**SECRET_FREE, "store": store})
+    assert "topsecret" not in str(caught.value)
+
+
+def test_a_configuration_shows_no_secret_of_its_store() -> None:
+    address = "s3://user:topsecret@bucket/x?token=topsecret"
+    store = {"address": address, "options": {"secret": "topsecret"}}
+    read = config.from_mapping({**SECRET_FREE, "store": store})
+    assert read.store is not None
+    assert read.store.address.get_secret_value() == address
+    assert (read.store.push, read.store.required) == (False, False)
+    assert "topsecret" not in repr(read) + read.model_dump_json() + str(read.model_dump())
+
+
+SECRET_FREE: dict[str, Any] = {
+    "name": "mine",
+    "model": {"name": "care_tiny", "checkpoint": "embedded"},
+    "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
+    "targets": {"ort": {"precisions": ["fp32"]}},
+}

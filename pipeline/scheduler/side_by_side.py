@@ -1,0 +1,110 @@
+"""Running several steps at once: those that are ready, and what measures alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.config import Config
+from pipeline.core.errors import BuildError
+from pipeline.scheduler.processes import Job, Made, Processes, described, make, planned
+from pipeline.steps.step import Step
+
+MOST_TRIES = 2
+"""A step whose process died, such as by the system for want of memory, is tried once more."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step that runs.
+
+    Attributes:
+        step: The step.
+        why: Why it runs.
+        job: What travels.
+        start: When it began, by the monotonic clock, in seconds.
+        tries: How often its process was started.
+    """
+
+    step: Step
+    why: str
+    job: Job
+    start: float
+    tries: int = 1
+
+
+class Running:
+    """Steps that run at this moment.
+
+    Args:
+        executor: Runs them.
+        most: How many at once.
+        job: What travels, for a step and the names of what it goes on without.
+    """
+
+    def __init__(
+        self, executor: Executor, most: int, job: Callable[[str, tuple[str, ...]], Job]
+    ) -> None:
+        self.executor, self.most, self.job = executor, most, job
+        self._begun: dict[Future[Made], Begun] = {}
+
+    def __len__(self) -> int:
+        return len(self._begun)
+
+    @property
+    def begun(self) -> list[Begun]:
+        """The steps that run."""
+        return list(self._begun.values())
+
+    def has_room(self, step: Step) -> bool:
+        """Whether the step may begin: what measures is alone, and nothing begins beside it."""
+        if step.measures:
+            return not self._begun
+        alone = any(begun.step.measures for begun in self.begun)
+        return len(self._begun) < self.most and not alone
+
+    def begin(self, step: Step, why: str, missing: tuple[str, ...]) -> None:
+        """Let a step run."""
+        self._submit(Begun(step, why, self.job(step.name, missing), time.monotonic()))
+
+    def _submit(self, begun: Begun) -> None:
+        self._begun[self.executor.submit(make, begun.job)] = begun
+
+    def next(self) -> tuple[Begun, Made]:
+        """Wait for a step to end."""
+        while True:
+            done, _ = wait(self._begun, return_when=FIRST_COMPLETED)
+            future = next(iter(done))
+            begun = self._begun.pop(future)
+            try:
+                return begun, future.result()
+            except BrokenExecutor:
+                if begun.tries < MOST_TRIES:
+                    again = Begun(begun.step, begun.why, begun.job, begun.start, begun.tries + 1)
+                    self._submit(again)
+                    continue
+                name = begun.step.name
+                error = BuildError(
+                    f"{name}: its process was killed {begun.tries} times: see that there is memory "
+                    "enough, or give fewer --jobs"
+                )
+                return begun, Made((), error)
+
+
+@contextmanager
+def local(config: Config, jobs: int) -> Iterator[Running | None]:
+    """Several local processes for the steps of a configuration; None for a single job.
+
+    Args:
+        config: The configuration.
+        jobs: How many steps at once.
+    """
+    if jobs == 1:
+        yield None
+        return
+    text = described(config)
+    with Processes(jobs) as executor:
+        yield Running(executor, jobs, lambda name, missing: Job(name, text, planned, missing))
