@@ -15,8 +15,8 @@ from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
 from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
-from pipeline.stages.context import RunContext
 from pipeline.scheduler.side_by_side import local
+from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
