@@ -96,8 +96,8 @@ class TensorRange:
         smallest, largest = rounding.bounds(dtype)
         if not (smallest <= low and high <= largest):
             values = exact.numpy()  # numpy compares and counts ten times as fast as torch
-            self.saturated += np.count_nonzero(values < smallest)
-            self.saturated += np.count_nonzero(values > largest)
+            self.saturated += int(np.count_nonzero(values < smallest))
+            self.saturated += int(np.count_nonzero(values > largest))
 
     def _count_special(
         self, exact: Tensor, rounded: Tensor, dtype: torch.dtype, low: float, high: float
@@ -118,11 +118,11 @@ class TensorRange:
             normal = kept - _subnormal(rounded, kept, rounding.smallest_normal(dtype))
         else:
             bits = rounded.view(torch.int16).numpy()
-            normal = np.count_nonzero(bits & _EXPONENTS[dtype])
+            normal = int(np.count_nonzero(bits & _EXPONENTS[dtype]))
             if normal == bits.size:
                 return
-            kept = np.count_nonzero(bits & 0x7FFF)
-        self.flushed += np.count_nonzero(exact.numpy() != 0) - kept
+            kept = int(np.count_nonzero(bits & 0x7FFF))
+        self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
         self.subnormal += kept - normal
 
 

@@ -463,3 +463,23 @@ def test_a_graph_with_two_inputs(make_model: MakeModel) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot read"):
         OnnxExecutor(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("zero", [0, 7])
+def test_zero_points_count_unless_they_are_zero(zero: int) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 6]) for n in "xy"]
+    stored = [
+        numpy_helper.from_array(np.float32(0.5), "scale"),
+        numpy_helper.from_array(np.uint8(zero), "zero"),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+    x = np.array([[-9.0, -1.0, -0.0, 0.25, 3.0, 200.0]], dtype=np.float32)
+    expected = (np.clip(np.round(x / 0.5) + zero, 0, 255) - zero) * 0.5
+    result = OnnxExecutor(model).run(x)
+    assert np.array_equal(result, expected)
+    assert not np.signbit(result[0, 2])
