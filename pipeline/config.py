@@ -142,6 +142,11 @@ class PreprocessConfig(Section):
     mean: tuple[float, ...] = Field(description="By channel, for pixels of 0 … 1.")
     std: tuple[float, ...] = Field(description="By channel, for pixels of 0 … 1.")
     channels: Literal["rgb", "gray"] = "rgb"
+    exif: Literal["apply", "ignore"] = Field(
+        default="apply",
+        description="Whether an orientation tag turns an image; published checkpoints were trained "
+        "and judged with 'ignore'.",
+    )
 
     @field_validator("size", "crop", "mean", "std")
     @classmethod

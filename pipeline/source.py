@@ -117,7 +117,10 @@ class Source:
             "settings model": config.model.model_dump(
                 mode="json", exclude={"checkpoint"}, exclude_none=True
             ),
-            "settings preprocess": config.preprocess and config.preprocess.model_dump(mode="json"),
+            "settings preprocess": config.preprocess
+            and config.preprocess.model_dump(
+                mode="json", exclude={"exif"} if config.preprocess.exif == "apply" else None
+            ),
             "the labels": self._labels_identity,
         }
 
@@ -269,7 +272,8 @@ class Source:
         if self.sets_aside:
             return Subset(self._whole, self._parts[1])
         with about("data.calibration"):
-            return open_images(self.uri("calibration"), self._split_of_dataset("calibration"))
+            split = self._split_of_dataset("calibration")
+            return self._read_as_stated(open_images(self.uri("calibration"), split))
 
     @cached_property
     def _whole(self) -> Dataset:
@@ -277,7 +281,13 @@ class Source:
         from care.data import open_dataset
 
         with about("data.validation"):
-            return open_dataset(self.uri("validation"), "validation")
+            return self._read_as_stated(open_dataset(self.uri("validation"), "validation"))
+
+    def _read_as_stated(self, dataset: Dataset) -> Dataset:
+        """The dataset, whose orientation tags count only where the configuration says so."""
+        if self.config.preprocess is not None:
+            dataset.exif = self.config.preprocess.exif
+        return dataset
 
     @cached_property
     def _parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

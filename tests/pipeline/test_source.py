@@ -388,3 +388,12 @@ def test_missing_calibration_images_are_named(make: Make) -> None:
     source = make(data={"validation": "folder:data", "calibration": None}, targets=INT8)
     with pytest.raises(ConfigError, match=r"missing, and ort/int8 needs .* or 'auto'"):
         source.files("calibration")
+
+
+def test_orientation_tags_count_where_the_configuration_says_so(make: Make, project: Path) -> None:
+    for exif in ("apply", "ignore"):
+        source = make(preprocess={"exif": exif})
+        assert source.validation.exif == source.calibration.exif == exif
+        assert source.preprocess.exif == exif
+        stated = source.network_inputs()["settings preprocess"]
+        assert stated.get("exif", "apply") == exif
