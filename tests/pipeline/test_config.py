@@ -359,7 +359,7 @@ def test_no_message_shows_a_secret_of_the_store(store: dict[str, Any]) -> None:
 def test_a_configuration_shows_no_secret_of_its_store() -> None:
     address = "s3://user:topsecret@bucket/x?token=topsecret"
     store = {"address": address, "options": {"secret": "topsecret"}}
-    read = config.from_mapping({**SECRET_FREE, "store": store})
+    read = config.from_mapping({**SECRET_FREE, "store": store}).config
     assert read.store is not None
     assert read.store.address.get_secret_value() == address
     assert (read.store.push, read.store.required) == (False, False)
