@@ -179,6 +179,26 @@ def run(
     ctx.exit(run.run(written, config, selection, look=look, wait_s=wait, jobs=jobs))
 
 
+@main.command()
+@click.argument("file", type=PATH, metavar="SWEEP.yaml")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, help="Steps at once; what measures is alone."
+)
+@click.option("--quiet", is_flag=True, help="Show failures and the tables only.")
+@click.pass_context
+def sweep(ctx: click.Context, file: Path, jobs: int, quiet: bool) -> None:
+    """Run several configurations and put all that came of them into one table.
+
+    SWEEP.yaml names them: `configurations: [a.yaml, b.yaml]`, relative to itself, and where the
+    table goes: `output: FOLDER`. The table marks what no other artifact beats, by latency and by size.
+    """
+    from pipeline.commands import sweep
+
+    text, code = sweep.run_all(file, look="quiet" if quiet else "rich", jobs=jobs)
+    show(text)
+    ctx.exit(code)
+
+
 def show(text: str) -> None:
     """Print plain text; names in it are other people's, and no terminal obeys them."""
     click.echo(printable(text))

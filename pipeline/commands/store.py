@@ -17,7 +17,7 @@ from pipeline.store import upkeep
 from pipeline.store.entries import Entries
 from pipeline.store.shared import Shared
 
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 
 
 def status(config: Config) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,29 @@ def test_a_configuration_travels_without_its_store() -> None:
     assert "topsecret" not in text
     assert "bucket" not in text
     assert config.from_mapping(json.loads(text)) == read.model_copy(update={"store": None})
+
+
+class Waiting(Executor):
+    """Lets nothing end."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
+
+
+def test_what_measures_is_alone(tmp_path: Path) -> None:
+    steps = {step.name: step for step in steps_of(context_of(Settings(tmp_path)))}
+
+    def running(*names: str) -> Running:
+        made = Running(Waiting(), 2, lambda name, missing: Job(name, "", planner, missing))
+        for name in names:
+            made.begin(steps[name], "", ())
+        return made
+
+    assert running().has_room(steps["bench"])
+    assert not running("meet0").has_room(steps["bench"])
+    assert running("meet0").has_room(steps["meet1"])
+    assert not running("bench").has_room(steps["meet1"])
+    assert not running("meet0", "meet1").has_room(steps["meet2"])
 
 
 PARENT = """

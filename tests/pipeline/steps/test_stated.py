@@ -116,3 +116,12 @@ def test_announcements_are_known_as_ours(tmp_path: Path) -> None:
     path = tmp_path / UNREPORTED
     assert is_unreported(path)
     assert json.loads(path.read_text())["made_since"] == {"onnx": [A]}
+
+
+def test_two_processes_of_a_run_announce_beside_each_other(tmp_path: Path) -> None:
+    one, other = Stated(tmp_path), Stated(tmp_path)
+    assert one.made_since == other.made_since == {}
+    one.announce("a", "1" * 64)
+    other.announce("b", "2" * 64)
+    one.announce("c", "3" * 64)
+    assert set(Stated(tmp_path).made_since) == {"a", "b", "c"}

@@ -21,6 +21,7 @@ from tests.pipeline.store.toys import (
     Machine,
     Unsteady,
     digests,
+    entries,
     planned,
     run,
     shared,
@@ -204,3 +205,21 @@ def test_a_warm_clone_loads_no_torch(first: Machine, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WARM, str(tmp_path / "clone"), str(store)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_entry_of_another_step_is_not_used(first: Machine, second: Machine) -> None:
+    content: dict[str, Any] = {}
+    run(first, shared(first, Unsteady(content)))
+    place, other = (
+        f"/store/{entry_name(Artifact.read(first.folder / name).key)}" for name in NAMES[:2]
+    )
+    content[place] = content[other]
+    run(second, shared(second, Unsteady(content)))
+    assert "export" in second.built
+    assert digests(second) == digests(first)
+
+
+def test_what_does_not_arrive_whole_is_told(tmp_path: Path) -> None:
+    objects = entries(Unsteady({}, {1: "truncated"})).objects
+    with pytest.raises(StoreError, match="did not arrive whole"):
+        objects.write("steps/x", b"0123456789")

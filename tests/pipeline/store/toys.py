@@ -111,7 +111,7 @@ def digests(machine: Machine) -> dict[str, str]:
     return found
 
 
-class Unsteady(MemoryFileSystem):
+class Unsteady(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A store in memory that fails at chosen calls.
 
     Args:
@@ -146,7 +146,7 @@ class Unsteady(MemoryFileSystem):
         self._fault()
         return super().info(path, **kwargs)
 
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:  # type: ignore[override]
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         kind = self._fault()
         stream: Any = super()._open(path, mode, **kwargs)
         if kind in ("truncated", "wrong"):
@@ -164,7 +164,7 @@ class Unsteady(MemoryFileSystem):
             return data[:-1] + bytes([data[-1] ^ 1])
 
         if mode == "rb":
-            done = []
+            done: list[bool] = []
 
             def read(size: int = -1) -> bytes:
                 data = real(size)
