@@ -239,7 +239,9 @@ def judge(
     return Accuracy(
         top1,
         top5,
-        agreement=figure(comparison.agreement),
+        agreement=figure(
+            comparison.agreement, figures.wilson(len(labels) - comparison.flips, len(labels))
+        ),
         flips=figure(float(comparison.flips)),
         cosine=figure(comparison.cosine),
         max_difference=figure(comparison.max_difference),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.core.errors import UnsupportedOperatorError
-from pipeline.core.figures import Number, State
+from pipeline.core.figures import Number, State, wilson
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.golden import GoldenStep
@@ -50,7 +50,7 @@ def test_an_artifact_is_held_against_pytorch() -> None:
     for number in (*[n for n in values if n], found.top1, found.top5, found.cosine):
         assert (number.state, number.by, number.why) == (State.EMULATED, "executor", "no GPU")
     assert found.agreement is not None
-    assert found.agreement.interval is None
+    assert found.agreement.interval == wilson(3, 4)
 
 
 class Toy(Runner):
