@@ -450,6 +450,31 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
 @click.option(
     "--folder",
     type=PATH,
+    default=Path("golden"),
+    show_default=True,
+    help="Where the kit shall lie; a new folder.",
+)
+@click.option(
+    "--target",
+    type=TARGET,
+    default="ort",
+    show_default=True,
+    help="Whose artifact.",
+)
+@USED_PRECISION
+def golden(name: str, output: Path, folder: Path, target: str, precision: str | None) -> None:
+    """Write images, logits and programs by which a device checks an artifact of NAME."""
+    from pipeline.commands import export
+
+    show(export.export_golden(output, name, folder, target=target, precision=precision))
+
+
+@export.command()
+@click.argument("name", type=RESULTS)
+@OUTPUT
+@click.option(
+    "--folder",
+    type=PATH,
     default=Path("coreml-bench"),
     show_default=True,
     help="Where the Swift package shall lie; a new folder.",

@@ -231,6 +231,11 @@ class Gates(Section):
         default=None,
         description="Median at the first batch size; ignored where it is not measured.",
     )
+    undecided: Literal["point", "fail", "pass"] = Field(
+        default="point",
+        description="A limit inside of the figure's 95 % interval cannot be told: judge it by the "
+        "figure itself ('point'), let it fail, or let it pass. The report says so in any case.",
+    )
 
 
 class ValidationConfig(Section):

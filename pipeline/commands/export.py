@@ -37,4 +37,21 @@ def export_coreml_bench(
     from pipeline.exports.coreml_bench import write_bench_package
 
     artifact = built(output, name, target, precision)
-    return f"wrote {write_bench_package(artifact, folder)}"
+    notes: list[str] = []
+    written = write_bench_package(artifact, folder, say=notes.append)
+    return "\n".join([f"wrote {written}", *notes])
+
+
+def export_golden(
+    output: Path, name: str, folder: Path, *, target: str, precision: str | None
+) -> str:
+    """Write the golden kit of a built artifact; returns what was written.
+
+    Raises:
+        InputError: There is no such artifact, it was not validated, or the folder holds something.
+        ArtifactError: It, or something that it was made from, is not what was stated.
+    """
+    from pipeline.exports import golden
+
+    artifact = built(output, name, target, precision)
+    return f"wrote {golden.export(artifact, folder)}, the kit of {artifact.name}"

@@ -165,6 +165,22 @@ def compare(logits: Floats, reference: Floats) -> Comparison:
     )
 
 
+def relative_errors(logits: Floats, reference: Floats) -> npt.NDArray[np.float64]:
+    """Norm of the difference of each image's logits, relative to that of the reference.
+
+    Args:
+        logits: (images, classes).
+        reference: Likewise.
+
+    Returns:
+        (images,).
+    """
+    difference = logits.astype(np.float64) - reference
+    norms = np.linalg.norm(reference.astype(np.float64), axis=1)
+    errors: npt.NDArray[np.float64] = np.linalg.norm(difference, axis=1) / np.maximum(norms, 1e-30)
+    return errors
+
+
 @dataclass(frozen=True)
 class Drop:
     """Top-1 of a reference minus that of another, over the same images.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
+from pipeline.exports import golden
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreai import package as coreai
 from pipeline.targets.coreml import package as coreml
@@ -28,6 +29,7 @@ class Kind:
         model: The model's folder within an artifact.
         digest: Names a model's content.
         templates: Templates of its own, by what they stand for; the others are shared.
+        more: Further templates of its library.
     """
 
     module: str
@@ -35,6 +37,7 @@ class Kind:
     model: str
     digest: Callable[[Path], str]
     templates: Mapping[str, str]
+    more: tuple[str, ...] = ()
 
     def files(self) -> dict[str, str]:
         """Where each template goes."""
@@ -46,10 +49,11 @@ class Kind:
             "Measurements.swift": f"{library}/Measurements.swift",
             "main.swift": f"Sources/{self.program}/main.swift",
             "BenchmarkTests.swift": f"{tests}/BenchmarkTests.swift",
+            **{name: f"{library}/{name}" for name in self.more},
         }
 
 
-_COREML = Kind("CoreMLBench", "coreml-bench", coreml.MODEL, coreml.digest, {})
+_COREML = Kind("CoreMLBench", "coreml-bench", coreml.MODEL, coreml.digest, {}, ("GoldenKit.swift",))
 _OWN = ("Package.swift", "README.md", "Benchmark.swift", "Measurements.swift")
 KINDS = {
     "coreml": _COREML,
@@ -64,13 +68,21 @@ KINDS = {
 """By target."""
 
 
-def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700) -> Path:
+def write_bench_package(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    samples: int = 700,
+    say: Callable[[str], object] = lambda line: None,
+) -> Path:
     """Write the Swift package.
 
     Args:
         artifact: What `CoreMLTarget` or `CoreAITarget` built.
         folder: Where it shall lie; must not exist, or be empty.
         samples: Timed predictions on each set of compute units; with 662 and more there is a p99.
+        say: Is told if the package holds no golden kit, by which the device shows that it computes
+            what was built.
 
     Returns:
         `folder`.
@@ -85,14 +97,14 @@ def write_bench_package(artifact: Artifact, folder: Path, *, samples: int = 700)
     place = folder.resolve()
     try:
         with workspace(place) as new:
-            _write(artifact, new, samples)
+            _write(artifact, new, samples, say)
             put(new, place, Whose.FREE)
     except OSError as error:
         raise ArtifactError(cannot_write(folder, error)) from error
     return folder
 
 
-def _write(artifact: Artifact, folder: Path, samples: int) -> None:
+def _write(artifact: Artifact, folder: Path, samples: int, say: Callable[[str], object]) -> None:
     kind = next(kind for kind in KINDS.values() if (artifact.folder / kind.model).is_dir())
     templates = Path(__file__).parent / "templates"
     for name, destination in kind.files().items():
@@ -113,6 +125,12 @@ def _write(artifact: Artifact, folder: Path, samples: int) -> None:
     if kind is not _COREML:  # which takes an image, whose size the model tells
         facts["shape"] = [1, *network.input_shape]
     (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")
+    kit = golden.kit_of(artifact)
+    if isinstance(kit, str):
+        say(f"without a golden kit: {kit}")
+        return
+    (resources / golden.FOLDER).mkdir()
+    golden.write_data(kit, resources / golden.FOLDER)
 
 
 def _named_for(kind: Kind, text: str) -> str:

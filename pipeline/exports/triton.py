@@ -3,6 +3,7 @@
     <repository>/<name>/config.pbtxt      input, output, batching, instances, warm-up
                         labels.txt        a class a line, in the order of the logits
                         artifact.json     what we wrote, by which it is known when we export again
+                        golden/           images and a client that checks the server by them
                         1/model.plan      an engine of full TensorRT, or
                         1/model.onnx      a model of ONNX Runtime
 
@@ -20,6 +21,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ from pipeline.core.replacing import (
     workspace,
 )
 from pipeline.core.words import in_short
+from pipeline.exports.golden import FOLDER as GOLDEN
+from pipeline.exports.golden import Served, add_to
 from pipeline.steps.artifact import MANIFEST, Artifact, FileRecord, write_manifest
 
 _ENGINE, _GRAPH = "model.engine", "model.onnx"
@@ -71,6 +75,11 @@ class _Model:
     shape: tuple[int, ...]
     preferred: tuple[int, ...]
     gpu: bool
+
+    @property
+    def request(self) -> int:
+        """Images of the smallest request."""
+        return 1 if self.batch else self.shape[0]
 
 
 def export(
@@ -124,6 +133,8 @@ def export(
             made_from = {artifact.name: artifact.digest}
             seals = {artifact.name: artifact.seal}
             stated = {"made_from": made_from, "seals": seals, "tools": {}, "facts": {}}
+            served = Served(chosen, model.source_name, model.result_name, model.request)
+            add_to(artifact, new, say, served)
             write_manifest(new, {**origin, **stated})
             if there is None:
                 put(new, folder, Whose.FREE)
@@ -159,8 +170,11 @@ def _update(
     new: Path, folder: Path, there: Mapping[str, FileRecord], say: Callable[[str], object]
 ) -> None:
     """Move each part of a model into its folder, whole; the configuration refers to the others."""
-    for part in (_VERSION, _LABELS, _CONFIG, MANIFEST):
+    for part in (_VERSION, _LABELS, GOLDEN, _CONFIG, MANIFEST):
         made, place = new / part, folder / part
+        if not made.exists():  # a kit that was there is of another model
+            _take_away(folder, part, there, say)
+            continue
         if _same(made, place):
             continue
         if part == MANIFEST or _as_written(folder, part, there):
@@ -173,6 +187,19 @@ def _update(
         with workspace(place) as moved:
             made.rename(moved)
             put(moved, place, whose)
+
+
+def _take_away(
+    folder: Path, part: str, there: Mapping[str, FileRecord], say: Callable[[str], object]
+) -> None:
+    """Remove what an earlier export wrote and this one does not; what was changed is set aside."""
+    place = folder / part
+    if not os.path.lexists(place):
+        return
+    if _as_written(folder, part, there):
+        shutil.rmtree(place)
+    else:
+        say(f"{place} was changed since: set aside as {set_aside(place).name}")
 
 
 def _same(made: Path, place: Path) -> bool:
@@ -248,8 +275,8 @@ def _described_engine(artifact: Artifact, facts: Mapping[str, Any]) -> _Model:
         )
     batches = facts["batches"]
     shape = tuple(int(extent) for extent in facts["input"]["shape"])
-    if len(shape) < 2:
-        raise ValueError("an image has more axes")
+    if len(shape) != 4:
+        raise ValueError(f"an input of shape {shape}")
     dynamic = batches["min"] < batches["max"]
     return _Model(
         source=_ENGINE,

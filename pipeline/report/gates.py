@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Config, Gates
 from pipeline.core.figures import Number
-from pipeline.report.model import BuiltArtifact, GateFailure, GateReport
+from pipeline.report.model import BuiltArtifact, GateDoubt, GateFailure, GateReport
 from pipeline.steps.facts.accuracy import ModuleRange
 
 
@@ -31,9 +32,10 @@ def judge_all(
     ]
     judged = [(artifact, limit) for artifact, limit in limits if limit.number.value is not None]
     failures = tuple(
-        limit.failure(artifact, cause) for artifact, limit in judged if not limit.holds
+        limit.failure(artifact, cause) for artifact, limit in judged if not limit.passes
     )
-    return GateReport(len(limits), len(judged), failures)
+    doubts = tuple(limit.in_doubt(artifact) for artifact, limit in judged if limit.doubt)
+    return GateReport(len(limits), len(judged), failures, doubts)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Limit:
         allowed: What it allows.
         is_upper: The figure may be at most so large, rather than at least.
         number: The figure.
+        undecided: What counts where it cannot be told, see `pipeline.config.Gates`.
     """
 
     figure: str
@@ -53,14 +56,56 @@ class Limit:
     allowed: float
     is_upper: bool
     number: Number
+    undecided: str = "point"
 
     @property
     def holds(self) -> bool:
         """Whether the figure is within the limit; NaN is not, and what was not measured is."""
         value = self.number.value
-        if value is None:
-            return True
+        return value is None or self._allows(value)
+
+    @property
+    def doubt(self) -> str:
+        """Why it cannot be told whether the limit holds; "" if it can."""
+        number = self.number
+        if number.value is None or math.isnan(number.value) or number.interval is None:
+            return ""
+        low, high = number.interval
+        if self._allows(low) == self._allows(high):
+            return ""
+        things = "calls" if number.unit == "ms" else "images"
+        return (
+            f"cannot be told with {number.samples or 'so few'} {things} "
+            f"(95 %: {low:.4g} to {high:.4g})"
+        )
+
+    @property
+    def passes(self) -> bool:
+        """What the run counts."""
+        if self.doubt and self.undecided != "point":
+            return self.undecided == "pass"
+        return self.holds
+
+    def _allows(self, value: float) -> bool:
         return value <= self.allowed if self.is_upper else value >= self.allowed
+
+    def in_doubt(self, artifact: BuiltArtifact) -> GateDoubt:
+        """The limit as one of which it cannot be told whether it holds.
+
+        Args:
+            artifact: Whose it is.
+        """
+        assert self.number.value is not None
+        return GateDoubt(
+            artifact.target,
+            artifact.precision,
+            self.figure,
+            self.gate,
+            self.allowed,
+            self.number.value,
+            self.doubt,
+            not self.passes,
+        )
 
     def failure(self, artifact: BuiltArtifact, cause: str = "") -> GateFailure:
         """The limit as one that does not hold.
@@ -80,6 +125,7 @@ class Limit:
             value,
             state,
             cause if artifact.overflowed and self.gate != "max_latency_ms" else "",
+            self.doubt,
         )
 
 
@@ -93,4 +139,4 @@ def limits_of(gates: Gates, artifact: BuiltArtifact) -> Iterator[Limit]:
     )
     for figure, gate, allowed, is_upper, number in rows:
         if allowed is not None and number is not None:
-            yield Limit(figure, gate, allowed, is_upper, number)
+            yield Limit(figure, gate, allowed, is_upper, number, gates.undecided)

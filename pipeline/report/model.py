@@ -174,6 +174,7 @@ class GateFailure(Plain):
         value: What was found; may be NaN.
         state: How that came about.
         cause: What in the network itself explains it; "" if nothing is known.
+        doubt: Why it cannot be told for sure; "" if it can.
     """
 
     target: str
@@ -184,18 +185,51 @@ class GateFailure(Plain):
     value: float
     state: State
     cause: str = ""
+    doubt: str = ""
 
     @property
     def words(self) -> str:
         """What does not hold, without the artifact's name."""
+        doubt = f"; {self.doubt}" if self.doubt else ""
         cause = f"; {self.cause}" if self.cause else ""
         return (
             f"{self.figure} is {self.value:.4g}, {self.gate} allows {self.limit:g} ({self.state})"
-            f"{cause}"
+            f"{doubt}{cause}"
         )
 
     def __str__(self) -> str:
         return f"{self.target}/{self.precision}: {self.words}"
+
+
+@dataclass(frozen=True)
+class GateDoubt(Plain):
+    """A limit that lies inside of its figure's interval: whether it holds cannot be told.
+
+    Attributes:
+        target: The target.
+        precision: The precision.
+        figure: What is limited, for people.
+        gate: The configuration's key.
+        limit: What it allows.
+        value: What was found.
+        why: Its interval, and with how many images or calls it cannot be told.
+        fails: The run counts it as one that does not hold.
+    """
+
+    target: str
+    precision: str
+    figure: str
+    gate: str
+    limit: float
+    value: float
+    why: str
+    fails: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target}/{self.precision}: {self.figure} is {self.value:.4g}, {self.gate} "
+            f"allows {self.limit:g}; {self.why}"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,11 +240,13 @@ class GateReport(Plain):
         limits: How many are set, over all artifacts.
         judged: How many had a figure to judge.
         failures: Those that do not hold.
+        doubts: Those of which that cannot be told for sure, whether they count as failures or not.
     """
 
     limits: int = 0
     judged: int = 0
     failures: tuple[GateFailure, ...] = ()
+    doubts: tuple[GateDoubt, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,10 @@ def _gates_in_words(gates: GateReport) -> str:
         return "; no gate was judged, for want of figures"
     unjudged = gates.limits - gates.judged
     left = f"; {unjudged} of {gates.limits} had no figure to judge" if unjudged else ""
-    return f", and no gate failed{left}"
+    told = (
+        f"; {len(gates.doubts)} of them cannot be told with so few images" if gates.doubts else ""
+    )
+    return f", and no gate failed{left}{told}"
 
 
 def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pipeline.stages.build import BuildStep
 from pipeline.stages.context import RunContext
 from pipeline.stages.cpu_class import ClassStep
 from pipeline.stages.export import ExportStep
+from pipeline.stages.golden import GoldenStep
 from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.stages.simplify import SimplifyStep
@@ -78,6 +79,7 @@ def plan(context: RunContext) -> list[Step]:
     calibration = CalibrationStep(context)
     samples = SampleStep(context)
     reference = ReferenceStep(context, samples)
+    golden = GoldenStep(context, samples, reference)
     forms: dict[str, PrecisionStep] = {}
     builds: list[BuildStep] = []
     for name in TARGETS:
@@ -87,7 +89,7 @@ def plan(context: RunContext) -> list[Step]:
                 forms[form.name] = PrecisionStep(context, form, simplify, calibration)
             graph = forms[form.name] if form else None
             builds.append(BuildStep(context, name, precision, graph, calibration))
-    validations = [ValidateStep(context, build, samples, reference) for build in builds]
+    validations = [ValidateStep(context, build, samples, reference, golden) for build in builds]
     benches = [
         BenchStep(context, name, [b for b in builds if b.target == name], samples)
         for name in TARGETS
@@ -104,7 +106,7 @@ def plan(context: RunContext) -> list[Step]:
     steps: list[Step] = [export, simplify]
     if any(calibration in step.requires for step in (*forms.values(), *builds)):
         steps.append(calibration)
-    judging = [samples, reference, *validations, *benches, *classes]
+    judging = [samples, reference, golden, *validations, *benches, *classes]
     return [*steps, *forms.values(), *builds, *judging]
 
 

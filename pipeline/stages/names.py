@@ -15,3 +15,10 @@ LABELS = "labels.npy"
 SOURCES = "sources.json"
 
 LOGITS = "logits.npy"
+
+GOLDEN_PIXELS = "pixels.u8"
+GOLDEN_INPUT = "inputs.f32"
+PYTORCH = "pytorch.f32"
+CARD = "card.png"
+CARD_PIXELS = "card.u8"
+"""Of the golden kit: raw, little-endian, images along the first axis."""

@@ -17,6 +17,7 @@ from pipeline.core.memory import freed_memory_kept
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, pictures_at, read_labels
 from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
@@ -26,11 +27,13 @@ from pipeline.steps.facts.accuracy import (
     ReferenceFacts,
     ValidationFacts,
 )
+from pipeline.steps.facts.golden import Expected, GoldenFacts
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
 if TYPE_CHECKING:
     from pipeline.stages.build import BuildStep
+    from pipeline.stages.golden import GoldenStep
     from pipeline.stages.samples import SampleStep
 
 RANGE_IMAGES = 32
@@ -86,14 +89,20 @@ class ValidateStep(TargetStep):
     stage = "validate"
 
     def __init__(
-        self, context: RunContext, build: BuildStep, samples: SampleStep, reference: ReferenceStep
+        self,
+        context: RunContext,
+        build: BuildStep,
+        samples: SampleStep,
+        reference: ReferenceStep,
+        golden: GoldenStep,
     ) -> None:
-        requires: list[Step] = [build, samples, reference]
+        requires: list[Step] = [build, samples, reference, golden]
         if build.graph:
             requires.append(build.graph)
         name = f"validate/{build.name.replace('/', '-')}"
         super().__init__(context, name, requires, build.target)
         self.built, self.samples, self.reference = build, samples, reference
+        self.golden = golden
         self.runtime = build.runtime
 
     def inputs(self) -> Mapping[str, Any]:
@@ -133,7 +142,9 @@ class ValidateStep(TargetStep):
         np.save(folder / LOGITS, logits)
         state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
-        return self._facts(numbers, numerics, narrow).to_facts()
+        kit = GoldenFacts.from_facts(self.golden.artifact().facts, self.golden.name)
+        golden = expected(logits, reference, kit)
+        return self._facts(numbers, numerics, narrow, golden).to_facts()
 
     def _with_narrow_sums(
         self, runner: Runner, logits: Logits, reference: Logits
@@ -162,9 +173,10 @@ class ValidateStep(TargetStep):
         numbers: Accuracy,
         numerics: Numerics | None = None,
         narrow: NarrowSums | None = None,
+        golden: Expected | None = None,
     ) -> ValidationFacts:
-        built = self.built
-        return ValidationFacts(built.runtime.name, built.precision, numbers, numerics, narrow)
+        target, precision = self.built.runtime.name, self.built.precision
+        return ValidationFacts(target, precision, numbers, numerics, narrow, golden)
 
 
 def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, what: str) -> Logits:
@@ -229,7 +241,9 @@ def judge(
     return Accuracy(
         top1,
         top5,
-        agreement=figure(comparison.agreement),
+        agreement=figure(
+            comparison.agreement, figures.wilson(len(labels) - comparison.flips, len(labels))
+        ),
         flips=figure(float(comparison.flips)),
         cosine=figure(comparison.cosine),
         max_difference=figure(comparison.max_difference),

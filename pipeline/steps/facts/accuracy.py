@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.core.figures import Number
 from pipeline.core.plain import Facts, Plain
 from pipeline.core.runner import Numerics
+from pipeline.steps.facts.golden import Expected
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class ValidationFacts(Facts):
         numbers: The figures.
         numerics: What values the artifact had; None where nothing looks at them.
         narrow_sums: The second verdict; None where nothing sums in half precision, or it ran.
+        golden: What it gives for the golden kit; None where that is not finite, or not known.
     """
 
     target: str
@@ -124,3 +126,4 @@ class ValidationFacts(Facts):
     numbers: Accuracy
     numerics: Numerics | None = None
     narrow_sums: NarrowSums | None = None
+    golden: Expected | None = None

@@ -120,12 +120,19 @@ def described(
         "outside_the_neural_engine": _elsewhere(precision, measured),
         **(tables or {}),
     }
+    line = (
+        f"coreml/{precision}: {latency.value:.3f} ms on {measured.device.model} "
+        f"({_units(measured)})"
+    )
+    wrong = [run.compute_units for run in measured.runs if run.golden and not run.golden.holds]
+    if wrong:
+        line += (
+            f"; by {', '.join(wrong)} it does not give what was built for the golden images: do "
+            "not ship it with these"
+        )
     return DeviceMeasurement(
         latency=latency,
-        line=(
-            f"coreml/{precision}: {latency.value:.3f} ms on {measured.device.model} "
-            f"({_units(measured)})"
-        ),
+        line=line,
         content=measured.model_dump_json(indent=1) + "\n",
         tables={name: rows for name, rows in shown.items() if rows},
     )
@@ -164,6 +171,7 @@ def _rows(precision: str, measured: Measurements) -> list[dict[str, Any]]:
             "compute_units": run.compute_units,
             **{f"{phase}_ms": number.value for phase, number in numbers[run.compute_units].items()},
             "samples": len(run.predict_ms) or None,
+            "golden": run.golden.words if run.golden else None,
             "thermal": f"{run.thermal_before}, {run.thermal_after}",
             "on_neural_engine": results.placement(run).get("share_on_neural_engine"),
             "device": f"{measured.device.model}, {measured.device.os}",

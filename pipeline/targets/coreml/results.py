@@ -74,6 +74,35 @@ class Operation(_Part):
     cost: float | None = Field(default=None, ge=0, le=1, description="Share of the prediction.")
 
 
+class Golden(_Part):
+    """What a device gave for the images of the golden kit, against the artifact's own logits.
+
+    An error is the norm of the difference of an image's logits, relative to that of the expected
+    ones; null where one is not finite.
+    """
+
+    images: int = Field(gt=0, description="Images of the kit.")
+    same_class: int = Field(ge=0, description="Images with the expected class.")
+    error: float | None = Field(default=None, ge=0, description="Largest of an image.")
+    mean_error: float | None = Field(default=None, ge=0, description="Mean over the images.")
+    holds: bool = Field(description="Both are within the kit's tolerances.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.same_class > self.images:
+            raise ValueError(f"{self.same_class} of {self.images} images is no share")
+        if self.holds and (self.error is None or self.mean_error is None):
+            raise ValueError("logits that are not finite do not hold")
+        return self
+
+    @property
+    def words(self) -> str:
+        """The verdict, for people."""
+        error = "not finite" if self.error is None else f"error {self.error:.2g}"
+        verdict = "" if self.holds else "FAILS: "
+        return f"{verdict}{self.same_class} of {self.images} alike, {error}"
+
+
 class Run(_Part):
     """Measurements on one set of compute units."""
 
@@ -85,6 +114,7 @@ class Run(_Part):
     thermal_before: Thermal = "unknown"
     thermal_after: Thermal = "unknown"
     operations: tuple[Operation, ...] = ()
+    golden: Golden | None = Field(default=None, description="None where there was no golden kit.")
 
     @model_validator(mode="after")
     def _measured(self) -> Self:

@@ -31,6 +31,11 @@ def built(folder: Path, name: str, files: dict[str, bytes], facts: dict[str, Any
     )
 
 
+def without_kit(said: list[str]) -> list[str]:
+    """What was said beside that such artifacts, which lie outside of results, have no kit."""
+    return [line for line in said if not line.startswith("without a golden kit: ")]
+
+
 def graph(batch: str | int) -> bytes:
     shape: list[str | int] = [batch, 3, 8, 8]
     model = helper.make_model(
@@ -129,7 +134,7 @@ def test_exporting_again_replaces_the_model_and_leaves_others(
     other = built(tmp_path / "ort", "ort/fp32", {"model.onnx": graph(4)}, {})
     said: list[str] = []
     triton.export(other, NETWORK, repository, say=said.append)
-    assert said == []
+    assert without_kit(said) == []
     assert sorted(p.name for p in repository.iterdir()) == ["other", "small"]
     assert sorted(p.name for p in folder.iterdir()) == WRITTEN
     assert (folder / "1" / "model.onnx").read_bytes() == graph(4)
@@ -175,7 +180,7 @@ def test_what_was_changed_is_set_aside_and_said(
     said: list[str] = []
     triton.export(ort, NETWORK, tmp_path / "repository", say=said.append)
     aside = next(path for path in folder.iterdir() if path.name.startswith(f"{part}.before-"))
-    assert said == [f"{folder / part} was changed since: set aside as {aside.name}"]
+    assert without_kit(said) == [f"{folder / part} was changed since: set aside as {aside.name}"]
     kept = aside / "/".join(changed.split("/")[1:]) if aside.is_dir() else aside
     assert kept.read_text() == "mine"
     assert [path.name for path in (folder / "1").iterdir()] == ["model.onnx"]
@@ -209,7 +214,7 @@ def test_an_export_that_was_killed_is_finished_by_the_next(ort: Artifact, tmp_pa
     (folder / "artifact.json").write_bytes(manifest)  # all parts but the last were moved
     said: list[str] = []
     triton.export(other, NETWORK, tmp_path / "repository", say=said.append)
-    assert said == []
+    assert without_kit(said) == []
     assert sorted(path.name for path in folder.iterdir()) == WRITTEN
 
 

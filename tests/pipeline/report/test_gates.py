@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +108,52 @@ def test_a_network_that_leaves_float16_itself_is_the_cause(
     assert [told in line for line in lines] == [False, False, True, False]
     inside = replace(layers, largest=60_000.0, first_beyond="")
     assert told not in str(judge_all(config, [overflowed], inside).failures)
+
+
+def within(value: float, low: float, high: float, samples: int = 100) -> Number:
+    return Number(value, State.MEASURED, by="x", samples=samples, interval=(low, high))
+
+
+@pytest.mark.parametrize(
+    ("drop", "in_doubt"),
+    [
+        (within(0.004, 0.001, 0.0049), False),
+        (within(0.004, -0.01, 0.02), True),
+        (within(0.006, -0.01, 0.02), True),
+        (within(0.006, 0.0051, 0.02), False),
+        (within(math.nan, -0.01, 0.02), False),
+        (measured(0.006), False),
+    ],
+)
+@pytest.mark.parametrize("undecided", ["point", "fail", "pass"])
+def test_a_limit_inside_of_the_interval_cannot_be_told(
+    undecided: Any, drop: Number, in_doubt: bool, artifact: BuiltArtifact
+) -> None:
+    """Half a point on 100 images was a coin toss that looked like a verdict."""
+    odd = replace(artifact, accuracy=replace(artifact.accuracy, top1_drop=drop))
+    (limit,) = limits_of(Gates(max_top1_drop=0.005, undecided=undecided), odd)
+    assert bool(limit.doubt) == in_doubt
+    if in_doubt:
+        assert limit.doubt == "cannot be told with 100 images (95 %: -0.01 to 0.02)"
+        assert limit.passes == {"point": limit.holds, "fail": False, "pass": True}[undecided]
+    else:
+        assert limit.passes == limit.holds
+
+
+def test_a_lower_limit_in_doubt_is_told_and_fails_by_choice(
+    tmp_path: Path, artifact: BuiltArtifact
+) -> None:
+    odd = replace(
+        artifact, accuracy=replace(artifact.accuracy, agreement=within(0.95, 0.88, 0.98, 64))
+    )
+    lenient = judge_all(configured(tmp_path, "min_agreement: 0.9"), [odd])
+    assert lenient.failures == ()
+    (doubt,) = lenient.doubts
+    assert not doubt.fails
+    assert str(doubt) == (
+        "ort/fp32: agreement is 0.95, min_agreement allows 0.9; cannot be told with 64 images "
+        "(95 %: 0.88 to 0.98)"
+    )
+    strict = judge_all(configured(tmp_path, "min_agreement: 0.9, undecided: fail"), [odd])
+    assert "cannot be told with 64 images" in str(strict.failures[0])
+    assert strict.doubts[0].fails

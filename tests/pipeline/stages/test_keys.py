@@ -169,6 +169,7 @@ MUTATED = (
     "coreml/w8a8",
     "validate/samples",
     "validate/pytorch",
+    "validate/golden",
     "validate/trt-fp16",
     "validate/coreml-fp16",
     "bench/ort",

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from pipeline.core.errors import UnsupportedOperatorError
-from pipeline.core.figures import Number, State
+from pipeline.core.figures import Number, State, wilson
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Numerics, Runner
+from pipeline.stages.golden import GoldenStep
 from pipeline.stages.names import GRAPH, LABELS, LOGITS, OWN_GRAPH, PIXELS
 from pipeline.stages.validate import ReferenceStep, ValidateStep, accuracy, compare_sums, judge
 from pipeline.steps import artifact
@@ -49,7 +50,7 @@ def test_an_artifact_is_held_against_pytorch() -> None:
     for number in (*[n for n in values if n], found.top1, found.top5, found.cosine):
         assert (number.state, number.by, number.why) == (State.EMULATED, "executor", "no GPU")
     assert found.agreement is not None
-    assert found.agreement.interval is None
+    assert found.agreement.interval == wilson(3, 4)
 
 
 class Toy(Runner):
@@ -132,6 +133,10 @@ class Steps:
         self.told: list[tuple[Any, ...]] = []
         self.context = SimpleNamespace(
             folder=folder,
+            artifacts={},
+            log=print,
+            code=SimpleNamespace(hashes=lambda modules, **more: {}),
+            stated=SimpleNamespace(announce=lambda name, seal: None),
             progress=lambda *told: self.told.append(told),
             config=SimpleNamespace(validation=SimpleNamespace(batch=2)),
             source=SimpleNamespace(
@@ -145,6 +150,8 @@ class Steps:
         files = {PIXELS: pixels, LABELS: KNOWN}
         self.samples = self.step("validate/samples", files)
         self.reference = self.step("validate/pytorch", {LOGITS: Toy()(normalized(pixels))})
+        self.golden = GoldenStep(cast(Any, self.context), self.samples, self.reference)
+        self.golden.run()
 
     def step(self, name: str, arrays: Mapping[str, Any], **more: Any) -> Any:
         def build(folder: Path) -> Mapping[str, Any]:
@@ -169,7 +176,9 @@ class Steps:
             graph=forms,
             runtime=target,
         )
-        return ValidateStep(cast(Any, self.context), build, self.samples, self.reference)
+        return ValidateStep(
+            cast(Any, self.context), build, self.samples, self.reference, self.golden
+        )
 
 
 class Flat(torch.nn.Module):
@@ -268,10 +277,11 @@ def test_what_decides_a_validation_is_in_its_key(steps: Steps) -> None:
         "network": NETWORK.to_dict(),
     }
     assert step.tools() == {**versions("numpy", "torch"), "toy": "1"}
-    made_from = ["toy/fp8", "validate/samples", "validate/pytorch", "precision/toy"]
+    made_from = ["toy/fp8", "validate/samples", "validate/pytorch", "validate/golden"]
+    made_from.append("precision/toy")
     assert list(step.made_from()) == made_from
     without = steps.validate(ToyTarget(Toy(), None), graph=False)
-    assert list(without.made_from()) == made_from[:3]
+    assert list(without.made_from()) == made_from[:4]
 
 
 def test_pytorch_is_what_artifacts_are_held_against(steps: Steps, tmp_path: Path) -> None:

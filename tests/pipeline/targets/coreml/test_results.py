@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.core.errors import ArtifactError, DataError, InputError
 from pipeline.core.figures import State
@@ -13,6 +14,7 @@ from pipeline.exports.coreml_bench import write_bench_package
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import results
+from pipeline.targets.coreml.measured import described
 from pipeline.targets.coreml.results import (
     FORMAT,
     Measurements,
@@ -151,6 +153,39 @@ def test_placement_says_what_falls_back() -> None:
     assert placement(Measurements.model_validate(plain()).runs[0]) == {}
 
 
+GOLDEN = {"images": 16, "same_class": 15, "error": 0.3, "mean_error": 0.2, "holds": False}
+
+
+def test_a_result_tells_whether_the_device_gives_what_was_built() -> None:
+    """A phone that was fast and wrong was shown as fast."""
+    runs = [
+        {"compute_units": "all", "predict_ms": [1.0], "golden": GOLDEN},
+        {"compute_units": "cpu_only", "predict_ms": [2.0], "golden": {**GOLDEN, "holds": True}},
+        {"compute_units": "cpu_and_gpu", "predict_ms": [2.0]},
+    ]
+    found = described("fp16", Measurements.model_validate(plain(runs=runs)))
+    assert "by all it does not give what was built" in found.line
+    assert [row["golden"] for row in found.tables["on_devices"]] == [
+        "FAILS: 15 of 16 alike, error 0.3",
+        "15 of 16 alike, error 0.3",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"same_class": 17}, "17 of 16"),
+        ({"error": None, "holds": True}, "not finite"),
+        ({"error": -0.1}, "greater than or equal to 0"),
+    ],
+)
+def test_an_impossible_verdict_is_refused(values: dict[str, Any], message: str) -> None:
+    runs = [{"compute_units": "all", "predict_ms": [1.0], "golden": {**GOLDEN, **values}}]
+    with pytest.raises(ValidationError, match=message):
+        Measurements.model_validate(plain(runs=runs))
+
+
 def test_schema_is_published() -> None:
     schema = json_schema()
     assert schema["properties"]["format"]["const"] == FORMAT
@@ -199,10 +234,11 @@ def test_swift_writes_the_fields_that_are_read(build: Build, tmp_path: Path) -> 
     snake = {re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name) for name in names}
     schema = json_schema()
     known = set(schema["properties"])
-    for part in ("Run", "Model", "Device"):
+    for part in ("Run", "Model", "Device", "Golden"):
         known |= set(schema["$defs"][part]["properties"])
     assert snake <= known
     assert {"format", "measured_at", "model", "device", "runs", "predict_ms"} <= snake
+    assert set(schema["$defs"]["Golden"]["properties"]) <= snake
     units = set(
         re.findall(r'\("(\w+)", \.', (folder / "Sources/CoreMLBench/Benchmark.swift").read_text())
     )
