@@ -338,3 +338,15 @@ def test_reading_a_configuration_imports_no_runtime() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_every_key_has_a_description() -> None:
+    schema = config.schema()
+    sections = {"Config": schema, **schema["$defs"]}
+    without = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in section.get("properties", {}).items()
+        if not value.get("description")
+    ]
+    assert without == []

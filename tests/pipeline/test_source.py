@@ -343,9 +343,7 @@ def test_calibration_images_need_no_class_folders(make: Make, project: Path) -> 
     before = source.data_inputs("calibration")
     Image.new("RGB", (32, 32), (200, 7, 9)).save(project / "loose" / "0.png")
     assert (
-        make(**{"data": source.config.data.model_dump(exclude_none=True)}).data_inputs(
-            "calibration"
-        )
+        make(data=source.config.data.model_dump(exclude_none=True)).data_inputs("calibration")
         != before
     )
 
