@@ -347,6 +347,7 @@ def test_every_key_has_a_description() -> None:
         f"{name}.{key}"
         for name, section in sections.items()
         for key, value in section.get("properties", {}).items()
-        if not value.get("description")
+        if not {"description", "$ref"} & set(value)  # a section has its own
     ]
+    assert all(section.get("description") for section in sections.values())
     assert without == []

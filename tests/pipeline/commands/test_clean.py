@@ -22,7 +22,7 @@ def results(tmp_path: Path) -> Path:
     cache = HashCache(config.folder / ".hashes.sqlite")
     cache.hash(tmp_path / "pipeline.yaml")
     cache.save()
-    aside = config.folder / "ort" / "fp32.before-2026-01-02-030405"
+    aside = config.folder / "ort" / "fp32.before-20260102-030405"
     aside.mkdir()
     (aside / "notes.txt").write_text("precious")
     return config.folder
