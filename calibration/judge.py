@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from calibration.kept import Kept
 from calibration.sample import CalibrationSet
 from calibration.sensitivity import Outcome
 from pipeline.core.errors import BuildError
@@ -34,6 +36,7 @@ class Judge:
         images: The calibration set.
         count: Most images to judge on: spread evenly over the set.
         run: Gives the logits of a graph.
+        kept: Outcomes that an earlier search on the same images wrote down.
 
     Attributes:
         count: Images judged on.
@@ -49,7 +52,9 @@ class Judge:
         images: CalibrationSet,
         count: int,
         run: Callable[[Graph, Images], Logits] = by_strict_executor,
+        kept: Kept | None = None,
     ) -> None:
+        self._kept = kept or Kept()
         total = len(images.images)
         if not total:
             raise BuildError("there are no calibration images: 8-bit forms need them")
@@ -66,10 +71,12 @@ class Judge:
 
     def __call__(self, model: onnx.ModelProto) -> Outcome:
         """Outcome of a graph."""
-        return self.by(self._run, model)
+        content = model.SerializeToString(deterministic=True)
+        key = hashlib.sha256(content).hexdigest()
+        return self._kept.outcome(key, lambda: self.by(self._run, model))
 
     def by(self, run: Callable[[Graph, Images], Logits], model: onnx.ModelProto) -> Outcome:
-        """Outcome of a graph that something else runs."""
+        """Outcome of a graph that something else runs; it is not kept."""
         logits = run(model, self._images)
         comparison = compare(logits, self._reference)
         error = comparison.relative_error if comparison.finite else float("nan")

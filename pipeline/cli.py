@@ -580,6 +580,21 @@ def verify_store(ctx: click.Context, config: Path) -> None:
 
 
 @main.command()
+@click.argument("name", type=RESULTS, required=False)
+@OUTPUT
+@click.option("--set-aside", is_flag=True, help="Also folders that runs set aside: look first.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def clean(name: str | None, output: Path, set_aside: bool, dry_run: bool) -> None:
+    """Remove decoded images and caches of the results NAME (default: all), which runs make again.
+
+    Artifacts, results and reports stay. `check` misses the images until the next run.
+    """
+    from pipeline.commands import clean
+
+    show(clean.clean(output, name, set_aside=set_aside, dry_run=dry_run))
+
+
+@main.command()
 @click.option("--target", type=TARGET, help="Only this target.")
 def doctor(target: str | None) -> None:
     """Tell what every target needs, what is there, and how to get what is missing."""

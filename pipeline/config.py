@@ -138,10 +138,12 @@ class PreprocessConfig(Section):
 
     size: int = Field(description="Height and width in pixels.")
     crop: float = Field(description="Share of the resized shorter side that the centre crop keeps.")
-    interpolation: Interpolation = "bicubic"
+    interpolation: Interpolation = Field(default="bicubic", description="How an image is resized.")
     mean: tuple[float, ...] = Field(description="By channel, for pixels of 0 … 1.")
     std: tuple[float, ...] = Field(description="By channel, for pixels of 0 … 1.")
-    channels: Literal["rgb", "gray"] = "rgb"
+    channels: Literal["rgb", "gray"] = Field(
+        default="rgb", description="What the network takes: colours, or their brightness alone."
+    )
     exif: Literal["apply", "ignore"] = Field(
         default="apply",
         description="Whether an orientation tag turns an image; published checkpoints were trained "
@@ -185,13 +187,17 @@ class DataConfig(Section):
 class ExportConfig(Section):
     """The ONNX graph from which the targets are built."""
 
-    opset: Annotated[int, Field(ge=18, le=23)] = 20
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(
+        default=20, description="Version of ONNX's operator set."
+    )
     batch: Literal["dynamic"] | Batch = Field(
         default="dynamic",
         description="Batch size that engines and models take: 'dynamic' or a number.",
     )
-    simplify: bool = True
-    simplify_timeout_s: Annotated[int, Field(gt=0, le=24 * 3600)] = 300
+    simplify: bool = Field(default=True, description="Let onnxsim simplify the exported graph.")
+    simplify_timeout_s: Annotated[int, Field(gt=0, le=24 * 3600)] = Field(
+        default=300, description="End onnxsim after so many seconds, and keep the exported graph."
+    )
 
     @property
     def fixed_batch(self) -> int | None:
@@ -202,9 +208,11 @@ class ExportConfig(Section):
 class CalibrationConfig(Section):
     """Ranges for quantization, and decisions about precision."""
 
-    images: Count = 512
-    method: Literal["min-max", "percentile", "entropy", "mse"] = "mse"
-    seed: Seed = 0
+    images: Count = Field(default=512, description="How many calibration images, at least 8.")
+    method: Literal["min-max", "percentile", "entropy", "mse"] = Field(
+        default="mse", description="How the range of a tensor is chosen from what was seen."
+    )
+    seed: Seed = Field(default=0, description="Chooses the images: equal seeds choose equally.")
     max_top1_drop: Share = Field(
         default=0.003, description="Layers stay in higher precision until the drop is at most this."
     )
@@ -242,14 +250,16 @@ class ValidationConfig(Section):
     """How accuracy is judged."""
 
     images: Count | None = Field(default=None, description="At most so many images; default: all.")
-    batch: Batch = 64
-    gates: Gates = Gates()
+    batch: Batch = Field(default=64, description="Images that are judged at once.")
+    gates: Gates = Field(default=Gates(), description="Limits for all targets.")
 
 
 class BenchConfig(Section):
     """How latency is measured."""
 
-    batches: Annotated[tuple[Batch, ...], Field(min_length=1)] = (1,)
+    batches: Annotated[tuple[Batch, ...], Field(min_length=1)] = Field(
+        default=(1,), description="Batch sizes; the latency at the first stands for an artifact."
+    )
     threads: Threads | None = Field(
         default=None, description="CPU threads; default: as many as this process may use."
     )
@@ -321,16 +331,20 @@ class Config(Section):
     output: Annotated[Path, AfterValidator(lambda path: Path(expanded(str(path))))] = Field(
         default=Path("engines"), description="Where results go."
     )
-    model: ModelConfig
-    data: DataConfig
+    model: ModelConfig = Field(description="Which network, with which weights.")
+    data: DataConfig = Field(description="Which images judge and calibrate.")
     preprocess: PreprocessConfig | None = Field(
         default=None, description="Default: what the model states."
     )
-    export: ExportConfig = ExportConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-    targets: TargetsConfig
-    validation: ValidationConfig = ValidationConfig()
-    bench: BenchConfig = BenchConfig()
+    export: ExportConfig = Field(default=ExportConfig(), description="The ONNX graph.")
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="How ranges of int8 are found."
+    )
+    targets: TargetsConfig = Field(description="Which runtimes to build for.")
+    validation: ValidationConfig = Field(
+        default=ValidationConfig(), description="How accuracy is judged."
+    )
+    bench: BenchConfig = Field(default=BenchConfig(), description="How latency is measured.")
     store: StoreConfig | None = Field(
         default=None, description="Where machines share what they built; default: nowhere."
     )
@@ -372,14 +386,19 @@ def config_type() -> type[Config]:
 
 @cache
 def _config_type(names: tuple[str, ...]) -> type[Config]:
-    sections: dict[str, Any] = {name: (_target_section(name) | None, None) for name in names}
+    sections: dict[str, Any] = {
+        name: (_target_section(name) | None, Field(default=None, description=TARGETS[name].title))
+        for name in names
+    }
     targets = create_model(
         "TargetsConfig",
         __base__=TargetsConfig,
         __doc__="Which targets, in which precisions.",
         **sections,
     )
-    fields: dict[str, Any] = {"targets": (targets, ...)}
+    fields: dict[str, Any] = {
+        "targets": (targets, Field(description="Which runtimes to build for."))
+    }
     return create_model("Config", __base__=Config, __doc__=Config.__doc__, **fields)
 
 

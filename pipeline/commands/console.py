@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Self, TextIO
@@ -20,6 +21,33 @@ _STYLES = {
     State.FAILED: "bold red",
     State.SKIPPED: "yellow",
 }
+
+
+EVERY_S = 60.0
+"""Seconds between two lines of progress where there is no screen to draw a bar on."""
+
+
+class _Pace:
+    """Says when a line of progress is due.
+
+    Args:
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.last = clock()
+
+    def begin(self) -> None:
+        """A step begins: its first line is due after a while only."""
+        self.last = self.clock()
+
+    def is_due(self) -> bool:
+        """Whether enough time has passed since the last line."""
+        if self.clock() - self.last < EVERY_S:
+            return False
+        self.last = self.clock()
+        return True
 
 
 class QuietConsole(AbstractContextManager["QuietConsole"]):
@@ -59,11 +87,29 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
 
 
 class JsonConsole(QuietConsole):
-    """Writes one JSON object a line for every event."""
+    """Writes one JSON object a line for every event; the last one sums the run up.
+
+    Args:
+        screen: Where to write.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(self, screen: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(screen)
+        self.pace = _Pace(clock)
+        self.name = ""
 
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
+        self.name = step.name
+        self.pace.begin()
         self._write({"event": "started", "stage": step.stage, "name": step.name, "why": why})
+
+    def progress(self, done: int, total: int | None = None, what: str = "") -> None:
+        """How far the running step is, every so often."""
+        if self.pace.is_due():
+            event = {"event": "progress", "name": self.name, "done": done, "total": total}
+            self._write({**event, "what": what})
 
     def finished(self, result: StageResult) -> None:
         """A step ended."""
@@ -74,15 +120,26 @@ class JsonConsole(QuietConsole):
         """Something went wrong that ends nothing."""
         self._write({"event": "warning", "text": text})
 
+    def summary(self, **told: object) -> None:
+        """How the run ended."""
+        self._write({"event": "summary", **told})
+
     def _write(self, event: dict[str, object]) -> None:
         self.screen.write(json.dumps(event) + "\n")
         self.screen.flush()
 
 
 class RichConsole(QuietConsole):
-    """Shows a line for every step that ended, and a bar for the one that runs."""
+    """Shows a line for every step that ended, and a bar for the one that runs.
 
-    def __init__(self, screen: TextIO) -> None:
+    In a pipe, where no bar can be drawn, a line says every so often how far it is.
+
+    Args:
+        screen: Where to write.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(self, screen: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -111,6 +168,7 @@ class RichConsole(QuietConsole):
         self.total = 0
         self.ended = 0
         self.name = ""
+        self.pace = _Pace(clock)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -128,11 +186,15 @@ class RichConsole(QuietConsole):
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
         self.name = f"{self.ended + 1}/{self.total} {step.name}"
+        self.pace.begin()
         self.progress(0)
 
     def progress(self, done: int, total: int | None = None, what: str = "") -> None:
         """How far the running step is; without a step, what is being done."""
         text = printable(" · ".join(part for part in (self.name, what) if part))
+        if not self.console.is_terminal and self.pace.is_due():
+            far = f" {done}/{total}" if total else ""
+            self.console.print(f"{text}{far}", soft_wrap=True)
         if not self.bar.task_ids:
             self.bar.add_task(text, total=total)
         self.bar.update(self.bar.task_ids[0], completed=done, total=total, description=text)

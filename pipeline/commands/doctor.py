@@ -11,11 +11,14 @@ from pipeline.targets.registry import TARGETS
 
 def doctor(target: str | None) -> str:
     """What targets need and what is there."""
-    table = Table("target", "needs", "found", "for", "how to get it", box=None)
+    table = Table("target", "needs", "found", "for", box=None)
+    remedies = {}
     for name, runtime in TARGETS.items():
         if target in (None, name):
             for need in runtime.requirements():
                 found = need.found or styled("missing", "yellow")
-                remedy = "" if need.found else need.remedy
-                table.add_row(name, need.name, found, need.needed_for, remedy)
-    return render(table)
+                table.add_row(name, need.name, found, need.needed_for)
+                if not need.found:
+                    remedies[f"{need.name}: {need.remedy}"] = None
+    # Below the table, where a narrow screen folds them; in a column it would cut them off.
+    return render(table, *remedies)

@@ -10,6 +10,7 @@ from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config, Written
 from pipeline.report import write
+from pipeline.report.overview import verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
@@ -53,6 +54,14 @@ def run(
         store = open_store(config, console.warn)
         outcome = execute(context, selection, console, store, running)
         came_to = write.write(config, path, outcome)
+        if isinstance(console, JsonConsole):
+            console.summary(
+                exit_code=came_to.exit_code,
+                verdict=verdict(came_to).line,
+                use={target: choice.precision for target, choice in came_to.choice.items()},
+                report=f"{came_to.folder}/report.html",
+                results=f"{came_to.folder}/results.json",
+            )
     if look != "json":
         print(summary(came_to))
     return came_to.exit_code

@@ -80,6 +80,7 @@ class Card:
             made it.
         numerics: What an executor saw while it ran over the images.
         size: Of what is shipped.
+        ratio: Its time relative to PyTorch's; None without one that is to be trusted.
         path: Its folder; "" where nothing lies there.
         use: It is the one of its target to use.
         throughput: Images a second, call after call at the first batch size.
@@ -252,7 +253,7 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         drop=figure(TOP1_DROP, accuracy.top1_drop, earlier),
         agreement=figure(AGREEMENT, accuracy.agreement, earlier),
         latency=figure(LATENCY, artifact.latency, artifact.latency_earlier, artifact.latency_doubt),
-        ratio=next((c for c in compared if c.against == shown(PYTORCH)), None),
+        ratio=None if artifact.latency_doubt else _against_pytorch(compared),
         figures=tuple(figure(kind, number, earlier) for kind, number in _figures(accuracy)),
         timings=tuple(timings(measured, artifact.precision)) if measured else (),
         comparisons=compared,
@@ -264,6 +265,10 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         tools=tuple(sorted(built.tools.items())) if built else (),
         chain=tuple(provenance.chain(run, artifact)),
     )
+
+
+def _against_pytorch(compared: Sequence[Comparison]) -> Comparison | None:
+    return next((c for c in compared if c.against == shown(PYTORCH)), None)
 
 
 def is_chosen(run: Run, artifact: BuiltArtifact) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.kept import Kept
 from pipeline.core import machine
 from pipeline.stages.calibration_set import read_calibration
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.folders import EVALUATIONS
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
@@ -62,10 +64,15 @@ class PrecisionStep(StageStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Convert the graph."""
-        facts = self.convert(self.simplify.artifact(), folder / GRAPH)
+        # The key holds all that decides an evaluation, but for the graph, which is told apart.
+        place = self.context.folder / EVALUATIONS / f"{self.form.name}-{self.key()[:16]}.jsonl"
+        facts = self.convert(self.simplify.artifact(), folder / GRAPH, place)
+        Kept(place).forget()
         return {**facts, "measured_on": machine.cpu_class()} if self.form.timed else facts
 
-    def convert(self, source: Artifact, destination: Path) -> dict[str, Any]:
+    def convert(
+        self, source: Artifact, destination: Path, evaluations: Path | None = None
+    ) -> dict[str, Any]:
         """Write the form of an artifact's graph; returns the facts about it."""
         self.context.progress(0, None, f"making the {self.form.name} graph")
         network = source.network()
@@ -80,5 +87,6 @@ class PrecisionStep(StageStep):
             calibration=calibration,
             log=self.context.log,
             batch=self.context.config.export.fixed_batch,
+            evaluations=evaluations,
         )
         return {**self.form.convert(job, destination), "network": network.to_dict()}

@@ -32,6 +32,8 @@ class FormJob:
         log: Takes a line for the log file.
         batch: Fixed batch size that models are built for, or None for a dynamic one. The source
             may take any batch all the same.
+        evaluations: Where a search writes down what it evaluated, so that it goes on there after a
+            kill; None to keep nothing.
     """
 
     source: Path
@@ -40,6 +42,7 @@ class FormJob:
     calibration: Callable[[], CalibrationSet]
     log: Callable[[str], None]
     batch: int | None = None
+    evaluations: Path | None = None
 
 
 class Form(ABC):

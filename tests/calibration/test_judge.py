@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from calibration.judge import Graph, Judge
+from calibration.kept import Kept
 from calibration.sample import CalibrationSet
 from pipeline.core.network import Images, Logits
 
@@ -28,3 +29,20 @@ def test_without_labels_the_float_networks_answer_counts_as_right() -> None:
     assert judge(onnx.ModelProto()).top1 == judge(onnx.ModelProto()).agreement == 2 / 3
     known = CalibrationSet(images, np.array([0, 1, 0]), ("",) * 3)
     assert Judge(Path("source"), known, 3, run).baseline.top1 == 2 / 3
+
+
+def test_a_graph_is_evaluated_once_and_known_by_its_bytes(tmp_path: Path) -> None:
+    images = np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3)
+    labelled = CalibrationSet(images, np.arange(3), ("",) * 3)
+    ran: list[Graph] = []
+
+    def counting(model: Graph, images: Images) -> Logits:
+        ran.append(model)
+        return run(model, images)
+
+    for _ in range(2):
+        judge = Judge(Path("source"), labelled, 3, counting, Kept(tmp_path / "kept.jsonl"))
+        assert judge(onnx.ModelProto()).agreement == 2 / 3
+    assert len(ran) == 3  # the float network twice, the graph once
+    judge(onnx.ModelProto(producer_name="another"))
+    assert len(ran) == 4

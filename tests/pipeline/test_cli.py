@@ -139,6 +139,8 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
     assert run.stdout.splitlines()[-1] == "CODE 0 []"
     events = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("{")]
     assert {event["state"] for event in events if event["event"] == "finished"} == {"up to date"}
+    assert (events[-1]["event"], events[-1]["exit_code"]) == ("summary", 0)
+    assert events[-1]["use"] == {"trt": "fp16", "ort": "fp32", "coreml": "fp16"}
 
 
 def planned(path: Path, *options: str) -> set[str]:

@@ -372,3 +372,18 @@ SECRET_FREE: dict[str, Any] = {
     "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
     "targets": {"ort": {"precisions": ["fp32"]}},
 }
+
+
+def test_every_key_has_a_description() -> None:
+    schema = config.schema()
+    sections = {"Config": schema, **schema["$defs"]}
+    without = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in section.get("properties", {}).items()
+        if not {"description", "$ref"} & set(value)  # a section has its own
+    ]
+    assert all(section.get("description") for section in sections.values())
+    assert without == []
+
+

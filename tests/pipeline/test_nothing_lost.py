@@ -243,6 +243,7 @@ PLACES = {
     "care/runs.py:Logbook.epoch": "appends, in a run's folder",
     "care/runs.py:Logbook._write": "appends, in a run's folder",
     "care/runs.py:_write_text": "its own temporary file, then a file of the run's folder",
+    "pipeline/commands/clean.py:_remove": "what was asked for: whole artifacts and caches of ours",
     "pipeline/commands/compare.py:compare": "refuses what is no comparison of ours",
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/commands/init.py:write_first": "refuses a file that is there",

@@ -237,13 +237,15 @@ class _Work:
 
     def __init__(self, job: FormJob, images: CalibrationSet, prepared: onnx.ModelProto) -> None:
         from calibration.judge import Judge
+        from calibration.kept import Kept
         from calibration.ranges import method_named
 
         self.job, self.images, self.prepared = job, images, prepared
         self.method = method_named(str(job.options.get("method", "mse")))
         self.cpus = str(job.options.get("cpus", "any"))
         self.gelu = str(job.options.get("gelu", "auto"))
-        self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime)
+        kept = Kept(job.evaluations)
+        self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime, kept)
         self.log_of_variants: dict[str, dict[str, float]] = {}
 
     def best_variant(self) -> _Variant:

@@ -143,10 +143,12 @@ def _ranges(
 def _search(quantizer: Any, job: FormJob, images: CalibrationSet) -> dict[str, Any]:
     """Decide which blocks stay in float16."""
     from calibration.judge import Judge
+    from calibration.kept import Kept
     from calibration.sensitivity import Groups, Limits, Outcome, search
 
     values = int(np.prod(images.images.shape[1:]))
-    judge = Judge(job.source, images, max(DECISION_IMAGES, DECISION_VALUES // values))
+    count = max(DECISION_IMAGES, DECISION_VALUES // values)
+    judge = Judge(job.source, images, count, kept=Kept(job.evaluations))
 
     def evaluate(excluded: Groups) -> Outcome:
         outcome = judge(quantizer.build(excluded)[0])

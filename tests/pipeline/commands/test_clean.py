@@ -1,0 +1,65 @@
+"""What `clean` removes, and what it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from pipeline.core.hashes import HashCache
+from tests.pipeline.report.making import Maker, configured
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results with decoded images, a cache, and a folder that was set aside."""
+    config = configured(tmp_path)
+    make = Maker(config)
+    for name in ("validate/samples", "calibration", "ort/fp32"):
+        make.make(name, {"images": 1})
+    cache = HashCache(config.folder / ".hashes.sqlite")
+    cache.hash(tmp_path / "pipeline.yaml")
+    cache.save()
+    aside = config.folder / "ort" / "fp32.before-20260102-030405"
+    aside.mkdir()
+    (aside / "notes.txt").write_text("precious")
+    return config.folder
+
+
+def clean(results: Path, *options: str) -> str:
+    arguments = ["clean", results.name, "--output", str(results.parent), *options]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_what_can_be_made_again_goes_and_the_rest_stays(results: Path) -> None:
+    output = clean(results)
+    assert "validate/samples  (decoded images)" in output
+    assert "freed 0.0" in output
+    assert not (results / "validate/samples").exists()
+    assert not (results / "calibration").exists()
+    assert not (results / ".hashes.sqlite").exists()
+    assert (results / "ort/fp32/artifact.json").exists()
+    assert list(results.glob("ort/fp32.before-*/notes.txt"))
+    assert "freed 0.00 MB" in clean(results)
+
+
+def test_a_dry_run_removes_nothing(results: Path) -> None:
+    before = sorted(results.rglob("*"))
+    assert "would free 0.0" in clean(results, "--dry-run", "--set-aside")
+    assert [path for path in sorted(results.rglob("*")) if path.name != ".lock"] == before
+
+
+def test_what_was_set_aside_goes_only_where_that_is_asked_for(results: Path) -> None:
+    assert "(set aside)" in clean(results, "--set-aside")
+    assert not list(results.glob("ort/fp32.before-*"))
+
+
+def test_foreign_files_among_the_images_stay(results: Path) -> None:
+    (results / "calibration/notes.txt").write_text("precious")
+    clean(results)
+    assert (results / "calibration/notes.txt").read_text() == "precious"
+    assert (results / "calibration/model.bin").exists()

@@ -1,0 +1,64 @@
+"""Progress where there is no screen to draw a bar on."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from pipeline.commands.console import EVERY_S, JsonConsole, RichConsole
+
+STEP: Any = SimpleNamespace(stage="build", name="ort/int8")
+
+
+class Clock:
+    """A time that tests move."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_long_step_in_a_pipe_says_every_so_often_how_far_it_is() -> None:
+    screen, clock = io.StringIO(), Clock()
+    with RichConsole(screen, clock) as console:
+        console.planned([STEP, STEP])
+        console.started(STEP, "not built yet")
+        console.progress(1, 300, "decoding images")
+        assert screen.getvalue() == ""
+        for _ in range(3):
+            clock.now += EVERY_S
+            console.progress(200, 300, "decoding images")
+            console.progress(201, 300, "decoding images")
+    lines = [line for line in screen.getvalue().splitlines() if line.strip()]
+    assert lines == ["1/2 ort/int8 · decoding images 200/300"] * 3
+
+
+def test_a_step_begins_its_own_time() -> None:
+    screen, clock = io.StringIO(), Clock()
+    with RichConsole(screen, clock) as console:
+        clock.now += 2 * EVERY_S
+        console.started(STEP, "not built yet")
+    assert screen.getvalue().strip() == ""
+
+
+def test_json_tells_progress_and_ends_with_a_summary() -> None:
+    screen, clock = io.StringIO(), Clock()
+    with JsonConsole(screen, clock) as console:
+        console.started(STEP, "not built yet")
+        console.progress(1, 2, "building")
+        clock.now += EVERY_S
+        console.progress(2, None, "building")
+        console.summary(exit_code=0, use={"ort": "int8"})
+    events = [json.loads(line) for line in screen.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["started", "progress", "summary"]
+    assert events[1] == {
+        "event": "progress",
+        "name": "ort/int8",
+        "done": 2,
+        "total": None,
+        "what": "building",
+    }
+    assert events[2] == {"event": "summary", "exit_code": 0, "use": {"ort": "int8"}}
