@@ -385,5 +385,3 @@ def test_every_key_has_a_description() -> None:
     ]
     assert all(section.get("description") for section in sections.values())
     assert without == []
-
-
