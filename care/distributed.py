@@ -205,8 +205,9 @@ def _meet(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """A name that is known to the processes that are alive now, and to no earlier ones.
 
     torchrun keeps its store when it starts processes anew. What those before them left there, such
-    as addresses, is found by the new ones, who then wait for each other in vain. So the main process answers each of the others, by a number of its own, with the
-    name under which everything else is kept.
+    as addresses, is found by the new ones, who then wait for each other in vain. So the
+    main process answers each of the others, by a number of its own, with the name under which
+    everything else is kept.
 
     Raises:
         RuntimeError: One did not come in time.
