@@ -73,8 +73,8 @@ def _is_known(row: Row, cost: str) -> bool:
 
 
 def _beats(other: Row, row: Row, cost: str) -> bool:
-    no_worse = other["top1"] >= row["top1"] and other[cost] <= row[cost]
-    return no_worse and (other["top1"] > row["top1"] or other[cost] < row[cost])
+    no_worse: bool = other["top1"] >= row["top1"] and other[cost] <= row[cost]
+    return no_worse and bool(other["top1"] > row["top1"] or other[cost] < row[cost])
 
 
 def as_json(rows: Sequence[Row]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import config as configuration
+from pipeline.commands import run
 from pipeline.commands import sweep as command
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.report import sweep, write
@@ -122,7 +123,7 @@ def test_a_sweep_runs_all_and_writes_its_table(
         text = CONFIG.format(name=place.name, output=place.parent)
         (tmp_path / f"{name}.yaml").write_text(text)
     codes = iter([0, 3])
-    monkeypatch.setattr(command.run, "run", lambda *given, **named: next(codes))
+    monkeypatch.setattr(run, "run", lambda *given, **named: next(codes))
     text, code = command.run_all(tmp_path / "sweep.yaml", look="quiet", jobs=1)
     assert code == 3
     assert "sweep.csv" in text
