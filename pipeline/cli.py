@@ -190,12 +190,7 @@ def sweep(ctx: click.Context, file: Path, jobs: int, quiet: bool) -> None:
     """Run several configurations and put all that came of them into one table.
 
     SWEEP.yaml names them: `configurations: [a.yaml, b.yaml]`, relative to itself, and where the
-<<<<<<< HEAD
-    table goes: `output: FOLDER`. The table marks what no other artifact beats, by latency and by
-    size.
-=======
     table goes: `output: FOLDER`. It marks what no other artifact beats, by latency and by size.
->>>>>>> store
     """
     from pipeline.commands import sweep
 
