@@ -31,11 +31,11 @@ def run_all(path: Path, *, look: str, jobs: int) -> tuple[str, int]:
         ArtifactError: Somebody else's files lie where the table goes.
     """
     files, output = read(path)
-    loaded = [(file, configuration.load(file)) for file in files]
+    written = [(file, configuration.read(file)) for file in files]
+    loaded = [(file, each.config) for file, each in written]
     _require_distinct(loaded, path)
     codes = [
-        run.run(config, file, Selection(), look=look, wait_s=0.0, jobs=jobs)
-        for file, config in loaded
+        run.run(each, file, Selection(), look=look, wait_s=0.0, jobs=jobs) for file, each in written
     ]
     rows = sweep.rows_of(Run.read(config.folder / RESULTS_FILE) for _, config in loaded)
     output.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def on_front(row: Row, others: Sequence[Row], cost: str) -> bool:
 
 
 def _is_known(row: Row, cost: str) -> bool:
-    return row["top1"] is not None and row[cost] is not None and not row["failure"]
+    return bool(row["top1"] is not None and row[cost] is not None and not row["failure"])
 
 
 def _beats(other: Row, row: Row, cost: str) -> bool:

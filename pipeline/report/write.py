@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import Config
@@ -18,7 +19,7 @@ from pipeline.scheduler.execute import Outcome
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.stated import MOST_BYTES, Stated
 
-PAGES = {
+PAGES: dict[str, Callable[[Run], str]] = {
     "report.md": markdown_page,
     "report.html": lambda run: html_page(run, flipped(run)),
 }

@@ -76,7 +76,8 @@ def planned(text: str, log: Callable[[str], None]) -> Sequence[Step]:
     def quiet(done: int, total: int | None = None, what: str = "") -> None:
         """Progress is shown by the run alone."""
 
-    return plan(make_context(from_mapping(parse_json(text, "a configuration")), log, quiet))
+    config = from_mapping(parse_json(text, "a configuration")).config
+    return plan(make_context(config, log, quiet))
 
 
 def make(job: Job) -> Made:

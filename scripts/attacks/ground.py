@@ -259,7 +259,8 @@ def _triton(ground: Ground) -> None:
 
 
 def _coreml(ground: Ground) -> None:
-    export_coreml_bench(ground.results.parent, NAME, ground.folder / "bench", precision=None)
+    folder = ground.folder / "bench"
+    export_coreml_bench(ground.results.parent, NAME, folder, target="coreml", precision=None)
 
 
 def by_command(ground: Ground, changed: frozenset[str]) -> None:

@@ -24,7 +24,8 @@ def evaluation(excluded: Groups) -> Outcome:
 
 def run(path: Path, dies_after: int | None = None) -> tuple[frozenset[str], list[Groups]]:
     """A search that keeps its evaluations; what it found, and what it had to evaluate."""
-    kept, made = Kept(path), []
+    kept = Kept(path)
+    made: list[Groups] = []
 
     def evaluate(excluded: Groups) -> Outcome:
         def anew() -> Outcome:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UnavailableError
-from pipeline.core.network import Images
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
@@ -81,13 +80,13 @@ class CoreAITarget(Target):
             f"{len(artifact.network().labels)} labels"
         )
 
-    def fitness(self, artifact: Artifact, images: Images) -> list[dict[str, Any]]:
+    def fitness(self, artifact: Artifact, pictures: Pictures) -> list[dict[str, Any]]:
         """Range of float16 on real images, and what was reported of devices; see `Target`."""
         from pipeline.targets.coreai.fitness import fitness
 
         _require()
         program = check(artifact.folder / MODEL, artifact.network())
-        return [finding.to_dict() for finding in fitness(program, images)]
+        return [finding.to_dict() for finding in fitness(program, pictures.images)]
 
     def missing(self, artifact: Artifact) -> str | None:
         """See `Target.missing`."""

@@ -46,7 +46,8 @@ def test_a_step_begins_its_own_time() -> None:
 
 def test_json_tells_progress_and_ends_with_a_summary() -> None:
     screen, clock = io.StringIO(), Clock()
-    with JsonConsole(screen, clock) as console:
+    console = JsonConsole(screen, clock)
+    with console:
         console.started(STEP, "not built yet")
         console.progress(1, 2, "building")
         clock.now += EVERY_S

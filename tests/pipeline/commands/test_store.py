@@ -44,7 +44,7 @@ def configured(folder: Path, store: Path | None) -> config.Config:
             "targets": {"ort": {"precisions": ["fp32"]}},
             "store": {"address": str(store)} if store else None,
         }
-    )
+    ).config
 
 
 def test_push_and_pull(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_default_that_came_later_changes_no_digest() -> None:
     assert Preprocess.from_dict(ignoring.to_dict()) == ignoring
     assert ignoring.digest() != SPEC.digest()
     with pytest.raises(PreprocessError, match="exif is one of apply, ignore"):
-        dataclasses.replace(SPEC, exif="maybe")
+        dataclasses.replace(SPEC, exif="maybe")  # type: ignore[arg-type]
 
 
 def test_unreadable_metadata_leaves_the_image_alone() -> None:

@@ -205,6 +205,6 @@ def test_progress_is_told_every_fifty_images(
     made.source.data_facts("validation")
     told.clear()
     indices = np.arange(120, dtype=np.int64) % 12
-    write_samples(tmp_path, made, made.source.validation, indices)
+    write_samples(tmp_path, made, made.source.validation, indices, indices)
     assert [done for done, total, _ in told if total == 120] == [0, 50, 100]
     assert np.load(tmp_path / PIXELS).shape == (120, 32, 32, 3)

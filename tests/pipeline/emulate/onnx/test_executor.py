@@ -473,8 +473,8 @@ def test_zero_points_count_unless_they_are_zero(zero: int) -> None:
     ]
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 6]) for n in "xy"]
     stored = [
-        numpy_helper.from_array(np.float32(0.5), "scale"),
-        numpy_helper.from_array(np.uint8(zero), "zero"),
+        numpy_helper.from_array(np.array(0.5, np.float32), "scale"),
+        numpy_helper.from_array(np.array(zero, np.uint8), "zero"),
     ]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])

@@ -30,7 +30,7 @@ MIX = TriedCompression(900, 0.01, {"int8": 4})
         SimplifyFacts(False, "onnxsim crashed", 240, 240, NETWORK),
         CalibrationFacts(512, "ab", ("few images",)),
         FormFacts(NETWORK, "too slow", (ROW,), {"casts": 2}),
-        BuildFacts("trt", "fp16", ("w",), (ROW,), (MIX, MIX), MIX, ("line",), {"library": "x"}),
+        BuildFacts("trt", "fp16", ("w",), (ROW,), (MIX, MIX), MIX, ("line",), (), {"library": "x"}),
     ],
 )
 def test_facts_survive_json(facts: Facts) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.core.network import Images, Network
+from pipeline.core.preprocess import Pictures
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
@@ -81,7 +82,7 @@ def job(
     options: CoreAIOptions | None = None,
     of: Network | None = None,
 ) -> BuildJob:
-    def calibration(count: int) -> Images:
+    def calibration(count: int) -> Pictures:
         raise AssertionError("no precision asks for calibration images")
 
     return BuildJob(
