@@ -356,7 +356,7 @@ def init(file: Path, **wanted: Any) -> None:
 @click.option("--junit", type=PATH, help="Also write it as JUnit XML, for CI.")
 @click.option("--json", "json_file", type=PATH, help="Also write all of it as JSON.")
 @click.pass_context
-def compare(ctx: click.Context, new: Path, baseline: Path, **files: Any) -> None:
+def compare(ctx: click.Context, /, new: Path, baseline: Path, **files: Any) -> None:
     """Compare the results in the folder NEW with others: accuracy image by image, size, versions.
 
     Exit code 1 where the new run is proven to be worse: where the 95 % interval of the paired

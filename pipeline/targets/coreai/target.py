@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UnavailableError
+from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions

@@ -141,7 +141,7 @@ def test_what_contradicts_itself_is_told_at_once(project: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Usage(10, 9, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10, 9, 1000))
     lines = refused(write(project))
     assert any("the decoded images take" in line and "free disk space" in line for line in lines)
 
