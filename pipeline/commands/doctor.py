@@ -12,7 +12,7 @@ from pipeline.targets.registry import TARGETS
 def doctor(target: str | None) -> str:
     """What targets need and what is there."""
     table = Table("target", "needs", "found", "for", box=None)
-    remedies = {}
+    remedies: dict[str, None] = {}
     for name, runtime in TARGETS.items():
         if target in (None, name):
             for need in runtime.requirements():

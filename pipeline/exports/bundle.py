@@ -39,8 +39,9 @@ Built by CARE Deploy. `sha256sum -c SHA256SUMS` tells whether all arrived.
 {artifacts}
 
 `labels.txt` has a class a line, in the order of the logits; `preprocess.json` says how an image
-becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`, the crop
-has `size` pixels a side, values of 0 to 1 lose `mean` and are divided by `std`, channels first.
+becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`,
+the crop has `size` pixels a side, values of 0 to 1 lose `mean` and are divided by `std`,
+channels first.
 
 With ONNX Runtime alone (`image` is float32, 1 x channels x size x size):
 

@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +99,7 @@ def _of(
     return Flipped(artifact.name, len(changed), images)
 
 
-def _array(path: Path) -> npt.NDArray[np.generic] | None:
+def _array(path: Path) -> Any:
     """An array of an artifact; None where it is gone or cannot be read: a picture is no figure."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -237,6 +237,8 @@ PLACES = {
     "care/runs.py:Logbook._append": "appends, in a run's folder",
     "care/runs.py:_write_text": "its own temporary file, then a file of the run's folder",
     "pipeline/exports/bundle.py:write_bundle": "a new file, in a workspace",
+    "calibration/kept.py:Kept._append": "its own file, known by its first line",
+    "calibration/kept.py:Kept.forget": "its own file, known by its first line",
     "pipeline/commands/clean.py:_remove": "what was asked for: whole artifacts and caches of ours",
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/core/files.py:write_atomically": "refuses what is not ours; in a workspace",
