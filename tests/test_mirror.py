@@ -9,7 +9,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ELSEWHERE: dict[str, tuple[str, str]] = {
-    "calibration/judge.py": ("pipeline/targets/tensorrt/test_quantize.py", "it judges such graphs"),
     "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
     "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),
     "pipeline/core/bounds.py": ("pipeline/test_config.py", "bounds of a configuration"),
