@@ -11,8 +11,11 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from calibration.sensitivity import Outcome
+from pipeline.core.errors import ArtifactError
+from pipeline.core.plain import parse_json
 
 MARK = "evaluations of CARE Deploy"
 """First line of the file."""
@@ -54,8 +57,10 @@ class Kept:
             return
         for line in lines:
             # The last line may have been cut off by what ended the search.
-            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-                values = json.loads(line)
+            with contextlib.suppress(
+                ArtifactError, ValueError, TypeError, KeyError, AttributeError
+            ):
+                values: Any = parse_json(line.encode(), "an evaluation")
                 key = values.pop("key")
                 self.known[key] = Outcome(**{k: float(v) for k, v in values.items()})
 

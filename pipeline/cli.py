@@ -580,6 +580,18 @@ def verify_store(ctx: click.Context, config: Path) -> None:
 
 
 @main.command()
+@click.argument("name", type=RESULTS)
+@OUTPUT
+@click.option("--file", type=PATH, help="The archive, a new file; default: NAME.tar.gz.")
+@click.option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
+def bundle(name: str, output: Path, file: Path | None, targets: tuple[str, ...]) -> None:
+    """Pack what the last run of NAME said to use into one archive that travels alone."""
+    from pipeline.commands import export
+
+    show(export.export_bundle(output, name, file, targets=targets))
+
+
+@main.command()
 @click.argument("name", type=RESULTS, required=False)
 @OUTPUT
 @click.option("--set-aside", is_flag=True, help="Also folders that runs set aside: look first.")

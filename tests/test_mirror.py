@@ -9,7 +9,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ELSEWHERE: dict[str, tuple[str, str]] = {
-    "calibration/judge.py": ("pipeline/targets/tensorrt/test_quantize.py", "it judges such graphs"),
     "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
     "care/decoding.py": ("care/test_loaders.py", "how loaders decode"),
     "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),

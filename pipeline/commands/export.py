@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.exports.built import built, exported_network
+from pipeline.report.model import Run
+from pipeline.steps.folders import RESULTS_FILE, results_folders
 
 
 def export_triton(
@@ -55,3 +58,27 @@ def export_golden(
 
     artifact = built(output, name, target, precision)
     return f"wrote {golden.export(artifact, folder)}, the kit of {artifact.name}"
+
+
+def export_bundle(output: Path, name: str, path: Path | None, *, targets: Sequence[str]) -> str:
+    """Write the artifacts that the last run said to use into one archive; returns what was written.
+
+    Args:
+        output: Where results lie.
+        name: Which results.
+        path: The archive; None for NAME.tar.gz.
+        targets: These targets; empty for all that the run chose something of.
+
+    Raises:
+        InputError: There is no such artifact, or the archive is there already.
+        ArtifactError: Something is not what was stated.
+    """
+    from pipeline.exports.bundle import write_bundle
+
+    run = Run.read(results_folders(output, name)[0] / RESULTS_FILE)
+    chosen = [t for t, choice in run.choice.items() if choice.precision is not None]
+    artifacts = [built(output, name, target, None) for target in targets or chosen]
+    place = path or Path(f"{name}.tar.gz")
+    written = write_bundle(artifacts, exported_network(output, name), name, place)
+    names = ", ".join(artifact.name for artifact in artifacts)
+    return f"wrote {written} ({written.stat().st_size / 1e6:.2f} MB): {names}"

@@ -19,9 +19,14 @@ from pipeline.scheduler.execute import Outcome
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.stated import MOST_BYTES, Stated
 
+
+def _html_with_images(run: Run) -> str:
+    return html_page(run, flipped(run))
+
+
 PAGES: dict[str, Callable[[Run], str]] = {
     "report.md": markdown_page,
-    "report.html": lambda run: html_page(run, flipped(run)),
+    "report.html": _html_with_images,
 }
 
 

@@ -1,0 +1,142 @@
+"""Built artifacts as one archive that travels alone: what a colleague needs to run them.
+
+    NAME/README.md          how to run each with its runtime alone, in twenty lines
+         SHA256SUMS         of every file, as `sha256sum -c` takes it
+         manifest.json      which artifacts, with their digests, seals and versions
+         labels.txt         a class a line, in the order of the logits
+         preprocess.json    how an image becomes the network's input
+         LICENSE            of the program that built them
+         TARGET/PRECISION/  the artifact, whole, with its artifact.json
+
+Equal artifacts give equal bytes: times and owners of files are left out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.files import read_regular
+from pipeline.core.network import Network
+from pipeline.core.replacing import Whose, cannot_write, put, workspace
+from pipeline.steps.artifact import MANIFEST, Artifact
+
+_MOST = 8 * 2**30
+"""Bytes of one file of an artifact."""
+
+README = """\
+# {name}
+
+Built by CARE Deploy. `sha256sum -c SHA256SUMS` tells whether all arrived.
+
+{artifacts}
+
+`labels.txt` has a class a line, in the order of the logits; `preprocess.json` says how an image
+becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`,
+the crop has `size` pixels a side, values of 0 to 1 lose `mean` and are divided by `std`,
+channels first.
+
+With ONNX Runtime alone (`image` is float32, 1 x channels x size x size):
+
+    session = onnxruntime.InferenceSession("ort/PRECISION/model.onnx")
+    logits = session.run(None, {{"image": image}})[0]
+
+A Core ML package takes an image and answers with class names: add it to an app with Xcode. An
+engine of TensorRT is opened by the version of the library that `manifest.json` names. With CARE
+Deploy installed, each of them answers by itself:
+
+    care-deploy predict photo.jpg --artifact TARGET/PRECISION
+
+The weights have the licence of whoever trained them; LICENSE is that of the program.
+"""
+
+
+def write_bundle(artifacts: Sequence[Artifact], network: Network, name: str, path: Path) -> Path:
+    """Write an archive.
+
+    Args:
+        artifacts: Which, verified; at least one.
+        network: Labels and preprocessing.
+        name: The folder in the archive.
+        path: Where, such as "NAME.tar.gz"; a file that is there stays.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: There is no artifact, or the file is there already.
+        ArtifactError: An artifact has changed meanwhile, or the file cannot be written.
+    """
+    if not artifacts:
+        raise InputError(f"nothing of {name} is chosen to ship: build it, or name --target")
+    if path.exists():
+        raise InputError(f"{path} is there already: name another file, or remove it first")
+    files = dict(_files(artifacts, network, name))
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {file}\n" for file, data in files.items())
+    files["SHA256SUMS"] = sums.encode()
+    try:
+        with workspace(path) as new:
+            new.write_bytes(_archive(files, name))
+            put(new, path, Whose.FREE)
+    except OSError as error:
+        raise ArtifactError(cannot_write(path, error)) from error
+    return path
+
+
+def _files(
+    artifacts: Sequence[Artifact], network: Network, name: str
+) -> Iterator[tuple[str, bytes]]:
+    lines = "\n".join(
+        f"- `{artifact.name}`, {artifact.size / 1e6:.2f} MB" for artifact in artifacts
+    )
+    stated = [
+        {"name": a.name, "digest": a.digest, "seal": a.seal, "tools": dict(a.tools)}
+        for a in artifacts
+    ]
+    yield "README.md", README.format(name=name, artifacts=lines).encode()
+    yield (
+        "manifest.json",
+        (json.dumps({"name": name, "artifacts": stated}, indent=1) + "\n").encode(),
+    )
+    yield "labels.txt", "".join(f"{label}\n" for label in network.labels).encode()
+    yield "preprocess.json", (json.dumps(dict(network.preprocess), indent=1) + "\n").encode()
+    yield "LICENSE", _licence().encode()
+    for artifact in artifacts:
+        for file, record in sorted(artifact.files.items()):
+            data = read_regular(artifact.folder / file, _MOST)
+            if hashlib.sha256(data).hexdigest() != record.sha256:
+                raise ArtifactError(f"{artifact.folder / file} has changed: run again")
+            yield f"{artifact.name}/{file}", data
+        yield f"{artifact.name}/{MANIFEST}", read_regular(artifact.folder / MANIFEST, _MOST)
+
+
+def _licence() -> str:
+    """The text of the program's licence: of its distribution, or of its sources."""
+    beside = Path(__file__).parents[2] / "LICENSE"
+    if beside.is_file():
+        return beside.read_text()
+    for file in metadata.files("care-deploy") or ():
+        if file.name == "LICENSE":
+            return file.read_text()
+    return "Apache-2.0\n"
+
+
+def _archive(files: dict[str, bytes], name: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without a time in gzip's header: equal content is equal bytes.
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        for file, data in sorted(files.items()):
+            member = tarfile.TarInfo(f"{name}/{file}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()

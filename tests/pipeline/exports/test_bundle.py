@@ -1,0 +1,76 @@
+"""An archive that travels alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import ArtifactError, InputError
+from pipeline.core.network import Network
+from pipeline.exports.bundle import write_bundle
+from pipeline.steps.artifact import Artifact
+from tests.pipeline.report.making import Maker, configured
+
+NETWORK = Network("net", ("cat", "dog"), (3, 8, 8), {"size": 8, "crop": 0.9})
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> list[Artifact]:
+    make = Maker(configured(tmp_path))
+    return [make.make(name, {"images": 1}) for name in ("ort/fp32", "trt/fp16")]
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "net"
+
+
+def test_all_that_is_needed_is_in_it_and_its_sums_hold(
+    artifacts: list[Artifact], tmp_path: Path
+) -> None:
+    path = write_bundle(artifacts, NETWORK, "net", tmp_path / "net.tar.gz")
+    there = unpacked(path, tmp_path / "there")
+    assert (there / "labels.txt").read_text() == "cat\ndog\n"
+    assert json.loads((there / "preprocess.json").read_text()) == {"size": 8, "crop": 0.9}
+    assert "Apache" in (there / "LICENSE").read_text()
+    assert "`ort/fp32`, 0.02 MB" in (there / "README.md").read_text()
+    sums = dict(line.split("  ")[::-1] for line in (there / "SHA256SUMS").read_text().splitlines())
+    files = {f.relative_to(there).as_posix() for f in there.rglob("*") if f.is_file()}
+    assert set(sums) == files - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((there / name).read_bytes()).hexdigest() == digest
+    # Each artifact is whole where it arrives.
+    for artifact in artifacts:
+        arrived = Artifact.read(there / artifact.name)
+        arrived.verify()
+        assert arrived.seal == artifact.seal
+    stated = json.loads((there / "manifest.json").read_text())["artifacts"]
+    assert [each["seal"] for each in stated] == [artifact.seal for artifact in artifacts]
+
+
+def test_equal_artifacts_give_equal_bytes(artifacts: list[Artifact], tmp_path: Path) -> None:
+    first, second = (
+        write_bundle(artifacts, NETWORK, "net", tmp_path / name).read_bytes() for name in "ab"
+    )
+    assert first == second
+
+
+def test_a_file_that_is_there_stays(artifacts: list[Artifact], tmp_path: Path) -> None:
+    (tmp_path / "net.tar.gz").write_text("precious")
+    with pytest.raises(InputError, match="is there already"):
+        write_bundle(artifacts, NETWORK, "net", tmp_path / "net.tar.gz")
+    assert (tmp_path / "net.tar.gz").read_text() == "precious"
+
+
+def test_what_changed_meanwhile_does_not_leave(artifacts: list[Artifact], tmp_path: Path) -> None:
+    (artifacts[0].folder / "model.bin").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match="has changed"):
+        write_bundle(artifacts, NETWORK, "net", tmp_path / "net.tar.gz")
+    assert not (tmp_path / "net.tar.gz").exists()
+    with pytest.raises(InputError, match="nothing of net is chosen"):
+        write_bundle([], NETWORK, "net", tmp_path / "net.tar.gz")
