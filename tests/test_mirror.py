@@ -47,6 +47,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "what one stage wrote the others read",
     ),
     "pipeline/stages/*.py": ("pipeline/stages/test_keys.py", "steps of a whole run"),
+    "pipeline/steps/facts/golden.py": ("pipeline/stages/test_golden.py", "what the kit expects"),
     "pipeline/steps/folders.py": ("pipeline/scheduler/test_execute.py", "locks of a run"),
     "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
     "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
