@@ -56,6 +56,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "what one stage wrote the others read",
     ),
     "pipeline/stages/*.py": ("pipeline/stages/test_keys.py", "steps of a whole run"),
+    "pipeline/steps/facts/golden.py": ("pipeline/stages/test_golden.py", "what the kit expects"),
     "pipeline/steps/folders.py": ("pipeline/scheduler/test_execute.py", "locks of a run"),
     "pipeline/store/{entries,objects}.py": (
         "pipeline/store/test_shared.py",

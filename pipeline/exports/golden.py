@@ -105,6 +105,8 @@ def kit_of(artifact: Artifact) -> Kit | str:
         return f"{name} is of an earlier build of {artifact.name}: {again}"
     if "validate/golden" not in stated:
         return f"{name} is of an earlier version: {again}"
+    if not library.stated.of(name):
+        return f"nothing states the seal of {name}: {again}, which writes results.json"
     validated = library.require_whole(name)
     facts = ValidationFacts.from_facts(validated.facts, name)
     if facts.golden is None:
