@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[1]
 
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
-    "care/decoding.py": ("care/test_loaders.py", "how loaders decode"),
     "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),
     "pipeline/core/bounds.py": ("pipeline/test_config.py", "bounds of a configuration"),
     "care/{boards,job,meters,progress,runs,summary}.py": (
@@ -40,11 +39,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/graphs/pairs.py": ("pipeline/targets/ort/test_quantize.py", "one of its two users"),
     "pipeline/graphs/qdq.py": ("pipeline/targets/tensorrt/test_quantize.py", "its only user"),
     "pipeline/graphs/qdq_ort.py": ("pipeline/targets/ort/test_quantize.py", "its only user"),
-    "pipeline/report/cpu_classes.py": (
-        "pipeline/targets/ort/test_as_cpu.py",
-        "what is told of them",
-    ),
-    "pipeline/steps/facts/cpu_class.py": ("pipeline/targets/ort/test_as_cpu.py", "and kept"),
     "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),
     "pipeline/scheduler/processes.py": (
         "pipeline/scheduler/test_side_by_side.py",

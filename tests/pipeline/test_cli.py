@@ -21,6 +21,7 @@ from pipeline.cli import main
 from pipeline.core import machine
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
+from pipeline.steps.facts.bench import Measured
 from tests.pipeline.steps.making import other_content, other_fact
 
 ROOT = Path(__file__).parents[2]
@@ -261,14 +262,21 @@ def test_a_run_mends_damage(copied: tuple[Path, Path]) -> None:
     assert_built_as(before, folder)
 
 
-def test_a_gate_that_does_not_hold_is_exit_code_1(copied: tuple[Path, Path]) -> None:
+def test_a_gate_that_does_not_hold_is_exit_code_1(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = copied
     edit(path, "max_top1_drop: 0.05", "max_latency_ms: 0.000001")
-    result = process("run", str(path), "--quiet")
-    assert result.returncode == 1
-    assert "gate failed: ort/fp32: latency in ms" in result.stdout
+    # A few calls on a busy machine decide nothing.
+    result = invoke("run", str(path), "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "latency is not to be trusted" in result.output
+    monkeypatch.setattr(Measured, "doubt", lambda self, runner: "")
+    result = invoke("run", str(path), "--quiet")
+    assert result.exit_code == 1
+    assert "gate failed: ort/fp32: latency in ms" in result.output
     # Nothing had to run again for it.
-    assert "trt/fp16: latency" not in result.stdout
+    assert "trt/fp16: latency" not in result.output
 
 
 def test_a_run_of_one_stage_claims_no_more(copied: tuple[Path, Path], tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pipeline.core.network import Images, Network
-from pipeline.core.preprocess import Pictures
+from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
@@ -73,6 +74,12 @@ def network(size: int = 16, **changes: Any) -> Network:
 def images(count: int = 6, size: int = 16) -> Images:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, size, size, generator=generator).numpy()
+
+
+def pictures(count: int = 6, size: int = 16) -> Pictures:
+    rng = np.random.default_rng(1)
+    half = Preprocess(size, 1.0, "bicubic", (0.5,) * 3, (0.25,) * 3)
+    return Pictures(rng.integers(0, 256, (count, size, size, 3), np.uint8), half)
 
 
 def job(

@@ -26,7 +26,7 @@ from pipeline.targets.coreai.package import MODEL, metadata
 from pipeline.targets.coreai.program import read
 from pipeline.targets.coreai.target import INSTALL, CoreAITarget
 
-from .conftest import LABELS, Build, Tiny, images, job, made, needs_coreai, network
+from .conftest import LABELS, Build, Tiny, images, job, made, needs_coreai, network, pictures
 
 pytestmark = needs_coreai
 TARGET = CoreAITarget()
@@ -156,7 +156,7 @@ def test_inspect_loads_it_by_apples_runtime(build: Build) -> None:
 
 
 def test_fitness_on_images(build: Build) -> None:
-    rows = TARGET.fitness(build(), images())
+    rows = TARGET.fitness(build(), pictures())
     assert {"operations", "range", "float16 by default"} <= {row["check"] for row in rows}
 
 
