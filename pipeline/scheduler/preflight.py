@@ -13,6 +13,7 @@ import io
 import itertools
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -298,8 +299,12 @@ def _unknown_name(stated: str) -> Problems:
 
 
 def known_names() -> set[str]:
-    """Names of networks, out of the sources of timm and of this project: nothing is imported."""
-    names: set[str] = set()
+    """Names of networks, out of the sources of timm and of this project: nothing is imported.
+
+    A program that calls us may have registered more with timm.
+    """
+    loaded = sys.modules.get("timm")
+    names: set[str] = set() if loaded is None else set(loaded.list_models())
     for file in itertools.chain(_sources("timm", "models"), _sources("care")):
         names.update(_REGISTERED.findall(file.read_text("utf-8", "replace")))
     return names

@@ -92,15 +92,15 @@ def metadata(package: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: It cannot be read, or is not one of ours.
     """
-    values = read_json(package / METADATA, ArtifactError, _MOST_METADATA)
     try:
+        values = read_json(package / METADATA, ArtifactError, _MOST_METADATA)
         entries = values.get("creatorDefinedMetadata", {})
         own = {
             key.removeprefix(f"{_OWN}."): value
             for key, value in entries.items()
             if key.startswith(f"{_OWN}.")
         }
-    except AttributeError as error:
+    except (ArtifactError, AttributeError) as error:
         raise ArtifactError(f"{package / METADATA} is damaged ({error}): build it again") from error
     if not own:
         raise ArtifactError(f"{package} was not built by this program: it names no labels")

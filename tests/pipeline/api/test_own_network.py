@@ -103,9 +103,8 @@ def test_control_flow_on_values_is_explained(settings: dict[str, Any]) -> None:
 
 def test_a_head_of_another_size_is_refused(settings: dict[str, Any]) -> None:
     settings["model"] = {**settings["model"], "kwargs": {"classes": 3}}
-    ended = Ended()
-    pipeline.run(settings, only=("export",), observer=ended)
-    assert "gives 1x3 for an image, not 10 logits" in ended.results["export"].why
+    with pytest.raises(ConfigError, match="gives 1x3 for an image, not 10 logits"):
+        pipeline.run(settings, only=("export",))
 
 
 @pytest.mark.parametrize(

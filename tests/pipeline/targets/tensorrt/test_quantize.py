@@ -97,7 +97,7 @@ def test_blocks_that_lose_too_much_stay_in_float16(
 
     monkeypatch.setattr(judge.Judge, "__call__", verdict)
     monkeypatch.setattr(judge.Judge, "baseline", Outcome(1.0, 1.0, 0.0), raising=False)
-    monkeypatch.setattr(judge.Judge, "__init__", lambda self, *a: setattr(self, "count", 1000))
+    monkeypatch.setattr(judge.Judge, "__init__", lambda self, *a, **k: setattr(self, "count", 1000))
     model, facts = convert(small_graph(), "int8-trt", max_top1_drop=0.003)
     assert facts["sensitivity"]["excluded"] == [culprit]
     assert facts["float16_layers"] == ["depthwise"]
