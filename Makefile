@@ -27,6 +27,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak
 	$(BIN)/python scripts/kill_and_continue.py --kills 20
 	$(BIN)/python scripts/kill_training.py --kills 30
 	$(BIN)/python scripts/kill_training.py --kills 30 --processes 2

@@ -11,7 +11,7 @@ import torch
 from care.history import write_sealed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_training_ends_like_one_that_was_not() -> None:
     """A small version of what the script does at length, with both kinds of signals."""
     for more in ([], ["--signals"]):
