@@ -257,8 +257,9 @@ def test_a_run_mends_damage(copied: tuple[Path, Path]) -> None:
     before = artifacts(folder)
     flip(folder / "trt/fp16/model.engine", 10)
     assert planned(path, "--only", "build") == {"trt/fp16"}
-    assert process("run", str(path), "--only", "build", "--quiet").returncode == 0
-    assert planned(path, "--only", "build") == set()
+    # The whole run: an engine of other bytes, as another process layout gives, is judged anew.
+    assert process("run", str(path), "--quiet").returncode == 0
+    assert planned(path) == set()
     assert_built_as(before, folder)
 
 
