@@ -57,6 +57,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "what a run does with a store",
     ),
     "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
+    "pipeline/targets/findings.py": ("pipeline/targets/coreml/test_diff.py", "what checks find"),
     "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
     "pipeline/targets/coreml/measured.py": (
         "pipeline/targets/coreml/test_results.py",

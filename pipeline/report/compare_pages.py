@@ -15,7 +15,7 @@ from pipeline.core.screen import styled
 from pipeline.core.words import printable
 from pipeline.report.compare import NOT_INTERLEAVED, Compared, Pair
 from pipeline.report.gallery import thumbnail
-from pipeline.report.html import TEMPLATES
+from pipeline.report.html import template
 from pipeline.report.terminal import render
 
 MARK = "CARE Deploy comparison"
@@ -69,21 +69,11 @@ def html(compared: Compared, pixels: npt.NDArray[np.uint8] | None) -> str:
         compared: The two runs.
         pixels: The validation images, (images, height, width, channels), for thumbnails.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     rows = [
         {"pair": pair, "cells": _cells(pair), "images": list(_thumbnails(pair, pixels))}
         for pair in compared.pairs
     ]
-    return environment.get_template("compare.html.j2").render(
+    return template("compare.html.j2").render(
         mark=MARK, compared=compared, rows=rows, notes=list(_notes(compared)), most=MOST_SHOWN
     )
 

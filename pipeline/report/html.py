@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core import plots
 from pipeline.core.figures import RangeRow, State
@@ -20,6 +20,9 @@ from pipeline.report import charts, cpu_classes, facts, overview, provenance, vi
 from pipeline.report.gallery import Flipped
 from pipeline.report.model import Part, Run
 from pipeline.steps.facts.bench import Measured
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,6 +34,11 @@ def page(run: Run, flipped: Sequence[Flipped] = ()) -> str:
         run: What it tells of.
         flipped: Images that artifacts answer otherwise than PyTorch.
     """
+    return template("report.html.j2").render(_content(run), flipped=flipped)
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's layout, by the name of its file: all text in it is escaped."""
     import jinja2  # here, so that the command line answers without it
 
     environment = jinja2.Environment(
@@ -41,7 +49,7 @@ def page(run: Run, flipped: Sequence[Flipped] = ()) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(_content(run), flipped=flipped)
+    return environment.get_template(name)
 
 
 def _content(run: Run) -> dict[str, Any]:

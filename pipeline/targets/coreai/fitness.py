@@ -7,13 +7,10 @@ are of what people reported: wrong numbers without an error, which no runtime on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 from pipeline.core.network import Images
 from pipeline.targets.coreai.program import Graph, Operation, Program
-
-Level = Literal["fine", "advice", "problem"]
+from pipeline.targets.findings import Finding, Level
 
 _REPORTS = "https://github.com/apple/coreai-torch/issues"
 _SELECTS = {"argmax", "argsort", "gather_along_axis", "gather_nd", "sort"}
@@ -21,29 +18,6 @@ _HARD = {"minimum", "hardswish", "hard_sigmoid", "hardsigmoid"}
 _PRODUCTS = {"batch_matmul"}
 _FLOAT16_LIMIT = 65504.0
 _HEADROOM = 8
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        check: Its name.
-        level: "problem" if numbers leave their range, "advice" if a device has to be asked.
-        found: What there is, in a few words.
-        advice: What to do; "" where nothing is to be done.
-        where: Some of the operations in question.
-    """
-
-    check: str
-    level: Level
-    found: str
-    advice: str = ""
-    where: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def fitness(program: Program, images: Images | None = None) -> list[Finding]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from pipeline.core.network import Pixels
+from pipeline.targets.findings import Finding
 
 if TYPE_CHECKING:
     from pipeline.emulate.mil.program import Operation, Program
 
-Level = Literal["fine", "advice", "problem"]
 
 _MOVES = ("transpose", "reshape", "expand_dims", "squeeze", "pixel_shuffle", "space_to_depth")
 _LARGE = 2**16
@@ -46,29 +45,6 @@ _ELSEWHERE = {
 
 _ALIGNED = 64
 """Bytes to which the last axis of a tensor is padded."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        check: Its name.
-        level: "problem" if operations leave the Neural Engine or numbers leave their range.
-        found: What there is, in a few words.
-        advice: What to do; "" where nothing is to be done.
-        where: Some of the operations or tensors in question.
-    """
-
-    check: str
-    level: Level
-    found: str
-    advice: str = ""
-    where: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def fitness(package: Path, pixels: Pixels | None = None) -> list[Finding]:

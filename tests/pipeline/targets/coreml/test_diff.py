@@ -15,10 +15,11 @@ from pipeline.core.preprocess import Pictures
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.diff import by_module, diff, diff_package, jump
-from pipeline.targets.coreml.fitness import Finding, fitness
+from pipeline.targets.coreml.fitness import fitness
 from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.verify import probes
+from pipeline.targets.findings import Finding
 
 Build = Callable[..., Artifact]
 
