@@ -6,6 +6,7 @@ only where there are enough samples for it; an interval comes from a bootstrap w
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -388,7 +389,15 @@ class Ratio(Plain):
 
 
 def ratio(times: Sequence[float], baseline: Sequence[float], rounds: int = 1000) -> Ratio:
-    """Ratio of the median of `times` to that of `baseline`, with its interval."""
+    """Ratio of the median of `times` to that of `baseline`, with its interval.
+
+    The seed is fixed: what several pages ask of the same calls is computed once.
+    """
+    return _ratio(tuple(times), tuple(baseline), rounds)
+
+
+@functools.lru_cache(maxsize=64)
+def _ratio(times: tuple[float, ...], baseline: tuple[float, ...], rounds: int) -> Ratio:
     a, b = np.asarray(times, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     rng = np.random.default_rng(0)
     resampled = _resampled_medians(a, rounds, rng) / _resampled_medians(b, rounds, rng)
