@@ -108,7 +108,7 @@ class GpuRunner(Runner):
     def engine_times(self, batch: int, calls: int) -> list[float]:
         """Time the engine alone, call after call without waiting, as `trtexec` does.
 
-        The input is what the last call left on the GPU.
+        The input is what the last call left on the GPU, zeros before the first.
 
         Args:
             batch: Batch size.
@@ -184,6 +184,8 @@ class GpuRunner(Runner):
         on_gpu = f"cuda:{cuda.DEVICE}"
         self._gpu_images = torch.empty(*images, dtype=torch.float32, device=on_gpu)
         self._gpu_logits = torch.empty(*logits, dtype=torch.float32, device=on_gpu)
+        # A batch size's first call runs before any image lies there: not on what others left.
+        self._gpu_images.zero_()
         self._session.bind(self._gpu_images.data_ptr(), self._gpu_logits.data_ptr())
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
         self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2 * _QUEUED)]

@@ -194,6 +194,12 @@ class FakeTensor:
         assert self.storage.place != "gpu", "torch shows no array of what lies on a GPU"
         return self.tensor.numpy()
 
+    def zero_(self) -> FakeTensor:
+        assert self.gpu.current is not None, "the memory is filled in the runner's own stream"
+        self.gpu.enter("zero")
+        self.tensor.zero_()
+        return self
+
     def copy_(self, source: FakeTensor, non_blocking: bool = False) -> FakeTensor:
         places = (source.storage.place, self.storage.place)
         assert set(places) == {"pinned", "gpu"}, "an asynchronous copy needs page-locked memory"
@@ -329,7 +335,7 @@ class FakeGpu:
         assert device in (None, "cuda:0")
         place = "gpu" if device else "pinned" if pin_memory else "host"
         self.enter(f"empty {place}")
-        tensor = torch.empty(*size, dtype=dtype)
+        tensor = torch.full(size, torch.nan, dtype=dtype)  # as what others left: not to be used
         storage = Storage(place, tensor.nbytes)
         if place != "host":
             self.alive.add(storage)
@@ -518,6 +524,7 @@ class FakeContext:
         def work() -> None:
             size = 4 * batch * int(np.prod(library.image))
             images = np.frombuffer(ctypes.string_at(source, size), np.float32)
+            assert np.isfinite(images).all(), "the engine read memory that nobody filled"
             sums = images.reshape(batch, -1).sum(1)
             logits = np.stack([sums * (k + 1) for k in range(library.classes)], 1).astype(
                 np.float32
