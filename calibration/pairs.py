@@ -83,8 +83,25 @@ def safe_weights(weight: Floats, found: Quantization) -> tuple[Quantization, Sto
         The scales, and the stored values in the shape of the weight.
     """
     axis = found.axis or 0
-    scale, stored = found.scale.copy(), found.quantize(weight)
-    best = np.where(excess(stored, axis).any(1), np.inf, -np.inf)
+    stored = found.quantize(weight)
+    unsafe = np.flatnonzero(excess(stored, axis).any(1))
+    if not len(unsafe):
+        return found, stored
+    channels = replace(found, scale=found.scale[unsafe], zero_point=found.zero_point[unsafe])
+    scale, values = _best_safe(weight.take(unsafe, axis), channels)
+    scales = found.scale.copy()
+    scales[unsafe] = scale
+    np.moveaxis(stored, axis, 0)[unsafe] = np.moveaxis(values, axis, 0)
+    return replace(found, scale=scales), stored
+
+
+def _best_safe(weight: Floats, found: Quantization) -> tuple[npt.NDArray[np.float32], Stored]:
+    """Scales and stored values of channels that are not safe with the scales that were found."""
+    axis = found.axis or 0
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    scale, stored = found.scale, found.quantize(weight)
+    best = np.full(len(scale), np.inf)
     for factor in np.linspace(1, 2, STEPS):
         tried = replace(found, scale=(found.scale * factor).astype(np.float32))
         values = _cut(tried.quantize(weight), axis)
@@ -92,10 +109,8 @@ def safe_weights(weight: Floats, found: Quantization) -> tuple[Quantization, Sto
         better = error < best
         best = np.where(better, error, best)
         scale = np.where(better, tried.scale, scale)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
         stored = np.where(better.reshape(shape), values, stored)
-    return replace(found, scale=scale.astype(np.float32)), stored
+    return scale, stored
 
 
 def _cut(stored: Stored, axis: int) -> Stored:

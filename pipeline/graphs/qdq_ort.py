@@ -7,6 +7,7 @@ reads signed activations and leaves outputs and biases alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -92,11 +93,40 @@ def _kind(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> Kind | 
     return None
 
 
+class StoredWeights:
+    """Weights in 8 bits, each computed once.
+
+    A search makes dozens of graphs of one network; finding safe weights is most of what each costs.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[object, tuple[Quantization, npt.NDArray[np.int8]]] = {}
+
+    def __call__(
+        self, weight: npt.NDArray[np.float32], axis: int, *, safe: bool
+    ) -> tuple[Quantization, npt.NDArray[np.int8]]:
+        """Scales and stored values of a weight.
+
+        Args:
+            weight: Of a layer.
+            axis: Axis of its output channels.
+            safe: No activations shall make its products saturate, see `calibration.pairs`.
+        """
+        content = hashlib.sha256(np.ascontiguousarray(weight)).digest()
+        key = (content, weight.shape, axis, safe)
+        if key not in self._known:
+            found = weight_quantization(weight, axis, WEIGHTS_INT8)
+            stored = safe_weights(weight, found) if safe else (found, found.quantize(weight))
+            self._known[key] = stored
+        return self._known[key]
+
+
 def insert_pairs(
     source: onnx.ModelProto,
     ranges: Mapping[str, Range],
     chosen: Sequence[Candidate],
     safe: Collection[str] = frozenset(),
+    weights: StoredWeights | None = None,
 ) -> onnx.ModelProto:
     """Make a graph with some nodes in 8 bits.
 
@@ -106,8 +136,9 @@ def insert_pairs(
         chosen: Which nodes, in the order of the graph.
         safe: Outputs of layers whose weights no activations shall make saturate, see
             `calibration.pairs`.
+        weights: Those that other graphs of the same network had already, and now this one's too.
     """
-    return _Insertion(source, ranges, chosen, safe).run()
+    return _Insertion(source, ranges, chosen, safe, weights or StoredWeights()).run()
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
@@ -132,8 +163,9 @@ class _Insertion:
         ranges: Mapping[str, Range],
         chosen: Sequence[Candidate],
         safe: Collection[str],
+        weights: StoredWeights,
     ) -> None:
-        self.safe = safe
+        self.safe, self.weights = safe, weights
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source)
         graph = self.model.graph
@@ -192,10 +224,8 @@ class _Insertion:
         """Store a layer's weight in 8 bits and its bias in 32; returns what reads them back."""
         axis = 0 if kind is not Kind.LINEAR or attribute(node, "transB", 0) else 1
         source = node.input[1]
-        found = weight_quantization(self.constants[source], axis, WEIGHTS_INT8)
-        stored = found.quantize(self.constants[source])
-        if kind is not Kind.DEPTHWISE and node.output[0] in self.safe:
-            found, stored = safe_weights(self.constants[source], found)
+        safe = kind is not Kind.DEPTHWISE and node.output[0] in self.safe
+        found, stored = self.weights(self.constants[source], axis, safe=safe)
         # A weight can be read by several layers; its bias scale depends on the activation.
         name = f"{source}_of_{node.output[0]}"
         made = [self._constant(name, stored, found)]

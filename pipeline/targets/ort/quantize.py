@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pipeline.core.figures import Ratio
     from pipeline.core.network import Images, Logits
     from pipeline.graphs.gelu_int8 import GeluFit
-    from pipeline.graphs.qdq_ort import Candidate, Kind
+    from pipeline.graphs.qdq_ort import Candidate, Kind, StoredWeights
     from pipeline.targets.ort.certificate import Certificate
     from pipeline.targets.ort.tune import Choice
 
@@ -176,6 +176,7 @@ class _Variant:
         model: The graph.
         table: Ranges of its activations.
         equalized: Channels were equalized between layers.
+        weights: Those that are stored in 8 bits already, for all variants.
         errors: What is subtracted from the biases of quantized layers, by output of the layer.
         histograms: What calibration saw of every tensor.
         gelus: How GELUs are computed in 8 bits, by output; the others stay exact.
@@ -185,6 +186,7 @@ class _Variant:
     model: onnx.ModelProto
     table: Table
     equalized: bool
+    weights: StoredWeights
     errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     gelus: Mapping[str, GeluFit] = field(default_factory=dict)
@@ -215,7 +217,7 @@ class _Variant:
         outputs = {name for c in chosen for name in self.model.graph.node[c.index].output}
         errors = {name: error for name, error in self.errors.items() if name in outputs}
         model = fold(self.model, errors) if errors else self.model
-        made = insert_pairs(model, self.table.ranges, chosen, self.safe)
+        made = insert_pairs(model, self.table.ranges, chosen, self.safe, self.weights)
         return replace_gelus(made, self.gelus) if self.gelus else made
 
 
@@ -239,6 +241,7 @@ class _Work:
         from calibration.judge import Judge
         from calibration.kept import Kept
         from calibration.ranges import method_named
+        from pipeline.graphs.qdq_ort import StoredWeights
 
         self.job, self.images, self.prepared = job, images, prepared
         self.method = method_named(str(job.options.get("method", "mse")))
@@ -246,6 +249,7 @@ class _Work:
         self.gelu = str(job.options.get("gelu", "auto"))
         kept = Kept(job.evaluations)
         self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime, kept)
+        self.weights = StoredWeights()
         self.log_of_variants: dict[str, dict[str, float]] = {}
 
     def best_variant(self) -> _Variant:
@@ -281,6 +285,7 @@ class _Work:
             model,
             table,
             equalized,
+            self.weights,
             histograms=histograms,
             safe=safe if self.cpus == "any" else frozenset(),
         )

@@ -13,10 +13,17 @@ import pytest
 from onnx import helper, numpy_helper
 
 from calibration import judge
+from calibration.pairs import safe_weights
 from calibration.ranges import Range
 from pipeline.core.errors import ConfigError
 from pipeline.core.figures import Ratio
-from pipeline.graphs.qdq_ort import Kind, activations, candidates_of, insert_pairs
+from pipeline.graphs.qdq_ort import (
+    Kind,
+    StoredWeights,
+    activations,
+    candidates_of,
+    insert_pairs,
+)
 from pipeline.targets.ort import certificate, quantize
 from pipeline.targets.ort.tune import Choice
 
@@ -104,6 +111,37 @@ def test_names_of_layers_outputs_stay(small_graph: Callable[..., onnx.ModelProto
 def test_nothing_chosen_changes_nothing(small_graph: Callable[..., onnx.ModelProto]) -> None:
     source = small_graph()
     assert insert_pairs(source, {}, []).graph.node == source.graph.node
+
+
+def test_graphs_of_one_network_store_a_weight_once(
+    small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small_graph()
+    candidates, ranges = candidates_of(source), ranges_of(source)
+    outputs = {name for node in source.graph.node for name in node.output}
+    alone = insert_pairs(source, ranges, candidates, outputs)
+    exact = insert_pairs(source, ranges, candidates)
+
+    calls: list[tuple[int, ...]] = []
+
+    def counted(weight: Any, found: Any) -> Any:
+        calls.append(weight.shape)
+        return safe_weights(weight, found)
+
+    monkeypatch.setattr("pipeline.graphs.qdq_ort.safe_weights", counted)
+    weights = StoredWeights()
+    first = insert_pairs(source, ranges, candidates, outputs, weights)
+    often = len(calls)
+    again = insert_pairs(source, ranges, candidates, outputs, weights)
+    assert 0 < often == len(calls)
+    assert first == again == alone
+    assert insert_pairs(source, ranges, candidates, weights=weights) == exact != alone
+    other = small_graph()
+    weight = next(t for t in other.graph.initializer if t.name == "stem.weight")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
+    assert insert_pairs(other, ranges, candidates, outputs, weights) == insert_pairs(
+        other, ranges, candidates, outputs
+    )
 
 
 def test_parts_of_a_split_have_the_scale_of_the_whole() -> None:
