@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core.balanced import balanced
 from pipeline.core.figures import relative_errors
 from pipeline.core.network import Logits
 from pipeline.core.preprocess import Preprocess
@@ -58,7 +59,7 @@ class GoldenStep(StageStep):
         """Choose the images and write them down."""
         samples = self.samples.artifact()
         labels, preprocess = read_labels(samples), preprocess_of(samples)
-        chosen = choose(labels)
+        chosen = balanced(labels, IMAGES)
         pictures = pictures_at(samples, chosen)
         inputs = _bytes(pictures.images)
         card = make_card(preprocess)
@@ -88,27 +89,6 @@ def _bytes(values: npt.NDArray[np.float32]) -> bytes:
 def _four(values: npt.NDArray[Any]) -> tuple[int, int, int, int]:
     first, second, third, fourth = values.shape
     return first, second, third, fourth
-
-
-def choose(labels: npt.NDArray[np.int64], count: int = IMAGES) -> npt.NDArray[np.int64]:
-    """Images whose classes are as even as can be.
-
-    Args:
-        labels: Classes of all images, (images,).
-        count: How many to choose, at most.
-
-    Returns:
-        Places of the chosen ones, ascending.
-    """
-    ranks = np.empty(len(labels), np.int64)
-    classes, sizes = np.unique(labels, return_counts=True)
-    for name, size in zip(classes, sizes, strict=True):
-        ranks[labels == name] = np.arange(size)
-    # The first image of every class, then the second of each, and so on.
-    order = np.lexsort((labels, ranks))
-    if len(classes) > count:
-        order = order[np.linspace(0, len(classes), count, endpoint=False).astype(np.int64)]
-    return np.sort(order[:count])
 
 
 def make_card(preprocess: Preprocess) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import figures
+from pipeline.core.balanced import balanced
 from pipeline.core.errors import InputError, UnsupportedOperatorError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Numerics, Runner
@@ -43,21 +44,6 @@ class Bound:
 FLOAT32 = Bound(1e-4, 0.0)
 # Usual is 0.002, and 0.008 was seen: the runtime rounds inside of its convolutions, too.
 FLOAT16 = Bound(2e-2, 0.02)
-
-
-def balanced(labels: Labels, count: int) -> npt.NDArray[np.int64]:
-    """Places of so many images, as many of each class as can be, ascending.
-
-    Args:
-        labels: Class of each image, (images,).
-        count: How many; all, if there are fewer.
-    """
-    order = np.argsort(labels, kind="stable")
-    ranks = np.empty(len(labels), np.int64)
-    starts = np.searchsorted(labels[order], labels[order])
-    ranks[order] = np.arange(len(labels)) - starts
-    # The first image of every class, then the second of every class, and so on.
-    return np.sort(np.lexsort((labels, ranks))[:count])
 
 
 class AppleRunner(Runner):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.preprocess import Preprocess
-from pipeline.stages.golden import FLOOR, choose, expected, make_card
+from pipeline.stages.golden import FLOOR, expected, make_card
 from pipeline.steps.facts.golden import GoldenFacts
 
 RIGHT = Preprocess(32, 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)
@@ -16,29 +16,6 @@ def facts(*images: int) -> GoldenFacts:
     count = len(images)
     shape = (count, 3, 8, 8)
     return GoldenFacts(images, (0,) * count, shape, shape, 3, "f" * 64, (8, 8, 3))
-
-
-@pytest.mark.parametrize(
-    ("labels", "counts"),
-    [
-        (np.repeat(np.arange(10), 100), [2] * 6 + [1] * 4),
-        (np.array([0] * 50 + [1] * 3), [13, 3]),
-        (np.array([4, 2, 2]), [2, 1]),
-    ],
-)
-def test_classes_are_as_even_as_can_be(labels: np.ndarray, counts: list[int]) -> None:
-    chosen = choose(labels)
-    assert len(set(chosen.tolist())) == len(chosen)
-    assert (np.diff(chosen) > 0).all()
-    assert np.unique(labels[chosen], return_counts=True)[1].tolist() == counts
-
-
-def test_of_many_classes_some_all_over_are_taken() -> None:
-    labels = np.repeat(np.arange(1000), 2)
-    found = labels[choose(labels)]
-    assert len(np.unique(found)) == 16
-    assert found.min() == 0
-    assert found.max() > 900
 
 
 def test_the_tolerance_is_that_of_the_artifacts_own_error() -> None:

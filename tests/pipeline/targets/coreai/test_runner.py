@@ -10,24 +10,11 @@ import pytest
 from pipeline.core.errors import InputError, UnsupportedOperatorError
 from pipeline.targets.coreai import runner as module
 from pipeline.targets.coreai.package import MODEL
-from pipeline.targets.coreai.runner import APPLE, FLOAT16, AppleRunner, JudgedRunner, balanced
+from pipeline.targets.coreai.runner import APPLE, FLOAT16, AppleRunner, JudgedRunner
 
 from .conftest import Build, images, needs_coreai, network
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 4], np.int64)
-
-
-@pytest.mark.parametrize(
-    ("count", "places"),
-    [(4, [0, 4, 6, 7]), (5, [0, 1, 4, 6, 7]), (2, [0, 4]), (100, list(range(8)))],
-)
-def test_as_many_of_each_class(count: int, places: list[int]) -> None:
-    assert balanced(LABELS, count).tolist() == places
-
-
-def test_an_order_of_classes_does_not_matter() -> None:
-    mixed = np.array([4, 0, 1, 0, 2, 0, 1, 0], np.int64)
-    assert balanced(mixed, 4).tolist() == [0, 1, 2, 4]
 
 
 class Other:
