@@ -537,7 +537,7 @@ def quantize(
     if integer:
         position = position.round_()
     if zero_point is not None:
-        position = position + _spread(zero_point, x, axis, block)
+        position += _spread(zero_point, x, axis, block)
     return position
 
 
@@ -545,10 +545,11 @@ def dequantize(
     position: Tensor, scale: Tensor, zero_point: Tensor | None, *, axis: int, block: int
 ) -> Tensor:
     """The inverse of `quantize`: (position - zero point) * scale, in float32."""
-    value = position.to(torch.float32)
+    # A copy, so that the rest needs no further memory: allocating costs more than computing.
+    value = position.to(torch.float32, copy=True)
     if zero_point is not None:
-        value = value - _spread(zero_point, position, axis, block)
-    return value * _spread(scale, position, axis, block)
+        value -= _spread(zero_point, position, axis, block)
+    return value.mul_(_spread(scale, position, axis, block))
 
 
 def _spread(per_axis: Tensor, x: Tensor, axis: int, block: int) -> Tensor:

@@ -69,18 +69,25 @@ class TensorRange:
         """No value was infinite or not a number."""
         return not (self.infinite or self.nan)
 
-    def observe(self, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
+    def observe(
+        self,
+        exact: Tensor,
+        rounded: Tensor,
+        dtype: torch.dtype,
+        extremes: tuple[float, float] | None = None,
+    ) -> None:
         """Take one batch into account.
 
         Args:
             exact: Values as computed, any shape.
-            rounded: The same as `rounding.narrow` made them.
+            rounded: The same as `rounding.narrow` made them; not read where the type is an integer.
             dtype: The tensor's type.
+            extremes: Of `exact`, where they are known.
         """
         if not exact.numel():
             return
         self.values += exact.numel()
-        low, high = (extreme.item() for extreme in torch.aminmax(exact))
+        low, high = extremes or extremes_of(exact)
         if math.isfinite(low) and math.isfinite(high):
             self.largest = max(self.largest, -low, high)
         else:
@@ -124,6 +131,14 @@ class TensorRange:
             kept = int(np.count_nonzero(bits & 0x7FFF))
         self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
         self.subnormal += kept - normal
+
+
+def extremes_of(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value; both are NaN if any value is. Zeros for no value."""
+    if not values.numel():
+        return 0.0, 0.0
+    low, high = torch.aminmax(values)
+    return low.item(), high.item()
 
 
 _EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}

@@ -36,7 +36,7 @@ from pipeline.emulate import rounding
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
-from pipeline.emulate.ranges import TensorRange
+from pipeline.emulate.ranges import TensorRange, extremes_of
 
 _FACTORS = {"Conv": 2, "ConvTranspose": 2, "MatMul": 2, "Gemm": 2, "Einsum": 2, "Attention": 3}
 """How many of an operator's first inputs tensor cores multiply."""
@@ -155,8 +155,10 @@ class GraphExecutor:
         """Round a result to its type, in place where nothing else uses its memory."""
         if step.operator.exact:
             return exact
+        if step.operator.quantizes and not dtype.is_floating_point:
+            return self._to_integers(step, name, dtype, exact)
         narrow = rounding.narrow(exact, dtype, saturate=bool(step.node.attribute("saturate", 1)))
-        if self._record and (dtype.is_floating_point or step.operator.quantizes):
+        if self._record and dtype.is_floating_point:
             self._range(name, step.node, dtype).observe(exact, narrow, dtype)
         if dtype not in ROUNDED:
             return narrow
@@ -164,6 +166,16 @@ class GraphExecutor:
         if shared or exact.dtype != torch.float32:
             return narrow.to(torch.float32)
         return exact.copy_(narrow)
+
+    def _to_integers(self, step: Step, name: str, dtype: torch.dtype, positions: Tensor) -> Tensor:
+        """What `rounding.narrow` makes of whole numbers in memory that nothing else uses."""
+        known = extremes_of(positions) if self._record else None
+        if known:
+            self._range(name, step.node, dtype).observe(positions, positions, dtype, known)
+        low, high = rounding.bounds(dtype)
+        if known is None or not (low <= known[0] and known[1] <= high):
+            positions.clamp_(low, high).nan_to_num_(0.0)
+        return positions.to(rounding.storage(dtype))
 
     def _range(self, name: str, node: Node, dtype: torch.dtype) -> TensorRange:
         if name not in self._ranges:

@@ -228,6 +228,33 @@ def test_the_type_of_quantization_comes_from_the_attribute(make_model: MakeModel
     assert result.tolist() == [-128, -1, 127]
 
 
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize(
+    ("values", "zero", "expected"),
+    [
+        ([-1.5, -0.5, 0.5, 1.5, 100.4], 0, [-2, 0, 0, 2, 100]),  # all within the type: unclamped
+        ([-128, 127, 3], 0, [-128, 127, 3]),
+        ([-129, 128, math.inf, -math.inf], 0, [-128, 127, 127, -128]),
+        ([math.nan, 5, 300], 0, [0, 5, 127]),
+        ([-100, 120, 0], 10, [-90, 127, 10]),
+    ],
+)
+def test_positions_become_integers_the_same_with_and_without_records(
+    make_model: MakeModel, record: bool, values: list[float], zero: int, expected: list[int]
+) -> None:
+    constants = {"s": np.float32([1]).reshape(()), "z": np.int8([zero]).reshape(())}
+    body = "q = QuantizeLinear(x, s, z) y = Cast<to=1>(q)"
+    model = make_model(body, (len(values),), constants)
+    executor = OnnxExecutor(model, record=record)
+    given = np.array(values, dtype=np.float32)
+    assert executor.run(given).tolist() == expected
+    assert given.tobytes() == np.array(values, dtype=np.float32).tobytes()
+    if record:
+        entry = executor.overflow_report()[0]
+        beyond = sum(not -128 <= value + zero <= 127 for value in values if value == value)
+        assert (entry.saturated, entry.values) == (beyond, len(values))
+
+
 # ------------------------------------------------------------------ the overflow report
 
 PUBLISHED = """
