@@ -298,6 +298,31 @@ class StoreConfig(Section):
     timeout_s: Seconds = Field(default=60.0, description="How long the store may take to answer.")
 
 
+SchedulerAddress = Annotated[
+    str, Field(pattern=r"^(tcp|tls)://[^/@?#\s]+:\d{1,5}$", max_length=300)
+]
+
+
+class FleetConfig(Section):
+    """Workers on other machines, by dask.distributed; they need a store."""
+
+    scheduler: SchedulerAddress = Field(
+        description="The address of Dask's scheduler: tls://HOST:PORT; tcp://HOST:PORT for one on "
+        "this machine."
+    )
+    insecure: bool = Field(
+        default=False, description="Take tcp:// to other machines, too: without TLS."
+    )
+    resources: tuple[str, ...] | None = Field(
+        default=None,
+        description="What the fleet shall have, of cpu, bench, rtx and mac: steps wait for it; "
+        "default: what its workers state when the run begins.",
+    )
+    wait_s: Seconds = Field(
+        default=300.0, description="How long a step may wait for a worker with what it needs."
+    )
+
+
 def _target_section(name: str) -> type[TargetOptions]:
     """Options of a target, with what every target has: its precisions and its own gates."""
     target = TARGETS[name]
@@ -347,6 +372,9 @@ class Config(Section):
     bench: BenchConfig = Field(default=BenchConfig(), description="How latency is measured.")
     store: StoreConfig | None = Field(
         default=None, description="Where machines share what they built; default: nowhere."
+    )
+    fleet: FleetConfig | None = Field(
+        default=None, description="Where steps run; default: on this machine."
     )
 
     @property
