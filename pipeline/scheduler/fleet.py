@@ -249,7 +249,7 @@ class Fleet(Running):
 
 def _workers(client: Client) -> dict[str, dict[str, float]]:
     """What every worker states to have, by its address."""
-    found = client.scheduler_info()["workers"]
+    found = client.scheduler_info(n_workers=-1)["workers"]
     return {address: dict(each.get("resources") or {}) for address, each in found.items()}
 
 
@@ -332,7 +332,8 @@ def _client(fleet: FleetConfig) -> Iterator[Client]:
             "`dask scheduler`, and look at address, port and certificates"
         ) from error
     try:
-        require_same_versions(client.get_versions(packages=["care-deploy"]))
+        versions: Any = client.get_versions(packages=["care-deploy"])
+        require_same_versions(versions)
         yield client
     finally:
         client.close(timeout=CONNECT_S)

@@ -29,7 +29,7 @@ def lying(real: Any) -> Any:
 
 
 if __name__ == "__main__":
-    worker.planned = planner
+    vars(worker)["planned"] = planner
     if said("lies"):
         parcels.send = lying(parcels.send)
     worker.main(sys.argv[1:])
