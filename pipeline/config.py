@@ -251,6 +251,11 @@ class ValidationConfig(Section):
 
     images: Count | None = Field(default=None, description="At most so many images; default: all.")
     batch: Batch = Field(default=64, description="Images that are judged at once.")
+    shard: Count = Field(
+        default=1000,
+        description="Keep what was found after so many images: a validation that is killed goes "
+        "on from there.",
+    )
     gates: Gates = Field(default=Gates(), description="Limits for all targets.")
 
 

@@ -20,6 +20,7 @@ from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, pictures_at, read_labels
 from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
+from pipeline.stages.shards import Shards, size_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
     Accuracy,
@@ -28,6 +29,7 @@ from pipeline.steps.facts.accuracy import (
     ValidationFacts,
 )
 from pipeline.steps.facts.golden import Expected, GoldenFacts
+from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
@@ -74,10 +76,12 @@ class ReferenceStep(StageStep):
         samples = self.samples.artifact()
         labels = read_labels(samples)
         with TorchRunner(self.source.module) as runner:
-            logits = run_over(self, runner, len(labels), "PyTorch float32")
+            place = place_of_shards(self)
+            logits = run_over(self, runner, len(labels), "PyTorch float32", place)
             pictures = next(batches(samples, RANGE_IMAGES))
             layers = range_of(self.source.module, pictures.images)
         np.save(folder / LOGITS, logits)
+        Shards(place, 1).forget()
         by = f"PyTorch {torch.__version__}, float32, CPU"
         top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
         return ReferenceFacts(Accuracy(top1, top5), layers).to_facts()
@@ -122,6 +126,7 @@ class ValidateStep(TargetStep):
         missing = target.missing(built)
         labels = read_labels(self.samples.artifact())
         reference = np.load(self.reference.artifact().path(LOGITS))
+        place = place_of_shards(self)
         try:
             runner = target.open(built) if missing is None else target.emulate(built, self._graph())
             if runner is None:
@@ -130,15 +135,17 @@ class ValidateStep(TargetStep):
             with runner:
                 runner.expect(labels)
                 what = f"{target.title} {self.built.precision}"
-                logits = run_over(self, runner, len(labels), what)
+                logits = run_over(self, runner, len(labels), what, place)
                 numerics = runner.numerics()
                 narrow = self._with_narrow_sums(runner, logits, reference)
         except UnsupportedOperatorError as error:
             if missing is None:
                 raise
+            Shards(place, 1).forget()
             # A gap of the executor says nothing about what was built.
             why = f"{missing}; and it cannot be emulated: {error}"
             return self._facts(Accuracy.not_measured(why)).to_facts()
+        Shards(place, 1).forget()
         np.save(folder / LOGITS, logits)
         state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
@@ -179,18 +186,45 @@ class ValidateStep(TargetStep):
         return ValidationFacts(target, precision, numbers, numerics, narrow, golden)
 
 
-def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, what: str) -> Logits:
-    """Logits of all samples, (images, classes)."""
-    context = step.context
-    results: list[Logits] = []
-    done = 0
-    batch = context.config.validation.batch
-    size = max(runner.smallest, min(batch, runner.largest or batch))
+def place_of_shards(step: Step) -> Path:
+    """Where a step keeps shards: the name holds its key."""
+    name = f"{step.name.replace('/', '-')}-{step.key()[:16]}"
+    return step.context.folder / EVALUATIONS / name
+
+
+def run_over(
+    step: ReferenceStep | ValidateStep,
+    runner: Runner,
+    total: int,
+    what: str,
+    place: Path | None = None,
+) -> Logits:
+    """Logits of all samples, (images, classes).
+
+    Args:
+        step: The step that asks.
+        runner: Gives the logits.
+        total: How many samples there are.
+        what: What runs, for people.
+        place: Where shards are kept while it goes on, see `pipeline.stages.shards`; None for
+            nowhere.
+    """
+    settings = step.context.config.validation
+    size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
+    shards = Shards(place, size_of(settings.shard, size))
+    results = shards.resume(runner)
+    part: list[Logits] = []
+    done = shards.images * len(results)
     with freed_memory_kept():
-        for pictures in batches(step.samples.artifact(), size):
-            context.progress(done, total, what)
-            results.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
+        for pictures in batches(step.samples.artifact(), size, done):
+            step.context.progress(done, total, what)
+            part.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
             done += len(pictures)
+            if done % shards.images == 0 or done == total:
+                results.append(np.concatenate(part))
+                part = []
+                if done < total:
+                    shards.keep(results[-1], runner)
     return np.concatenate(results)
 
 

@@ -78,7 +78,7 @@ class Toy(Runner):
 class ToyTarget:
     """Runs or emulates artifacts by a `Toy`, or fails to."""
 
-    name, title = "toy", "Toy"
+    name, title, forms = "toy", "Toy", ()
 
     def __init__(self, runner: Runner | Exception | None, lacking: str | None) -> None:
         self.runner, self.lacking = runner, lacking
@@ -138,7 +138,7 @@ class Steps:
             code=SimpleNamespace(hashes=lambda modules, **more: {}),
             stated=SimpleNamespace(announce=lambda name, seal: None),
             progress=lambda *told: self.told.append(told),
-            config=SimpleNamespace(validation=SimpleNamespace(batch=2)),
+            config=SimpleNamespace(validation=SimpleNamespace(batch=2, shard=1000)),
             source=SimpleNamespace(
                 module=Flat(),
                 checkpoint_hash="c0ffee",
