@@ -24,6 +24,7 @@ from pipeline.stages.shards import Shards, size_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
     Accuracy,
+    EmulationError,
     NarrowSums,
     ReferenceFacts,
     ValidationFacts,
@@ -42,7 +43,8 @@ RANGE_IMAGES = 32
 """Images over which the range of PyTorch's layers is looked at."""
 
 NARROW_IMAGES = 256
-"""Most images of the second verdict: it takes several times as long for each."""
+"""Most images of the second verdict: it takes several times as long for each. So many are also
+emulated beside a measurement on hardware."""
 
 
 class ReferenceStep(StageStep):
@@ -151,7 +153,37 @@ class ValidateStep(TargetStep):
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
         kit = GoldenFacts.from_facts(self.golden.artifact().facts, self.golden.name)
         golden = expected(logits, reference, kit)
-        return self._facts(numbers, numerics, narrow, golden).to_facts()
+        beside = self._emulated_beside(logits, labels) if missing is None else None
+        return self._facts(numbers, numerics, narrow, golden, beside).to_facts()
+
+    def _emulated_beside(
+        self, logits: Logits, labels: npt.NDArray[np.int64]
+    ) -> EmulationError | None:
+        """The error of the emulation on some of the images that were measured; None without one."""
+        chosen = _some(len(logits))
+        try:
+            runner = self.runtime.emulate(self.built.artifact(), self._graph())
+            if runner is None:
+                return None
+            self.context.progress(0, None, f"{self.runtime.title}: the emulation beside it")
+            with runner:
+                emulated = self._over(runner, chosen, labels)
+                by = runner.device
+        except UnsupportedOperatorError as error:
+            # What was measured stands: only the executor has a gap.
+            self.context.log(f"{self.name}: not emulated beside it: {error}")
+            return None
+        return compare_emulation(emulated, logits[chosen], labels[chosen], by)
+
+    def _over(
+        self, runner: Runner, chosen: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+    ) -> Logits:
+        """Logits of some of the samples, (images, classes)."""
+        runner.expect(labels[chosen])
+        settings = self.context.config.validation
+        size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
+        images = runner.input_of(pictures_at(self.samples.artifact(), chosen))
+        return in_batches(runner, images, size, runner.smallest)
 
     def _with_narrow_sums(
         self, runner: Runner, logits: Logits, reference: Logits
@@ -160,8 +192,7 @@ class ValidateStep(TargetStep):
         second = runner.narrow_sums()
         if second is None:
             return None
-        count = min(NARROW_IMAGES, len(logits))
-        chosen = np.sort(np.random.default_rng(0).choice(len(logits), count, replace=False))
+        chosen = _some(len(logits))
         self.context.progress(0, None, f"{self.runtime.title}: sums in half precision")
         with second:
             images = second.input_of(pictures_at(self.samples.artifact(), chosen))
@@ -181,9 +212,16 @@ class ValidateStep(TargetStep):
         numerics: Numerics | None = None,
         narrow: NarrowSums | None = None,
         golden: Expected | None = None,
+        emulation: EmulationError | None = None,
     ) -> ValidationFacts:
         target, precision = self.built.runtime.name, self.built.precision
-        return ValidationFacts(target, precision, numbers, numerics, narrow, golden)
+        return ValidationFacts(target, precision, numbers, numerics, narrow, golden, emulation)
+
+
+def _some(total: int) -> npt.NDArray[np.int64]:
+    """Some of the images, chosen with a seed, ascending."""
+    count = min(NARROW_IMAGES, total)
+    return np.sort(np.random.default_rng(0).choice(total, count, replace=False))
 
 
 def place_of_shards(step: Step) -> Path:
@@ -304,4 +342,39 @@ def compare_sums(narrow: Logits, wide: Logits, reference: Logits, by: str) -> Na
         figure(figures.compare(narrow, reference).agreement),
         figure(figures.compare(wide, reference).agreement),
         figure(drop.value, drop.interval),
+    )
+
+
+def compare_emulation(
+    emulated: Logits, measured: Logits, labels: npt.NDArray[np.int64], by: str
+) -> EmulationError:
+    """The error of an emulation.
+
+    Args:
+        emulated: Its logits, (images, classes).
+        measured: Those of the hardware, of the same images.
+        labels: The right classes, (images,).
+        by: What emulated.
+    """
+    (top1, _), (emulated_top1, _) = (
+        accuracy(logits, labels, state, by, "")
+        for logits, state in (
+            (measured, figures.measured_here()),
+            (emulated, figures.State.EMULATED),
+        )
+    )
+    compared = figures.compare(emulated, measured)
+    drop = figures.paired_drop(emulated, measured, labels)
+
+    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
+        return dataclasses.replace(emulated_top1, value=value, interval=interval)
+
+    return EmulationError(
+        len(labels),
+        by,
+        top1,
+        emulated_top1,
+        figure(drop.value, drop.interval),
+        figure(compared.agreement, figures.wilson(len(labels) - compared.flips, len(labels))),
+        figure(compared.max_difference),
     )
