@@ -161,7 +161,8 @@ def main(counts: tuple[int, ...]) -> None:
                 if n not in wrong and not n.startswith(TIMED) and plain[n].digest != made[n].digest
             ]
             click.echo(
-                f"{count} workers: {len(made)} artifacts in {seconds:.0f} s, killed: {killed}"
+                f"{count} workers: {len(made)} artifacts in {seconds:.0f} s, killed: {killed}, "
+                f"different: {wrong or 'none'}"
             )
             rows.append({"workers": count, "killed": killed, "different": wrong})
         left_out = sorted(name for name in plain if name.startswith(TIMED))

@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ class Shards:
     def forget(self) -> None:
         """Remove what was kept: the work is done."""
         if self.folder is not None:
-            _remove(self.folder)
+            remove(self.folder)
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
 
@@ -110,15 +109,29 @@ class Shards:
     def _forget_others(folder: Path) -> None:
         """Remove shards of the same step with another key: nobody will ask for them."""
         step, _, _ = folder.name.rpartition("-")
-        for other in folder.parent.glob(f"{step}-*"):
+        for other in kept_in(folder.parent):
             if other != folder and other.name.rpartition("-")[0] == step:
-                _remove(other)
+                remove(other)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder of shards, and nothing else."""
-    if not folder.is_symlink() and os.path.lexists(folder / STATE):
-        shutil.rmtree(folder, ignore_errors=True)
+def kept_in(evaluations: Path) -> list[Path]:
+    """Folders of shards, of validations that did not end."""
+    return [folder for folder in sorted(evaluations.glob("*")) if _is_ours(folder)]
+
+
+def _is_ours(folder: Path) -> bool:
+    return not folder.is_symlink() and os.path.lexists(folder / STATE)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of shards; files of others in it stay, and so does the folder then."""
+    if not _is_ours(folder):
+        return
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name == STATE or (path.suffix == ".npy" and path.stem.isdecimal()):
+                path.unlink()
+        folder.rmdir()
 
 
 def size_of(stated: int, batch: int) -> int:
