@@ -203,7 +203,8 @@ def worker(scheduler: str | None, no_bench: bool) -> None:
     from pipeline.commands import worker
 
     line, remarks = worker.command(scheduler, bench=not no_bench)
-    click.echo(printable(remarks), err=True)
+    for remark in remarks:
+        click.echo(printable(remark), err=True)
     show(line)
 
 

@@ -36,7 +36,7 @@ def resources() -> tuple[list[str], list[str]]:
     return [*general, *dict.fromkeys(has)], list(dict.fromkeys(lacks))
 
 
-def command(scheduler: str | None, *, bench: bool) -> tuple[str, str]:
+def command(scheduler: str | None, *, bench: bool) -> tuple[str, list[str]]:
     """The command, and remarks on what this machine lacks.
 
     Args:
@@ -50,6 +50,6 @@ def command(scheduler: str | None, *, bench: bool) -> tuple[str, str]:
     if not address.startswith(("tcp://", "tls://")):
         raise ConfigError(f"{shown(address)} is no address of a scheduler: write tls://HOST:PORT")
     has, lacks = resources()
-    stated = " ".join(f"{name}=1" for name in [*has, *([BENCH] if bench else [])])
+    stated = ",".join(f"{name}=1" for name in [*has, *([BENCH] if bench else [])])
     words = ["dask", "worker", address, *OPTIONS, "--name", platform.node() or "worker"]
-    return shlex.join([*words, "--resources", stated]), "\n".join(lacks)
+    return shlex.join([*words, "--resources", stated]), lacks

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 CPU, BENCH = "cpu", "bench"
 INSTALL = "pip install 'care-deploy[dask]'"
+CERTIFICATES = "distributed.comm.tls.{ca-file, client.cert, client.key} of Dask's settings"
 CONNECT_S = 15.0
 """How long a scheduler may take for its first answer."""
 
@@ -324,9 +325,10 @@ def _client(fleet: FleetConfig) -> Iterator[Client]:
         from distributed import Client
     except ImportError:
         raise UnavailableError(f"--scheduler needs dask.distributed: {INSTALL}") from None
+    security = _security(fleet.scheduler)
     try:
-        client = Client(fleet.scheduler, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:  # the last two: TLS without certificates
+        client = Client(fleet.scheduler, timeout=CONNECT_S, set_as_default=False, security=security)
+    except OSError as error:
         raise UnavailableError(
             f"no Dask scheduler answers at {fleet.scheduler} ({in_short(error)}): start one with "
             "`dask scheduler`, and look at address, port and certificates"
@@ -337,6 +339,24 @@ def _client(fleet: FleetConfig) -> Iterator[Client]:
         yield client
     finally:
         client.close(timeout=CONNECT_S)
+
+
+def _security(address: str) -> Any:
+    """Dask's own settings of TLS.
+
+    Raises:
+        UnavailableError: They name no certificates that can be read, and the address needs them.
+    """
+    from distributed.security import Security
+
+    security = Security()
+    try:
+        context = security.get_connection_args("client").get("ssl_context")
+    except OSError as error:  # errors of TLS are such, too
+        raise UnavailableError(f"{CERTIFICATES} cannot be read: {in_short(error)}") from error
+    if address.startswith("tls://") and context is None:
+        raise UnavailableError(f"{address} needs certificates: set {CERTIFICATES}")
+    return security
 
 
 def require_same_versions(found: Mapping[str, Any]) -> None:

@@ -298,7 +298,11 @@ def test_an_unreachable_scheduler_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         ({"store": {"address": "memory://x/y"}}, ConfigError, "do not see a store in memory"),
         ({"fleet": {"scheduler": "tcp://10.0.0.9:8786"}}, ConfigError, "use tls:// with the cert"),
         ({"fleet": {"scheduler": "tcp://gpu.lab:8786"}}, ConfigError, "or give --insecure"),
-        ({"fleet": {"scheduler": "tls://127.0.0.1:1"}}, UnavailableError, "address, port and cert"),
+        (
+            {"fleet": {"scheduler": "tls://127.0.0.1:1"}},
+            UnavailableError,
+            "needs certificates: set",
+        ),
     ],
 )
 def test_what_no_fleet_can_work_with(
@@ -307,6 +311,15 @@ def test_what_no_fleet_can_work_with(
     settings = configured(tmp_path / "fleet", "tcp://127.0.0.1:1", **changes)
     with pytest.raises(error, match=why):
         run(settings)
+
+
+def test_certificates_that_are_missing_are_told(tmp_path: Path) -> None:
+    import dask
+
+    names = ("ca-file", "client.cert", "client.key")
+    there = {f"distributed.comm.tls.{name}": str(tmp_path / "no.pem") for name in names}
+    with dask.config.set(there), pytest.raises(UnavailableError, match="cannot be read: FileNot"):
+        run(configured(tmp_path / "fleet", "tls://127.0.0.1:1"))
 
 
 def test_a_way_that_is_not_encrypted_can_be_allowed(tmp_path: Path) -> None:
