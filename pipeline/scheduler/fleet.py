@@ -231,7 +231,7 @@ class Fleet(Running):
             if wrong:
                 raise BuildError(
                     f"worker {answer.worker} made something else than {step.name}: "
-                    f"{', '.join(wrong)} differs"
+                    f"{', '.join(wrong)} differ"
                 )
 
         def announce(seal: str) -> None:

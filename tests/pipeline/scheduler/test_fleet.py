@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ import pytest
 from pipeline import config
 from pipeline.commands.console import QuietConsole
 from pipeline.core.errors import ConfigError, PipelineError, UnavailableError
-from pipeline.scheduler import execute, fleet
+from pipeline.scheduler import execute, fleet, worker
 from pipeline.scheduler.execute import Outcome
+from pipeline.scheduler.orders import Answer
 from pipeline.scheduler.plan import Selection, make_context, plan
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import State
+from pipeline.store import parcels
+from pipeline.store.address import parse
+from pipeline.store.objects import Objects
 from tests.pipeline.scheduler.fleet_toys import NAMES, steps_of
 
 distributed = pytest.importorskip("distributed")
@@ -363,3 +368,83 @@ def test_artifacts_are_judged_where_their_hardware_is(tmp_path: Path) -> None:
     assert needed("trt/fp16", "cpu", "rtx") == "cpu"
     assert needed("ort/fp32", "cpu", "rtx") == "bench cpu"
     assert needed("export", "cpu", "rtx", "mac") == "cpu"
+
+
+class Answering(Executor):
+    """Stands for Dask: gives an answer, or raises."""
+
+    def __init__(self, answer: str | Exception) -> None:
+        self.answer = answer
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if isinstance(self.answer, str):
+            future.set_result(self.answer)
+        else:
+            future.set_exception(self.answer)
+        return future
+
+    def get_executor(self, **kwargs: Any) -> Executor:
+        return self
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {"tcp://a:1": {"resources": {"cpu": 1.0}}}}
+
+
+def answered(tmp_path: Path, answer: str | Exception) -> str:
+    """Why the first step failed, by what a worker said."""
+    settings = configured(tmp_path / "fleet", "tcp://127.0.0.1:1")
+    settings.folder.mkdir(parents=True)
+    context = make_context(settings, lambda line: None, QuietConsole(sys.stderr).progress)
+    dask: Any = Answering(answer)
+    objects = Objects(parse(str(tmp_path / "store")))
+    running = fleet.Fleet(dask, settings, context.source, objects, lambda text: None)
+    console = QuietConsole(sys.stderr)
+    outcome = execute.execute(context, Selection(), console, None, running)
+    assert outcome.results[0].state is State.FAILED
+    assert not (settings.folder / "first").exists()
+    return outcome.results[0].why
+
+
+@pytest.mark.usefixtures("one_step")
+def test_a_step_of_which_dask_despairs_fails(tmp_path: Path) -> None:
+    why = answered(tmp_path, RuntimeError("killed 4 workers"))
+    assert why == "first: Dask gave it up: RuntimeError: killed 4 workers; see the worker's log"
+
+
+@pytest.mark.usefixtures("one_step")
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("no JSON", "a worker's answer is no JSON"),
+        ('{"worker": "box", "more": 1}', "a worker's answer: "),
+        ('{"worker": "box"}', "worker box says nothing of first"),
+    ],
+)
+def test_answers_are_doubted(tmp_path: Path, answer: str, why: str) -> None:
+    assert answered(tmp_path, answer).startswith(why)
+
+
+def test_what_was_made_from_something_else_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = configured(tmp_path / "plain")
+    run(plain)
+    monkeypatch.setattr(execute, "plan", lambda context: steps_of(context)[:1])
+    objects = Objects(parse(str(tmp_path / "store")))
+    made = parcels.send(objects, Artifact.read(plain.folder / "meet0"))
+    why = answered(tmp_path, Answer("box", made).to_json())
+    assert why == (
+        "worker box made something else than first: its name, what it was made from, the seals of "
+        "that differ"
+    )
+
+
+def test_no_limit_of_threads_of_dasks_nanny_reaches_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    found = worker._environment(nannied=True)
+    assert "OMP_NUM_THREADS" not in found
+    assert found["MKL_NUM_THREADS"] == "3", "the user's own"
+    assert worker._environment(nannied=False)["OMP_NUM_THREADS"] == "1"
+    assert found["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
