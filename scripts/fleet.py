@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,10 +97,8 @@ def scheduler(folder: Path) -> Iterator[str]:
 
 def busy(pid: int) -> bool:
     """Whether a worker has a process of its own that runs a step."""
-    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) or any(
-        task.joinpath("children").read_text().split()
-        for task in Path(f"/proc/{pid}/task").iterdir()
-    )
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return any(task.joinpath("children").read_text().split() for task in tasks)
 
 
 def on_workers(root: Path, count: int) -> tuple[dict[str, Artifact], float, bool]:
@@ -137,6 +135,16 @@ def on_workers(root: Path, count: int) -> tuple[dict[str, Artifact], float, bool
     return found_in(root / name), seconds, killed
 
 
+def differing(plain: Mapping[str, Artifact], made: Mapping[str, Artifact]) -> list[str]:
+    """Names of artifacts that only one run made, or that differ though no timing decides them."""
+    return [
+        name
+        for name in sorted(plain.keys() | made.keys())
+        if not (name in plain and name in made)
+        or (not name.startswith(TIMED) and plain[name].digest != made[name].digest)
+    ]
+
+
 @click.command()
 @click.option("--workers", "counts", type=click.IntRange(1, 64), multiple=True, default=(1, 2, 7))
 def main(counts: tuple[int, ...]) -> None:
@@ -153,13 +161,7 @@ def main(counts: tuple[int, ...]) -> None:
                 made, seconds, killed = on_workers(root, count)
             except ArtifactError as error:
                 sys.exit(str(error))
-            names = sorted(plain.keys() | made.keys())
-            wrong = [n for n in names if not (n in plain and n in made)]
-            wrong += [
-                n
-                for n in names
-                if n not in wrong and not n.startswith(TIMED) and plain[n].digest != made[n].digest
-            ]
+            wrong = differing(plain, made)
             click.echo(
                 f"{count} workers: {len(made)} artifacts in {seconds:.0f} s, killed: {killed}, "
                 f"different: {wrong or 'none'}"
