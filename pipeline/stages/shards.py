@@ -38,10 +38,11 @@ class Shards:
     Args:
         folder: Where; None to keep nothing.
         images: Images of a shard.
+        batch: Images of a batch: their number decides last bits, and is in no key.
     """
 
-    def __init__(self, folder: Path | None, images: int) -> None:
-        self.folder, self.images = folder, images
+    def __init__(self, folder: Path | None, images: int, batch: int) -> None:
+        self.folder, self.images, self.batch = folder, images, batch
         self.digests: list[str] = []
 
     def resume(self, runner: Runner) -> list[Logits]:
@@ -70,23 +71,16 @@ class Shards:
         stream = io.BytesIO()
         np.save(stream, logits)
         digests = [*self.digests, hashlib.sha256(stream.getvalue()).hexdigest()]
-        state = {"mark": MARK, "images": self.images, "shards": digests, "noted": runner.noted()}
+        state = {"mark": MARK, "batch": self.batch, "shards": digests, "noted": runner.noted()}
         with contextlib.suppress(ArtifactError, OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / f"{len(self.digests)}.npy", stream.getvalue())
             write_atomically(self.folder / STATE, json.dumps(state))
             self.digests = digests
 
-    def forget(self) -> None:
-        """Remove what was kept: the work is done."""
-        if self.folder is not None:
-            remove(self.folder)
-            with contextlib.suppress(OSError):
-                self.folder.parent.rmdir()
-
     def _state(self, path: Path) -> tuple[list[str], Any]:
         values = read_json(path)
-        if values["mark"] != MARK or values["images"] != self.images:
+        if values["mark"] != MARK or values["batch"] != self.batch:
             raise ArtifactError(f"{path} is of other shards")
         return [str(digest) for digest in values["shards"]], values["noted"]
 
@@ -112,6 +106,13 @@ class Shards:
         for other in kept_in(folder.parent):
             if other != folder and other.name.rpartition("-")[0] == step:
                 remove(other)
+
+
+def forget(folder: Path) -> None:
+    """Remove what a step kept: its work is done."""
+    remove(folder)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def kept_in(evaluations: Path) -> list[Path]:

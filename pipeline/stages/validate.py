@@ -20,7 +20,7 @@ from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, pictures_at, read_labels
 from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
-from pipeline.stages.shards import Shards, size_of
+from pipeline.stages.shards import Shards, forget, size_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
     Accuracy,
@@ -83,7 +83,7 @@ class ReferenceStep(StageStep):
             pictures = next(batches(samples, RANGE_IMAGES))
             layers = range_of(self.source.module, pictures.images)
         np.save(folder / LOGITS, logits)
-        Shards(place, 1).forget()
+        forget(place)
         by = f"PyTorch {torch.__version__}, float32, CPU"
         top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
         return ReferenceFacts(Accuracy(top1, top5), layers).to_facts()
@@ -143,11 +143,11 @@ class ValidateStep(TargetStep):
         except UnsupportedOperatorError as error:
             if missing is None:
                 raise
-            Shards(place, 1).forget()
+            forget(place)
             # A gap of the executor says nothing about what was built.
             why = f"{missing}; and it cannot be emulated: {error}"
             return self._facts(Accuracy.not_measured(why)).to_facts()
-        Shards(place, 1).forget()
+        forget(place)
         np.save(folder / LOGITS, logits)
         state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
@@ -249,7 +249,7 @@ def run_over(
     """
     settings = step.context.config.validation
     size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
-    shards = Shards(place, size_of(settings.shard, size))
+    shards = Shards(place, size_of(settings.shard, size), size)
     results = shards.resume(runner)
     part: list[Logits] = []
     done = shards.images * len(results)

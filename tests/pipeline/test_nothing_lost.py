@@ -256,7 +256,7 @@ PLACES = {
     "pipeline/stages/golden.py:GoldenStep.build": MADE,
     "pipeline/scheduler/worker.py:main": "into a temporary folder of the worker's",
     "pipeline/scheduler/worker.py:work": "into a temporary folder of the worker's",
-    "pipeline/stages/shards.py:Shards.forget": "a folder that is empty",
+    "pipeline/stages/shards.py:forget": "a folder that is empty",
     "pipeline/stages/shards.py:Shards.keep": "shards, in a folder that is named after a key",
     "pipeline/stages/shards.py:remove": "shards of ours, and a folder that is empty then",
     "pipeline/store/parcels.py:receive_file": "in a workspace, in the place of a worker",

@@ -33,7 +33,7 @@ class Noting(Toy):
     def __call__(self, images: Images) -> Logits:
         if len(self.seen) == self.killed_at:
             raise Killed
-        self.total += float(images.sum())
+        self.total += float(images.sum(dtype=np.float64))
         return super().__call__(images)
 
     def noted(self) -> Any:
@@ -106,7 +106,7 @@ def test_the_reference_goes_on_as_well(
     assert len(np.load(tmp_path / "again" / LOGITS)) == IMAGES
 
 
-@pytest.mark.parametrize("damage", ["bytes", "gone", "state", "mark", "noted", "size"])
+@pytest.mark.parametrize("damage", ["bytes", "gone", "state", "mark", "noted", "size", "batch"])
 def test_damaged_shards_are_computed_again(steps: Steps, tmp_path: Path, damage: str) -> None:
     whole = built(steps.validate(ToyTarget(Noting(), None)), tmp_path / "whole")
     place = interrupted(steps, tmp_path / "killed")
@@ -122,8 +122,11 @@ def test_damaged_shards_are_computed_again(steps: Steps, tmp_path: Path, damage:
         (place / STATE).write_text(json.dumps({**state, "mark": "another"}))
     elif damage == "noted":
         (place / STATE).write_text(json.dumps({**state, "noted": None}))
-    else:
+    elif damage == "size":
         steps.context.config.validation.shard = 4  # shards of another size
+    else:
+        steps.context.config.validation.batch = 1
+        steps.context.config.validation.shard = 2  # as before, of other batches
     runner = Noting()
     assert built(steps.validate(ToyTarget(runner, None)), tmp_path / "again") == whole
     assert sum(runner.seen) == IMAGES
