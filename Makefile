@@ -31,6 +31,7 @@ soak: $(INSTALLED)
 	$(BIN)/python scripts/kill_and_continue.py --kills 20
 	$(BIN)/python scripts/kill_training.py --kills 30
 	$(BIN)/python scripts/kill_training.py --kills 30 --processes 2
+	$(BIN)/python scripts/fleet.py
 	$(BIN)/python scripts/random_graphs.py --graphs 1000
 	$(BIN)/python scripts/attack.py --count 10000 --commands 200
 	$(BIN)/python scripts/mutants.py

@@ -145,6 +145,14 @@ def main() -> None:
 @click.option(
     "--jobs", type=click.IntRange(1, 64), default=1, help="Steps at once; what measures is alone."
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Steps on the workers of a Dask scheduler, tls://HOST:PORT; needs a store.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Take a scheduler on another machine without TLS (tcp://)."
+)
 @click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
 @click.pass_context
@@ -158,6 +166,8 @@ def run(
     force: bool,
     wait: float,
     jobs: int,
+    scheduler: str | None,
+    insecure: bool,
     quiet: bool,
     log_json: bool,
 ) -> None:
@@ -170,13 +180,32 @@ def run(
     from pipeline.commands import run
     from pipeline.scheduler.plan import Selection
 
-    written = configuration.read(config)
+    written = run.with_fleet(configuration.read(config), scheduler, insecure)
+    if jobs > 1 and written.config.fleet is not None:
+        raise click.UsageError("--jobs is for processes here, a scheduler for workers: choose one")
     selection = Selection(only, start, targets, force)
     if dry_run:
         show(run.dry_run(written, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
     ctx.exit(run.run(written, config, selection, look=look, wait_s=wait, jobs=jobs))
+
+
+@main.command()
+@click.argument("scheduler", required=False, metavar="[SCHEDULER]")
+@click.option("--no-bench", is_flag=True, help="Others work on this machine: measure elsewhere.")
+def worker(scheduler: str | None, no_bench: bool) -> None:
+    """Print the command that makes this machine a worker of `run --scheduler`.
+
+    SCHEDULER is the scheduler's address, tls://HOST:PORT. What the machine has is what `doctor`
+    finds; why it lacks the rest is said on the error stream.
+    """
+    from pipeline.commands import worker
+
+    line, remarks = worker.command(scheduler, bench=not no_bench)
+    for remark in remarks:
+        click.echo(printable(remark), err=True)
+    show(line)
 
 
 @main.command()

@@ -251,6 +251,11 @@ class ValidationConfig(Section):
 
     images: Count | None = Field(default=None, description="At most so many images; default: all.")
     batch: Batch = Field(default=64, description="Images that are judged at once.")
+    shard: Count = Field(
+        default=1000,
+        description="Keep what was found after so many images: a validation that is killed goes "
+        "on from there.",
+    )
     gates: Gates = Field(default=Gates(), description="Limits for all targets.")
 
 
@@ -296,6 +301,31 @@ class StoreConfig(Section):
         default=False, description="A store that fails is an error; else the run goes on alone."
     )
     timeout_s: Seconds = Field(default=60.0, description="How long the store may take to answer.")
+
+
+SchedulerAddress = Annotated[
+    str, Field(pattern=r"^(tcp|tls)://[^/@?#\s]+:\d{1,5}$", max_length=300)
+]
+
+
+class FleetConfig(Section):
+    """Workers on other machines, by dask.distributed; they need a store."""
+
+    scheduler: SchedulerAddress = Field(
+        description="The address of Dask's scheduler: tls://HOST:PORT; tcp://HOST:PORT for one on "
+        "this machine."
+    )
+    insecure: bool = Field(
+        default=False, description="Take tcp:// to other machines, too: without TLS."
+    )
+    resources: tuple[str, ...] | None = Field(
+        default=None,
+        description="What the fleet shall have, of cpu, bench, rtx and mac: steps wait for it; "
+        "default: what its workers state when the run begins.",
+    )
+    wait_s: Seconds = Field(
+        default=300.0, description="How long a step may wait for a worker with what it needs."
+    )
 
 
 def _target_section(name: str) -> type[TargetOptions]:
@@ -347,6 +377,9 @@ class Config(Section):
     bench: BenchConfig = Field(default=BenchConfig(), description="How latency is measured.")
     store: StoreConfig | None = Field(
         default=None, description="Where machines share what they built; default: nowhere."
+    )
+    fleet: FleetConfig | None = Field(
+        default=None, description="Where steps run; default: on this machine."
     )
 
     @property

@@ -44,6 +44,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "pipeline/scheduler/test_side_by_side.py",
         "what runs side by side",
     ),
+    "pipeline/scheduler/worker.py": ("pipeline/scheduler/test_fleet.py", "both ends"),
     "pipeline/stages/onnxsim_process.py": ("pipeline/stages/test_simplify.py", "its only user"),
     "pipeline/stages/calibration_set.py": (
         "pipeline/stages/test_images.py",

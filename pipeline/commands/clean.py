@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.hashes import HashCache
 from pipeline.core.replacing import Whose, is_set_aside
+from pipeline.stages.shards import kept_in, remove
 from pipeline.steps import keys
 from pipeline.steps.artifact import whose_folder
-from pipeline.steps.folders import DEEPEST, HASHES, IMPORTS, locked, results_folders
+from pipeline.steps.folders import DEEPEST, EVALUATIONS, HASHES, IMPORTS, locked, results_folders
 
 DECODED = ("validate/samples", "calibration")
 """Artifacts that hold decoded images: most of the room, and minutes to make again."""
@@ -25,11 +26,13 @@ class Found:
         path: Where it lies.
         size: Bytes.
         what: What it is.
+        remove: Removes it.
     """
 
     path: Path
     size: int
     what: str
+    remove: Callable[[Path], None]
 
 
 def clean(output: Path, name: str | None, *, set_aside: bool, dry_run: bool) -> str:
@@ -52,7 +55,7 @@ def clean(output: Path, name: str | None, *, set_aside: bool, dry_run: bool) -> 
         with locked(folder):
             for found in _in(folder, set_aside=set_aside):
                 if not dry_run:
-                    _remove(found.path)
+                    found.remove(found.path)
                 total += found.size
                 lines.append(f"{found.size / 1e6:9.2f} MB  {found.path}  ({found.what})")
     did = "would free" if dry_run else "freed"
@@ -65,16 +68,18 @@ def _in(folder: Path, *, set_aside: bool) -> Iterator[Found]:
     for name in DECODED:
         path = folder / name
         if whose_folder(path) is Whose.OURS:
-            yield Found(path, _size(path), "decoded images")
+            yield Found(path, _size(path), "decoded images", _remove)
     for name, is_ours in ((HASHES, HashCache.is_cache), (IMPORTS, keys.is_cache)):
         path = folder / name
         if path.is_file() and not path.is_symlink() and is_ours(path):
-            yield Found(path, path.stat().st_size, "cache")
+            yield Found(path, path.stat().st_size, "cache", _remove)
+    for path in kept_in(folder / EVALUATIONS):
+        yield Found(path, _size(path), "of a validation that did not end", remove)
     if set_aside:
         for depth in range(1, DEEPEST + 1):
             for path in sorted(folder.glob("/".join("*" * depth))):
                 if path.is_dir() and not path.is_symlink() and _is_aside(path, folder):
-                    yield Found(path, _size(path), "set aside")
+                    yield Found(path, _size(path), "set aside", _remove)
 
 
 def _is_aside(path: Path, folder: Path) -> bool:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.api.results import refuse_foreign
 from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
-from pipeline.config import Config, Written
+from pipeline.config import Config, FleetConfig, Written
+from pipeline.core.errors import ConfigError
+from pipeline.core.words import shown
 from pipeline.report import write
 from pipeline.report.overview import verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
+from pipeline.scheduler.fleet import connected, require_sound_fleet
 from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
-from pipeline.scheduler.side_by_side import local
+from pipeline.scheduler.side_by_side import Running, local
+from pipeline.source import Source
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
 
@@ -38,6 +48,8 @@ def run(
         ConfigError: The run cannot succeed; all that is wrong. Nothing was written.
     """
     config = written.config
+    if config.fleet is not None:
+        require_sound_fleet(config)
     refuse_foreign(config, selection)
     first = _looking(config)
     told = require_sound(written, first, selection)
@@ -46,7 +58,7 @@ def run(
         log_of(config) as log,
         log.captured() as screen,
         LOOKS[look](screen) as console,
-        local(config, jobs) as running,
+        elsewhere(config, jobs, first.source, console.warn) as running,
     ):
         for line in told.splitlines():
             log(line)
@@ -65,6 +77,42 @@ def run(
     if look != "json":
         print(summary(came_to))
     return came_to.exit_code
+
+
+def with_fleet(written: Written, scheduler: str | None, insecure: bool) -> Written:
+    """The configuration, with what the command line says of a fleet.
+
+    Raises:
+        ConfigError: The address can be none, or there is none.
+    """
+    stated = written.config.fleet
+    if scheduler is None and not insecure:
+        return written
+    if scheduler is None and stated is None:
+        raise ConfigError("--insecure is for a fleet: give --scheduler, too")
+    values: dict[str, Any] = {} if stated is None else stated.model_dump()
+    values["insecure"] = insecure or values.get("insecure", False)
+    values["scheduler"] = scheduler or values["scheduler"]
+    try:
+        fleet = FleetConfig(**values)
+    except ValidationError:
+        raise ConfigError(
+            f"--scheduler: {shown(scheduler)} is no address of a scheduler: write tls://HOST:PORT"
+        ) from None
+    return replace(written, config=written.config.model_copy(update={"fleet": fleet}))
+
+
+@contextmanager
+def elsewhere(
+    config: Config, jobs: int, source: Source, warn: Callable[[str], object]
+) -> Iterator[Running | None]:
+    """Where steps run that do not run in this process; None if all of them do."""
+    if config.fleet is None:
+        with local(config, jobs) as running:
+            yield running
+        return
+    with connected(config, source, warn) as fleet:
+        yield fleet
 
 
 def _looking(config: Config) -> RunContext:

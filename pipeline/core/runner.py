@@ -110,6 +110,25 @@ class Runner(AbstractContextManager[Any]):
         """What values the network had so far; None where nothing looks at them."""
         return None
 
+    def noted(self) -> Any:
+        """What `numerics` needs of the images so far, as JSON has it, for a run that goes on later.
+
+        None where nothing looks at the values.
+        """
+        return None
+
+    def go_on(self, images: int, noted: Any) -> None:
+        """Take up what another such runner had noted, in place of what this one has seen.
+
+        Args:
+            images: How many images that one had seen.
+            noted: See `noted`.
+
+        Raises:
+            ArtifactError, LookupError, TypeError, ValueError: It is nothing of the kind; nothing
+                is taken up.
+        """
+
     def narrow_sums(self) -> Runner | None:
         """The same artifact with sums of products as an accumulator in half precision has them.
 

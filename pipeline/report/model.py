@@ -22,7 +22,7 @@ from pipeline.core.runner import Numerics
 from pipeline.core.seals import unsealed
 from pipeline.core.words import shown
 from pipeline.steps.artifact import FileRecord
-from pipeline.steps.facts.accuracy import Accuracy, NarrowSums, ReferenceFacts
+from pipeline.steps.facts.accuracy import Accuracy, EmulationError, NarrowSums, ReferenceFacts
 from pipeline.steps.facts.bench import BenchFacts, Measured
 from pipeline.steps.facts.cpu_class import ClassFacts
 from pipeline.steps.facts.graphs import (
@@ -90,6 +90,7 @@ class BuiltArtifact(Plain):
         accuracy_earlier: Its accuracy is from an earlier run.
         numerics: What values an executor saw in it.
         narrow_sums: The second verdict, with sums of products in half precision.
+        emulation: How far its emulation is from what was measured on hardware.
         latency: The latency that stands for it, or why there is none.
         latency_earlier: Its latency is from an earlier run.
         latency_doubt: Why its latency is not to be trusted; "" if it is. Gates and the choice take
@@ -109,6 +110,7 @@ class BuiltArtifact(Plain):
     latency: Number
     latency_earlier: bool
     narrow_sums: NarrowSums | None = None
+    emulation: EmulationError | None = None
     latency_doubt: str = ""
 
     @property

@@ -10,7 +10,7 @@ from pipeline.core.figures import State, ratio
 from pipeline.core.runner import Numerics
 from pipeline.report import text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, GateReport, Run
-from pipeline.steps.facts.accuracy import NarrowSums
+from pipeline.steps.facts.accuracy import EmulationError, NarrowSums
 from pipeline.steps.step import State as StepState
 
 EXIT_CODES = {
@@ -122,6 +122,7 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     for artifact, one in zip(run.artifacts, cards, strict=True):
         yield from _overflow(one.name, artifact.numerics)
         yield from _sums(one.name, artifact.narrow_sums)
+        yield from _emulation(one.name, artifact.emulation)
         for link in one.chain:
             if link.problem:
                 yield f"{one.name} is outdated: {link.name} was {link.problem}; run again"
@@ -209,6 +210,15 @@ def _sums(name: str, narrow: NarrowSums | None) -> Iterator[str]:
         yield (
             f"{name}: accuracy depends on the accumulator: {wide} of {narrow.images} images have "
             f"PyTorch's class where products are summed in float32, {half} where in half precision"
+        )
+
+
+def _emulation(name: str, error: EmulationError | None) -> Iterator[str]:
+    if error is not None and error.is_proven:
+        emulated, measured = text.percent(error.emulated), text.percent(error.measured)
+        yield (
+            f"{name}: the emulation judges otherwise than the hardware: top-1 {emulated} emulated, "
+            f"{measured} measured, of {error.images} images"
         )
 
 

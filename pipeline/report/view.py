@@ -229,6 +229,23 @@ def _narrow_sums(artifact: BuiltArtifact) -> dict[str, Any]:
     }
 
 
+def _emulation(artifact: BuiltArtifact) -> dict[str, Any]:
+    """The error of the emulation as facts; none where nothing was measured and emulated."""
+    error = artifact.emulation
+    if error is None:
+        return {}
+    return {
+        "emulation_against_the_hardware": {
+            "top-1 measured": text.percent(error.measured),
+            "top-1 emulated": text.percent(error.emulated),
+            "same class": text.percent(error.agreement),
+            "largest difference of two logits": error.max_difference.value,
+            "images": error.images,
+            "emulated by": error.by,
+        }
+    }
+
+
 def card(run: Run, artifact: BuiltArtifact) -> Card:
     """Everything about one artifact of a run."""
     accuracy, built = artifact.accuracy, artifact.built
@@ -258,7 +275,9 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         timings=tuple(timings(measured, artifact.precision)) if measured else (),
         comparisons=compared,
         cold_start=f"{cold:.1f} ms" if cold is not None else "",
-        numerics=tuple(facts.blocks("", {**numerics, **_narrow_sums(artifact)})),
+        numerics=tuple(
+            facts.blocks("", {**numerics, **_narrow_sums(artifact), **_emulation(artifact)})
+        ),
         warnings=repeated(built.facts.warnings) if built else (),
         facts=tuple(facts.blocks("Build", build_facts(built))) if built else (),
         files=tuple(_files(built)) if built else (),

@@ -12,7 +12,7 @@ from pipeline.core.errors import ArtifactError, BuildError, PipelineError, Unfor
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
 from pipeline.scheduler.processes import Made
-from pipeline.scheduler.side_by_side import Begun, Running
+from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import StageResult, State, Step
@@ -66,7 +66,7 @@ def dry_run(context: RunContext, selection: Selection) -> list[tuple[Step, str |
 
 def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -> str | None:
     if selection.forces(step):
-        return "asked for"
+        return ASKED_FOR
     for required in step.requires:
         if reasons.get(required):
             return f"made from {required.name}, which runs"
@@ -147,7 +147,8 @@ class _Run:
             step.notes.extend(made.notes)
             if made.error is not None:
                 raise made.error
-            self._give(step)
+            if not made.given:
+                self._give(step)
             return begun.why
 
         result = self._guarded(step, begun.start, look)
@@ -157,7 +158,7 @@ class _Run:
     def _begin(self, step: Step, missing: tuple[str, ...]) -> str | None:
         """Bring a step up to date; why that was needed, "" if not, None while it runs."""
         forced = self.selection.forces(step)
-        why = "asked for" if forced else step.stale()
+        why = ASKED_FOR if forced else step.stale()
         if why is None:
             step.restate()
             return ""

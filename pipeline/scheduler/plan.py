@@ -49,7 +49,7 @@ class Selection:
         needed = (
             set(steps)
             if not self.targets
-            else _with_requirements(step for step in steps if step.target in self.targets)
+            else with_requirements(step for step in steps if step.target in self.targets)
         )
         return [s for s in steps if s in needed and (not self.only or s.stage in self.only)]
 
@@ -59,7 +59,7 @@ class Selection:
         return self.force or after
 
 
-def _with_requirements(steps: Iterable[Step]) -> set[Step]:
+def with_requirements(steps: Iterable[Step]) -> set[Step]:
     """The steps and all that they are made from, directly or not."""
     found: set[Step] = set()
     waiting = list(steps)

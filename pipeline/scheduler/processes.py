@@ -59,15 +59,17 @@ class Made:
     Attributes:
         notes: What the user should know of it.
         error: What failed.
+        given: The store has it already.
     """
 
     notes: tuple[str, ...]
     error: PipelineError | None = None
+    given: bool = False
 
 
 def described(config: Config) -> str:
     """A configuration as JSON, without the store: what is secret does not travel."""
-    return config.model_dump_json(exclude={"store"})
+    return config.model_dump_json(exclude={"store", "fleet"})
 
 
 def planned(text: str, log: Callable[[str], None]) -> Sequence[Step]:

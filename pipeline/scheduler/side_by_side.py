@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.core.errors import BuildError
 from pipeline.scheduler.processes import Job, Made, Processes, described, make, planned
 from pipeline.steps.step import Step
+
+ASKED_FOR = "asked for"
+"""Why a step runs that is up to date."""
 
 MOST_TRIES = 2
 """A step whose process died, such as by the system for want of memory, is tried once more."""
@@ -24,20 +29,51 @@ class Begun:
     Attributes:
         step: The step.
         why: Why it runs.
-        job: What travels.
+        missing: Names of what it goes on without.
         start: When it began, by the monotonic clock, in seconds.
         tries: How often its process was started.
     """
 
     step: Step
     why: str
-    job: Job
+    missing: tuple[str, ...]
     start: float
     tries: int = 1
 
 
-class Running:
-    """Steps that run at this moment.
+class Running(ABC):
+    """Steps that run at this moment, somewhere else than in this process."""
+
+    def __init__(self) -> None:
+        self._begun: dict[Future[Any], Begun] = {}
+
+    def __len__(self) -> int:
+        return len(self._begun)
+
+    @property
+    def begun(self) -> list[Begun]:
+        """The steps that run."""
+        return list(self._begun.values())
+
+    @abstractmethod
+    def has_room(self, step: Step) -> bool:
+        """Whether the step may begin."""
+
+    def begin(self, step: Step, why: str, missing: tuple[str, ...]) -> None:
+        """Let a step run."""
+        self._submit(Begun(step, why, missing, time.monotonic()))
+
+    @abstractmethod
+    def _submit(self, begun: Begun) -> None:
+        """Hand a step to an executor, and remember it by its future."""
+
+    @abstractmethod
+    def next(self) -> tuple[Begun, Made]:
+        """Wait for a step to end."""
+
+
+class Local(Running):
+    """Steps in local processes.
 
     Args:
         executor: Runs them.
@@ -48,33 +84,22 @@ class Running:
     def __init__(
         self, executor: Executor, most: int, job: Callable[[str, tuple[str, ...]], Job]
     ) -> None:
+        super().__init__()
         self.executor, self.most, self.job = executor, most, job
-        self._begun: dict[Future[Made], Begun] = {}
-
-    def __len__(self) -> int:
-        return len(self._begun)
-
-    @property
-    def begun(self) -> list[Begun]:
-        """The steps that run."""
-        return list(self._begun.values())
 
     def has_room(self, step: Step) -> bool:
-        """Whether the step may begin: what measures is alone, and nothing begins beside it."""
+        """See `Running`: what measures is alone, and nothing begins beside it."""
         if step.measures:
             return not self._begun
         alone = any(begun.step.measures for begun in self.begun)
         return len(self._begun) < self.most and not alone
 
-    def begin(self, step: Step, why: str, missing: tuple[str, ...]) -> None:
-        """Let a step run."""
-        self._submit(Begun(step, why, self.job(step.name, missing), time.monotonic()))
-
     def _submit(self, begun: Begun) -> None:
-        self._begun[self.executor.submit(make, begun.job)] = begun
+        job = self.job(begun.step.name, begun.missing)
+        self._begun[self.executor.submit(make, job)] = begun
 
     def next(self) -> tuple[Begun, Made]:
-        """Wait for a step to end."""
+        """See `Running`."""
         while True:
             done, _ = wait(self._begun, return_when=FIRST_COMPLETED)
             future = next(iter(done))
@@ -83,8 +108,7 @@ class Running:
                 return begun, future.result()
             except BrokenExecutor:
                 if begun.tries < MOST_TRIES:
-                    again = Begun(begun.step, begun.why, begun.job, begun.start, begun.tries + 1)
-                    self._submit(again)
+                    self._submit(replace(begun, tries=begun.tries + 1))
                     continue
                 name = begun.step.name
                 error = BuildError(
@@ -107,4 +131,4 @@ def local(config: Config, jobs: int) -> Iterator[Running | None]:
         return
     text = described(config)
     with Processes(jobs) as executor:
-        yield Running(executor, jobs, lambda name, missing: Job(name, text, planned, missing))
+        yield Local(executor, jobs, lambda name, missing: Job(name, text, planned, missing))

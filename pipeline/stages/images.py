@@ -29,11 +29,11 @@ def read_pictures(artifact: Artifact) -> Pictures:
     return Pictures(np.load(artifact.path(PIXELS)), preprocess_of(artifact))
 
 
-def batches(artifact: Artifact, size: int) -> Iterator[Pictures]:
-    """The samples, in batches of at most `size`."""
+def batches(artifact: Artifact, size: int, first: int = 0) -> Iterator[Pictures]:
+    """The samples from the first one on, in batches of at most `size`."""
     preprocess = preprocess_of(artifact)
     pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
-    for start in range(0, len(pixels), size):
+    for start in range(first, len(pixels), size):
         yield Pictures(np.asarray(pixels[start : start + size]), preprocess)
 
 

@@ -20,14 +20,17 @@ from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, pictures_at, read_labels
 from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
+from pipeline.stages.shards import Shards, forget, size_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
     Accuracy,
+    EmulationError,
     NarrowSums,
     ReferenceFacts,
     ValidationFacts,
 )
 from pipeline.steps.facts.golden import Expected, GoldenFacts
+from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
@@ -40,7 +43,8 @@ RANGE_IMAGES = 32
 """Images over which the range of PyTorch's layers is looked at."""
 
 NARROW_IMAGES = 256
-"""Most images of the second verdict: it takes several times as long for each."""
+"""Most images of the second verdict: it takes several times as long for each. So many are also
+emulated beside a measurement on hardware."""
 
 
 class ReferenceStep(StageStep):
@@ -74,10 +78,12 @@ class ReferenceStep(StageStep):
         samples = self.samples.artifact()
         labels = read_labels(samples)
         with TorchRunner(self.source.module) as runner:
-            logits = run_over(self, runner, len(labels), "PyTorch float32")
+            place = place_of_shards(self)
+            logits = run_over(self, runner, len(labels), "PyTorch float32", place)
             pictures = next(batches(samples, RANGE_IMAGES))
             layers = range_of(self.source.module, pictures.images)
         np.save(folder / LOGITS, logits)
+        forget(place)
         by = f"PyTorch {torch.__version__}, float32, CPU"
         top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
         return ReferenceFacts(Accuracy(top1, top5), layers).to_facts()
@@ -122,6 +128,7 @@ class ValidateStep(TargetStep):
         missing = target.missing(built)
         labels = read_labels(self.samples.artifact())
         reference = np.load(self.reference.artifact().path(LOGITS))
+        place = place_of_shards(self)
         try:
             runner = target.open(built) if missing is None else target.emulate(built, self._graph())
             if runner is None:
@@ -130,21 +137,53 @@ class ValidateStep(TargetStep):
             with runner:
                 runner.expect(labels)
                 what = f"{target.title} {self.built.precision}"
-                logits = run_over(self, runner, len(labels), what)
+                logits = run_over(self, runner, len(labels), what, place)
                 numerics = runner.numerics()
                 narrow = self._with_narrow_sums(runner, logits, reference)
         except UnsupportedOperatorError as error:
             if missing is None:
                 raise
+            forget(place)
             # A gap of the executor says nothing about what was built.
             why = f"{missing}; and it cannot be emulated: {error}"
             return self._facts(Accuracy.not_measured(why)).to_facts()
+        forget(place)
         np.save(folder / LOGITS, logits)
         state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
         kit = GoldenFacts.from_facts(self.golden.artifact().facts, self.golden.name)
         golden = expected(logits, reference, kit)
-        return self._facts(numbers, numerics, narrow, golden).to_facts()
+        beside = self._emulated_beside(logits, labels) if missing is None else None
+        return self._facts(numbers, numerics, narrow, golden, beside).to_facts()
+
+    def _emulated_beside(
+        self, logits: Logits, labels: npt.NDArray[np.int64]
+    ) -> EmulationError | None:
+        """The error of the emulation on some of the images that were measured; None without one."""
+        chosen = _some(len(logits))
+        try:
+            runner = self.runtime.emulate(self.built.artifact(), self._graph())
+            if runner is None:
+                return None
+            self.context.progress(0, None, f"{self.runtime.title}: the emulation beside it")
+            with runner:
+                emulated = self._over(runner, chosen, labels)
+                by = runner.device
+        except UnsupportedOperatorError as error:
+            # What was measured stands: only the executor has a gap.
+            self.context.log(f"{self.name}: not emulated beside it: {error}")
+            return None
+        return compare_emulation(emulated, logits[chosen], labels[chosen], by)
+
+    def _over(
+        self, runner: Runner, chosen: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+    ) -> Logits:
+        """Logits of some of the samples, (images, classes)."""
+        runner.expect(labels[chosen])
+        settings = self.context.config.validation
+        size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
+        images = runner.input_of(pictures_at(self.samples.artifact(), chosen))
+        return in_batches(runner, images, size, runner.smallest)
 
     def _with_narrow_sums(
         self, runner: Runner, logits: Logits, reference: Logits
@@ -153,8 +192,7 @@ class ValidateStep(TargetStep):
         second = runner.narrow_sums()
         if second is None:
             return None
-        count = min(NARROW_IMAGES, len(logits))
-        chosen = np.sort(np.random.default_rng(0).choice(len(logits), count, replace=False))
+        chosen = _some(len(logits))
         self.context.progress(0, None, f"{self.runtime.title}: sums in half precision")
         with second:
             images = second.input_of(pictures_at(self.samples.artifact(), chosen))
@@ -174,23 +212,57 @@ class ValidateStep(TargetStep):
         numerics: Numerics | None = None,
         narrow: NarrowSums | None = None,
         golden: Expected | None = None,
+        emulation: EmulationError | None = None,
     ) -> ValidationFacts:
         target, precision = self.built.runtime.name, self.built.precision
-        return ValidationFacts(target, precision, numbers, numerics, narrow, golden)
+        return ValidationFacts(target, precision, numbers, numerics, narrow, golden, emulation)
 
 
-def run_over(step: ReferenceStep | ValidateStep, runner: Runner, total: int, what: str) -> Logits:
-    """Logits of all samples, (images, classes)."""
-    context = step.context
-    results: list[Logits] = []
-    done = 0
-    batch = context.config.validation.batch
-    size = max(runner.smallest, min(batch, runner.largest or batch))
+def _some(total: int) -> npt.NDArray[np.int64]:
+    """Some of the images, chosen with a seed, ascending."""
+    count = min(NARROW_IMAGES, total)
+    return np.sort(np.random.default_rng(0).choice(total, count, replace=False))
+
+
+def place_of_shards(step: Step) -> Path:
+    """Where a step keeps shards: the name holds its key."""
+    name = f"{step.name.replace('/', '-')}-{step.key()[:16]}"
+    return step.context.folder / EVALUATIONS / name
+
+
+def run_over(
+    step: ReferenceStep | ValidateStep,
+    runner: Runner,
+    total: int,
+    what: str,
+    place: Path | None = None,
+) -> Logits:
+    """Logits of all samples, (images, classes).
+
+    Args:
+        step: The step that asks.
+        runner: Gives the logits.
+        total: How many samples there are.
+        what: What runs, for people.
+        place: Where shards are kept while it goes on, see `pipeline.stages.shards`; None for
+            nowhere.
+    """
+    settings = step.context.config.validation
+    size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
+    shards = Shards(place, size_of(settings.shard, size), size)
+    results = shards.resume(runner)
+    part: list[Logits] = []
+    done = shards.images * len(results)
     with freed_memory_kept():
-        for pictures in batches(step.samples.artifact(), size):
-            context.progress(done, total, what)
-            results.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
+        for pictures in batches(step.samples.artifact(), size, done):
+            step.context.progress(done, total, what)
+            part.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
             done += len(pictures)
+            if done % shards.images == 0 or done == total:
+                results.append(np.concatenate(part))
+                part = []
+                if done < total:
+                    shards.keep(results[-1], runner)
     return np.concatenate(results)
 
 
@@ -270,4 +342,39 @@ def compare_sums(narrow: Logits, wide: Logits, reference: Logits, by: str) -> Na
         figure(figures.compare(narrow, reference).agreement),
         figure(figures.compare(wide, reference).agreement),
         figure(drop.value, drop.interval),
+    )
+
+
+def compare_emulation(
+    emulated: Logits, measured: Logits, labels: npt.NDArray[np.int64], by: str
+) -> EmulationError:
+    """The error of an emulation.
+
+    Args:
+        emulated: Its logits, (images, classes).
+        measured: Those of the hardware, of the same images.
+        labels: The right classes, (images,).
+        by: What emulated.
+    """
+    (top1, _), (emulated_top1, _) = (
+        accuracy(logits, labels, state, by, "")
+        for logits, state in (
+            (measured, figures.measured_here()),
+            (emulated, figures.State.EMULATED),
+        )
+    )
+    compared = figures.compare(emulated, measured)
+    drop = figures.paired_drop(emulated, measured, labels)
+
+    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
+        return dataclasses.replace(emulated_top1, value=value, interval=interval)
+
+    return EmulationError(
+        len(labels),
+        by,
+        top1,
+        emulated_top1,
+        figure(drop.value, drop.interval),
+        figure(compared.agreement, figures.wilson(len(labels) - compared.flips, len(labels))),
+        figure(compared.max_difference),
     )

@@ -24,7 +24,7 @@ IMPORTS = ".imports.json"
 LOG_FILE = "run.log"
 RESULTS_FILE = "results.json"
 EVALUATIONS = ".evaluations"
-"""What searches that did not end have evaluated."""
+"""What searches and validations that did not end have evaluated."""
 
 UNREPORTED = ".unreported.json"
 """Seals of what was made since results.json was written."""

@@ -53,6 +53,19 @@ class Address:
     options: Mapping[str, Any] = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
 
+    @property
+    def bare(self) -> str:
+        """What another machine needs to find the place: no password, no query, no options.
+
+        In front of the host stands a user, which is nobody else's business; with Azure the
+        container does.
+        """
+        scheme, _, rest = self.url.partition("://")
+        netloc, slash, path = rest.partition("/")
+        user, at, host = netloc.rpartition("@")
+        before = f"{user.partition(':')[0]}{at}" if EXTRAS[self.scheme] == "abfs" else ""
+        return f"{scheme}://{before}{host}{slash}{path}"
+
     def clean(self, error: BaseException) -> str:
         """What a driver says, without secrets, in one line."""
         text = in_short(error)

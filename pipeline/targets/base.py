@@ -149,6 +149,7 @@ class Target(ABC):
         options: Type of its options.
         published_on: Device of the published latencies that stands for it, as
             `pipeline.core.published` names it; "" if there is none.
+        resource: What workers of a fleet state that have the hardware to run its artifacts.
         devices: Kinds of connected device that `measure_on` takes.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
@@ -162,6 +163,7 @@ class Target(ABC):
     options: ClassVar[type[TargetOptions]]
     forms: ClassVar[tuple[Form, ...]] = ()
     published_on: ClassVar[str] = ""
+    resource: ClassVar[str] = "cpu"
     devices: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
 

@@ -217,6 +217,10 @@ class MilExecutor:
                 entry.module = self._module(entry.name, owners)
         return list(self._ranges.values())
 
+    def go_on(self, ranges: Sequence[TensorRange]) -> None:
+        """Take up what another executor of this program had recorded, see `ranges`."""
+        self._ranges = {entry.name: entry for entry in ranges}
+
     def _module(self, name: str, owners: Mapping[str, str]) -> str:
         """The module of a tensor or, if its operation is not in the torch graph, of its input."""
         while torch_name(name) not in owners:

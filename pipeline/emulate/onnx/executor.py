@@ -130,6 +130,10 @@ class GraphExecutor:
             raise PipelineError("no ranges were recorded: make the executor with record=True")
         return list(self._ranges.values())
 
+    def go_on(self, report: Sequence[TensorRange]) -> None:
+        """Take up what another executor of this graph had recorded, see `overflow_report`."""
+        self._ranges = {entry.tensor: entry for entry in report}
+
     def _check_ports(self) -> None:
         """Refuse inputs and outputs that the face of this class does not serve."""
 

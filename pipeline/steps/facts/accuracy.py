@@ -109,6 +109,36 @@ class NarrowSums(Plain):
 
 
 @dataclass(frozen=True)
+class EmulationError(Plain):
+    """How far the emulation is from the hardware, where an artifact was measured on it.
+
+    Attributes:
+        images: Images of both readings: some of the validation set, chosen with a seed.
+        by: What emulated.
+        measured: Top-1 on the hardware over these images.
+        emulated: Top-1 of the emulation.
+        difference: `measured` minus `emulated`, with the interval of paired shares.
+        agreement: Share of the images with the same class.
+        max_difference: Largest difference of two logits.
+    """
+
+    images: int
+    by: str
+    measured: Number
+    emulated: Number
+    difference: Number
+    agreement: Number
+    max_difference: Number
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the emulation judges otherwise than the hardware, beyond noise."""
+        assert self.difference.interval is not None
+        low, high = self.difference.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True)
 class ValidationFacts(Facts):
     """An artifact's accuracy.
 
@@ -119,6 +149,8 @@ class ValidationFacts(Facts):
         numerics: What values the artifact had; None where nothing looks at them.
         narrow_sums: The second verdict; None where nothing sums in half precision, or it ran.
         golden: What it gives for the golden kit; None where that is not finite, or not known.
+        emulation: How far its emulation is from it; None where it was not measured on hardware, or
+            cannot be emulated.
     """
 
     target: str
@@ -127,3 +159,4 @@ class ValidationFacts(Facts):
     numerics: Numerics | None = None
     narrow_sums: NarrowSums | None = None
     golden: Expected | None = None
+    emulation: EmulationError | None = None

@@ -74,6 +74,10 @@ class Executor:
         """Largest magnitude of each float16 value so far, by operation and its place."""
         return self._largest
 
+    def go_on(self, largest: Mapping[str, float]) -> None:
+        """Take up what another executor of this program had seen, see `largest`."""
+        self._largest = dict(largest)
+
     def _chunk(self, images: Images) -> Logits:
         batch = torch.from_numpy(np.ascontiguousarray(images))
         results, measured = self._groups.run(self._evaluate, batch)

@@ -155,6 +155,21 @@ class JudgedRunner(Runner):
             },
         )
 
+    def noted(self) -> Any:
+        """See `Runner`."""
+        return {
+            "judged": [[part.tolist() for part in parts] for parts in self._judged],
+            "largest": dict(self._exact.largest()),
+        }
+
+    def go_on(self, images: int, noted: Any) -> None:
+        """See `Runner`."""
+        largest = {str(name): float(value) for name, value in noted["largest"].items()}
+        judged = [[np.array(part, np.float32) for part in parts] for parts in noted["judged"]]
+        self._judged = [(emulated, apple, exact) for emulated, apple, exact in judged]
+        self._exact.go_on(largest)
+        self._seen = images
+
     def _check(self, emulated: Logits, apple: Logits) -> None:
         finite = np.isfinite(apple).all(1)
         if not np.array_equal(finite, np.isfinite(emulated).all(1)):

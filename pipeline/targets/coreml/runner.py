@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,22 @@ class EmulatedRunner(PackageRunner):
                 "largest_value_at": f"{widest.name} ({widest.operation})",
             },
         )
+
+    def noted(self) -> Any:
+        """See `Runner`."""
+        return {
+            "compared": [[part.tolist() for part in pair] for pair in self._compared],
+            "ranges": [asdict(entry) for entry in self._exact.ranges()],
+        }
+
+    def go_on(self, images: int, noted: Any) -> None:
+        """See `Runner`."""
+        from pipeline.emulate.mil.record import TensorRange
+
+        ranges = [TensorRange(**entry) for entry in noted["ranges"]]
+        pairs = [[np.array(part, np.float32) for part in pair] for pair in noted["compared"]]
+        self._compared = [(exact, rounded) for exact, rounded in pairs]
+        self._exact.go_on(ranges)
 
     def close(self) -> None:
         """Let go of the package."""

@@ -55,6 +55,7 @@ class CoreMLTarget(Target):
     precisions = dict.fromkeys(RECIPES, MODULE)
     options = CoreMLOptions
     published_on = published.IPHONE
+    resource = "mac"
     devices = ("mac", "iphone", "ipad")
     calibrated = frozenset(name for name, recipe in RECIPES.items() if recipe.calibrated)
 

@@ -7,8 +7,9 @@ a fused layer rounds less often.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import file_hash
@@ -92,6 +93,17 @@ class EmulatedRunner(Runner):
                 ],
             },
         )
+
+    def noted(self) -> Any:
+        """See `Runner`."""
+        return [asdict(entry) for entry in self.overflow_report()] if self._record else None
+
+    def go_on(self, images: int, noted: Any) -> None:
+        """See `Runner`."""
+        from pipeline.emulate.ranges import TensorRange
+
+        if self._record:
+            self._executor.go_on([TensorRange(**entry) for entry in noted])
 
     def overflow_report(self) -> list[TensorRange]:
         """Ranges of all tensors over the images so far, in execution order."""

@@ -48,6 +48,7 @@ class TrtTarget(Target):
     precisions: ClassVar[dict[str, str]] = dict(limits.FORMS)
     options: ClassVar[type[TargetOptions]] = TrtOptions
     published_on: ClassVar[str] = published.RTX
+    resource: ClassVar[str] = "rtx"
     forms: ClassVar[tuple[Form, ...]] = (Int8Trt(), Fp8Trt())
 
     @property

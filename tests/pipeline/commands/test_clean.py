@@ -63,3 +63,17 @@ def test_foreign_files_among_the_images_stay(results: Path) -> None:
     clean(results)
     assert (results / "calibration/notes.txt").read_text() == "precious"
     assert (results / "calibration/model.bin").exists()
+
+
+def test_what_a_killed_validation_kept_goes(results: Path) -> None:
+    for name in ("validate-ort-fp32-0123", "validate-ort-int8-0123", "mine"):
+        (results / ".evaluations" / name).mkdir(parents=True)
+        (results / ".evaluations" / name / "0.npy").write_text("logits")
+        if name != "mine":
+            (results / ".evaluations" / name / "shards.json").write_text("{}")
+    (results / ".evaluations" / "validate-ort-int8-0123" / "notes.txt").write_text("precious")
+    assert "of a validation that did not end" in clean(results)
+    there = {path.name for path in (results / ".evaluations").rglob("*") if path.is_file()}
+    assert not (results / ".evaluations" / "validate-ort-fp32-0123").exists()
+    assert (results / ".evaluations" / "mine" / "0.npy").exists()
+    assert there == {"notes.txt", "0.npy"}

@@ -7,8 +7,9 @@ import pytest
 from pipeline.core.figures import Number, State
 from pipeline.core.runner import Numerics
 from pipeline.report import overview, view
+from pipeline.report.facts import Pairs
 from pipeline.report.model import Choice, GateReport, Run, StepEnd
-from pipeline.steps.facts.accuracy import ModuleRange, NarrowSums
+from pipeline.steps.facts.accuracy import EmulationError, ModuleRange, NarrowSums
 from pipeline.steps.step import State as StepState
 from tests.pipeline.report.changed import (
     artifact_of,
@@ -192,6 +193,35 @@ def test_accuracy_that_depends_on_the_accumulator(
         "where products are summed in float32, 94.00 % where in half precision"
     )
     assert (line in found) is told
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"), [((-0.01, 0.02), False), ((0.02, 0.08), True), ((-0.08, -0.02), True)]
+)
+def test_an_emulation_that_is_off(run: Run, interval: tuple[float, float], told: bool) -> None:
+    measured, emulated, same, largest = (
+        Number(value, State.EMULATED, by="executor") for value in (0.9, 0.94, 0.95, 0.25)
+    )
+    difference = Number(-0.04, State.EMULATED, by="executor", interval=interval)
+    error = EmulationError(256, "executor", measured, emulated, difference, same, largest)
+    found = with_artifact(run, "trt/int8", emulation=error)
+    line = (
+        "trt/int8: the emulation judges otherwise than the hardware: top-1 94.00 % emulated, "
+        "90.00 % measured, of 256 images"
+    )
+    assert (line in alerts(found)) is told
+    artifact = next(each for each in found.artifacts if each.name == "trt/int8")
+    blocks = [block for block in view.card(found, artifact).numerics if "hardware" in block.title]
+    assert [dict(block.rows) for block in blocks if isinstance(block, Pairs)] == [
+        {
+            "top-1 measured": "90.00 %",
+            "top-1 emulated": "94.00 %",
+            "same class": "95.00 %",
+            "largest difference of two logits": "0.25",
+            "images": "256",
+            "emulated by": "executor",
+        }
+    ]
 
 
 def test_a_network_that_leaves_float16_itself(run: Run) -> None:

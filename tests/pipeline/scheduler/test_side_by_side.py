@@ -18,7 +18,7 @@ from pipeline.scheduler import execute
 from pipeline.scheduler.execute import Outcome
 from pipeline.scheduler.plan import Selection
 from pipeline.scheduler.processes import Job, Processes, described
-from pipeline.scheduler.side_by_side import Running
+from pipeline.scheduler.side_by_side import Local
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import State
@@ -39,7 +39,7 @@ def run(settings: Settings, jobs: int) -> Outcome:
         return execute.execute(context_of(settings), Selection(), console)
     with Processes(jobs) as executor:
         text = settings.text()
-        running = Running(executor, jobs, lambda name, missing: Job(name, text, planner, missing))
+        running = Local(executor, jobs, lambda name, missing: Job(name, text, planner, missing))
         return execute.execute(context_of(settings), Selection(), console, None, running)
 
 
@@ -123,8 +123,8 @@ class Waiting(Executor):
 def test_what_measures_is_alone(tmp_path: Path) -> None:
     steps = {step.name: step for step in steps_of(context_of(Settings(tmp_path)))}
 
-    def running(*names: str) -> Running:
-        made = Running(Waiting(), 2, lambda name, missing: Job(name, "", planner, missing))
+    def running(*names: str) -> Local:
+        made = Local(Waiting(), 2, lambda name, missing: Job(name, "", planner, missing))
         for name in names:
             made.begin(steps[name], "", ())
         return made

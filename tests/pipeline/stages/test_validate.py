@@ -78,11 +78,13 @@ class Toy(Runner):
 class ToyTarget:
     """Runs or emulates artifacts by a `Toy`, or fails to."""
 
-    name, title = "toy", "Toy"
+    name, title, forms = "toy", "Toy", ()
 
     def __init__(self, runner: Runner | Exception | None, lacking: str | None) -> None:
         self.runner, self.lacking = runner, lacking
         self.graphs: list[Path | None] = []
+        self.beside: Runner | Exception | None = None
+        """What emulates beside a measurement."""
 
     def missing(self, artifact: Artifact) -> str | None:
         return self.lacking
@@ -95,7 +97,10 @@ class ToyTarget:
         return self._answer()
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
-        assert self.lacking is not None
+        if self.lacking is None:
+            if isinstance(self.beside, Exception):
+                raise self.beside
+            return self.beside
         self.graphs.append(graph)
         return self._answer()
 
@@ -138,7 +143,7 @@ class Steps:
             code=SimpleNamespace(hashes=lambda modules, **more: {}),
             stated=SimpleNamespace(announce=lambda name, seal: None),
             progress=lambda *told: self.told.append(told),
-            config=SimpleNamespace(validation=SimpleNamespace(batch=2)),
+            config=SimpleNamespace(validation=SimpleNamespace(batch=2, shard=1000)),
             source=SimpleNamespace(
                 module=Flat(),
                 checkpoint_hash="c0ffee",
@@ -216,6 +221,49 @@ def test_an_artifact_that_runs_here_is_measured(steps: Steps, tmp_path: Path) ->
     assert np.load(tmp_path / "new" / LOGITS).argmax(1).tolist() == [0, 1, 0, 1, 1]
     assert runner.closed
     assert steps.told == [(done, IMAGES, "Toy fp8") for done in (0, 2, 4)]
+
+
+class Brighter(Toy):
+    """Emulates the toy, a little off."""
+
+    device = "the emulation"
+
+    def __call__(self, images: Images) -> Logits:
+        logits = super().__call__(images)
+        logits[:, 0] += np.float32(0.86)  # of -0.84, -0.76 and -0.92 two cross zero
+        return logits
+
+
+def test_the_error_of_the_emulation_is_told(steps: Steps, tmp_path: Path) -> None:
+    target = ToyTarget(Toy(), None)
+    target.beside = Brighter(smallest=3)
+    error = built(steps.validate(target), tmp_path / "new").emulation
+    assert error is not None
+    assert (error.images, error.by) == (IMAGES, "the emulation")
+    # Measured, the images are of the classes 0 1 0 1 1; emulated, 0 0 0 0 1; right are 0 1 1 1 0.
+    assert (error.measured.value, error.measured.state) == (0.6, State.MEASURED)
+    assert (error.emulated.value, error.emulated.state) == (0.2, State.EMULATED)
+    assert error.difference.value == pytest.approx(0.4)
+    assert error.agreement.value == 0.6
+    assert error.max_difference.value == pytest.approx(0.86)
+    assert not error.is_proven, "of five images"
+    assert target.beside.closed
+
+
+@pytest.mark.parametrize("beside", [None, UnsupportedOperatorError("no Foo")])
+def test_what_was_measured_stands_without_an_emulation(
+    beside: Exception | None, steps: Steps, tmp_path: Path
+) -> None:
+    target = ToyTarget(Toy(), None)
+    target.beside = beside
+    found = built(steps.validate(target), tmp_path / "new")
+    assert found.emulation is None
+    assert found.numbers.top1.state is State.MEASURED
+
+
+def test_what_is_emulated_alone_has_no_error_of_it(steps: Steps, tmp_path: Path) -> None:
+    found = built(steps.validate(ToyTarget(Toy(), "no such device")), tmp_path / "new")
+    assert found.emulation is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,25 @@ def test_some_images_are_measured_and_all_emulated(build: Build) -> None:
     assert measured["top1"] == emulated["top1"] == right
     assert 0 < emulated["relative_difference"] < FLOAT16.relative
     assert "the same class for 4 of 4 images" in runner.device
+
+
+@needs_coreai
+def test_what_was_judged_is_taken_up_elsewhere(build: Build) -> None:
+    labels = np.array([3, 3, 3, 1, 2, 0], np.int64)
+    package = build().folder / MODEL
+    runners = [JudgedRunner(package, network(), 4, FLOAT16) for _ in range(3)]
+    whole, first, second = runners
+    for runner in runners:
+        runner.expect(labels)
+    for part in (images()[:4], images()[4:]):
+        whole(part)
+    first(images()[:4])
+    second.go_on(4, json.loads(json.dumps(first.noted())))
+    second(images()[4:])
+    assert second.numerics() == whole.numerics()
+    assert second.device == whole.device
+    for runner in runners:
+        runner.close()
 
 
 @needs_coreai

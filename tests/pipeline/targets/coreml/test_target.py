@@ -133,6 +133,24 @@ def test_two_builds_are_the_same_bytes(build: Build) -> None:
             assert file_hash(path) == file_hash(second.folder / path.relative_to(first.folder))
 
 
+def test_what_was_recorded_is_taken_up_elsewhere(
+    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Pictures]
+) -> None:
+    pixels, built = make_photos(40, make_network()).pixels, build("fp16")
+    whole, first, second = (TARGET.emulate(built, None) for _ in range(3))
+    assert whole is not None
+    assert first is not None
+    assert second is not None
+    for part in (pixels[:16], pixels[16:32], pixels[32:]):
+        whole(part)
+    first(pixels[:16])
+    second.go_on(16, json.loads(json.dumps(first.noted())))
+    second(pixels[16:32])
+    second(pixels[32:])
+    assert whole.numerics() is not None
+    assert second.numerics() == whole.numerics()
+
+
 def test_gray_images(
     build: Build,
     tiny: Callable[..., nn.Module],

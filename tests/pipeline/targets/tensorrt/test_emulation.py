@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,3 +128,21 @@ def test_there_is_none_where_nothing_sums_in_half_precision(
 ) -> None:
     graph = sums(dtype)
     assert EmulatedRunner(engine_of(graph), graph).narrow_sums() is None
+
+
+def test_what_was_recorded_is_taken_up_elsewhere(graph: Path) -> None:
+    values = [[40_000.0, 1e-7], [3.0, 0.1], [np.inf, 7.0], [1e-8, -90_000.0]]
+    images = np.array(values, np.float32).reshape(4, 1, 1, 2)
+    whole, first, second = (EmulatedRunner(engine_of(graph), graph) for _ in range(3))
+    for image in images:
+        whole(image[None])
+    first(images[:1])
+    first(images[1:2])
+    second.go_on(2, json.loads(json.dumps(first.noted())))
+    second(images[2:3])
+    second(images[3:])
+    assert second.overflow_report() == whole.overflow_report()
+    assert second.numerics() == whole.numerics()
+    with pytest.raises(TypeError):
+        second.go_on(2, [{"tensor": "first"}])
+    assert second.numerics() == whole.numerics()
