@@ -174,8 +174,8 @@ class DataConfig(Section):
     labels: PathText | None = Field(
         default=None,
         description="The network's classes in its order: a text file with a class a line (as the "
-        "dataset names it, and after a tab as people do), or imagenet-1k; default: the classes of "
-        "the validation set.",
+        "dataset names it, and after a tab as people do), or imagenet-1k; default: what the "
+        "checkpoint states, or the classes of the validation set.",
     )
     identity: Literal["content", "fingerprint"] = Field(
         default="content",
@@ -334,7 +334,7 @@ class Config(Section):
     model: ModelConfig = Field(description="Which network, with which weights.")
     data: DataConfig = Field(description="Which images judge and calibrate.")
     preprocess: PreprocessConfig | None = Field(
-        default=None, description="Default: what the model states."
+        default=None, description="Default: what the checkpoint states, or the model."
     )
     export: ExportConfig = Field(default=ExportConfig(), description="The ONNX graph.")
     calibration: CalibrationConfig = Field(

@@ -12,13 +12,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import config as configuration
-from pipeline.config import OWN_WEIGHTS
+from pipeline.config import AUTO, OWN_WEIGHTS
 from pipeline.core import yamlfile
+from pipeline.core.described import describe
 from pipeline.core.errors import DataError, InputError, about
 from pipeline.core.files import write_atomically
 from pipeline.core.inputs import expanded
 from pipeline.core.listing import Folders, list_split, parse
-from pipeline.core.words import nearest_or_all
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.registry import TARGETS
 
 PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
@@ -26,6 +27,8 @@ PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
 
 QUANTIZED = {"trt": ("fp16", "int8"), "ort": ("fp32", "int8"), "coreml": ("fp16", "int8")}
 
+_NO_FILES = ("embedded", "random", OWN_WEIGHTS)
+"""What stands for a checkpoint and is no file."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:-]*(?<!:)")
 """Text that is itself in YAML, without quotes, unless it reads as a number."""
@@ -88,14 +91,14 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
             "timm/resnet18 or my_package.nets:make"
         )
     classes = _classes(wanted.data)
-    calibration = wanted.calibration or _training(wanted.data)
-    labels = _own_labels(stated, classes)
-    found = [f"network {model}, {_count(classes, wanted.labels)}"]
-    if classes is not None and stated.get("num_classes", len(classes)) != len(classes):
-        raise DataError(
-            f"{wanted.checkpoint} has {stated['num_classes']} classes, and {wanted.data} has "
-            f"{len(classes)}: give the images of its own classes"
-        )
+    if not wanted.labels:
+        _require_known(stated, classes)
+        _require_as_many(wanted, str(model), stated, classes)
+    held_out = _held_out(wanted)
+    calibration = wanted.calibration or _training(wanted.data) or (AUTO if held_out else None)
+    found = [f"network {model}, {_count(stated.get('labels') or classes, wanted.labels)}"]
+    if held_out:
+        found.append(held_out)
     if not calibration:
         found.append(
             "no training images were found: without --calibration, no precision that needs them "
@@ -111,7 +114,8 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
         "data": wanted.data,
         "calibration": calibration or wanted.data,
         "calibrated": bool(calibration),
-        "labels": wanted.labels or labels,
+        "labels": wanted.labels,
+        "says": bool(stated.get("labels")),
         "preprocess": stated.get("preprocess"),
         "targets": {name: precisions.get(name, ()) for name in wanted.targets or PLAIN},
     }
@@ -120,7 +124,7 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
 
 def _stated(checkpoint: str) -> Mapping[str, Any]:
     """What a checkpoint says about itself; nothing where it is no file."""
-    if checkpoint in ("embedded", "random", OWN_WEIGHTS):
+    if checkpoint in _NO_FILES:
         return {}
     path = Path(expanded(checkpoint))
     if not path.is_file():
@@ -158,14 +162,65 @@ def _training(data: str) -> str | None:
     return data if apart and training.root != root else None
 
 
-def _own_labels(stated: Mapping[str, Any], classes: Sequence[str] | None) -> str | None:
-    """Refuse folders in another order than the checkpoint's labels: every score would be wrong."""
+def _require_known(stated: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+    """Refuse folders of classes that the checkpoint does not name: it knows no others."""
     labels = stated.get("labels")
-    if not labels or classes is None or list(labels) == list(classes):
+    if not labels or classes is None:
+        return
+    if unknown := [name for name in classes if name not in labels]:
+        raise DataError(
+            f"the checkpoint's classes are {', '.join(map(str, labels[:4]))}, …, and the images' "
+            f"folders {', '.join(map(shown, unknown[:4]))}, …: give the images of its own classes"
+        )
+
+
+def _require_as_many(
+    wanted: Wanted, model: str, stated: Mapping[str, Any], classes: Sequence[str] | None
+) -> None:
+    """Refuse images of another number of classes, where nothing names the network's own."""
+    if classes is None or stated.get("labels"):
+        return
+    own = stated.get("num_classes") or _head_classes(wanted.checkpoint, model, len(classes))
+    if own not in (None, len(classes)):
+        raise DataError(
+            f"{wanted.checkpoint} has {own} classes, and {wanted.data} has {len(classes)}: give "
+            "the images of its own classes, the network's classes as --labels, or fine-tune it for "
+            "these with python -m care.train --init"
+        )
+
+
+def _head_classes(checkpoint: str, model: str, count: int) -> int | None:
+    """How many classes the head of a file's weights has; None where that is not known."""
+    if checkpoint in _NO_FILES or ":" in model:
         return None
-    raise DataError(
-        f"the checkpoint's classes are {', '.join(map(str, labels[:4]))}, …, and the images' "
-        f"folders {', '.join(classes[:4])}, …: give the images of its own classes"
+    from care import checkpoint as checkpoints
+    from care.factory import create_model
+    from care.finetune import head_classes
+
+    with about("--checkpoint"):
+        state = checkpoints.read(expanded(checkpoint))
+    with about("--model"):
+        return head_classes(state, create_model(model.removeprefix("timm/"), num_classes=count))
+
+
+def _held_out(wanted: Wanted) -> str | None:
+    """What to say of the images that training held out; None where they are none of these."""
+    if wanted.checkpoint in _NO_FILES:
+        return None
+    from care.data import hold_out, open_dataset
+
+    with about("--checkpoint"):
+        stated = describe(Path(expanded(wanted.checkpoint))).hold_out
+    if stated is None:
+        return None
+    with about("--data"):
+        whole = open_dataset(wanted.data, "validation")
+    if whole.identity() != stated.identity:
+        return None
+    learned, judging = hold_out(whole, stated.share, stated.seed)
+    return (
+        f"{len(judging)} of {len(whole)} images judge, those that training held out; the "
+        f"{len(learned)} that it learned from give the ranges of int8"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.checkpoints import existing, stated_metadata
+from pipeline.core.checkpoints import stated_metadata
 from pipeline.core.errors import ArtifactError, CheckpointError, DataError, PreprocessError
 from pipeline.core.labels import require_distinct
 from pipeline.core.plain import Plain
@@ -63,9 +63,9 @@ def describe(path: Path) -> Described:
         path: The checkpoint; only safetensors files, which training writes, say anything.
 
     Raises:
-        CheckpointError: It is none, or says something else than training writes.
+        CheckpointError: It cannot be read, or says something else than training writes.
     """
-    stated = stated_metadata(existing(path)) or {}
+    stated = stated_metadata(path) or {}
     try:
         return Described(_labels(stated), _preprocess(stated), _hold_out(stated))
     except (ArtifactError, DataError, PreprocessError) as error:

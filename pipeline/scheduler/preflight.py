@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipeline.config import AUTO, Written
 from pipeline.core import machine
 from pipeline.core.callables import locate
 from pipeline.core.checkpoints import require_kind
-from pipeline.core.errors import ConfigError, DataError, PipelineError, about
+from pipeline.core.errors import ConfigError, DataError, ModelError, PipelineError, about
 from pipeline.core.labels import read_labels
 from pipeline.core.listing import Files, Folders
 from pipeline.core.words import nearest, shown
@@ -167,6 +167,7 @@ class _Look:
         if path is not None:
             with about("model.checkpoint"):
                 require_kind(path)
+            _ = self.source.described  # what it says of itself has to make sense
 
     def _splits(self) -> Iterator[tuple[Split, Callable[[], Folders | Files]]]:
         yield "validation", lambda: self.source.files("validation")
@@ -203,23 +204,29 @@ class _Look:
 
     def _classes(self) -> Problems:
         """Classes of the images that the network does not have."""
-        stated = self.config.data.labels
-        if stated in (None, IMAGENET):
-            return
         try:
             files = self.source.files("validation")
-            known = set(read_labels(self.source.labels_file(str(stated)))[0])
-        except (DataError, ConfigError):
+            known, where = self._known_classes()
+        except (ConfigError, DataError, ModelError):
             return  # told already
-        if isinstance(files, Folders):
+        if isinstance(files, Folders) and known:
             unknown = [name for name in files.classes if name not in known]
             if unknown:
                 yield Problem(
                     ("data", "labels"),
-                    f"data.labels: {stated} does not name the class {shown(unknown[0])!r} of "
+                    f"data.labels: {where} does not name the class {shown(unknown[0])!r} of "
                     f"{files.root} ({len(unknown)} such classes): give the labels of the network, "
                     "in its order",
                 )
+
+    def _known_classes(self) -> tuple[Collection[str], str]:
+        """Classes of the network as they are written down, and where; none where they are not."""
+        stated = self.config.data.labels
+        if stated == IMAGENET:
+            return (), stated
+        if stated is not None:
+            return set(read_labels(self.source.labels_file(stated))[0]), stated
+        return set(self.source.described.labels or ()), "the checkpoint"
 
     def _count(self, split: Split) -> int:
         """Number of images of a split, all of which call themselves images.
