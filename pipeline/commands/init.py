@@ -45,7 +45,8 @@ class Wanted:
         calibration: The same of training images; None for the training split of `data`, if any.
         labels: File with the network's classes; None for the classes of `data`.
         name: Name of the results; None for the network's.
-        targets: Which targets; empty for all.
+        targets: Which targets, such as "ort", or "ort/fp32" for one precision of it; empty for
+            the usual ones.
     """
 
     model: str | None
@@ -80,9 +81,7 @@ def write_first(wanted: Wanted, path: Path) -> str:
 
 def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
     """Values of the configuration, and what was found on the way."""
-    unknown = [name for name in wanted.targets if name not in TARGETS]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no target{nearest_or_all(unknown[0], list(TARGETS))}")
+    asked = _asked(wanted.targets)
     stated = _stated(wanted.checkpoint)
     model = wanted.model or stated.get("model")
     if not model:
@@ -104,7 +103,7 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
             "no training images were found: without --calibration, no precision that needs them "
             "(int8) is asked for"
         )
-    precisions = QUANTIZED if calibration else PLAIN
+    usual = QUANTIZED if calibration else PLAIN
     values = {
         "name": wanted.name or _results_name(model),
         "key": "module" if ":" in model else "name",
@@ -117,9 +116,27 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
         "labels": wanted.labels,
         "says": bool(stated.get("labels")),
         "preprocess": stated.get("preprocess"),
-        "targets": {name: precisions.get(name, ()) for name in wanted.targets or PLAIN},
+        "targets": {
+            name: own or usual.get(name, tuple(TARGETS[name].precisions)[:1])
+            for name, own in asked.items()
+        },
     }
     return values, found
+
+
+def _asked(targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Precisions of each target that is asked for; none where the usual ones will do."""
+    asked: dict[str, tuple[str, ...]] = {}
+    for stated in targets or PLAIN:
+        name, slash, precision = stated.partition("/")
+        if name not in TARGETS:
+            raise InputError(f"{shown(name)!r} is no target{nearest_or_all(name, list(TARGETS))}")
+        known = list(TARGETS[name].precisions)
+        if slash and precision not in known:
+            hint = nearest_or_all(precision, known)
+            raise InputError(f"{name} has no precision {shown(precision)!r}{hint}")
+        asked[name] = (*asked.get(name, ()), *([precision] if slash else []))
+    return asked
 
 
 def _stated(checkpoint: str) -> Mapping[str, Any]:

@@ -414,8 +414,13 @@ def trained(folder: Path, classes: tuple[str, ...] = CLASSES, **more: Any) -> st
 
 
 OWN_PREPROCESS = {
-    "size": 64, "crop": 0.9, "interpolation": "bilinear", "channels": "rgb", "exif": "ignore",
-    "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2],
+    "size": 64,
+    "crop": 0.9,
+    "interpolation": "bilinear",
+    "channels": "rgb",
+    "exif": "ignore",
+    "mean": [0.4, 0.4, 0.4],
+    "std": [0.2, 0.2, 0.2],
 }
 
 

@@ -178,3 +178,27 @@ def test_a_head_of_another_size_is_refused_before_anything_is_written(folder: Pa
     assert not (folder / "pipeline.yaml").exists()
     (folder / "five.txt").write_text("ash\nbeech\nelm\nfir\noak\n")
     assert init(*more, "--labels", "five.txt").exit_code == 0
+
+
+def test_a_target_may_be_one_precision_of_it(folder: Path) -> None:
+    told = ("--target", "ort/fp32", "--target", "coreml", "--target", "ort/int8")
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees", *told)
+    assert result.exit_code == 0, result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.precisions("ort") == ("fp32", "int8")
+    assert loaded.precisions("coreml") == ("fp16", "int8")
+    assert loaded.precisions("trt") == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("ort/fp3", "ort has no precision 'fp3'; did you mean fp32?"),
+        ("or/fp32", "'or' is no target"),
+    ],
+)
+def test_what_no_target_has_is_refused(folder: Path, target: str, words: str) -> None:
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees", "--target", target)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert not (folder / "pipeline.yaml").exists()
