@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from calibration.sample import FEWEST
 from pipeline.config import AUTO, OWN_WEIGHTS, Config
-from pipeline.core.callables import locate
 from pipeline.core.described import NOTHING, Described, describe
 from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelError, about
 from pipeline.core.files import file_hash
@@ -26,7 +25,7 @@ from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split, parse
 from pipeline.core.network import Network
 from pipeline.core.words import shown
-from pipeline.steps.keys import Code, versions
+from pipeline.steps.keys import own_code, versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,10 +147,8 @@ class Source:
 
     @cached_property
     def _module_code(self) -> dict[str, str]:
-        """Hashes of the user's module and of what it imports of theirs; nothing is imported."""
         with about("model.module"):
-            place = locate(str(self.config.model.module))
-            return Code(place.folder, own=place.packages).hashes([place.module])
+            return own_code(str(self.config.model.module))
 
     def tools(self) -> dict[str, str]:
         """Versions of what makes the network."""
@@ -375,7 +372,9 @@ class Source:
         found = self._whole.classes
         if self._whole.names_known:
             return found
-        return tuple(map(str, range(max(len(found), self._head_classes(len(found)) or 0))))
+        with about("model.checkpoint"):
+            own = self._head_classes(len(found)) or 0
+        return tuple(map(str, range(max(len(found), own))))
 
     def _head_classes(self, count: int) -> int | None:
         """How many classes the checkpoint's head has, if it tells.
@@ -390,11 +389,9 @@ class Source:
         path, stated = self.checkpoint(), self.config.model
         if path is None or stated.name is None:
             return None
-        with about("model.checkpoint"):
-            state = checkpoint.read(path, ema=stated.ema, sha256=self.checkpoint_hash)
+        state = checkpoint.read(path, ema=stated.ema, sha256=self.checkpoint_hash)
         name = stated.name.removeprefix(TIMM_PREFIX)
-        with about("model"):
-            model = create_model(name, **{**stated.kwargs, "num_classes": count})
+        model = create_model(name, **{**stated.kwargs, "num_classes": count})
         return head_classes(state, model)
 
     def class_indices(self, dataset: Dataset) -> npt.NDArray[np.int64]:

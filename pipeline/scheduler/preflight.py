@@ -23,7 +23,7 @@ from pathlib import Path
 from calibration.sample import FEWEST
 from pipeline.config import AUTO, Written
 from pipeline.core import machine
-from pipeline.core.callables import locate
+from pipeline.core.callables import imported, locate
 from pipeline.core.checkpoints import require_kind
 from pipeline.core.errors import ConfigError, DataError, ModelError, PipelineError, about
 from pipeline.core.labels import read_labels
@@ -34,6 +34,7 @@ from pipeline.scheduler.plan import Selection, plan
 from pipeline.source import IMAGENET, TIMM_PREFIX, Source, Split
 from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
+from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.steps.step import Step
 
@@ -141,6 +142,8 @@ class _Look:
                 yield from self._tried(("data", split), count)
         if load or self.config.model.module is None:
             yield from self._tried(("model",), lambda: self.source.network)
+        if load and self.config.validation.metrics is not None:
+            yield from self._tried(("validation", "metrics"), self._own_metrics)
         yield from self._room(counts)
 
     def _tried(self, keys: KeyPath, look: Callable[[], object]) -> Problems:
@@ -161,6 +164,8 @@ class _Look:
         elif stated.name is not None:
             yield from _unknown_name(stated.name)
         yield from self._tried(("model", "checkpoint"), self._checkpoint)
+        own = self.config.validation.metrics
+        yield from self._tried(("validation", "metrics"), lambda: metrics_inputs(own))
 
     def _checkpoint(self) -> None:
         path = self.source.checkpoint()
@@ -168,6 +173,10 @@ class _Look:
             with about("model.checkpoint"):
                 require_kind(path)
             _ = self.source.described  # what it says of itself has to make sense
+
+    def _own_metrics(self) -> None:
+        with about("validation.metrics"):
+            imported(str(self.config.validation.metrics))
 
     def _splits(self) -> Iterator[tuple[Split, Callable[[], Folders | Files]]]:
         yield "validation", lambda: self.source.files("validation")
