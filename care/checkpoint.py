@@ -40,6 +40,7 @@ from pipeline.core.checkpoints import (
 )
 from pipeline.core.errors import CheckpointError, about
 from pipeline.core.inputs import read_input
+from pipeline.core.shards import Shards, read_shards
 from pipeline.core.words import shown
 
 # Under these keys training programs keep the weights, in order of preference.
@@ -173,10 +174,10 @@ def read(
 def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict[str, Any]:
     """Read all that a checkpoint holds, as `save` was given it (training resumes from this).
 
-    A safetensors file gives `{"state_dict": …, "metadata": …}`.
+    A safetensors file gives `{"state_dict": …, "metadata": …}`; so does an index of several.
 
     Args:
-        path: The file.
+        path: The file, or the index of several, `model.safetensors.index.json`.
         sha256: SHA-256 that it has to have, in hexadecimal; None for any.
 
     Raises:
@@ -184,11 +185,17 @@ def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict
             than the hash says.
     """
     path = existing(path)
+    shards = read_shards(path)
+    if shards is not None:
+        return _read_shards(shards, sha256)
     data = read_input(path, _LARGEST, CheckpointError, "give the checkpoint file")
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise CheckpointError(
-            f"{path} has changed since this run began: let nothing write to it, and run again"
-        )
+        raise _changed(path)
+    return _content(data, path)
+
+
+def _content(data: bytes, path: Path) -> dict[str, Any]:
+    """All that the bytes of a file hold."""
     if not begins_as_safetensors(data):
         return _read_pickle(data, path)
     metadata = metadata_of(header_of(data, path), path)
@@ -197,6 +204,41 @@ def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict
     except Exception as error:  # a header may lie about anything
         raise _damaged(path, error) from error
     return {"state_dict": state, METADATA_KEY: metadata}
+
+
+def _changed(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has changed since this run began: let nothing write to it, and run again"
+    )
+
+
+def _read_shards(shards: Shards, sha256: str | None) -> dict[str, Any]:
+    """The weights of a checkpoint in several files, each of which holds what the index says."""
+    state: dict[str, Tensor] = {}
+    hashes: list[tuple[str, str]] = []
+    left = _LARGEST
+    for name in shards.files:
+        path = shards.path(name)
+        data = read_input(path, left, CheckpointError, "give a smaller checkpoint")
+        left -= len(data)
+        hashes.append((name, hashlib.sha256(data).hexdigest()))
+        own = _select(_content(data, existing(path)), False, str(path))
+        _require_names(set(own), shards.names(name), path, shards.index)
+        state |= own
+    if sha256 is not None and shards.hash(hashes) != sha256:
+        raise _changed(shards.index)
+    return {"state_dict": state, METADATA_KEY: {}}
+
+
+def _require_names(found: set[str], named: set[str], path: Path, index: Path) -> None:
+    """Refuse a shard that holds other tensors than its index says."""
+    differing = (("missing", named - found), ("unexpected", found - named))
+    problems = [_listing(kind, sorted(names)) for kind, names in differing if names]
+    if problems:
+        raise CheckpointError(
+            f"{path} holds other tensors than {index.name} says: {'; '.join(problems)}: download "
+            "both again"
+        )
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -212,6 +254,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     stated = stated_metadata(path)
     if stated is not None:
         return stated
+    if read_shards(path) is not None:
+        return {}  # the files of such checkpoints say nothing of themselves
     metadata = read_all(path).get(METADATA_KEY, {})
     return dict(metadata) if isinstance(metadata, Mapping) else {}
 

@@ -95,9 +95,10 @@ class ModelConfig(Section):
         "your own; it is looked for where Python looks, then in the working directory.",
     )
     checkpoint: PathText = Field(
-        description="A checkpoint file (.pth.tar, .pt, .safetensors); 'embedded' for the weights "
-        "that the package carries; 'random' for random weights, to try the pipeline; 'own' for "
-        "those that the callable of `module` gives its network."
+        description="A checkpoint file (.pth.tar, .pt, .safetensors), or the index of several "
+        "(model.safetensors.index.json); 'embedded' for the weights that the package carries; "
+        "'random' for random weights, to try the pipeline; 'own' for those that the callable of "
+        "`module` gives its network."
     )
     ema: bool = Field(default=False, description="Take the averaged weights of the checkpoint.")
     kwargs: dict[str, Any] = Field(

@@ -19,11 +19,11 @@ from calibration.sample import FEWEST
 from pipeline.config import AUTO, OWN_WEIGHTS, Config
 from pipeline.core.described import NOTHING, Described, describe
 from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelError, about
-from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split, parse
 from pipeline.core.network import Network
+from pipeline.core.shards import weights_hash
 from pipeline.core.words import shown
 from pipeline.steps.keys import own_code, versions
 
@@ -103,7 +103,8 @@ class Source:
         if path is None:
             return self.config.model.checkpoint
         try:
-            return file_hash(path)
+            with about("model.checkpoint"):
+                return weights_hash(path)
         except OSError as error:
             raise ModelError(
                 f"model.checkpoint: cannot read {path}: {error.strerror or error}"

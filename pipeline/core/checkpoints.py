@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.core.errors import CheckpointError
 from pipeline.core.inputs import read_at_most, why_no_path
 from pipeline.core.plain import parse_json
+from pipeline.core.shards import read_shards
 from pipeline.core.words import shown
 
 # What is taken for a checkpoint, by how such files begin, and what to do about it.
@@ -30,11 +31,6 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"bzh", "compressed by bzip2: unpack it"),
     (b"7z\xbc\xaf", "a 7z archive: unpack it"),
 )
-_INDEX = (
-    "an index of shards: join them into one file, as load_state_dict of transformers or "
-    "safetensors.torch.load_file of each shard does"
-)
-_LARGEST_INDEX = 50_000_000
 _BEGINNINGS = (b"PK\x03\x04", b"\x80")
 """How what torch.save writes begins: a ZIP archive, or a pickle in the older format."""
 _LENGTH = 8
@@ -57,7 +53,7 @@ def existing(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"the checkpoint's path {shown(path)} {problem}")
     try:
         start = _beginning(path)
-        what = _other_kind(path, start)
+        what = _other_kind(start)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
     if what:
@@ -79,7 +75,7 @@ def _beginning(path: Path) -> bytes:
         return file.read(64)
 
 
-def _other_kind(path: Path, start: bytes) -> str | None:
+def _other_kind(start: bytes) -> str | None:
     """What a file is that people take for a checkpoint; None if it may be one."""
     if begins_as_safetensors(start):
         return None  # its length may look like anything
@@ -87,17 +83,7 @@ def _other_kind(path: Path, start: bytes) -> str | None:
     for signature, what in _OTHERS:
         if beginning.startswith(signature):
             return what
-    if beginning.startswith(b"{") and path.stat().st_size <= _LARGEST_INDEX:
-        return _INDEX if _is_index(path) else None
     return None
-
-
-def _is_index(path: Path) -> bool:
-    try:
-        content = parse_json(path.read_bytes(), "the index", CheckpointError, _LARGEST_INDEX)
-    except (OSError, CheckpointError):
-        return False
-    return isinstance(content, dict) and "weight_map" in content
 
 
 def begins_as_safetensors(start: bytes) -> bool:
@@ -112,7 +98,8 @@ def require_kind(path: Path) -> None:
         CheckpointError: It is none.
     """
     start = _beginning(existing(path))
-    if not begins_as_safetensors(start) and not start.startswith(_BEGINNINGS):
+    known = begins_as_safetensors(start) or start.startswith(_BEGINNINGS)
+    if not known and read_shards(path) is None:
         raise CheckpointError(
             f"{path} is no checkpoint: name a file that torch.save or safetensors wrote"
         )

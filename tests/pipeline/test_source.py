@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -562,3 +563,22 @@ def test_a_head_of_another_size_says_what_to_do(make: Make, project: Path) -> No
     checkpoint.save(project / "own.safetensors", network.state_dict(), stated)
     with pytest.raises(ModelError, match="9 classes, and its own list of labels 3"):
         _ = make(model={"checkpoint": "own.safetensors"}).module
+
+
+def test_weights_may_lie_in_several_files(make: Make, project: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    names = list(state)
+    holder = {name: f"m-{names.index(name) % 2}.safetensors" for name in names}
+    for file in set(holder.values()):
+        checkpoint.save(project / file, {n: state[n] for n in names if holder[n] == file})
+    (project / "m.index.json").write_text(json.dumps({"weight_map": holder}))
+    source = make(model={"checkpoint": "m.index.json"})
+    known = source.checkpoint_hash
+    found = source.module.state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in names)
+    part = {n: state[n] + 1 for n in names if holder[n] == "m-1.safetensors"}
+    checkpoint.save(project / "m-1.safetensors", part)
+    assert make(model={"checkpoint": "m.index.json"}).checkpoint_hash != known
+    (project / "m-1.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.checkpoint: .* m-1\.safetensors is missing"):
+        _ = make(model={"checkpoint": "m.index.json"}).checkpoint_hash

@@ -106,6 +106,7 @@ def test_a_sound_configuration_is_planned_and_nothing_is_written(project: Path) 
             {"model": {"checkpoint": "stated.safetensors"}},
             "the checkpoint does not name the class 'bee'",
         ),
+        ({"model": {"checkpoint": "lost.json"}}, "the shard a.safetensors is missing (1 of 1)"),
         ({"model": {"checkpoint": "notes.txt"}}, "notes.txt is no checkpoint"),
         ({"model": {"checkpoint": "page.pt"}}, "page.pt is no checkpoint but a web page"),
         (
@@ -125,6 +126,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(
     (project / "page.pt").write_text("<html>")
     three = timm.create_model("test_resnet", num_classes=3).state_dict()
     torch.save(three, project / "three.pt")
+    (project / "lost.json").write_text('{"weight_map": {"a": "a.safetensors"}}')
     checkpoint.save(project / "stated.safetensors", three, {"labels": ["ant", "cat", "wasp"]})
     for folder, name in (("few", "a.png"), ("few", "b.png"), ("mixed/ant", "a.png")):
         (project / folder).mkdir(parents=True, exist_ok=True)
