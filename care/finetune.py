@@ -137,7 +137,7 @@ def parameter_groups(
     Raises:
         ConfigError: The network does not say which its head is.
     """
-    undecayed = getattr(model, "no_weight_decay", set)()
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay is None:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=undecayed)
     else:

@@ -144,7 +144,7 @@ class Source:
             without = {"exif"} if stated.exif == "apply" else None
             return stated.model_dump(mode="json", exclude=without)
         own = self.described.preprocess
-        return own and own.to_dict()
+        return None if own is None else own.to_dict()
 
     @cached_property
     def _module_code(self) -> dict[str, str]:
@@ -158,7 +158,7 @@ class Source:
     def data_inputs(self, split: Split) -> dict[str, Any]:
         """What a split of the data is, wherever it lies, for a key."""
         identity = self._identity(split)
-        found = {
+        found: dict[str, Any] = {
             f"the images of data.{split}": identity.digest,
             "settings data.identity": identity.kind,
         }

@@ -87,8 +87,8 @@ def by_class(logits: Logits, labels: Labels, names: Sequence[str], like: Number)
     hits = (logits.argmax(1) == labels) & ~np.isnan(logits).any(1)
     total = np.bincount(labels, minlength=len(names))
     correct = np.bincount(labels, weights=hits, minlength=len(names)).astype(int)
-    there = np.flatnonzero(total)
-    worst = min(there.tolist(), key=lambda i: (correct[i] / total[i], -total[i]))
+    there: list[int] = np.flatnonzero(total).tolist()
+    worst = min(there, key=lambda i: (correct[i] / total[i], -total[i]))
     number = dataclasses.replace(
         like,
         value=correct[worst] / total[worst],
@@ -145,7 +145,7 @@ def _name(name: object, stated: str) -> str:
 def _number(value: Any, name: object, stated: str) -> float:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{stated} gave {shown(repr(value))} as {name}: return a number")
     return float(value)
 

@@ -114,7 +114,7 @@ def test_only_networks_that_the_package_carries_have_embedded_weights(run: Train
 
 def test_timms_weights_are_a_start(monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
     torch.manual_seed(5)
-    published = timm.create_model(TINY)
+    published: nn.Module = timm.create_model(TINY)
     asked: list[Any] = []
 
     def create_pretrained(name: str, **kwargs: Any) -> nn.Module:
@@ -298,7 +298,8 @@ def test_the_body_learns_by_a_share_of_the_rate(layer_decay: float | None, sched
     for steps in (0, 5):
         plain.go_to(steps)
         slow.go_to(steps)
-        rates, decays = {}, {}
+        rates: dict[int, list[float]] = {}
+        decays: dict[int, list[float]] = {}
         for found in (plain, slow):
             for group in found.optimizer.param_groups:
                 for parameter in group["params"]:

@@ -56,7 +56,8 @@ class Accuracy(Plain):
     @classmethod
     def not_measured(cls, why: str) -> Accuracy:
         """Figures that could not be had, and why."""
-        return cls(*[Number.not_measured(why)] * 7)
+        none = Number.not_measured(why)
+        return cls(none, none, none, none, none, none, none)
 
 
 FLOAT16_LIMIT = 65504.0

@@ -181,20 +181,27 @@ def with_own(artifact: BuiltArtifact) -> BuiltArtifact:
 def test_own_measures_are_judged_like_ours(
     gates: dict[str, Any], told: str, artifact: BuiltArtifact
 ) -> None:
-    failing = [x for x in limits_of(Gates(**gates), with_own(artifact)) if not x.passes]
+    failing = [
+        x for x in limits_of(Gates.model_validate(gates), with_own(artifact)) if not x.passes
+    ]
     assert len(failing) == 1
     assert told in str(failing[0].failure(artifact))
 
 
+def limited(**limits: Any) -> Gates:
+    """Gates as a configuration states them."""
+    return Gates.model_validate(limits)
+
+
 def test_own_measures_that_hold(artifact: BuiltArtifact) -> None:
-    gates = Gates(min_worst_class=0.4, metrics={"f1": {"min": 0.7}, "cost": {"min": 1, "max": 3}})  # type: ignore[arg-type, unused-ignore]
+    gates = limited(min_worst_class=0.4, metrics={"f1": {"min": 0.7}, "cost": {"min": 1, "max": 3}})
     limits = list(limits_of(gates, with_own(artifact)))
     assert len(limits) == 4
     assert all(limit.passes and not limit.doubt for limit in limits)
 
 
 def test_own_measures_are_in_doubt_like_ours(artifact: BuiltArtifact) -> None:
-    gates = Gates(min_worst_class=0.55, metrics={"f1": {"min": 0.8}}, undecided="fail")  # type: ignore[arg-type, unused-ignore]
+    gates = limited(min_worst_class=0.55, metrics={"f1": {"min": 0.8}}, undecided="fail")
     worst, f1 = limits_of(gates, with_own(artifact))
     assert "cannot be told with 20 images" in worst.doubt
     assert f1.doubt
@@ -204,5 +211,5 @@ def test_own_measures_are_in_doubt_like_ours(artifact: BuiltArtifact) -> None:
 
 def test_what_was_not_validated_has_no_own_measures_to_judge(artifact: BuiltArtifact) -> None:
     unknown = replace(artifact, accuracy=Accuracy.not_measured("no GPU"))
-    gates = Gates(min_worst_class=0.5, metrics={"f1": {"min": 0.8}})  # type: ignore[arg-type, unused-ignore]
+    gates = limited(min_worst_class=0.5, metrics={"f1": {"min": 0.8}})
     assert list(limits_of(gates, unknown)) == []
