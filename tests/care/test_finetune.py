@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from care import checkpoint, finetune, job, train
+from care import checkpoint, evaluate, finetune, job, train
 from care.data import hold_out, open_dataset
 from care.distributed import World
 from care.factory import create_model
@@ -380,3 +380,20 @@ def test_the_word_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ModelError, match="carries no weights"):
         begun("embedded", TINY, 3)
     assert begun("./embedded", TINY, 3)[1].remade == ()
+
+
+def test_an_evaluation_counts_what_was_held_out_alone(
+    run: Train, images: Path, tmp_path: Path
+) -> None:
+    trained(run(), tmp_path)
+    path = tmp_path / "run" / "best.safetensors"
+    data = ["--data", f"folder:{images}", "--json"]
+    judge = click.testing.CliRunner().invoke
+    told = judge(evaluate.main, [str(path), *data])
+    assert told.exit_code == 0, told.output
+    assert "only the 6 images count that training held out, of 24" in told.output
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found["images"] == 6
+    assert found["top1"] == checkpoint.read_metadata(path)["validation_top1"]
+    asked = judge(evaluate.main, [str(path), *data, "--split", "train"])
+    assert json.loads(asked.stdout.splitlines()[-1])["images"] == 24
