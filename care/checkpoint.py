@@ -29,16 +29,23 @@ import torch
 from torch import Tensor, nn
 
 from care import layouts, zipped
-from pipeline.core.checkpoints import LENGTH, begins_as_safetensors, existing
+from pipeline.core.checkpoints import (
+    METADATA_KEY,
+    begins_as_safetensors,
+    existing,
+    header_of,
+    metadata_of,
+    stated_metadata,
+    unreadable,
+)
 from pipeline.core.errors import CheckpointError, about
-from pipeline.core.inputs import read_at_most, read_input
-from pipeline.core.plain import parse_json
+from pipeline.core.inputs import read_input
+from pipeline.core.shards import Shards, read_shards
 from pipeline.core.words import shown
 
 # Under these keys training programs keep the weights, in order of preference.
 STATE_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "module")
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema")
-METADATA_KEY = "metadata"
 
 # How deep such keys lie in each other: {"model_ema": {"module": {...}, "decay": 0.99}}.
 _LEVELS = 3
@@ -68,9 +75,6 @@ _UNSAFE = re.compile(r"nsupported (?:global: )?GLOBAL ([\w.]+)")
 
 _LARGEST = 8 * 2**30
 """Bytes of a checkpoint: it is read into memory."""
-_LARGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header, as the library itself has it."""
-_LARGEST_METADATA = 10_000_000
 # Numbers that weights are made of; others need scales that a state dict does not name.
 _NUMBERS = frozenset(
     (
@@ -124,10 +128,23 @@ def load(
         CheckpointError: The file cannot be read, is another one than the hash says, or a name,
             shape or value does not fit.
     """
-    state = read(path, ema=ema, sha256=sha256)
-    with about(str(path)):
+    place(read(path, ema=ema, sha256=sha256), model, str(path))
+
+
+def place(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
+    """Put weights that were read into `model`, in place; all of them or none.
+
+    Args:
+        state: The weights, under any names that are known.
+        model: The model.
+        where: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: A name, shape or value does not fit.
+    """
+    with about(where):
         state = layouts.fitting(state, model)
-    fit(state, model, str(path))
+    fit(state, model, where)
     model.load_state_dict(state, strict=True)
 
 
@@ -157,10 +174,10 @@ def read(
 def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict[str, Any]:
     """Read all that a checkpoint holds, as `save` was given it (training resumes from this).
 
-    A safetensors file gives `{"state_dict": …, "metadata": …}`.
+    A safetensors file gives `{"state_dict": …, "metadata": …}`; so does an index of several.
 
     Args:
-        path: The file.
+        path: The file, or the index of several, `model.safetensors.index.json`.
         sha256: SHA-256 that it has to have, in hexadecimal; None for any.
 
     Raises:
@@ -168,19 +185,60 @@ def read_all(path: str | os.PathLike[str], *, sha256: str | None = None) -> dict
             than the hash says.
     """
     path = existing(path)
+    shards = read_shards(path)
+    if shards is not None:
+        return _read_shards(shards, sha256)
     data = read_input(path, _LARGEST, CheckpointError, "give the checkpoint file")
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise CheckpointError(
-            f"{path} has changed since this run began: let nothing write to it, and run again"
-        )
+        raise _changed(path)
+    return _content(data, path)
+
+
+def _content(data: bytes, path: Path) -> dict[str, Any]:
+    """All that the bytes of a file hold."""
     if not begins_as_safetensors(data):
         return _read_pickle(data, path)
-    metadata = _metadata_of(_header(data, path), path)
+    metadata = metadata_of(header_of(data, path), path)
     try:
         state = safetensors.torch.load(data)
     except Exception as error:  # a header may lie about anything
         raise _damaged(path, error) from error
     return {"state_dict": state, METADATA_KEY: metadata}
+
+
+def _changed(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has changed since this run began: let nothing write to it, and run again"
+    )
+
+
+def _read_shards(shards: Shards, sha256: str | None) -> dict[str, Any]:
+    """The weights of a checkpoint in several files, each of which holds what the index says."""
+    state: dict[str, Tensor] = {}
+    hashes: list[tuple[str, str]] = []
+    left = _LARGEST
+    for name in shards.files:
+        path = shards.path(name)
+        data = read_input(path, left, CheckpointError, "give a smaller checkpoint")
+        left -= len(data)
+        hashes.append((name, hashlib.sha256(data).hexdigest()))
+        own = _select(_content(data, existing(path)), False, str(path))
+        _require_names(set(own), shards.names(name), path, shards.index)
+        state |= own
+    if sha256 is not None and shards.hash(hashes) != sha256:
+        raise _changed(shards.index)
+    return {"state_dict": state, METADATA_KEY: {}}
+
+
+def _require_names(found: set[str], named: set[str], path: Path, index: Path) -> None:
+    """Refuse a shard that holds other tensors than its index says."""
+    differing = (("missing", named - found), ("unexpected", found - named))
+    problems = [_listing(kind, sorted(names)) for kind, names in differing if names]
+    if problems:
+        raise CheckpointError(
+            f"{path} holds other tensors than {index.name} says: {'; '.join(problems)}: download "
+            "both again"
+        )
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -193,45 +251,13 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: The file is missing, empty, damaged, unsafe or no checkpoint.
     """
     path = existing(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(LENGTH)
-            if not begins_as_safetensors(start + file.read(1)):
-                metadata = read_all(path).get(METADATA_KEY, {})
-                return dict(metadata) if isinstance(metadata, Mapping) else {}
-            file.seek(0)
-            length = int.from_bytes(start, "little")
-            begin = read_at_most(file, LENGTH + min(length, _LARGEST_HEADER))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    return _metadata_of(_header(begin, path), path)
-
-
-def _header(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON with which a safetensors file begins, after the length of it."""
-    length = int.from_bytes(data[:LENGTH], "little")
-    if length > min(len(data) - LENGTH, _LARGEST_HEADER):
-        raise _unreadable(path, f"its header would have {length} bytes")
-    return _json_mapping(data[LENGTH : LENGTH + length], _LARGEST_HEADER, "its header", path)
-
-
-def _metadata_of(header: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What `save` was given; other programs may state more, which is not read."""
-    stated = header.get("__metadata__") or {}
-    if not isinstance(stated, dict) or not all(isinstance(v, str) for v in stated.values()):
-        raise _unreadable(path, "its metadata is no text by name")
-    text = stated.get(METADATA_KEY, "{}").encode("utf-8", "surrogatepass")
-    return _json_mapping(text, _LARGEST_METADATA, "its metadata", path)
-
-
-def _json_mapping(data: bytes, most: int, what: str, path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(data, what, CheckpointError, most)
-    except CheckpointError as error:
-        raise _unreadable(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, f"{what} is no mapping")
-    return content
+    stated = stated_metadata(path)
+    if stated is not None:
+        return stated
+    if read_shards(path) is not None:
+        return {}  # the files of such checkpoints say nothing of themselves
+    metadata = read_all(path).get(METADATA_KEY, {})
+    return dict(metadata) if isinstance(metadata, Mapping) else {}
 
 
 def save(
@@ -329,7 +355,7 @@ def fit(state: dict[str, Tensor], model: nn.Module, where: str) -> None:
 
 def _read_pickle(data: bytes, path: Path) -> dict[str, Any]:
     if zipped.is_zip(data) and (damage := zipped.why_damaged(data, _LARGEST)):
-        raise _unreadable(path, damage)
+        raise unreadable(path, damage)
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             # Either the file can be read all the same, or an error below says more.
@@ -359,14 +385,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
         )
     text = said.rpartition("WeightsUnpickler error:")[2].strip()
     reason = text.splitlines()[0] if text else type(error).__name__
-    return _unreadable(path, reason)
-
-
-def _unreadable(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is no checkpoint, or truncated or corrupt ({reason[:120]}): copy or download it "
-        "again"
-    )
+    return unreadable(path, reason)
 
 
 def _select(content: dict[str, Any], ema: bool, where: str) -> dict[str, Tensor]:

@@ -33,12 +33,13 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from care import checkpoint, distributed
-from care.data import Dataset, check_classes, open_dataset
+from care.data import Dataset, check_classes, hold_out, open_dataset
 from care.distributed import World
 from care.factory import create_model, stated_arguments
 from care.loaders import Validation
 from care.precision import PRECISIONS, autocast
 from pipeline.core.commandline import Command
+from pipeline.core.described import describe
 from pipeline.core.errors import CheckpointError, ConfigError, DataError
 from pipeline.core.figures import wilson
 from pipeline.core.plain import parse_json
@@ -155,6 +156,8 @@ def main(
     if part is None:
         check_classes(dataset, trained.num_classes)
         _check_labels(dataset, trained.labels)
+    whole = len(dataset)
+    dataset = _held_out(dataset, trained.path) if split != "train" else dataset
     with distributed.world(device) as world:
         corrected = _Corrected(dataset, trained, world) if real else None
         network = trained.network.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -170,6 +173,8 @@ def main(
         seconds = time.perf_counter() - started
     if part is not None:
         console.print(f"only the {len(part)} classes of the images count, of {trained.num_classes}")
+    if len(dataset) < whole:
+        console.print(f"only the {len(dataset)} images count that training held out, of {whole}")
     console.print(f"{trained.name} ({trained.path}) on {uri}, {split} split")
     for name, hits in (("top-1", result.first), ("top-5", result.fifth)):
         low, high = wilson(hits, result.images)
@@ -241,6 +246,14 @@ class _Corrected:
     def top1(self) -> float:
         """Share of the images with labels whose first guess is among these."""
         return self.right / max(self.images, 1)
+
+
+def _held_out(dataset: Dataset, path: Path) -> Dataset:
+    """What training held out of the dataset, if it learned from the others."""
+    stated = describe(path).hold_out
+    if stated is None or dataset.identity() != stated.identity:
+        return dataset
+    return hold_out(dataset, stated.share, stated.seed)[1]
 
 
 def _part_of_classes(dataset: Dataset, trained: Trained) -> list[int] | None:

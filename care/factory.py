@@ -119,15 +119,19 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def create_pretrained(name: str) -> nn.Module:
+def create_pretrained(name: str, **kwargs: Any) -> nn.Module:
     """Create a network with the weights that timm has of it, downloaded if need be.
+
+    Args:
+        name: Such as "resnet18" or "regnety_160.deit_in1k".
+        **kwargs: Handed to the network, as for `create_model`.
 
     Raises:
         ModelError: The name is unknown.
         OSError: The download failed; other errors of timm's pass through, too.
     """
     _check_name(name)
-    model: nn.Module = timm.create_model(name, pretrained=True)
+    model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
     return model
 
 

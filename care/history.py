@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from care import checkpoint
+from pipeline.core.checkpoints import METADATA_KEY
 from pipeline.core.errors import CheckpointError
 
 _MARK = b"sha256:"
@@ -100,7 +101,7 @@ class History:
         steps = int(state["steps"])
         temporary = self.folder / f".last.pt.{os.getpid()}.tmp"
         try:
-            write_sealed(temporary, {**state, checkpoint.METADATA_KEY: dict(metadata)})
+            write_sealed(temporary, {**state, METADATA_KEY: dict(metadata)})
             if self.step is not None and self.step != steps and self.keep > 1:
                 self.last.replace(self.folder / f"step-{self.step:08d}.pt")
             temporary.replace(self.last)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from care import checkpoint, sampling
+from care import checkpoint, finetune, sampling
 from care.data import Dataset, check_classes, hold_out, open_dataset
 from care.distributed import World
 from care.factory import create_model, create_pretrained
+from care.finetune import Start
 from care.learner import Learner
 from care.loaders import Finish, TrainLoader, Validation
 from care.losses import DistillationLoss, Teacher
 from care.settings import TrainSettings
+from pipeline.core.described import HOLD_OUT, HoldOut
 from pipeline.core.errors import ConfigError, ModelError
 from pipeline.core.preprocess import Preprocess
 
@@ -33,6 +37,7 @@ class Job:
         validating: Validation batches.
         facts: What was found, not set, and must be the same for a run to be resumed.
         described: What a checkpoint of the run says about itself.
+        start: Where the weights come from, unless they are random.
     """
 
     settings: TrainSettings
@@ -43,6 +48,7 @@ class Job:
     validating: Validation
     facts: dict[str, Any]
     described: dict[str, Any]
+    start: Start | None = None
 
 
 def prepare(settings: TrainSettings, world: World) -> Job:
@@ -52,9 +58,10 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         PipelineError: They cannot be used, or processes found different ones.
     """
     sampling.seed_start(settings.seed)  # the same initial weights in every process
-    training, validating = _open_data(settings)
+    training, validating, held_out = _open_data(settings)
     classes = training.classes
-    model = _build_model(settings, len(classes))
+    with _one_downloads(settings, world):
+        model, start = _build_model(settings, len(classes))
     spec = replace(Preprocess.from_model(model, settings.image_size), exif=settings.exif)
     loader = TrainLoader(settings, training, spec, world)
     finish = Finish(settings, spec, len(classes), world.device)
@@ -76,6 +83,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         finish=finish,
         validating=Validation(validating, spec, settings.batch_size, settings.workers, world),
         facts=facts,
+        start=start,
         described={
             "model": settings.model,
             "model_kwargs": settings.model_kwargs,
@@ -83,34 +91,54 @@ def prepare(settings: TrainSettings, world: World) -> Job:
             "labels": list(classes),
             "preprocess": spec.to_dict(),
             "recipe": settings.digest(),
+            **held_out,
         },
     )
 
 
-def _open_data(settings: TrainSettings) -> tuple[Dataset, Dataset]:
-    """Training and validation images."""
+def _open_data(settings: TrainSettings) -> tuple[Dataset, Dataset, dict[str, Any]]:
+    """Training and validation images, and what the checkpoint says of how they were parted."""
     if not settings.data:
         raise ConfigError("no training images: give --data, such as --data folder:/data/imagenet")
     training = open_dataset(settings.data, "train")
     training.exif = settings.exif
     if not settings.validation:
-        return hold_out(training, settings.hold_out, settings.seed)
+        split = HoldOut(settings.hold_out, settings.seed, training.identity())
+        return *hold_out(training, split.share, split.seed), {HOLD_OUT: split.to_dict()}
     validating = open_dataset(settings.validation, "validation")
     validating.exif = settings.exif
     check_classes(validating, len(training.classes))
-    return training, validating
+    return training, validating, {}
 
 
-def _build_model(settings: TrainSettings, classes: int) -> nn.Module:
-    kwargs: dict[str, Any] = {"num_classes": classes}
-    if settings.drop_path:  # not every network knows it
-        kwargs["drop_path_rate"] = settings.drop_path
-    model = create_model(settings.model, **{**kwargs, **settings.model_kwargs})
+def _one_downloads(
+    settings: TrainSettings, world: World
+) -> contextlib.AbstractContextManager[None]:
+    """Let one process of a machine fetch timm's weights, where they are asked for."""
+    if settings.init == finetune.PRETRAINED:
+        return world.one_on_each_machine_first()
+    return contextlib.nullcontext()
+
+
+def _build_model(settings: TrainSettings, classes: int) -> tuple[nn.Module, Start | None]:
+    """The network, and where its weights come from unless they are random."""
+
+    def create(count: int) -> nn.Module:
+        kwargs: dict[str, Any] = {"num_classes": count}
+        if settings.drop_path:  # not every network knows it
+            kwargs["drop_path_rate"] = settings.drop_path
+        return create_model(settings.model, **{**kwargs, **settings.model_kwargs})
+
+    model = create(classes)
+    start = None
     if settings.init is not None:
-        checkpoint.load(settings.init, model)
+        published = partial(create_pretrained, settings.model, **settings.model_kwargs)
+        start = finetune.begin(settings.init, settings.model, model, create, published)
+    if settings.freeze:
+        finetune.freeze_body(model)
     if settings.grad_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
-    return model
+    return model, start
 
 
 def _build_loss(

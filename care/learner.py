@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from care.distributed import World, synchronize_batch_norm
+from care.finetune import parameter_groups, set_training
 from care.losses import DistillationLoss
 from care.precision import autocast
 from care.runs import to_cpu
@@ -78,6 +80,8 @@ class Learner:
         total_batch = settings.batch_size * settings.accumulate * world.size
         self.optimizer = _optimizer(settings, self.model, settings.learning_rate(total_batch))
         self.schedule = _schedule(settings, self.optimizer, steps_per_epoch)
+        if self.schedule is None:
+            _scale_rates(self.optimizer)
         self.go_to(0)
         half = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(world.device.type) if half else None
@@ -95,6 +99,10 @@ class Learner:
     def learning_rate(self) -> float:
         """The learning rate of the next step (the largest, with layer decay)."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def begin_training(self) -> None:
+        """Set the network to training; what is frozen stays as it is deployed."""
+        set_training(self.model)
 
     def learn(self, images: Tensor, targets: Tensor, *, part: int = 0, step: bool) -> Tensor:
         """Gather the gradients of a part of a step, and take the step if it is the last part.
@@ -226,6 +234,14 @@ def _optimizer(settings: TrainSettings, model: nn.Module, lr: float) -> torch.op
     if settings.opt.lower() not in known:
         raise ConfigError(f"unknown optimizer {settings.opt!r}{nearest(settings.opt, known)}")
     optional = {"betas": settings.betas} if settings.betas else {}
+    groups = None  # timm's own
+    if settings.body_lr_factor != 1:
+        groups = partial(
+            parameter_groups,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
+            body_lr_factor=settings.body_lr_factor,
+        )
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
         opt=settings.opt,
@@ -233,9 +249,16 @@ def _optimizer(settings: TrainSettings, model: nn.Module, lr: float) -> torch.op
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         layer_decay=settings.layer_decay,
+        param_group_fn=groups,
         **optional,
     )
     return optimizer
+
+
+def _scale_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Give each group its share of the learning rate, as timm's schedules do at each step."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
 
 
 def _schedule(

@@ -33,6 +33,7 @@ from care.boards import Board
 from care.history import History
 from care.settings import TrainSettings
 from pipeline.core import yamlfile
+from pipeline.core.checkpoints import METADATA_KEY
 from pipeline.core.errors import CheckpointError, ConfigError, LockedError
 from pipeline.core.plain import parse_json
 
@@ -170,7 +171,7 @@ class RunFolder:
         saved = self.history.read(say)
         if saved is None:
             return None
-        known = saved[checkpoint.METADATA_KEY].get("facts")
+        known = saved[METADATA_KEY].get("facts")
         if known is None:
             raise CheckpointError(
                 f"{self.last} was not written by care.train: start with --overwrite"

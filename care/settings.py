@@ -39,7 +39,7 @@ _AMENDABLE = ("Augmentation", "Optimization", "Distillation")
 
 _ALSO = ("drop_path", "precision")
 
-_FIXED = ("opt", "ema_decay", "distillation", "teacher")
+_FIXED = ("opt", "ema_decay", "distillation", "teacher", "body_lr_factor")
 """Settings of these sections that decide what a checkpoint holds or is compared with."""
 
 
@@ -94,7 +94,13 @@ class TrainSettings(pydantic.BaseModel):
     model_kwargs: dict[str, Any] = _setting(
         {}, "Model", "Further arguments of the network, such as init_value=0.1."
     )
-    init: Path | None = _setting(None, "Model", "Checkpoint to start from (fine-tuning).")
+    init: str | None = _setting(
+        None,
+        "Model",
+        "Weights to start from (fine-tuning): a checkpoint file, embedded, or pretrained for "
+        "timm's; a head of another size is made anew.",
+    )
+    freeze: bool = _setting(False, "Model", "Let the head alone learn; its body stays as it is.")
     image_size: int | None = _setting(
         None, "Model", "Input height and width; by default what the model states.", ge=32, le=4096
     )
@@ -188,6 +194,9 @@ class TrainSettings(pydantic.BaseModel):
     layer_decay: float | None = _setting(
         None, "Optimization", "Learning rate of a layer relative to the next.", gt=0, le=1
     )  # fmt: skip
+    body_lr_factor: float = _setting(
+        1.0, "Optimization", "Learning rate of the body relative to the head's.", gt=0, le=1
+    )
     sched: str = _setting("cosine", "Optimization", "Schedule, by its timm name.")
     schedule_per: Literal["step", "epoch"] = _setting(
         "step", "Optimization", "How often the learning rate changes."
@@ -280,7 +289,17 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError(f"this {problem}")
         return name
 
-    @pydantic.field_validator("output", "export", "init", "teacher_checkpoint")
+    @pydantic.field_validator("init")
+    @classmethod
+    def _names_weights(cls, init: str | None) -> str | None:
+        """A path as other paths are; the two words are none of these."""
+        if init in (None, "embedded", "pretrained"):
+            return init
+        if problem := why_no_path(str(init)):
+            raise ValueError(f"this {problem}")
+        return str(Path(expanded(str(init))))
+
+    @pydantic.field_validator("output", "export", "teacher_checkpoint")
     @classmethod
     def _possible(cls, path: Path | None) -> Path | None:
         """Refuse what can be no path, and find the home folder."""
@@ -299,6 +318,10 @@ class TrainSettings(pydantic.BaseModel):
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other: choose one")
+        if self.freeze and self.init is None:
+            raise ValueError("freeze keeps the body as it was trained: give init, its weights")
+        if self.freeze and self.body_lr_factor != 1:
+            raise ValueError("freeze leaves the body nothing to learn: leave body_lr_factor out")
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:

@@ -143,7 +143,7 @@ class Course:
         step, epoch = learner.steps, self._epoch()
         mixing = not 0 < settings.mix_off_epoch <= epoch
         started = time.perf_counter()
-        learner.model.train()
+        learner.begin_training()
         losses = []
         for part in range(settings.accumulate):
             asked = time.perf_counter()
@@ -357,9 +357,15 @@ def _opening(job: Job, run: RunFolder, first: int) -> str:
     rest = f" and {steps} steps" if steps else ""
     start = f", going on after epoch {whole}{rest}" if first else ""
     nothing = ", nothing to go on from" if settings.resume and not first else ""
+    classes = len(facts["classes"])
+    origin = [job.start.words(classes)] if job.start is not None else []
+    if settings.freeze:
+        learning = sum(p.numel() for p in job.learner.model.parameters() if p.requires_grad)
+        origin.append(f"the body is frozen: {learning:,} parameters learn")
     return "\n".join(
         [
-            f"{settings.model}, {parameters:,} parameters, {len(facts['classes'])} classes",
+            f"{settings.model}, {parameters:,} parameters, {classes} classes",
+            *origin,
             f"{facts['training images']:,} training images, "
             f"{facts['validation images']:,} for validation",
             f"{settings.all_epochs} epochs of {job.loader.steps} steps x {facts['total batch']} "

@@ -356,7 +356,13 @@ def validate(
 @click.option("--calibration", help="Training images; default: those of --data, if it has any.")
 @click.option("--labels", help="The network's classes, a line each, or imagenet-1k.")
 @click.option("--name", type=RESULTS, help="Name of the results; default: the network's.")
-@click.option("--target", "targets", type=TARGET, multiple=True, help="Default: all.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET[/PRECISION]",
+    help="Such as ort, or ort/fp32; default: trt, ort and coreml in their usual precisions.",
+)
 @click.option(
     "--file",
     type=PATH,

@@ -32,6 +32,7 @@ from pydantic import (
 from pipeline.core import machine, yamlfile
 from pipeline.core.arguments import first_excessive, first_reserved
 from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
+from pipeline.core.callables import NAMED
 from pipeline.core.errors import ConfigError, InputError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
@@ -89,14 +90,15 @@ class ModelConfig(Section):
     module: str | None = Field(
         default=None,
         max_length=200,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        pattern=NAMED,
         description="In place of a name: package.module:callable, which returns an nn.Module of "
         "your own; it is looked for where Python looks, then in the working directory.",
     )
     checkpoint: PathText = Field(
-        description="A checkpoint file (.pth.tar, .pt, .safetensors); 'embedded' for the weights "
-        "that the package carries; 'random' for random weights, to try the pipeline; 'own' for "
-        "those that the callable of `module` gives its network."
+        description="A checkpoint file (.pth.tar, .pt, .safetensors), or the index of several "
+        "(model.safetensors.index.json); 'embedded' for the weights that the package carries; "
+        "'random' for random weights, to try the pipeline; 'own' for those that the callable of "
+        "`module` gives its network."
     )
     ema: bool = Field(default=False, description="Take the averaged weights of the checkpoint.")
     kwargs: dict[str, Any] = Field(
@@ -174,8 +176,8 @@ class DataConfig(Section):
     labels: PathText | None = Field(
         default=None,
         description="The network's classes in its order: a text file with a class a line (as the "
-        "dataset names it, and after a tab as people do), or imagenet-1k; default: the classes of "
-        "the validation set.",
+        "dataset names it, and after a tab as people do), or imagenet-1k; default: what the "
+        "checkpoint states, or the classes of the validation set.",
     )
     identity: Literal["content", "fingerprint"] = Field(
         default="content",
@@ -226,6 +228,13 @@ class CalibrationConfig(Section):
     )
 
 
+class MetricLimits(Section):
+    """Limits of one number of `validation.metrics`."""
+
+    min: float | None = Field(default=None, description="It is at least so large.")
+    max: float | None = Field(default=None, description="It is at most so large.")
+
+
 class Gates(Section):
     """Limits that decide the exit code; a limit of None is none."""
 
@@ -234,6 +243,14 @@ class Gates(Section):
     )
     min_agreement: Share | None = Field(
         default=None, description="Share of images with the same top-1 class as PyTorch."
+    )
+    min_worst_class: Share | None = Field(
+        default=None, description="Top-1 of the class that has the lowest, as a share."
+    )
+    metrics: dict[str, MetricLimits] = Field(
+        default_factory=dict,
+        description="Limits of what validation.metrics gives, by its names, such as "
+        "{macro_f1: {min: 0.8}}.",
     )
     max_latency_ms: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
@@ -255,6 +272,13 @@ class ValidationConfig(Section):
         default=1000,
         description="Keep what was found after so many images: a validation that is killed goes "
         "on from there.",
+    )
+    metrics: str | None = Field(
+        default=None,
+        max_length=200,
+        pattern=NAMED,
+        description="package.module:function of your own: takes logits (images, classes) and "
+        "labels (images,), returns numbers by name; it is looked for as model.module is.",
     )
     gates: Gates = Field(default=Gates(), description="Limits for all targets.")
 
@@ -364,7 +388,7 @@ class Config(Section):
     model: ModelConfig = Field(description="Which network, with which weights.")
     data: DataConfig = Field(description="Which images judge and calibrate.")
     preprocess: PreprocessConfig | None = Field(
-        default=None, description="Default: what the model states."
+        default=None, description="Default: what the checkpoint states, or the model."
     )
     export: ExportConfig = Field(default=ExportConfig(), description="The ONNX graph.")
     calibration: CalibrationConfig = Field(
@@ -498,7 +522,14 @@ def _checked(document: yamlfile.Document) -> Config:
     config = _validated(document)
     problems = [
         problem
-        for check in (_check_targets, _check_batch, _check_preprocess, _check_memory, _check_output)
+        for check in (
+            _check_targets,
+            _check_batch,
+            _check_preprocess,
+            _check_memory,
+            _check_output,
+            _check_metrics,
+        )
         for problem in check(config, document)
     ]
     if problems:
@@ -617,6 +648,20 @@ def _check_output(config: Config, document: yamlfile.Document) -> Iterator[str]:
             )
 
 
+def _check_metrics(config: Config, document: yamlfile.Document) -> Iterator[str]:
+    """Limits of numbers that nothing gives would hold without end."""
+    if config.validation.metrics is not None:
+        return
+    own = [(("targets", name), getattr(config.target(name), "gates", None)) for name in TARGETS]
+    for owner, gates in ((("validation",), config.validation.gates), *own):
+        if gates is not None and gates.metrics:
+            path = (*owner, "gates", "metrics")
+            yield (
+                f"{document.place(path)}: {'.'.join(path)}: there are no such numbers: give "
+                "validation.metrics, the function that returns them"
+            )
+
+
 def _check_targets(config: Config, document: yamlfile.Document) -> Iterator[str]:
     """What no type can say: every target can do its precisions with its options."""
     chosen = [name for name in TARGETS if config.target(name)]
@@ -671,7 +716,11 @@ def _written(detail: Any, document: yamlfile.Document) -> yamlfile.KeyPath:
 def _known_keys(path: yamlfile.KeyPath) -> list[str]:
     """Keys of the section at `path`."""
     section: type[BaseModel] = config_type()
+    named = False
     for key in path:
+        if named:  # a name of the user's own, in a mapping of sections
+            named = False
+            continue
         if str(key) not in section.model_fields:
             return []
         annotation = section.model_fields[str(key)].annotation
@@ -679,8 +728,8 @@ def _known_keys(path: yamlfile.KeyPath) -> list[str]:
         models = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
         if not models:
             return []
-        section = models[0]
-    return list(section.model_fields)
+        section, named = models[0], typing.get_origin(annotation) is dict
+    return [] if named else list(section.model_fields)
 
 
 def schema() -> dict[str, Any]:

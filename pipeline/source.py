@@ -17,14 +17,15 @@ import numpy.typing as npt
 
 from calibration.sample import FEWEST
 from pipeline.config import AUTO, OWN_WEIGHTS, Config
-from pipeline.core.callables import locate
-from pipeline.core.errors import ConfigError, DataError, ModelError, about
-from pipeline.core.files import file_hash
+from pipeline.core.described import NOTHING, Described, describe
+from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelError, about
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split, parse
 from pipeline.core.network import Network
-from pipeline.steps.keys import Code, versions
+from pipeline.core.shards import weights_hash
+from pipeline.core.words import shown
+from pipeline.steps.keys import own_code, versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,11 +103,25 @@ class Source:
         if path is None:
             return self.config.model.checkpoint
         try:
-            return file_hash(path)
+            with about("model.checkpoint"):
+                return weights_hash(path)
         except OSError as error:
             raise ModelError(
                 f"model.checkpoint: cannot read {path}: {error.strerror or error}"
             ) from error
+
+    @cached_property
+    def described(self) -> Described:
+        """What the checkpoint says of itself: it stands where the configuration says nothing.
+
+        Raises:
+            CheckpointError: It cannot be read, or says what no training writes.
+        """
+        path = self.checkpoint()
+        if path is None:
+            return NOTHING
+        with about("model.checkpoint"):
+            return describe(path)
 
     def network_inputs(self) -> dict[str, Any]:
         """Everything but the checkpoint that decides what the network computes, for a key."""
@@ -117,19 +132,24 @@ class Source:
             "settings model": config.model.model_dump(
                 mode="json", exclude={"checkpoint"}, exclude_none=True
             ),
-            "settings preprocess": config.preprocess
-            and config.preprocess.model_dump(
-                mode="json", exclude={"exif"} if config.preprocess.exif == "apply" else None
-            ),
+            "settings preprocess": self._preprocess_identity,
             "the labels": self._labels_identity,
         }
 
+    @property
+    def _preprocess_identity(self) -> dict[str, Any] | None:
+        """What is said of preprocessing, by the configuration or else by the checkpoint."""
+        stated = self.config.preprocess
+        if stated is not None:
+            without = {"exif"} if stated.exif == "apply" else None
+            return stated.model_dump(mode="json", exclude=without)
+        own = self.described.preprocess
+        return None if own is None else own.to_dict()
+
     @cached_property
     def _module_code(self) -> dict[str, str]:
-        """Hashes of the user's module and of what it imports of theirs; nothing is imported."""
         with about("model.module"):
-            place = locate(str(self.config.model.module))
-            return Code(place.folder, own=place.packages).hashes([place.module])
+            return own_code(str(self.config.model.module))
 
     def tools(self) -> dict[str, str]:
         """Versions of what makes the network."""
@@ -138,10 +158,14 @@ class Source:
     def data_inputs(self, split: Split) -> dict[str, Any]:
         """What a split of the data is, wherever it lies, for a key."""
         identity = self._identity(split)
-        return {
+        found: dict[str, Any] = {
             f"the images of data.{split}": identity.digest,
             "settings data.identity": identity.kind,
         }
+        held_out = self.described.hold_out
+        if split == "validation" and held_out is not None:
+            found["what training held out"] = held_out.to_dict()
+        return found
 
     def data_facts(self, split: Split) -> dict[str, Any]:
         """What a split of the data is, and how that is known, for the artifact that it makes."""
@@ -223,11 +247,16 @@ class Source:
             return stated
         if stated is not None:
             return self.hashes.hash(self.labels_file(stated))
+        if self.described.labels is not None:
+            return list(self.described.labels)
         files = self.files("validation")
         if isinstance(files, Folders):
             return list(files.classes)
         stating = Files(files.root, files.labels, files.labels)
-        return self._identify("validation", stating).digest
+        digest = self._identify("validation", stating).digest
+        # Without names the head says how many there are.
+        numbered = parse(self.uri("validation"))[0] == "wds"
+        return [digest, self.checkpoint_hash] if numbered else digest
 
     @staticmethod
     def labels_file(stated: str) -> Path:
@@ -255,14 +284,16 @@ class Source:
         with about("preprocess"):
             if stated is not None:
                 return Preprocess.from_dict(stated.model_dump())
-            return Preprocess.from_model(self._loaded)
+            return self.described.preprocess or Preprocess.from_model(self._loaded)
 
     @cached_property
     def validation(self) -> Dataset:
-        """The images that judge, without what is set aside for calibration."""
+        """The images that judge: what training held out, without what is set aside."""
         from care.data import Subset
 
-        return Subset(self._whole, self._parts[0]) if self.sets_aside else self._whole
+        if self.judges_held_out or self.sets_aside:
+            return Subset(self._whole, self._parts[0])
+        return self._whole
 
     @cached_property
     def calibration(self) -> Dataset:
@@ -285,17 +316,33 @@ class Source:
 
     def _read_as_stated(self, dataset: Dataset) -> Dataset:
         """The dataset, whose orientation tags count only where the configuration says so."""
-        if self.config.preprocess is not None:
-            dataset.exif = self.config.preprocess.exif
+        stated = self.config.preprocess or self.described.preprocess
+        if stated is not None:
+            dataset.exif = stated.exif
         return dataset
+
+    @property
+    def judges_held_out(self) -> bool:
+        """Whether the images are those of training: those that it held out judge, alone."""
+        stated = self.described.hold_out
+        return stated is not None and self._whole.identity() == stated.identity
 
     @cached_property
     def _parts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Which validation images judge, and which are set aside: seeded, at most a fifth.
+        """Which validation images judge, and which may calibrate.
+
+        What training held out judges, and what it learned from calibrates. Else a part is set
+        aside: seeded, at most a fifth.
 
         Raises:
             DataError: There are too few of them.
         """
+        from care.data import hold_out
+
+        stated = self.described.hold_out
+        if stated is not None and self.judges_held_out:
+            learned, judging = hold_out(self._whole, stated.share, stated.seed)
+            return judging.indices, learned.indices
         settings, total = self.config.calibration, len(self._whole)
         count = min(settings.images, int(total * MOST_SET_ASIDE))
         if count < FEWEST:
@@ -310,14 +357,43 @@ class Source:
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Identifiers and readable names of the classes, in the order of the logits."""
         stated = self.config.data.labels
+        if stated is None and self.described.labels is not None:
+            return self.described.labels, self.described.labels
         if stated is None:
-            classes = self._whole.classes
+            classes = self._classes_of_images()
             require_distinct(classes, "data.validation")
             return classes, classes
         if stated == IMAGENET:
             return imagenet_labels()
         with about("data.labels"):
             return read_labels(self.labels_file(stated))
+
+    def _classes_of_images(self) -> tuple[str, ...]:
+        """The validation set's classes; where these are but numbers, as many as the head has."""
+        found = self._whole.classes
+        if self._whole.names_known:
+            return found
+        with about("model.checkpoint"):
+            own = self._head_classes(len(found)) or 0
+        return tuple(map(str, range(max(len(found), own))))
+
+    def _head_classes(self, count: int) -> int | None:
+        """How many classes the checkpoint's head has, if it tells.
+
+        Args:
+            count: Of a network that is made to compare names with.
+        """
+        from care import checkpoint
+        from care.factory import create_model
+        from care.finetune import head_classes
+
+        path, stated = self.checkpoint(), self.config.model
+        if path is None or stated.name is None:
+            return None
+        state = checkpoint.read(path, ema=stated.ema, sha256=self.checkpoint_hash)
+        name = stated.name.removeprefix(TIMM_PREFIX)
+        model = create_model(name, **{**stated.kwargs, "num_classes": count})
+        return head_classes(state, model)
 
     def class_indices(self, dataset: Dataset) -> npt.NDArray[np.int64]:
         """For every class of the dataset, its index among the logits.
@@ -326,15 +402,32 @@ class Source:
             DataError: A class of the dataset is unknown to the labels.
         """
         if not dataset.names_known:
-            return np.arange(len(dataset.classes), dtype=np.int64)
+            return self._numbered(dataset)
         order = {name: i for i, name in enumerate(self.classes[0])}
         unknown = [name for name in dataset.classes if name not in order]
         if unknown:
+            by = "the checkpoint" if self.labels_are_stated else "data.labels"
             raise DataError(
-                f"the dataset has the class {unknown[0]!r}, which data.labels does not name "
-                f"({len(unknown)} such classes): give the labels of the network, in its order"
+                f"the dataset has the class {shown(unknown[0])!r}, which {by} does not name "
+                f"({len(unknown)} such classes): give the labels of the network, in its order, as "
+                "data.labels"
             )
         return np.array([order[name] for name in dataset.classes], dtype=np.int64)
+
+    @property
+    def labels_are_stated(self) -> bool:
+        """Whether the classes are those that the checkpoint names."""
+        return self.config.data.labels is None and self.described.labels is not None
+
+    def _numbered(self, dataset: Dataset) -> npt.NDArray[np.int64]:
+        """Classes that the dataset knows by number only: the same numbers among the logits."""
+        found, known = len(dataset.classes), len(self.classes[0])
+        if found > known:
+            raise DataError(
+                f"the dataset has the class {found - 1}, and the network {known} classes, from 0: "
+                "give images of its own classes"
+            )
+        return np.arange(found, dtype=np.int64)
 
     def known_labels(
         self, dataset: Dataset, indices: npt.NDArray[np.int64]
@@ -377,7 +470,6 @@ class Source:
         """The network with the weights that its checkpoint, or its constructor, gives it."""
         import torch
 
-        from care import checkpoint
         from care.factory import create_model
 
         stated = self.config.model
@@ -397,8 +489,35 @@ class Source:
         path = self.checkpoint()
         if path is not None:
             with about("model.checkpoint"):
-                checkpoint.load(path, module, ema=stated.ema, sha256=self.checkpoint_hash)
+                self._load(path, module, count)
         return module
+
+    def _load(self, path: Path, module: nn.Module, count: int) -> None:
+        """Give a named network its checkpoint's weights.
+
+        Raises:
+            CheckpointError: They do not fit; of another number of classes it says what to do.
+        """
+        from care import checkpoint
+
+        try:
+            checkpoint.load(path, module, ema=self.config.model.ema, sha256=self.checkpoint_hash)
+        except CheckpointError as error:
+            own = self._head_classes(count)
+            if own in (None, count):
+                raise
+            raise CheckpointError(
+                f"{path} has a head of {own} classes, and {self._naming} {count}: give the "
+                f"network's classes in its order as data.labels ('{IMAGENET}' for ImageNet's), or "
+                "fine-tune it for these with python -m care.train --init"
+            ) from error
+
+    @property
+    def _naming(self) -> str:
+        """What says how many classes there are, for messages."""
+        if self.config.data.labels is not None:
+            return "data.labels"
+        return "its own list of labels" if self.labels_are_stated else "data.validation"
 
     def _of_module(self, stated: str) -> nn.Module:
         """The network that the user's callable makes, with a checkpoint's weights if one is named.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import timm
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,3 +61,73 @@ def test_files_that_the_readme_names_exist() -> None:
     links = re.findall(r"\]\(([^):]+)\)", README)
     missing = [link for link in links if not (ROOT / link).exists()]
     assert missing == []
+
+
+CLASSES = {"beech": (200, 60, 40), "fir": (30, 160, 60), "oak": (40, 60, 190)}
+
+SMALL = {
+    "configs/finetune.yaml": str(ROOT / "configs" / "finetune.yaml"),
+    "resnet18": "test_resnet",
+    "pretrained": "ten.pth",
+    "ort": "ort/fp32",
+    "photo.jpg": "photos/fir/0.png",
+}
+"""What stands for the words of the README, so that its path takes seconds."""
+
+
+def photographs(folder: Path) -> None:
+    """Ten images of each of three colours."""
+    generator = np.random.default_rng(0)
+    for name, colour in CLASSES.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.array(colour) + generator.integers(-30, 30, (40, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                folder / name / f"{number}.png"
+            )
+
+
+def run(folder: Path, line: str, *more: str) -> str:
+    """Run a line of the README, in a folder that holds nothing but photographs and weights."""
+    words = [SMALL.get(word, word) for word in shlex.split(line)[1:]]
+    if "--artifact" not in words:
+        words = ["coreml/fp16" if word == "coreml" else word for word in words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words, *more],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_from_a_folder_of_photographs_to_a_prediction(tmp_path: Path) -> None:
+    section = README.partition("### From a folder of photographs")[2].partition("\n## ")[0]
+    lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    assert len(lines) <= 6
+    install, train, init, build, predict = lines
+    assert install.startswith("pip install")
+    photographs(tmp_path / "photos")
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet", num_classes=10).state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "ten.pth")
+
+    small = ("--image-size", "32", "--epochs", "3", "--workers", "0")
+    said = run(tmp_path, train, *small)
+    assert "starting from ten.pth; made anew for 3 classes: fc.weight, fc.bias" in said
+    assert "6 of 30 images judge, those that training held out" in run(tmp_path, init)
+    run(tmp_path, build, "--quiet")
+
+    results = json.loads((tmp_path / "engines/test_resnet/results.json").read_text())
+    found = {f"{one['target']}/{one['precision']}": one["accuracy"] for one in results["artifacts"]}
+    assert set(found) == {"ort/fp32", "coreml/fp16"}
+    for accuracy in found.values():
+        assert accuracy["top1"]["samples"] == 6
+        assert accuracy["agreement"]["value"] == 1.0
+    answered = json.loads(run(tmp_path, predict, "--json"))
+    assert {entry["label"] for entry in answered["scores"]} == set(CLASSES)

@@ -12,13 +12,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import config as configuration
-from pipeline.config import OWN_WEIGHTS
+from pipeline.config import AUTO, OWN_WEIGHTS
 from pipeline.core import yamlfile
+from pipeline.core.described import describe
 from pipeline.core.errors import DataError, InputError, about
 from pipeline.core.files import write_atomically
 from pipeline.core.inputs import expanded
 from pipeline.core.listing import Folders, list_split, parse
-from pipeline.core.words import nearest_or_all
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.registry import TARGETS
 
 PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
@@ -26,6 +27,8 @@ PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
 
 QUANTIZED = {"trt": ("fp16", "int8"), "ort": ("fp32", "int8"), "coreml": ("fp16", "int8")}
 
+_NO_FILES = ("embedded", "random", OWN_WEIGHTS)
+"""What stands for a checkpoint and is no file."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:-]*(?<!:)")
 """Text that is itself in YAML, without quotes, unless it reads as a number."""
@@ -42,7 +45,8 @@ class Wanted:
         calibration: The same of training images; None for the training split of `data`, if any.
         labels: File with the network's classes; None for the classes of `data`.
         name: Name of the results; None for the network's.
-        targets: Which targets; empty for all.
+        targets: Which targets, such as "ort", or "ort/fp32" for one precision of it; empty for
+            the usual ones.
     """
 
     model: str | None
@@ -77,9 +81,7 @@ def write_first(wanted: Wanted, path: Path) -> str:
 
 def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
     """Values of the configuration, and what was found on the way."""
-    unknown = [name for name in wanted.targets if name not in TARGETS]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is no target{nearest_or_all(unknown[0], list(TARGETS))}")
+    asked = _asked(wanted.targets)
     stated = _stated(wanted.checkpoint)
     model = wanted.model or stated.get("model")
     if not model:
@@ -88,20 +90,20 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
             "timm/resnet18 or my_package.nets:make"
         )
     classes = _classes(wanted.data)
-    calibration = wanted.calibration or _training(wanted.data)
-    labels = _own_labels(stated, classes)
-    found = [f"network {model}, {_count(classes, wanted.labels)}"]
-    if classes is not None and stated.get("num_classes", len(classes)) != len(classes):
-        raise DataError(
-            f"{wanted.checkpoint} has {stated['num_classes']} classes, and {wanted.data} has "
-            f"{len(classes)}: give the images of its own classes"
-        )
+    if not wanted.labels:
+        _require_known(stated, classes)
+        _require_as_many(wanted, str(model), stated, classes)
+    held_out = _held_out(wanted)
+    calibration = wanted.calibration or _training(wanted.data) or (AUTO if held_out else None)
+    found = [f"network {model}, {_count(stated.get('labels') or classes, wanted.labels)}"]
+    if held_out:
+        found.append(held_out)
     if not calibration:
         found.append(
             "no training images were found: without --calibration, no precision that needs them "
             "(int8) is asked for"
         )
-    precisions = QUANTIZED if calibration else PLAIN
+    usual = QUANTIZED if calibration else PLAIN
     values = {
         "name": wanted.name or _results_name(model),
         "key": "module" if ":" in model else "name",
@@ -111,16 +113,35 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
         "data": wanted.data,
         "calibration": calibration or wanted.data,
         "calibrated": bool(calibration),
-        "labels": wanted.labels or labels,
+        "labels": wanted.labels,
+        "says": bool(stated.get("labels")),
         "preprocess": stated.get("preprocess"),
-        "targets": {name: precisions.get(name, ()) for name in wanted.targets or PLAIN},
+        "targets": {
+            name: own or usual.get(name, tuple(TARGETS[name].precisions)[:1])
+            for name, own in asked.items()
+        },
     }
     return values, found
 
 
+def _asked(targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Precisions of each target that is asked for; none where the usual ones will do."""
+    asked: dict[str, tuple[str, ...]] = {}
+    for stated in targets or PLAIN:
+        name, slash, precision = stated.partition("/")
+        if name not in TARGETS:
+            raise InputError(f"{shown(name)!r} is no target{nearest_or_all(name, list(TARGETS))}")
+        known = list(TARGETS[name].precisions)
+        if slash and precision not in known:
+            hint = nearest_or_all(precision, known)
+            raise InputError(f"{name} has no precision {shown(precision)!r}{hint}")
+        asked[name] = (*asked.get(name, ()), *([precision] if slash else []))
+    return asked
+
+
 def _stated(checkpoint: str) -> Mapping[str, Any]:
     """What a checkpoint says about itself; nothing where it is no file."""
-    if checkpoint in ("embedded", "random", OWN_WEIGHTS):
+    if checkpoint in _NO_FILES:
         return {}
     path = Path(expanded(checkpoint))
     if not path.is_file():
@@ -158,14 +179,65 @@ def _training(data: str) -> str | None:
     return data if apart and training.root != root else None
 
 
-def _own_labels(stated: Mapping[str, Any], classes: Sequence[str] | None) -> str | None:
-    """Refuse folders in another order than the checkpoint's labels: every score would be wrong."""
+def _require_known(stated: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+    """Refuse folders of classes that the checkpoint does not name: it knows no others."""
     labels = stated.get("labels")
-    if not labels or classes is None or list(labels) == list(classes):
+    if not labels or classes is None:
+        return
+    if unknown := [name for name in classes if name not in labels]:
+        raise DataError(
+            f"the checkpoint's classes are {', '.join(map(str, labels[:4]))}, …, and the images' "
+            f"folders {', '.join(map(shown, unknown[:4]))}, …: give the images of its own classes"
+        )
+
+
+def _require_as_many(
+    wanted: Wanted, model: str, stated: Mapping[str, Any], classes: Sequence[str] | None
+) -> None:
+    """Refuse images of another number of classes, where nothing names the network's own."""
+    if classes is None or stated.get("labels"):
+        return
+    own = stated.get("num_classes") or _head_classes(wanted.checkpoint, model, len(classes))
+    if own not in (None, len(classes)):
+        raise DataError(
+            f"{wanted.checkpoint} has {own} classes, and {wanted.data} has {len(classes)}: give "
+            "the images of its own classes, the network's classes as --labels, or fine-tune it for "
+            "these with python -m care.train --init"
+        )
+
+
+def _head_classes(checkpoint: str, model: str, count: int) -> int | None:
+    """How many classes the head of a file's weights has; None where that is not known."""
+    if checkpoint in _NO_FILES or ":" in model:
         return None
-    raise DataError(
-        f"the checkpoint's classes are {', '.join(map(str, labels[:4]))}, …, and the images' "
-        f"folders {', '.join(classes[:4])}, …: give the images of its own classes"
+    from care import checkpoint as checkpoints
+    from care.factory import create_model
+    from care.finetune import head_classes
+
+    with about("--checkpoint"):
+        state = checkpoints.read(expanded(checkpoint))
+    with about("--model"):
+        return head_classes(state, create_model(model.removeprefix("timm/"), num_classes=count))
+
+
+def _held_out(wanted: Wanted) -> str | None:
+    """What to say of the images that training held out; None where they are none of these."""
+    if wanted.checkpoint in _NO_FILES:
+        return None
+    from care.data import hold_out, open_dataset
+
+    with about("--checkpoint"):
+        stated = describe(Path(expanded(wanted.checkpoint))).hold_out
+    if stated is None:
+        return None
+    with about("--data"):
+        whole = open_dataset(wanted.data, "validation")
+    if whole.identity() != stated.identity:
+        return None
+    learned, judging = hold_out(whole, stated.share, stated.seed)
+    return (
+        f"{len(judging)} of {len(whole)} images judge, those that training held out; the "
+        f"{len(learned)} that it learned from give the ranges of int8"
     )
 
 

@@ -1,4 +1,6 @@
-"""Callables that the user names as "package.module:callable", found without running their modules.
+"""Callables that the user names as "package.module:callable": where they lie, and they themselves.
+
+Finding one runs nothing of its module; importing it does.
 
 A module is looked for where Python looks, and then in the working directory, so that a file there
 stands for no library.
@@ -6,13 +8,20 @@ stands for no library.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import ModelError
+from pipeline.core.words import in_short, nearest
+
+NAMED = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""How a callable is named."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,41 @@ def locate(stated: str) -> Located:
     if _is_shared(folder):
         return Located(module, folder, (first,))
     return Located(module, folder, tuple(sorted({first, *_packages(folder)})))
+
+
+def imported(stated: str) -> Callable[..., Any]:
+    """Import a callable; that runs its module.
+
+    The working directory comes last, so that nothing in it stands for a library.
+
+    Args:
+        stated: "package.module:callable".
+
+    Raises:
+        ModelError: It is not there, cannot be imported, or cannot be called.
+    """
+    module, attribute = split(stated)
+    locate(stated)
+    sys.path.append(str(Path.cwd()))
+    try:
+        holder = importlib.import_module(module)
+    except Exception as error:  # somebody's own code
+        raise ModelError(f"{module} cannot be imported: {in_short(error)}") from error
+    finally:
+        sys.path.pop()
+    return _attribute(holder, module, attribute)
+
+
+def _attribute(holder: Any, module: str, attribute: str) -> Callable[..., Any]:
+    found = getattr(holder, attribute, None)
+    if found is None:
+        hint = nearest(attribute, [name for name in vars(holder) if not name.startswith("_")])
+        raise ModelError(f"{module} has no {attribute}{hint}")
+    if not callable(found):
+        raise ModelError(
+            f"{module}:{attribute} is a {type(found).__name__}, which cannot be called"
+        )
+    return found  # type: ignore[no-any-return]
 
 
 def split(stated: str) -> tuple[str, str]:

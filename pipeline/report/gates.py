@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Config, Gates
 from pipeline.core.figures import Number
+from pipeline.core.words import nearest_or_all, shown
 from pipeline.report.model import BuiltArtifact, GateDoubt, GateFailure, GateReport
-from pipeline.steps.facts.accuracy import ModuleRange
+from pipeline.steps.facts.accuracy import Accuracy, ModuleRange
 
 
 def judge_all(
@@ -132,11 +134,35 @@ class Limit:
 def limits_of(gates: Gates, artifact: BuiltArtifact) -> Iterator[Limit]:
     """The limits that are set for an artifact."""
     accuracy = artifact.accuracy
+    worst = accuracy.by_class.top1 if accuracy.by_class else None
     rows = (
         ("top-1 drop", "max_top1_drop", gates.max_top1_drop, True, accuracy.top1_drop),
         ("agreement", "min_agreement", gates.min_agreement, False, accuracy.agreement),
+        (_worst(accuracy), "min_worst_class", gates.min_worst_class, False, worst),
         ("latency in ms", "max_latency_ms", gates.max_latency_ms, True, artifact.trusted_latency),
     )
     for figure, gate, allowed, is_upper, number in rows:
         if allowed is not None and number is not None:
             yield Limit(figure, gate, allowed, is_upper, number, gates.undecided)
+    yield from _of_metrics(gates, accuracy)
+
+
+def _worst(accuracy: Accuracy) -> str:
+    """The figure of the worst class, for people."""
+    return f"top-1 of {shown(accuracy.by_class.worst)}" if accuracy.by_class else "worst class"
+
+
+def _of_metrics(gates: Gates, accuracy: Accuracy) -> Iterator[Limit]:
+    """Limits of the user's own numbers; one that is not given holds for no artifact."""
+    if accuracy.top1.value is None:
+        return
+    for name, limits in gates.metrics.items():
+        number, figure = accuracy.metrics.get(name), name
+        if number is None:
+            hint = nearest_or_all(name, accuracy.metrics)
+            figure = f"{name} (validation.metrics gives no such number{hint})"
+            number = dataclasses.replace(accuracy.top1, value=math.nan, interval=None)
+        for key, allowed, is_upper in (("min", limits.min, False), ("max", limits.max, True)):
+            if allowed is not None:
+                gate = f"metrics.{name}.{key}"
+                yield Limit(figure, gate, allowed, is_upper, number, gates.undecided)

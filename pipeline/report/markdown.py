@@ -35,6 +35,7 @@ def page(run: Run) -> str:
         *_list(f"**{use.sentence}** `{use.path}`" for use in overview.uses(run, cards)),
         *_list(overview.choices(run)),
         *_list(cpu_classes.lines(run)),
+        *_list(overview.worst_class(run)),
         *_list(_reasons(run)),
         *_published(run),
         "## Made from",

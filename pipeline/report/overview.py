@@ -284,6 +284,22 @@ def choices(run: Run) -> Iterator[str]:
         yield f"{use}; {'; '.join(f'{name}: {why}' for name, why in choice.why.items())}"
 
 
+def worst_class(run: Run) -> Iterator[str]:
+    """The class that suffers most in any artifact, beside what PyTorch makes of its images."""
+    found = [(a.name, a.accuracy.by_class) for a in run.artifacts]
+    known = [(name, of) for name, of in found if of is not None]
+    if not known:
+        return
+    name, lowest = min(known, key=lambda each: each[1].classes[each[1].worst])
+    reference = run.pytorch.by_class
+    own = reference.classes.get(lowest.worst) if reference else None
+    beside = "" if own is None else f"; with PyTorch {100 * own:.2f} %"
+    yield (
+        f"worst class: {lowest.worst}: {text.percent(lowest.top1)} of {lowest.top1.samples} images "
+        f"are right with {name}{beside}"
+    )
+
+
 def missing(run: Run, state: State) -> list[Missing]:
     """Accuracies and latencies in a state, by reason or executor."""
     found: dict[str, dict[str, list[str]]] = {}

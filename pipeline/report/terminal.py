@@ -78,6 +78,7 @@ def _lines(run: Run) -> Iterator[str]:
     """Which artifact to use, why figures are missing, and what failed."""
     yield from overview.choices(run)
     yield from cpu_classes.lines(run)
+    yield from overview.worst_class(run)
     for artifact in run.artifacts:
         if artifact.failure:
             yield f"{artifact.name} failed: {artifact.failure}"

@@ -38,6 +38,16 @@ def _signed(value: float) -> str:
     return "0.00" if text == "-0.00" else text.replace("-", MINUS)
 
 
+def number(value: Number) -> str:
+    """A number of any kind, or how it came about that there is none."""
+    return str(value.state) if value.value is None else f"{value.value:.4g}"
+
+
+def number_interval(value: Number) -> str:
+    """The interval of a number of any kind."""
+    return "" if value.interval is None else f"{value.interval[0]:.4g} to {value.interval[1]:.4g}"
+
+
 def milliseconds(value: Number) -> str:
     """A latency, or how it came about that there is none."""
     return str(value.state) if value.value is None else f"{value.value:.2f} ms"

@@ -310,6 +310,11 @@ def _figures(accuracy: Accuracy) -> Iterator[tuple[Kind, Number | None]]:
     yield FLIPS, accuracy.flips
     yield COSINE, accuracy.cosine
     yield MAX_DIFFERENCE, accuracy.max_difference
+    if accuracy.by_class is not None:
+        worst = f"top-1 of the worst class, {accuracy.by_class.worst}"
+        yield Kind(worst, text.percent, text.percent_interval), accuracy.by_class.top1
+    for name, number in accuracy.metrics.items():
+        yield Kind(name, text.number, text.number_interval), number
 
 
 def _files(built: Part[BuildFacts]) -> Iterator[tuple[str, str, str]]:

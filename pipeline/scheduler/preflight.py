@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +23,9 @@ from pathlib import Path
 from calibration.sample import FEWEST
 from pipeline.config import AUTO, Written
 from pipeline.core import machine
-from pipeline.core.callables import locate
+from pipeline.core.callables import imported, locate
 from pipeline.core.checkpoints import require_kind
-from pipeline.core.errors import ConfigError, DataError, PipelineError, about
+from pipeline.core.errors import ConfigError, DataError, ModelError, PipelineError, about
 from pipeline.core.labels import read_labels
 from pipeline.core.listing import Files, Folders
 from pipeline.core.words import nearest, shown
@@ -34,6 +34,7 @@ from pipeline.scheduler.plan import Selection, plan
 from pipeline.source import IMAGENET, TIMM_PREFIX, Source, Split
 from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
+from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.steps.step import Step
 
@@ -141,6 +142,8 @@ class _Look:
                 yield from self._tried(("data", split), count)
         if load or self.config.model.module is None:
             yield from self._tried(("model",), lambda: self.source.network)
+        if load and self.config.validation.metrics is not None:
+            yield from self._tried(("validation", "metrics"), self._own_metrics)
         yield from self._room(counts)
 
     def _tried(self, keys: KeyPath, look: Callable[[], object]) -> Problems:
@@ -161,12 +164,19 @@ class _Look:
         elif stated.name is not None:
             yield from _unknown_name(stated.name)
         yield from self._tried(("model", "checkpoint"), self._checkpoint)
+        own = self.config.validation.metrics
+        yield from self._tried(("validation", "metrics"), lambda: metrics_inputs(own))
 
     def _checkpoint(self) -> None:
         path = self.source.checkpoint()
         if path is not None:
             with about("model.checkpoint"):
                 require_kind(path)
+            _ = self.source.described  # what it says of itself has to make sense
+
+    def _own_metrics(self) -> None:
+        with about("validation.metrics"):
+            imported(str(self.config.validation.metrics))
 
     def _splits(self) -> Iterator[tuple[Split, Callable[[], Folders | Files]]]:
         yield "validation", lambda: self.source.files("validation")
@@ -203,23 +213,29 @@ class _Look:
 
     def _classes(self) -> Problems:
         """Classes of the images that the network does not have."""
-        stated = self.config.data.labels
-        if stated in (None, IMAGENET):
-            return
         try:
             files = self.source.files("validation")
-            known = set(read_labels(self.source.labels_file(str(stated)))[0])
-        except (DataError, ConfigError):
+            known, where = self._known_classes()
+        except (ConfigError, DataError, ModelError):
             return  # told already
-        if isinstance(files, Folders):
+        if isinstance(files, Folders) and known:
             unknown = [name for name in files.classes if name not in known]
             if unknown:
                 yield Problem(
                     ("data", "labels"),
-                    f"data.labels: {stated} does not name the class {shown(unknown[0])!r} of "
+                    f"data.labels: {where} does not name the class {shown(unknown[0])!r} of "
                     f"{files.root} ({len(unknown)} such classes): give the labels of the network, "
                     "in its order",
                 )
+
+    def _known_classes(self) -> tuple[Collection[str], str]:
+        """Classes of the network as they are written down, and where; none where they are not."""
+        stated = self.config.data.labels
+        if stated == IMAGENET:
+            return (), stated
+        if stated is not None:
+            return set(read_labels(self.source.labels_file(stated))[0]), stated
+        return set(self.source.described.labels or ()), "the checkpoint"
 
     def _count(self, split: Split) -> int:
         """Number of images of a split, all of which call themselves images.

@@ -115,7 +115,7 @@ class CalibrationStep(StageStep):
 
     def _warnings(self, labels: npt.NDArray[np.int64]) -> Iterator[str]:
         """What to know of where the images come from."""
-        if self.source.sets_aside:
+        if self.source.sets_aside and not self.source.judges_held_out:
             aside, judging = len(self.source.calibration), len(self.source.validation)
             yield (
                 f"there are no training images: {aside} of {aside + judging} validation images "

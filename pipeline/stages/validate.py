@@ -19,6 +19,7 @@ from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, pictures_at, read_labels
+from pipeline.stages.metrics import metrics_inputs, with_measures
 from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
 from pipeline.stages.shards import Shards, forget, size_of
 from pipeline.stages.target_step import TargetStep
@@ -58,8 +59,11 @@ class ReferenceStep(StageStep):
         self.samples = samples
 
     def inputs(self) -> Mapping[str, Any]:
-        """The network."""
-        return self.source.network_inputs()
+        """The network, and the user's own measures."""
+        return {
+            **self.source.network_inputs(),
+            **metrics_inputs(self.context.config.validation.metrics),
+        }
 
     def made_from(self) -> dict[str, str]:
         """The samples and the checkpoint."""
@@ -86,7 +90,8 @@ class ReferenceStep(StageStep):
         forget(place)
         by = f"PyTorch {torch.__version__}, float32, CPU"
         top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
-        return ReferenceFacts(Accuracy(top1, top5), layers).to_facts()
+        numbers = measured(self, Accuracy(top1, top5), logits, labels)
+        return ReferenceFacts(numbers, layers).to_facts()
 
 
 class ValidateStep(TargetStep):
@@ -116,6 +121,7 @@ class ValidateStep(TargetStep):
         return {
             "what this machine lacks": self.runtime.missing(self.built.artifact()),
             "network": self.samples.artifact().network().to_dict(),
+            **metrics_inputs(self.context.config.validation.metrics),
         }
 
     def tools(self) -> dict[str, str]:
@@ -151,6 +157,7 @@ class ValidateStep(TargetStep):
         np.save(folder / LOGITS, logits)
         state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
+        numbers = measured(self, numbers, logits, labels)
         kit = GoldenFacts.from_facts(self.golden.artifact().facts, self.golden.name)
         golden = expected(logits, reference, kit)
         beside = self._emulated_beside(logits, labels) if missing is None else None
@@ -264,6 +271,20 @@ def run_over(
                 if done < total:
                     shards.keep(results[-1], runner)
     return np.concatenate(results)
+
+
+def measured(
+    step: ReferenceStep | ValidateStep,
+    numbers: Accuracy,
+    logits: Logits,
+    labels: npt.NDArray[np.int64],
+) -> Accuracy:
+    """Figures of a step's logits, with those of each class and the user's own."""
+    names = step.samples.artifact().network().labels
+    own = step.context.config.validation.metrics
+    if own is not None:
+        step.context.progress(0, None, own)
+    return with_measures(numbers, logits, labels, names, own)
 
 
 def accuracy(

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.core.callables import locate
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import write_atomically
 from pipeline.core.plain import read_json
@@ -298,3 +299,16 @@ def _for_type_checkers(test: ast.expr) -> bool:
     if isinstance(test, ast.Attribute):
         return test.attr == "TYPE_CHECKING"
     return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+
+
+def own_code(stated: str) -> dict[str, str]:
+    """Hashes of a module of the user's and of what it imports of theirs; nothing is imported.
+
+    Args:
+        stated: "package.module:callable".
+
+    Raises:
+        ModelError: There is no such module, or it is no Python source.
+    """
+    place = locate(stated)
+    return Code(place.folder, own=place.packages).hashes([place.module])

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.core.errors import ArtifactError
-from pipeline.core.files import file_hash
+from pipeline.core.errors import ArtifactError, CheckpointError
+from pipeline.core.shards import weights_hash
 from pipeline.core.words import shown
 from pipeline.steps.artifact import CHECKPOINT, MANIFEST, Artifact
 from pipeline.steps.folders import RESULTS_FILE, artifact_folders
@@ -118,8 +118,8 @@ def _check_checkpoint(artifact: Artifact) -> None:
         # A checkpoint may lie elsewhere by now: only one that is there can be another.
         if not stated or not Path(stated).is_file():
             return
-        found = file_hash(Path(stated))
-    except (OSError, ValueError):
+        found = weights_hash(Path(stated))
+    except (OSError, ValueError, CheckpointError):
         return
     if found != artifact.made_from[CHECKPOINT]:
         raise ArtifactError(f"{stated} is another checkpoint than {artifact.name} was made from")

@@ -15,9 +15,9 @@ import safetensors.torch
 from torch import Tensor
 
 from attacks.attempt import Attempt
-from care import checkpoint
 from care.evaluate import read_trained
 from care.factory import create_model
+from pipeline.core.checkpoints import METADATA_KEY
 
 NETWORK = "test_resnet"
 
@@ -136,7 +136,7 @@ def with_metadata(state: Mapping[str, Tensor], content: Any) -> bytes:
     """A file that states this."""
     text = json.dumps(content)
     return safetensors.torch.save(
-        {name: value.clone() for name, value in state.items()}, {checkpoint.METADATA_KEY: text}
+        {name: value.clone() for name, value in state.items()}, {METADATA_KEY: text}
     )
 
 
@@ -145,7 +145,7 @@ def with_text(whole: bytes, text: bytes) -> bytes:
     length = struct.unpack("<Q", whole[:8])[0]
     header = json.loads(whole[8 : 8 + length])
     stated = text.decode("utf-8", "surrogateescape")
-    header["__metadata__"] = {checkpoint.METADATA_KEY: stated}
+    header["__metadata__"] = {METADATA_KEY: stated}
     return with_header(whole, json.dumps(header).encode())
 
 

@@ -26,6 +26,7 @@ import care  # noqa: F401  registers the models
 from care import checkpoint
 from pipeline.core import inputs
 from pipeline.core.errors import CheckpointError
+from pipeline.core.shards import weights_hash
 
 
 @pytest.fixture
@@ -384,7 +385,6 @@ def test_a_shape_without_end_makes_nothing_large(model: nn.Module, tmp_path: Pat
     ("data", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
-        (b'{"metadata": {}, "weight_map": {"a": "b"}}', "an index of shards"),
         (b"<!DOCTYPE html><title>404</title>", "a web page"),
         (b"\x89HDF\r\n\x1a\n", "a HDF5 file"),
         (b"GGUF\3\0\0\0", "a GGUF file"),
@@ -645,3 +645,78 @@ def test_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint.embedded()
     (tmp_path / "care_tiny.safetensors").touch()
     assert checkpoint.embedded() == tmp_path / "care_tiny.safetensors"
+
+
+# Several files with an index.
+
+
+def sharded(folder: Path, state: dict[str, Tensor], count: int = 3) -> Path:
+    """Weights in several files, as transformers and the Hub have them."""
+    holder = {name: f"model-{i % count}.safetensors" for i, name in enumerate(state)}
+    for number in range(count):
+        part = {n: v for n, v in state.items() if holder[n] == f"model-{number}.safetensors"}
+        safetensors.torch.save_file(part, folder / f"model-{number}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": holder}))
+    return index
+
+
+def test_shards_are_read_by_their_index(model: nn.Module, tmp_path: Path) -> None:
+    state = other(model)
+    index = sharded(tmp_path, state)
+    checkpoint.load(index, model)
+    assert_same(model.state_dict(), state)
+    assert checkpoint.read_metadata(index) == {}
+    known = weights_hash(index)
+    assert_same(checkpoint.read(index, sha256=known), state)
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "model-9.safetensors")
+    assert_same(checkpoint.read(index, sha256=known), state)  # what is not named is not read
+
+
+def test_a_shard_that_changed_is_not_loaded(model: nn.Module, tmp_path: Path) -> None:
+    index = sharded(tmp_path, model.state_dict())
+    known = weights_hash(index)
+    sharded(tmp_path, other(model))
+    with pytest.raises(CheckpointError, match=r"index\.json has changed since this run began"):
+        checkpoint.read(index, sha256=known)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({}, r"model-0\.safetensors holds other tensors .*index\.json says: missing a: download"),
+        ({"a": 0, "b": 0}, "unexpected b: download both again"),
+        ({"c": 0}, "missing a; unexpected c"),
+    ],
+)
+def test_a_shard_that_holds_other_tensors_is_named(
+    part: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    index = sharded(tmp_path, {"a": torch.ones(1), "b": torch.ones(2)}, count=2)
+    tensors = {name: torch.ones(1) for name in part} or {"z": torch.ones(1)}
+    if not part:
+        words = words.replace("missing a", "missing a; unexpected z")
+    safetensors.torch.save_file(tensors, tmp_path / "model-0.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.read(index)
+
+
+def test_a_shard_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    index = sharded(tmp_path, {"a": torch.ones(1), "b": torch.ones(2)}, count=2)
+    shard = tmp_path / "model-1.safetensors"
+    shard.write_bytes(shard.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is no checkpoint"):
+        checkpoint.read(index)
+    shard.write_bytes(index.read_bytes())  # an index of itself
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is no checkpoint"):
+        checkpoint.read(index)
+    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is no .* pointer of Git LFS"):
+        checkpoint.read(index)
+
+
+def test_all_shards_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = sharded(tmp_path, {"a": torch.ones(99), "b": torch.ones(99)}, count=2)
+    monkeypatch.setattr(checkpoint, "_LARGEST", 900)
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is larger"):
+        checkpoint.read(index)

@@ -10,6 +10,7 @@ import torch
 
 from care import checkpoint, history
 from care.history import History, verify, write_sealed
+from pipeline.core.checkpoints import METADATA_KEY
 from pipeline.core.errors import CheckpointError
 
 
@@ -43,7 +44,7 @@ def test_the_newest_and_some_before_it_are_kept(
     found = History(tmp_path, keep).read(pytest.fail)
     assert found is not None
     assert found["steps"] == 5
-    assert found[checkpoint.METADATA_KEY]["facts"] == {"images": 3}
+    assert found[METADATA_KEY]["facts"] == {"images": 3}
 
 
 def test_a_step_that_is_saved_twice_is_there_once(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_file_may_extend_another_and_name_variables(
 def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     found = read(config(tmp_path, "output: ~/runs"), {"init": "~/x.pth"})
-    assert (found.output, found.init) == (Path("/home/me/runs"), Path("/home/me/x.pth"))
+    assert (found.output, found.init) == (Path("/home/me/runs"), "/home/me/x.pth")
 
 
 def test_an_odd_value_of_a_network_argument_names_the_flag() -> None:

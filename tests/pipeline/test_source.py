@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
 
+from care import checkpoint
+from care.data import hold_out, open_dataset
 from pipeline import config
 from pipeline.core.errors import ConfigError, DataError, ModelError
 from pipeline.core.files import file_hash
@@ -397,3 +403,182 @@ def test_orientation_tags_count_where_the_configuration_says_so(make: Make, proj
         assert source.preprocess.exif == exif
         stated = source.network_inputs()["settings preprocess"]
         assert stated.get("exif", "apply") == exif
+
+
+def trained(folder: Path, classes: tuple[str, ...] = CLASSES, **more: Any) -> str:
+    """A checkpoint as training writes it, and its name."""
+    torch.manual_seed(1)
+    network = timm.create_model("test_resnet", num_classes=len(classes))
+    stated = {"labels": list(classes), "num_classes": len(classes), **more}
+    checkpoint.save(folder / "best.safetensors", network.state_dict(), stated)
+    return "best.safetensors"
+
+
+OWN_PREPROCESS = {
+    "size": 64,
+    "crop": 0.9,
+    "interpolation": "bilinear",
+    "channels": "rgb",
+    "exif": "ignore",
+    "mean": [0.4, 0.4, 0.4],
+    "std": [0.2, 0.2, 0.2],
+}
+
+
+def test_a_checkpoint_says_its_classes(make: Make, project: Path) -> None:
+    """They may be more than the images show, and in any order."""
+    model = {"checkpoint": trained(project, ("dog", "cat", "bee", "ant"))}
+    source = make(model=model)
+    assert source.classes == (("dog", "cat", "bee", "ant"),) * 2
+    assert source.class_indices(source.validation).tolist() == [3, 2, 1]
+    assert source.network.labels == ("dog", "cat", "bee", "ant")
+    assert labels_of(source) == ["dog", "cat", "bee", "ant"]
+    (project / "names.txt").write_text("d\nc\nb\na\n")
+    assert make(model=model, data={"labels": "names.txt"}).classes[0] == ("d", "c", "b", "a")
+
+
+def test_a_class_that_the_checkpoint_does_not_name_is_refused(make: Make, project: Path) -> None:
+    source = make(model={"checkpoint": trained(project, ("ant", "bee", "dog"))})
+    with pytest.raises(DataError, match="class 'cat', which the checkpoint does not name"):
+        source.class_indices(source.validation)
+
+
+def test_a_checkpoint_says_how_images_are_prepared(make: Make, project: Path) -> None:
+    model = {"checkpoint": trained(project, preprocess=OWN_PREPROCESS)}
+    source = make(model=model, preprocess=None)
+    assert source.preprocess.to_dict() == OWN_PREPROCESS
+    assert source.validation.exif == source.calibration.exif == "ignore"
+    assert source.network_inputs()["settings preprocess"] == OWN_PREPROCESS
+    assert make(model=model).preprocess.size == 32  # what is stated here counts
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"labels": "ant"}, "labels is 'ant', no list of names"),
+        ({"labels": ["ant", "ant", "b"]}, "the class 'ant' is named twice"),
+        ({"labels": ["ant", "b\u001b", "c"]}, "control character"),
+        ({"preprocess": {"size": 32}}, "preprocessing lacks crop"),
+        ({"preprocess": [1]}, "preprocessing is a mapping"),
+        ({"hold_out": 0.5}, "hold_out is 0.5, no mapping"),
+        ({"hold_out": {"share": 1.5, "seed": 0, "identity": "x"}}, "no share and no seed"),
+        ({"hold_out": {"share": 0.5, "seed": -1, "identity": "x"}}, "no share and no seed"),
+        ({"hold_out": {"share": 0.5, "seed": 0}}, "identity: Field required"),
+    ],
+)
+def test_what_no_training_states_is_refused(
+    make: Make, project: Path, stated: dict[str, Any], words: str
+) -> None:
+    source = make(model={"checkpoint": trained(project, **stated)})
+    with pytest.raises(ModelError, match=words) as caught:
+        _ = source.described
+    assert str(caught.value).startswith("model.checkpoint: best.safetensors was refused")
+
+
+def held_out_of(folder: Path, uri: str) -> dict[str, Any]:
+    return {"hold_out": {"share": 0.4, "seed": 3, "identity": open_dataset(uri).identity()}}
+
+
+def test_what_training_held_out_judges_and_the_rest_calibrates(make: Make, project: Path) -> None:
+    uri = "folder:data/train"
+    for number in range(3, 15):
+        for place, name in enumerate(CLASSES):
+            shade = (number * 10, place, 9)
+            Image.new("RGB", (32, 32), shade).save(project / f"data/train/{name}/{number}.png")
+    more = held_out_of(project, uri)
+    model = {"checkpoint": trained(project, **more)}
+    data = {"validation": uri, "calibration": "auto"}
+    source = make(model=model, data=data, targets=INT8)
+    learned, held_out = hold_out(open_dataset(uri), 0.4, 3)
+    names = [held_out.name(i) for i in range(len(held_out))]
+    assert [source.validation.name(i) for i in range(len(source.validation))] == names
+    assert source.judges_held_out
+    assert len(source.calibration) == len(learned) == 27
+    assert not {source.calibration.name(i) for i in range(27)} & set(names)
+    assert source.data_inputs("validation")["what training held out"] == more["hold_out"]
+    assert "what training held out" not in source.data_inputs("calibration")
+    # Without calibration nothing else judges either.
+    plain = make(model=model, data={"validation": uri, "calibration": None})
+    assert len(plain.validation) == len(held_out)
+
+
+def test_other_images_than_those_of_training_judge_whole(make: Make, project: Path) -> None:
+    model = {"checkpoint": trained(project, **held_out_of(project, "folder:data/train"))}
+    source = make(model=model)
+    assert not source.judges_held_out
+    assert len(source.validation) == 6
+    (project / "data/train/ant/0.png").rename(project / "data/train/ant/new.png")
+    assert not make(model=model, data={"validation": "folder:data/train"}).judges_held_out
+
+
+def numbered(folder: Path, classes: int) -> str:
+    """WebDataset shards, whose classes are numbers."""
+    with tarfile.open(folder / "s-0.tar", "w") as tar:
+        for label in range(classes):
+            buffer = io.BytesIO()
+            Image.new("RGB", (32, 32), (label, 0, 0)).save(buffer, "png")
+            for name, data in (
+                (f"{label}.png", buffer.getvalue()),
+                (f"{label}.cls", b"%d" % label),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return "wds:s-{0..0}.tar"
+
+
+def test_the_head_says_how_many_classes_there_are(make: Make, project: Path) -> None:
+    """Images that state numbers alone may not show the last ones."""
+    data = {"validation": numbered(project, 4)}
+    network = timm.create_model("test_resnet", num_classes=7)
+    torch.save({"state_dict": network.state_dict()}, project / "own.pth")
+    source = make(model={"checkpoint": "own.pth"}, data=data)
+    assert source.classes[0] == tuple("0123456")
+    assert source.class_indices(source.validation).tolist() == [0, 1, 2, 3]
+    assert source.network.labels == tuple("0123456")
+    before = labels_of(source)
+    torch.save(timm.create_model("test_resnet", num_classes=8).state_dict(), project / "own.pth")
+    assert labels_of(make(model={"checkpoint": "own.pth"}, data=data)) != before
+    assert make(data=data).classes[0] == tuple("0123")
+
+
+def test_more_numbers_than_the_head_has_classes_are_refused(make: Make, project: Path) -> None:
+    data = {"validation": numbered(project, 4)}
+    source = make(model={"checkpoint": trained(project)}, data=data)
+    with pytest.raises(DataError, match="the class 3, and the network 3 classes, from 0"):
+        source.class_indices(source.validation)
+
+
+def test_a_head_of_another_size_says_what_to_do(make: Make, project: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=9)
+    torch.save({"state_dict": network.state_dict()}, project / "own.pth")
+    with pytest.raises(
+        ModelError, match=r"own\.pth has a head of 9 classes, and data\.validation 3: .* --init"
+    ):
+        _ = make(model={"checkpoint": "own.pth"}).module
+    (project / "names.txt").write_text("ant\nbee\ncat\nd\n")
+    with pytest.raises(ModelError, match=r"9 classes, and data\.labels 4"):
+        _ = make(model={"checkpoint": "own.pth"}, data={"labels": "names.txt"}).module
+    stated = {"labels": list(CLASSES)}
+    checkpoint.save(project / "own.safetensors", network.state_dict(), stated)
+    with pytest.raises(ModelError, match="9 classes, and its own list of labels 3"):
+        _ = make(model={"checkpoint": "own.safetensors"}).module
+
+
+def test_weights_may_lie_in_several_files(make: Make, project: Path) -> None:
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    names = list(state)
+    holder = {name: f"m-{names.index(name) % 2}.safetensors" for name in names}
+    for file in set(holder.values()):
+        checkpoint.save(project / file, {n: state[n] for n in names if holder[n] == file})
+    (project / "m.index.json").write_text(json.dumps({"weight_map": holder}))
+    source = make(model={"checkpoint": "m.index.json"})
+    known = source.checkpoint_hash
+    found = source.module.state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in names)
+    part = {n: state[n] + 1 for n in names if holder[n] == "m-1.safetensors"}
+    checkpoint.save(project / "m-1.safetensors", part)
+    assert make(model={"checkpoint": "m.index.json"}).checkpoint_hash != known
+    (project / "m-1.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.checkpoint: .* m-1\.safetensors is missing"):
+        _ = make(model={"checkpoint": "m.index.json"}).checkpoint_hash

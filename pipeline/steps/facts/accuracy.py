@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipeline.core.figures import Number
 from pipeline.core.plain import Facts, Plain
 from pipeline.core.runner import Numerics
 from pipeline.steps.facts.golden import Expected
+
+
+@dataclass(frozen=True)
+class ByClass(Plain):
+    """Top-1 of each class.
+
+    Attributes:
+        worst: The class with the lowest; of several the one with most images.
+        top1: Its top-1, with Wilson's interval; `samples` are its images.
+        classes: Top-1 of every class that the images show, by name.
+    """
+
+    worst: str
+    top1: Number
+    classes: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,8 @@ class Accuracy(Plain):
         cosine: Mean cosine of the logits and PyTorch's.
         max_difference: Largest difference of two logits.
         top1_drop: Top-1 of PyTorch minus that of the artifact.
+        by_class: Top-1 of each class.
+        metrics: What the user's own function gives, by name.
     """
 
     top1: Number
@@ -32,11 +50,14 @@ class Accuracy(Plain):
     cosine: Number | None = None
     max_difference: Number | None = None
     top1_drop: Number | None = None
+    by_class: ByClass | None = None
+    metrics: Mapping[str, Number] = field(default_factory=dict)
 
     @classmethod
     def not_measured(cls, why: str) -> Accuracy:
         """Figures that could not be had, and why."""
-        return cls(*[Number.not_measured(why)] * 7)
+        none = Number.not_measured(why)
+        return cls(none, none, none, none, none, none, none)
 
 
 FLOAT16_LIMIT = 65504.0

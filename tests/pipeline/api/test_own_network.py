@@ -85,6 +85,63 @@ def test_a_module_goes_through_a_run_and_its_code_is_part_of_the_key(
     assert "the code of model.module" in ended.results["export"].why
 
 
+METRICS = """
+import own_parts
+
+def measure(logits, labels):
+    return {"right": own_parts.FACTOR * (logits.argmax(1) == labels).mean(), "images": len(labels)}
+"""
+
+
+def test_measures_of_ones_own_are_judged_and_part_of_the_key(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "own_metrics.py").write_text(METRICS)
+    (tmp_path / "own_parts.py").write_text("FACTOR = 1\n")
+    gates = {"metrics": {"images": {"min": 9}}, "min_worst_class": 0.0}
+    validation = {"images": 8, "metrics": "own_metrics:measure", "gates": gates}
+    own = {**settings, "validation": validation}
+    results = pipeline.run(own, only=STAGES)
+    (row,) = results.table()
+    assert results.exit_code == 1
+    assert [failure.gate for failure in results.run.gates.failures] == ["metrics.images.min"]
+    assert results.run.gates.limits == 2
+    assert row["metrics.images"] == 8.0
+    assert row["metrics.right"] == row["top1"]
+    reference = results.run.pytorch
+    assert reference.metrics["right"].value == reference.top1.value
+    assert row["worst_class"] in reference.by_class.classes  # type: ignore[union-attr]
+    report = (tmp_path / "engines/mine/report.md").read_text()
+    assert "worst class: " in report
+
+    (tmp_path / "own_parts.py").write_text("FACTOR = 2\n")
+    ended = Ended()
+    for name in ("own_metrics", "own_parts"):
+        sys.modules.pop(name, None)
+    (row,) = pipeline.run(own, only=STAGES, observer=ended).table()
+    assert ended.results["export"].state is State.UP_TO_DATE
+    for name in ("validate/pytorch", "validate/ort-fp32"):
+        assert "the code of validation.metrics" in ended.results[name].why
+    assert row["metrics.right"] == 2 * row["top1"]
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        ({"metrics": "nothing:measure"}, "validation.metrics: there is no module nothing"),
+        ({"metrics": "nothing"}, "validation.metrics"),
+        ({"gates": {"metrics": {"x": {"min": 1}}}}, "validation.gates.metrics: there are no such"),
+        ({"gates": {"metrics": {"x": {"least": 1}}}}, "unknown key.*min"),
+    ],
+)
+def test_measures_that_are_not_there_are_told_before_the_run(
+    settings: dict[str, Any], validation: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run({**settings, "validation": validation}, only=("export",))
+    assert not (tmp_path / "engines").exists()
+
+
 def _net() -> torch.nn.Module:
     from care.modules import create
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from care import checkpoint
+from care.data import open_dataset
 from pipeline import config
 from pipeline.cli import main
 
@@ -119,9 +121,84 @@ def test_other_classes_than_the_checkpoints_are_refused(folder: Path) -> None:
     result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
     assert result.exit_code == 2
     assert "beech, fir, oak" in result.output
-    assert "ash, beech, fir" in result.output
+    assert "folders ash, …" in result.output
     (folder / "trees" / "val" / "elm").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "trees/val/elm/a.png")
     result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
     assert result.exit_code == 2
+    assert not (folder / "pipeline.yaml").exists()
+
+
+def of_training(folder: Path, data: str) -> None:
+    """Let the checkpoint say that training held out images of these."""
+    path = folder / "trees.safetensors"
+    stated = checkpoint.read_metadata(path)
+    stated["hold_out"] = {"share": 0.4, "seed": 1, "identity": open_dataset(data).identity()}
+    checkpoint.save(path, checkpoint.read(path), stated)
+
+
+def test_images_that_training_held_out_are_found(folder: Path) -> None:
+    data = "folder:trees/train"
+    of_training(folder, data)
+    result = init("--checkpoint", "trees.safetensors", "--data", data)
+    assert result.exit_code == 0, result.output
+    assert "3 of 9 images judge, those that training held out; the 6 that it" in result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.data.calibration == "auto"
+    assert loaded.precisions("ort") == ("fp32", "int8")
+
+
+def test_images_of_another_list_are_none_of_these(folder: Path) -> None:
+    of_training(folder, "folder:trees/train")
+    (folder / "trees/val/oak/a.png").unlink()
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
+    assert result.exit_code == 0, result.output
+    assert "held out" not in result.output
+    assert config.load(folder / "pipeline.yaml").precisions("ort") == ("fp32",)
+
+
+def test_images_may_show_fewer_classes_than_the_checkpoint_names(folder: Path) -> None:
+    for path in (folder / "trees/val/fir").iterdir():
+        path.unlink()
+    (folder / "trees/val/fir").rmdir()
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees/val")
+    assert result.exit_code == 0, result.output
+    assert "network resnet10t, 3 classes" in result.output
+
+
+def test_a_head_of_another_size_is_refused_before_anything_is_written(folder: Path) -> None:
+    """Of a checkpoint of somebody else, which says nothing but its weights."""
+    network = timm.create_model("resnet10t", num_classes=5)
+    torch.save(network.state_dict(), folder / "other.pth")
+    more = ("--checkpoint", "other.pth", "--model", "timm/resnet10t", "--data", "folder:trees")
+    result = init(*more)
+    assert result.exit_code == 2
+    assert "other.pth has 5 classes, and folder:trees has 3" in result.output
+    assert "python -m care.train --init" in result.output
+    assert not (folder / "pipeline.yaml").exists()
+    (folder / "five.txt").write_text("ash\nbeech\nelm\nfir\noak\n")
+    assert init(*more, "--labels", "five.txt").exit_code == 0
+
+
+def test_a_target_may_be_one_precision_of_it(folder: Path) -> None:
+    told = ("--target", "ort/fp32", "--target", "coreml", "--target", "ort/int8")
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees", *told)
+    assert result.exit_code == 0, result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.precisions("ort") == ("fp32", "int8")
+    assert loaded.precisions("coreml") == ("fp16", "int8")
+    assert loaded.precisions("trt") == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("ort/fp3", "ort has no precision 'fp3'; did you mean fp32?"),
+        ("or/fp32", "'or' is no target"),
+    ],
+)
+def test_what_no_target_has_is_refused(folder: Path, target: str, words: str) -> None:
+    result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees", "--target", target)
+    assert result.exit_code == 2
+    assert words in result.output
     assert not (folder / "pipeline.yaml").exists()

@@ -12,7 +12,7 @@ from pipeline.core.figures import Number, State
 from pipeline.core.runner import Numerics
 from pipeline.report.gates import judge_all, limits_of
 from pipeline.report.model import BuiltArtifact, Run
-from pipeline.steps.facts.accuracy import ModuleRange
+from pipeline.steps.facts.accuracy import Accuracy, ByClass, ModuleRange
 from tests.pipeline.report.changed import artifact_of
 from tests.pipeline.report.making import configured
 
@@ -157,3 +157,59 @@ def test_a_lower_limit_in_doubt_is_told_and_fails_by_choice(
     strict = judge_all(configured(tmp_path, "min_agreement: 0.9, undecided: fail"), [odd])
     assert "cannot be told with 64 images" in str(strict.failures[0])
     assert strict.doubts[0].fails
+
+
+def with_own(artifact: BuiltArtifact) -> BuiltArtifact:
+    worst = ByClass("oak", within(0.6, 0.5, 0.7, 20), {"oak": 0.6, "fir": 0.9})
+    metrics = {"f1": within(0.8, 0.79, 0.81), "cost": measured(3.0)}
+    return replace(artifact, accuracy=replace(artifact.accuracy, by_class=worst, metrics=metrics))
+
+
+@pytest.mark.parametrize(
+    ("gates", "told"),
+    [
+        ({"min_worst_class": 0.75}, "top-1 of oak is 0.6, min_worst_class allows 0.75 (measured)"),
+        ({"metrics": {"f1": {"min": 0.82}}}, "f1 is 0.8, metrics.f1.min allows 0.82 (measured)"),
+        ({"metrics": {"cost": {"max": 2}}}, "cost is 3, metrics.cost.max allows 2 (measured)"),
+        ({"metrics": {"f1": {"min": 0.1, "max": 0.7}}}, "metrics.f1.max allows 0.7"),
+        (
+            {"metrics": {"f2": {"min": 0.1}}},
+            "f2 (validation.metrics gives no such number; known are f1, cost) is nan",
+        ),
+    ],
+)
+def test_own_measures_are_judged_like_ours(
+    gates: dict[str, Any], told: str, artifact: BuiltArtifact
+) -> None:
+    failing = [
+        x for x in limits_of(Gates.model_validate(gates), with_own(artifact)) if not x.passes
+    ]
+    assert len(failing) == 1
+    assert told in str(failing[0].failure(artifact))
+
+
+def limited(**limits: Any) -> Gates:
+    """Gates as a configuration states them."""
+    return Gates.model_validate(limits)
+
+
+def test_own_measures_that_hold(artifact: BuiltArtifact) -> None:
+    gates = limited(min_worst_class=0.4, metrics={"f1": {"min": 0.7}, "cost": {"min": 1, "max": 3}})
+    limits = list(limits_of(gates, with_own(artifact)))
+    assert len(limits) == 4
+    assert all(limit.passes and not limit.doubt for limit in limits)
+
+
+def test_own_measures_are_in_doubt_like_ours(artifact: BuiltArtifact) -> None:
+    gates = limited(min_worst_class=0.55, metrics={"f1": {"min": 0.8}}, undecided="fail")
+    worst, f1 = limits_of(gates, with_own(artifact))
+    assert "cannot be told with 20 images" in worst.doubt
+    assert f1.doubt
+    assert not worst.passes
+    assert worst.in_doubt(artifact).figure == "top-1 of oak"
+
+
+def test_what_was_not_validated_has_no_own_measures_to_judge(artifact: BuiltArtifact) -> None:
+    unknown = replace(artifact, accuracy=Accuracy.not_measured("no GPU"))
+    gates = limited(min_worst_class=0.5, metrics={"f1": {"min": 0.8}})
+    assert list(limits_of(gates, unknown)) == []

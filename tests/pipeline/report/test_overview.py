@@ -9,7 +9,7 @@ from pipeline.core.runner import Numerics
 from pipeline.report import overview, view
 from pipeline.report.facts import Pairs
 from pipeline.report.model import Choice, GateReport, Run, StepEnd
-from pipeline.steps.facts.accuracy import EmulationError, ModuleRange, NarrowSums
+from pipeline.steps.facts.accuracy import ByClass, EmulationError, ModuleRange, NarrowSums
 from pipeline.steps.step import State as StepState
 from tests.pipeline.report.changed import (
     artifact_of,
@@ -233,3 +233,28 @@ def test_a_network_that_leaves_float16_itself(run: Run) -> None:
     # Where nothing overflowed, it does not matter.
     calm = with_artifact(wide, "trt/fp16", numerics=Numerics())
     assert not any("the network itself" in line for line in alerts(calm))
+
+
+def by_class(**shares: float) -> ByClass:
+    worst = min(shares, key=lambda name: shares[name])
+    number = Number(shares[worst], State.MEASURED, by="x", samples=20, interval=(0.0, 1.0))
+    return ByClass(worst, number, shares)
+
+
+def test_the_class_that_suffers_most_is_told_once(run: Run) -> None:
+    assert list(overview.worst_class(run)) == []
+    for name, shares in (
+        ("ort/fp32", {"oak": 0.7, "fir": 0.6}),
+        ("ort/int8", {"oak": 0.0, "fir": 0.9}),
+    ):
+        one = artifact_of(run, name)
+        accuracy = replace(one.accuracy, by_class=by_class(**shares))
+        run = with_artifact(run, name, accuracy=accuracy)
+    (line,) = overview.worst_class(run)
+    assert line == "worst class: oak: 0.00 % of 20 images are right with ort/int8"
+    assert run.reference is not None
+    facts = run.reference.facts
+    numbers = replace(facts.numbers, by_class=by_class(oak=0.75, fir=0.5))
+    reference = replace(run.reference, facts=replace(facts, numbers=numbers))
+    (line,) = overview.worst_class(replace(run, reference=reference))
+    assert line.endswith("with ort/int8; with PyTorch 75.00 %")

@@ -9,6 +9,7 @@ from pipeline.report import view
 from pipeline.report.facts import Pairs
 from pipeline.report.model import Run
 from pipeline.steps.artifact import FileRecord
+from pipeline.steps.facts.accuracy import ByClass
 from pipeline.steps.facts.bench import EndToEnd
 from tests.pipeline.report.changed import artifact_of, measured_of, with_artifact, with_build
 
@@ -178,3 +179,17 @@ def test_anchors_hold_no_special_character() -> None:
 def test_classes_are_counted(run: Run, imagenet: Run) -> None:
     assert (view.class_count(run), view.class_count(imagenet)) == (10, 1000)
     assert view.class_count(replace(run, export=None)) == 0
+
+
+def test_the_worst_class_and_own_measures_are_figures_like_others(run: Run) -> None:
+    one = artifact_of(run, "ort/int8")
+    worst = Number(0.5, State.MEASURED, by="x", samples=8, interval=(0.2, 0.8))
+    own = Number(12.34567, State.MEASURED, by="x", interval=(1.0, 20.0))
+    accuracy = replace(
+        one.accuracy, by_class=ByClass("oak", worst, {"oak": 0.5}), metrics={"cost": own}
+    )
+    shown = view.card(run, replace(one, accuracy=accuracy)).figures[-2:]
+    assert [(figure.title, figure.value, figure.interval) for figure in shown] == [
+        ("top-1 of the worst class, oak", "50.00 %", "20.00 to 80.00 %"),
+        ("cost", "12.35", "1 to 20"),
+    ]

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import pipeline
+from care import checkpoint
 from pipeline.cli import main
 from pipeline.core.errors import ConfigError
 from pipeline.scheduler import preflight
@@ -101,9 +102,17 @@ def test_a_sound_configuration_is_planned_and_nothing_is_written(project: Path) 
         ({"data": {"calibration": "folder:photos"}}, "holds the images of data.validation"),
         ({"data": {"calibration": None}}, "data.calibration is missing, and ort/int8 needs"),
         ({"data": {"labels": "labels.txt"}}, "labels.txt does not name the class 'bee'"),
+        (
+            {"model": {"checkpoint": "stated.safetensors"}},
+            "the checkpoint does not name the class 'bee'",
+        ),
+        ({"model": {"checkpoint": "lost.json"}}, "the shard a.safetensors is missing (1 of 1)"),
         ({"model": {"checkpoint": "notes.txt"}}, "notes.txt is no checkpoint"),
         ({"model": {"checkpoint": "page.pt"}}, "page.pt is no checkpoint but a web page"),
-        ({"model": {"checkpoint": "three.pt"}}, "three.pt does not fit"),
+        (
+            {"model": {"checkpoint": "three.pt"}},
+            "three.pt has a head of 3 classes, and data.validation 2",
+        ),
         ({"data": {"calibration": "folder:few"}}, "few holds 2 images"),
         ({"data": {"validation": "folder:mixed"}}, "notes.txt is not an image"),
         ({"preprocess": {"mean": [0.5], "std": [0.5], "channels": "gray"}}, "does not take images"),
@@ -115,7 +124,10 @@ def test_what_is_wrong_is_told_before_anything_is_made(
     (project / "labels.txt").write_text("ant\nwasp\n")
     (project / "notes.txt").write_text("nothing to load")
     (project / "page.pt").write_text("<html>")
-    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), project / "three.pt")
+    three = timm.create_model("test_resnet", num_classes=3).state_dict()
+    torch.save(three, project / "three.pt")
+    (project / "lost.json").write_text('{"weight_map": {"a": "a.safetensors"}}')
+    checkpoint.save(project / "stated.safetensors", three, {"labels": ["ant", "cat", "wasp"]})
     for folder, name in (("few", "a.png"), ("few", "b.png"), ("mixed/ant", "a.png")):
         (project / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (1, 2, 3)).save(project / folder / name)

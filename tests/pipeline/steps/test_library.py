@@ -163,3 +163,12 @@ def test_circles_end(folder: Path) -> None:
     Stated(folder).announce("export", Artifact.read(folder / "export").seal)
     assert Library(folder).require_whole("onnx").name == "onnx"
     assert export.seal != Artifact.read(folder / "export").seal
+
+
+def test_a_shard_that_became_another_is_found(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "m-1.safetensors"}}')
+    (folder / "export" / MADE).write_text(f'{{"checkpoint": "{index}"}}')
+    assert problems(folder) == {}  # its files may lie elsewhere by now
+    (tmp_path / "m-1.safetensors").write_bytes(b"other")
+    assert "is another checkpoint than export was made from" in problems(folder)["export"]
