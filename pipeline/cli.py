@@ -502,12 +502,15 @@ def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: 
 @click.option(
     "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."
 )
-def diff(target: str | None, config: Path, precision: str | None, images: int) -> None:
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def diff(
+    target: str | None, config: Path, precision: str | None, images: int, json_only: bool
+) -> None:
     """Compare a built model with PyTorch layer by layer, and say where the error jumps."""
     from pipeline.commands import diff
 
-    loaded = load_config(config)
-    click.echo(diff.diff(loaded, target, precision=precision, images=images))
+    found = diff.diff(load_config(config), target, precision=precision, images=images)
+    show(json.dumps(found.plain) if json_only else found.text)
 
 
 @main.command()

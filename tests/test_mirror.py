@@ -21,6 +21,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/core/files.py": ("pipeline/core/test_replacing.py", "writing is putting in place"),
     "pipeline/core/plots.py": ("pipeline/core/test_svg.py", "plots are SVG"),
     "pipeline/core/runner.py": ("pipeline/targets/test_toy.py", "the smallest runner"),
+    "pipeline/emulate/layers.py": (
+        "pipeline/emulate/onnx/test_layers.py",
+        "what comparisons of two kinds of programs share",
+    ),
     "pipeline/emulate/mil/operators/*.py": (
         "pipeline/emulate/mil/test_operators.py",
         "every operation has a case",

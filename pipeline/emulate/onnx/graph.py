@@ -162,6 +162,27 @@ def load_graph(model: Path | onnx.ModelProto, operators: Container[str] | None =
     )
 
 
+def graph_name(model: Path | onnx.ModelProto) -> str:
+    """What messages call a model: its file, or its graph's name."""
+    return str(model) if isinstance(model, Path) else model.graph.name or "the graph"
+
+
+def refuse_nan(model: Path | onnx.ModelProto) -> None:
+    """Refuse a model with weights that are no numbers.
+
+    Raises:
+        ArtifactError: The message names the first tensor.
+    """
+    proto = _read(model) if isinstance(model, Path) else model
+    for tensor in proto.graph.initializer:
+        value = to_constant(tensor).value
+        if value.is_floating_point() and torch.isnan(value).any():
+            raise ArtifactError(
+                f"{graph_name(model)}: the constant {tensor.name} holds NaN: train or export the "
+                "model again"
+            )
+
+
 def to_constant(tensor: onnx.TensorProto) -> Constant:
     """Convert a tensor of the model.
 
