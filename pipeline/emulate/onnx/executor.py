@@ -141,6 +141,10 @@ class GraphExecutor:
             for name in step.dead:
                 values.pop(name, None)
 
+    def constants(self) -> dict[str, np.ndarray]:
+        """What the graph's constants hold, and what depends on them alone and others read."""
+        return {name: value.numpy() for name, value in self._constants.items()}
+
     def nodes(self) -> list[Node]:
         """The nodes that depend on the inputs, in the order in which they run."""
         return [step.node for step in self._steps]

@@ -211,6 +211,11 @@ def to_dtype(elem_type: int, where: str) -> torch.dtype:
     return _TYPES[elem_type]
 
 
+def to_elem_type(dtype: torch.dtype) -> int:
+    """The ONNX element type of a torch type: the inverse of `to_dtype`."""
+    return next(elem_type for elem_type, known in _TYPES.items() if known == dtype)
+
+
 def to_numpy(stored: torch.dtype) -> type[np.generic]:
     """The numpy type of a type in which tensors are stored; see `rounding.storage`."""
     return _NUMPY[stored]

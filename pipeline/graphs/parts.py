@@ -1,0 +1,180 @@
+"""Parts of a graph that run alone: any of its nodes, with the values that they read as inputs.
+
+    recorded = Recording(model, images)
+    part = recorded.part([3, 4, 5])
+    outputs = GraphExecutor(part.model).evaluate(part.feeds)
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, inliner, numpy_helper
+
+from pipeline.core.network import Images
+from pipeline.emulate.onnx.executor import OnnxExecutor
+from pipeline.emulate.onnx.graph import to_elem_type
+from pipeline.emulate.onnx.layers import Comparison
+
+Array = npt.NDArray[Any]
+
+_INDICES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+"""Types of shapes, axes and masks: with a fixed batch they are constants, and builders want them so."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some nodes of a graph as a graph of their own, all shapes fixed.
+
+    Attributes:
+        model: The graph.
+        feeds: A value for each input, by name; narrow floating-point types as float32 that holds
+            their values.
+        expected: What the outputs should be, by name, as far as a reference tells.
+    """
+
+    model: onnx.ModelProto
+    feeds: Mapping[str, Array]
+    expected: Mapping[str, Array]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it has."""
+        return len(self.model.graph.node)
+
+    def arrays(self) -> bytes:
+        """An .npz file of the inputs, and of what is expected as `expected/NAME`."""
+        named = {f"expected/{name}": value for name, value in self.expected.items()}
+        stream = io.BytesIO()
+        np.savez(stream, **self.feeds, **named)
+        return stream.getvalue()
+
+
+class Recording:
+    """A graph, and the value of each of its tensors for some images.
+
+    Args:
+        model: A graph with one input.
+        images: What it reads, (batch, channels, height, width): all shapes are those of this batch.
+        comparison: The graph beside its float32 reference: each node is then recorded on the
+            reference's values, see `Comparison.forced`.
+
+    Raises:
+        ArtifactError, UnsupportedOperatorError, DataError: As `OnnxExecutor` and `Comparison`.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, images: Images, comparison: Comparison | None = None
+    ) -> None:
+        self.model = _plain(model)
+        executor = OnnxExecutor(model) if comparison is None else comparison.built
+        self.expected: dict[str, Array] = {}
+        name = executor.input.name
+        self._values: dict[str, Array] = {**executor.constants(), name: images.copy()}
+        self._types = {name: to_elem_type(executor.dtype(name)) for name in self._values}
+        if comparison is None:
+            steps = executor.trace({name: images})
+        else:
+            self.expected = comparison.expected(images)
+            steps = comparison.forced(images, self.expected)
+        for _, written in steps:
+            for tensor, value in written.items():
+                right = self.expected.get(tensor, value)
+                known = right if right.shape == value.shape and right.dtype == value.dtype else value
+                self._values[tensor] = known.copy()
+                self._types[tensor] = to_elem_type(executor.dtype(tensor))
+        self._initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self._computed = {tensor for tensor in executor.constants() if tensor}
+        self._graph_outputs = {value.name for value in self.model.graph.output}
+
+    def __len__(self) -> int:
+        return len(self.model.graph.node)
+
+    def makes(self, node: int, tensor: str) -> bool:
+        """Whether a node writes a tensor."""
+        return tensor in self.model.graph.node[node].output
+
+    def part(self, nodes: Collection[int]) -> Part | None:
+        """Some of the nodes as a graph; None if they read nothing that depends on the images.
+
+        Args:
+            nodes: Places of the nodes, in any order.
+        """
+        chosen = self._with_constants(set(nodes))
+        made = {name for node in chosen for name in node.output if name}
+        read = [name for node in chosen for name in node.input if name]
+        outside = [name for name in dict.fromkeys(read) if name not in made]
+        inputs = [name for name in outside if self._is_input(name)]
+        outputs = [
+            name
+            for name in made_in_order(chosen)
+            if name in self._values and (name not in read or name in self._graph_outputs)
+        ]
+        if not inputs or not outputs:
+            return None
+        graph = helper.make_graph(
+            chosen,
+            self.model.graph.name or "part",
+            [self._port(name) for name in inputs],
+            [self._port(name) for name in outputs],
+            [self._constant(name) for name in outside if name not in inputs],
+        )
+        model = helper.make_model(
+            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
+        )
+        expected = {name: self.expected[name] for name in outputs if name in self.expected}
+        return Part(model, {name: self._values[name] for name in inputs}, expected)
+
+    def _with_constants(self, nodes: set[int]) -> list[onnx.NodeProto]:
+        """The nodes, and those that compute from constants what they read and nobody recorded."""
+        known = {*self._values, *self._initializers, ""}
+        all_nodes = self.model.graph.node
+        maker = {name: i for i, node in enumerate(all_nodes) for name in node.output}
+        waiting = list(nodes)
+        while waiting:
+            for name in all_nodes[waiting.pop()].input:
+                if name not in known and maker[name] not in nodes:
+                    nodes.add(maker[name])
+                    waiting.append(maker[name])
+        return [all_nodes[i] for i in sorted(nodes)]
+
+    def _is_input(self, name: str) -> bool:
+        depends = name not in self._initializers and name not in self._computed
+        return depends and self._types[name] not in _INDICES
+
+    def _port(self, name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, self._types[name], self._values[name].shape)
+
+    def _constant(self, name: str) -> onnx.TensorProto:
+        if name in self._initializers:
+            return self._initializers[name]
+        dtype = helper.tensor_dtype_to_np_dtype(self._types[name])
+        return numpy_helper.from_array(self._values[name].astype(dtype), name)
+
+
+def made_in_order(nodes: Collection[onnx.NodeProto]) -> list[str]:
+    """Tensors that nodes write, in their order."""
+    return [name for node in nodes for name in node.output if name]
+
+
+def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without local functions, and with its constant nodes as initializers."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(inliner.inline_local_functions(model) if model.functions else model)
+    left = []
+    for node in plain.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = plain.graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+        else:
+            left.append(node)
+    del plain.graph.node[:]
+    plain.graph.node.extend(left)
+    return plain
