@@ -514,6 +514,43 @@ def diff(
 
 
 @main.command()
+@click.argument("model", type=PATH, metavar="MODEL.onnx")
+@click.option("--target", type=TARGET, default="trt", show_default=True, help="Whose builder.")
+@click.option("--precision", default="fp16", show_default=True, help="One of the target's.")
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("reduced.onnx"),
+    show_default=True,
+    help="Where the part goes, a new file; its inputs go beside it as .npz.",
+)
+@click.option(
+    "--reference", type=PATH, help="The float32 graph, if MODEL.onnx is in a precision already."
+)
+@click.option(
+    "--images", type=PATH, help="A .npy file of what the network takes; default: seeded noise."
+)
+@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="After how long no further part is tried.",
+)
+def reduce(model: Path, minutes: float, **options: Any) -> None:
+    """Find the smallest part of MODEL.onnx with which a builder dies, or a layer jumps.
+
+    For a bug report: a small ONNX graph with the values of its inputs. MODEL.onnx is converted to
+    the precision first, if it is in float32. Whatever the builder dies of, the search goes on.
+    """
+    from pipeline.commands import reduce
+
+    job = reduce.Job(model, seconds=60 * minutes, **options)
+    show(reduce.reduce(job, lambda line: click.echo(printable(line), err=True)))
+
+
+@main.command()
 @click.option("--target", type=TARGET, help="Default: the first that can tell.")
 @CONFIG
 @FIRST_PRECISION

@@ -1,14 +1,14 @@
 """Parts of a graph that run alone: any of its nodes, with the values that they read as inputs.
 
-    recorded = Recording(model, images)
-    part = recorded.part([3, 4, 5])
-    outputs = GraphExecutor(part.model).evaluate(part.feeds)
+recorded = Recording(model, {"image": images})
+part = recorded.part([3, 4, 5])
+outputs = GraphExecutor(part.model).evaluate(part.feeds)
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, inliner, numpy_helper
 
-from pipeline.core.network import Images
-from pipeline.emulate.onnx.executor import OnnxExecutor
+from pipeline.emulate.onnx.executor import GraphExecutor
 from pipeline.emulate.onnx.graph import to_elem_type
 from pipeline.emulate.onnx.layers import Comparison
 
 Array = npt.NDArray[Any]
 
 _INDICES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
-"""Types of shapes, axes and masks: with a fixed batch they are constants, and builders want them so."""
+"""Types of shapes, axes and masks: constants where the batch is fixed, as builders want them."""
 
 
 @dataclass(frozen=True)
@@ -57,40 +56,43 @@ class Part:
 
 
 class Recording:
-    """A graph, and the value of each of its tensors for some images.
+    """A graph, and the value of each of its tensors for some inputs.
 
     Args:
-        model: A graph with one input.
-        images: What it reads, (batch, channels, height, width): all shapes are those of this batch.
-        comparison: The graph beside its float32 reference: each node is then recorded on the
-            reference's values, see `Comparison.forced`.
+        model: A graph.
+        feeds: A value for each of its inputs: all shapes are those that these lead to.
+        comparison: The graph beside its float32 reference, and one input: each node is then
+            recorded on the reference's values, see `Comparison.forced`.
 
     Raises:
-        ArtifactError, UnsupportedOperatorError, DataError: As `OnnxExecutor` and `Comparison`.
+        ArtifactError, UnsupportedOperatorError, DataError: As `GraphExecutor` and `Comparison`.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, images: Images, comparison: Comparison | None = None
+        self,
+        model: onnx.ModelProto,
+        feeds: Mapping[str, Array],
+        comparison: Comparison | None = None,
     ) -> None:
         self.model = _plain(model)
-        executor = OnnxExecutor(model) if comparison is None else comparison.built
+        executor = GraphExecutor(model) if comparison is None else comparison.built
+        constants = executor.constants()
+        self._values: dict[str, Array] = {**constants, **feeds}
         self.expected: dict[str, Array] = {}
-        name = executor.input.name
-        self._values: dict[str, Array] = {**executor.constants(), name: images.copy()}
-        self._types = {name: to_elem_type(executor.dtype(name)) for name in self._values}
         if comparison is None:
-            steps = executor.trace({name: images})
+            steps = executor.trace(feeds)
         else:
+            images = feeds[comparison.built.input.name]
             self.expected = comparison.expected(images)
             steps = comparison.forced(images, self.expected)
         for _, written in steps:
-            for tensor, value in written.items():
-                right = self.expected.get(tensor, value)
-                known = right if right.shape == value.shape and right.dtype == value.dtype else value
-                self._values[tensor] = known.copy()
-                self._types[tensor] = to_elem_type(executor.dtype(tensor))
+            for name, value in written.items():
+                right = self.expected.get(name, value)
+                alike = right.shape == value.shape and right.dtype == value.dtype
+                self._values[name] = (right if alike else value).copy()
+        self._types = {name: to_elem_type(executor.dtype(name)) for name in self._values}
         self._initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        self._computed = {tensor for tensor in executor.constants() if tensor}
+        self._computed = constants.keys()
         self._graph_outputs = {value.name for value in self.model.graph.output}
 
     def __len__(self) -> int:
@@ -178,3 +180,41 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     del plain.graph.node[:]
     plain.graph.node.extend(left)
     return plain
+
+
+def simpler(part: Part) -> Iterator[onnx.ModelProto]:
+    """Graphs with a node less, or with an input less of one, that compute something else.
+
+    What reads a node's output reads one of its inputs instead, or a node that takes any number of
+    inputs takes one less. Whether shapes still fit is for the executor to say.
+    """
+    for place, node in reversed(list(enumerate(part.model.graph.node))):
+        constants = {tensor.name for tensor in part.model.graph.initializer}
+        for i, name in enumerate(node.input):
+            if name and name not in constants:
+                yield _bypassed(part.model, place, name)
+                if node.op_type in _VARIADIC and len(node.input) > 1:
+                    yield _with_less(part.model, place, i)
+
+
+_VARIADIC = ("Concat", "Sum", "Max", "Min", "Mean")
+
+
+def _bypassed(model: onnx.ModelProto, place: int, source: str) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    outputs = changed.graph.node[place].output
+    for node in changed.graph.node:
+        node.input[:] = [source if name in outputs else name for name in node.input]
+    kept = [value for value in changed.graph.output if value.name not in outputs]
+    del changed.graph.output[:]
+    changed.graph.output.extend(kept)
+    del changed.graph.node[place]
+    return changed
+
+
+def _with_less(model: onnx.ModelProto, place: int, position: int) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    del changed.graph.node[place].input[position]
+    return changed

@@ -1,9 +1,12 @@
 """The smallest part of a graph that still fails: with which a builder dies, or a layer jumps.
 
-    kept = smallest(len(recorded), fails, deadline, say)
+    found = reduce(recorded, fails, seconds=600, say=print)
+    found.part.model
 
-A candidate fails if it fails in the same way: a part that is refused for another reason is no
-smaller case of the first failure.
+A part fails if it fails in the way of the whole: one that is refused for another reason is no
+smaller case of the first failure. First nodes are left out, with the values that were recorded in
+the place of what they made. Then nodes are bypassed, which computes something else: that is right
+for a builder, which dies of a graph's structure, and wrong for a layer whose values are at fault.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import numpy as np
 
 from pipeline.core.errors import ArtifactError, UnsupportedOperatorError
 from pipeline.emulate.onnx.executor import GraphExecutor
-from pipeline.graphs.parts import Part, Recording
+from pipeline.graphs.parts import Part, Recording, simpler
 
 Nodes = tuple[int, ...]
+Fails = Callable[[Part], bool]
 
 _OF_THIS_PART = (
     (r"\{[^}]*\}|'[^']*'|\"[^\"]*\"", "…"),
@@ -41,146 +45,166 @@ class Reduced:
     """What a search found.
 
     Attributes:
-        nodes: Places of the nodes of the smallest part that fails.
+        part: The smallest part that fails.
         tries: How many parts were tried.
-        minimal: No single node of it can be left out; False where time ran out before that was seen.
+        minimal: No single node of it can be left out; False where time ran out before that was
+            known.
     """
 
-    nodes: Nodes
+    part: Part
     tries: int
     minimal: bool
 
 
-class OutOfTimeError(Exception):
-    """The time for a search is over."""
-
-
-class _Search:
-    """One search.
-
-    Args:
-        fails: Whether a part that holds the nodes at these places fails.
-        seconds: After how long no further part is tried.
-        say: Takes a line about what was found.
-    """
-
-    def __init__(
-        self, fails: Callable[[Nodes], bool], seconds: float, say: Callable[[str], None]
-    ) -> None:
-        self._fails, self._say = fails, say
-        self._deadline = time.monotonic() + seconds
-        self._known: dict[Nodes, bool] = {}
-        self.kept: Nodes = ()
-
-    @property
-    def tries(self) -> int:
-        return len(self._known)
-
-    def fails(self, nodes: Sequence[int]) -> bool:
-        """Try a part, each but once; one that fails is kept."""
-        key = tuple(nodes)
-        if key not in self._known:
-            if time.monotonic() > self._deadline:
-                raise OutOfTimeError
-            self._known[key] = bool(key) and self._fails(key)
-            if self._known[key]:
-                self._say(f"try {self.tries}: {len(key)} nodes fail")
-        if self._known[key]:
-            self.kept = key
-        return self._known[key]
-
-    def bisect(self, part: Callable[[int], Sequence[int]], size: int) -> None:
-        """Shrink to a part of few nodes that fails, of those that `part` gives for 1 to `size`."""
-        low, high = 0, size
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.fails(part(middle)):
-                high = middle
-            else:
-                low = middle
-
-    def without_pieces(self) -> None:
-        """Leave pieces out, ever smaller ones, until no single node can go (delta debugging)."""
-        pieces = 2
-        while len(self.kept) > 1:
-            size = -(-len(self.kept) // pieces)
-            if self._leave_one_out(size):
-                pieces = max(2, pieces - 1)
-            elif size == 1:
-                return
-            else:
-                pieces = min(2 * pieces, len(self.kept))
-
-    def _leave_one_out(self, size: int) -> bool:
-        kept = self.kept
-        # From the end: what comes late reads much, and little reads it.
-        starts = reversed(range(0, len(kept), size))
-        return any(self.fails(kept[:start] + kept[start + size :]) for start in starts)
-
-
-def smallest(
-    count: int, fails: Callable[[Nodes], bool], seconds: float, say: Callable[[str], None]
+def reduce(
+    recorded: Recording,
+    fails: Fails,
+    *,
+    seconds: float,
+    say: Callable[[str], None],
+    bypass: bool = False,
 ) -> Reduced | None:
     """Search for few nodes of a graph that fail together.
 
-    The end is cut as early as it can be, the beginning as late; then pieces between are left out.
-
     Args:
-        count: Nodes of the graph, in an order in which each follows those that it reads from.
-        fails: Whether a part that holds the nodes at these places, in order, fails.
+        recorded: The graph.
+        fails: Whether a part fails in the way in question.
         seconds: After how long no further part is tried.
         say: Takes a line about what was found.
+        bypass: Also take parts that compute something else, see the module.
 
     Returns:
-        What was found; None if not even all nodes fail.
+        What was found; None if not even the whole fails.
     """
     search = _Search(fails, seconds, say)
     minimal = False
     try:
-        if not search.fails(range(count)):
+        if not search.whole(recorded):
             return None
-        search.bisect(lambda end: range(end), count)
-        kept = search.kept
-        search.bisect(lambda size: kept[len(kept) - size :], len(kept))
-        search.without_pieces()
+        search.leave_out()
+        while bypass and search.bypass_one():
+            search.leave_out()
         minimal = True
-    except OutOfTimeError:
+    except _OutOfTimeError:
         say(f"time is over after {search.tries} tries")
-    return Reduced(search.kept, search.tries, minimal) if search.kept else None
+    return None if search.part is None else Reduced(search.part, search.tries, minimal)
 
 
-def refused_alike(
-    recorded: Recording, refusal: Callable[[Part], str | None], first: str
-) -> Callable[[Nodes], bool]:
-    """For `smallest`: whether a builder refuses a part for the reason for which it refused all.
+class _OutOfTimeError(Exception):
+    """The time for a search is over."""
+
+
+class _Search:
+    """One search: the smallest part so far, and the way to smaller ones."""
+
+    def __init__(self, fails: Fails, seconds: float, say: Callable[[str], None]) -> None:
+        self._fails, self._say = fails, say
+        self._deadline = time.monotonic() + seconds
+        self._known: dict[Nodes, bool] = {}
+        self._kept: Nodes = ()
+        self.tries = 0
+        self.part: Part | None = None
+
+    def whole(self, recorded: Recording) -> bool:
+        """Start from all of a graph; whether that fails."""
+        self._recorded, self._known = recorded, {}
+        return self._keep(range(len(recorded)))
+
+    def leave_out(self) -> None:
+        """Cut the end as early as it can be, the beginning as late; then leave pieces out."""
+        self._bisect(lambda size: range(size), len(self._recorded))
+        kept = self._kept
+        self._bisect(lambda size: kept[len(kept) - size :], len(kept))
+        self._without_pieces()
+
+    def bypass_one(self) -> bool:
+        """Go on from the first simpler graph that fails; whether there is one."""
+        assert self.part is not None
+        for model in simpler(self.part):
+            try:
+                recorded = Recording(model, self.part.feeds)
+            except (ArtifactError, UnsupportedOperatorError):
+                continue  # what is left does not fit together
+            if self.whole(recorded):
+                return True
+        return False
+
+    def _keep(self, nodes: Sequence[int]) -> bool:
+        """Try a part, each but once; one that fails is kept."""
+        key = tuple(nodes)
+        if key not in self._known:
+            part = self._recorded.part(key)
+            self._known[key] = part is not None and self._try(part)
+            if self._known[key]:
+                self._kept = key
+        return self._known[key]
+
+    def _try(self, part: Part) -> bool:
+        if time.monotonic() > self._deadline:
+            raise _OutOfTimeError
+        self.tries += 1
+        if not self._fails(part):
+            return False
+        if self.part is None or part.nodes < self.part.nodes:
+            self._say(f"try {self.tries}: {part.nodes} nodes fail")
+        self.part = part
+        return True
+
+    def _bisect(self, candidate: Callable[[int], Sequence[int]], size: int) -> None:
+        """Shrink to a candidate of few nodes that fails, `candidate(size)` failing."""
+        low, high = 0, size
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._keep(candidate(middle)):
+                high = middle
+            else:
+                low = middle
+
+    def _without_pieces(self) -> None:
+        """Leave pieces out, ever smaller ones, until no single node can go (delta debugging)."""
+        pieces = 2
+        while len(self._kept) > 1:
+            size = -(-len(self._kept) // pieces)
+            if self._without_one(size):
+                pieces = max(2, pieces - 1)
+            elif size == 1:
+                return
+            else:
+                pieces = min(2 * pieces, len(self._kept))
+
+    def _without_one(self, size: int) -> bool:
+        kept = self._kept
+        # From the end: what comes late reads much, and little reads it.
+        starts = reversed(range(0, len(kept), size))
+        return any(self._keep(kept[:start] + kept[start + size :]) for start in starts)
+
+
+def refused_alike(refusal: Callable[[Part], str | None], first: str) -> Fails:
+    """Whether a builder refuses a part for the reason for which it refused all.
 
     Args:
-        recorded: The graph.
         refusal: Why the builder does not take a part.
         first: Why it does not take the whole.
     """
     wanted = signature(first)
 
-    def fails(nodes: Nodes) -> bool:
-        part = recorded.part(nodes)
-        message = refusal(part) if part is not None else None
+    def fails(part: Part) -> bool:
+        message = refusal(part)
         return message is not None and signature(message) == wanted
 
     return fails
 
 
-def jumps(recorded: Recording, tensor: str, limit: float) -> Callable[[Nodes], bool]:
-    """For `smallest`: whether a tensor that a part computes is far from the reference's.
+def jumps(tensor: str, limit: float) -> Fails:
+    """Whether a tensor that a part computes is far from the reference's.
 
     Args:
-        recorded: The graph, recorded beside its reference.
         tensor: The tensor.
         limit: Relative error from which on it is; NaN and infinity are always.
     """
 
-    def fails(nodes: Nodes) -> bool:
-        part = recorded.part(nodes)
-        if part is None or tensor not in part.expected:
+    def fails(part: Part) -> bool:
+        if tensor not in part.expected:
             return False
         try:
             found = GraphExecutor(part.model).evaluate(part.feeds)[tensor]

@@ -138,7 +138,7 @@ def load_graph(model: Path | onnx.ModelProto, operators: Container[str] | None =
         UnsupportedOperatorError: A node of a foreign domain, with a subgraph, or of an operator
             that the caller does not know.
     """
-    proto = _read(model) if isinstance(model, Path) else model
+    proto = load_model(model) if isinstance(model, Path) else model
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     _check_nodes(proto.graph.node, operators)
@@ -173,7 +173,7 @@ def refuse_nan(model: Path | onnx.ModelProto) -> None:
     Raises:
         ArtifactError: The message names the first tensor.
     """
-    proto = _read(model) if isinstance(model, Path) else model
+    proto = load_model(model) if isinstance(model, Path) else model
     for tensor in proto.graph.initializer:
         value = to_constant(tensor).value
         if value.is_floating_point() and torch.isnan(value).any():
@@ -249,7 +249,12 @@ _NUMPY: dict[torch.dtype, type[np.generic]] = {
 }
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read a file.
+
+    Raises:
+        ArtifactError: It cannot be read, is no ONNX model, or holds no nodes.
+    """
     try:
         model = onnx.load(path)
     except OSError as error:
