@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,9 +271,10 @@ class _Search:
         if first is None:
             return None
         self._say(first)
-        fails = refused_alike(self._refusal, first)
-        found = reduce(recorded, fails, seconds=self._job.seconds, say=self._say, bypass=True)
-        return None if found is None else (found, first)
+        target = TARGETS[self._job.target]
+        fails = refused_alike(self._refusal, partial(target.refused_alike, first))
+        found = reduce(recorded, fails, seconds=self._job.seconds, say=self._say, anyhow=True)
+        return None if found is None else (found, self._refusal(found.part) or first)
 
     def _refusal(self, part: Part) -> str | None:
         path = self._folder / "part.onnx"
@@ -300,7 +302,7 @@ class _Search:
         why = f"{layer.module} ({layer.operation} {layer.tensor}) errs by {layer.own:.2g} itself"
         self._say(why)
         comparison = Comparison(self._built, self._reference)
-        recorded = Recording(self._built, self._feeds, comparison)
+        recorded = Recording(self._built, self._feeds, comparison, layer.tensor)
         fails = jumps(layer.tensor, own / 2)
         found = reduce(recorded, fails, seconds=self._job.seconds, say=self._say)
         return None if found is None else (self._alone(found, layer.tensor), why)

@@ -47,6 +47,11 @@ class Part:
         """How many nodes it has."""
         return len(self.model.graph.node)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """By which of two parts is the smaller one: nodes, and among as many of these, inputs."""
+        return self.nodes, len(self.feeds)
+
     def arrays(self) -> bytes:
         """An .npz file of the inputs, and of what is expected as `expected/NAME`."""
         named = {f"expected/{name}": value for name, value in self.expected.items()}
@@ -63,6 +68,7 @@ class Recording:
         feeds: A value for each of its inputs: all shapes are those that these lead to.
         comparison: The graph beside its float32 reference, and one input: each node is then
             recorded on the reference's values, see `Comparison.forced`.
+        watched: A tensor that every part which makes it shows.
 
     Raises:
         ArtifactError, UnsupportedOperatorError, DataError: As `GraphExecutor` and `Comparison`.
@@ -73,6 +79,7 @@ class Recording:
         model: onnx.ModelProto,
         feeds: Mapping[str, Array],
         comparison: Comparison | None = None,
+        watched: str = "",
     ) -> None:
         self.model = _plain(model)
         executor = GraphExecutor(model) if comparison is None else comparison.built
@@ -93,14 +100,21 @@ class Recording:
         self._types = {name: to_elem_type(executor.dtype(name)) for name in self._values}
         self._initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._computed = constants.keys()
-        self._graph_outputs = {value.name for value in self.model.graph.output}
+        self._shown = {watched, *(value.name for value in self.model.graph.output)}
 
     def __len__(self) -> int:
         return len(self.model.graph.node)
 
-    def makes(self, node: int, tensor: str) -> bool:
-        """Whether a node writes a tensor."""
-        return tensor in self.model.graph.node[node].output
+    def like(self, name: str) -> list[str]:
+        """Other tensors that depend on the inputs, of a tensor's shape and type."""
+        shape, dtype = self._values[name].shape, self._types[name]
+        return [
+            other
+            for other, value in self._values.items()
+            if other != name
+            and other not in self._computed
+            and (value.shape, self._types[other]) == (shape, dtype)
+        ]
 
     def part(self, nodes: Collection[int]) -> Part | None:
         """Some of the nodes as a graph; None if they read nothing that depends on the images.
@@ -116,7 +130,7 @@ class Recording:
         outputs = [
             name
             for name in made_in_order(chosen)
-            if name in self._values and (name not in read or name in self._graph_outputs)
+            if name in self._values and (name not in read or name in self._shown)
         ]
         if not inputs or not outputs:
             return None
@@ -183,26 +197,48 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def simpler(part: Part) -> Iterator[onnx.ModelProto]:
-    """Graphs with a node less, or with an input less of one, that compute something else.
+    """Graphs with fewer nodes, or as many and fewer inputs, that compute something else.
 
-    What reads a node's output reads one of its inputs instead, or a node that takes any number of
-    inputs takes one less. Whether shapes still fit is for the executor to say.
+    A constant takes the place of a node; what reads a node's output reads one of its inputs; a node
+    that takes any number of inputs takes one less; a tensor of the same shape, or a constant, takes
+    the place of an input. Whether what is left fits together is for the executor to say.
     """
-    for place, node in reversed(list(enumerate(part.model.graph.node))):
-        constants = {tensor.name for tensor in part.model.graph.initializer}
-        for i, name in enumerate(node.input):
-            if name and name not in constants:
-                yield _bypassed(part.model, place, name)
-                if node.op_type in _VARIADIC and len(node.input) > 1:
-                    yield _with_less(part.model, place, i)
+    recorded = Recording(part.model, part.feeds)
+    model = recorded.model
+    for place in reversed(range(len(model.graph.node))):
+        yield from _without_node(recorded, place)
+    for place, node in reversed(list(enumerate(model.graph.node))):
+        for position in range(len(node.input) if node.op_type in _VARIADIC else 0):
+            yield _with_less(model, place, position)
+    for value in model.graph.input:
+        for name in recorded.like(value.name):
+            yield _rewired(model, value.name, name)
+        yield _fixed(part, {value.name})
+
+
+def _without_node(recorded: Recording, place: int) -> Iterator[onnx.ModelProto]:
+    model = recorded.model
+    node = model.graph.node[place]
+    smaller = recorded.part([i for i in range(len(recorded)) if i != place])
+    if smaller is not None and smaller.feeds.keys() & set(node.output):
+        yield _fixed(smaller, set(node.output))
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for name in dict.fromkeys(node.input):
+        if name and name not in constants:
+            yield _bypassed(model, place, name)
 
 
 _VARIADIC = ("Concat", "Sum", "Max", "Min", "Mean")
 
 
-def _bypassed(model: onnx.ModelProto, place: int, source: str) -> onnx.ModelProto:
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
+    return changed
+
+
+def _bypassed(model: onnx.ModelProto, place: int, source: str) -> onnx.ModelProto:
+    changed = _copy(model)
     outputs = changed.graph.node[place].output
     for node in changed.graph.node:
         node.input[:] = [source if name in outputs else name for name in node.input]
@@ -214,7 +250,33 @@ def _bypassed(model: onnx.ModelProto, place: int, source: str) -> onnx.ModelProt
 
 
 def _with_less(model: onnx.ModelProto, place: int, position: int) -> onnx.ModelProto:
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = _copy(model)
     del changed.graph.node[place].input[position]
     return changed
+
+
+def _rewired(model: onnx.ModelProto, port: str, source: str) -> onnx.ModelProto:
+    """The model with a tensor read in the place of an input, which goes."""
+    changed = _copy(model)
+    for node in changed.graph.node:
+        node.input[:] = [source if name == port else name for name in node.input]
+    _drop_inputs(changed, {port})
+    return changed
+
+
+def _fixed(part: Part, names: Collection[str]) -> onnx.ModelProto:
+    """The model with the values of inputs in their places."""
+    changed = _copy(part.model)
+    for value in changed.graph.input:
+        if value.name in names:
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            array = part.feeds[value.name].astype(dtype)
+            changed.graph.initializer.append(numpy_helper.from_array(array, value.name))
+    _drop_inputs(changed, names)
+    return changed
+
+
+def _drop_inputs(model: onnx.ModelProto, names: Collection[str]) -> None:
+    kept = [value for value in model.graph.input if value.name not in names]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)

@@ -4,14 +4,13 @@
     found.part.model
 
 A part fails if it fails in the way of the whole: one that is refused for another reason is no
-smaller case of the first failure. First nodes are left out, with the values that were recorded in
-the place of what they made. Then nodes are bypassed, which computes something else: that is right
-for a builder, which dies of a graph's structure, and wrong for a layer whose values are at fault.
+smaller case of the first failure. First nodes are left out, with inputs in the place of what they
+made. Then what is left is simplified so that it computes something else: that is right for a
+builder, which dies of a graph's structure, and wrong for a layer whose values are at fault.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,20 +23,6 @@ from pipeline.graphs.parts import Part, Recording, simpler
 
 Nodes = tuple[int, ...]
 Fails = Callable[[Part], bool]
-
-_OF_THIS_PART = (
-    (r"\{[^}]*\}|'[^']*'|\"[^\"]*\"", "…"),
-    (r"\S*/\S*", "…"),
-    (r"\d+", "#"),
-)
-"""What changes in a message from part to part: names of nodes, paths, numbers."""
-
-
-def signature(message: str) -> str:
-    """What of a builder's message tells one failure from another."""
-    for pattern, text in _OF_THIS_PART:
-        message = re.sub(pattern, text, message)
-    return message
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,7 @@ def reduce(
     *,
     seconds: float,
     say: Callable[[str], None],
-    bypass: bool = False,
+    anyhow: bool = False,
 ) -> Reduced | None:
     """Search for few nodes of a graph that fail together.
 
@@ -71,7 +56,7 @@ def reduce(
         fails: Whether a part fails in the way in question.
         seconds: After how long no further part is tried.
         say: Takes a line about what was found.
-        bypass: Also take parts that compute something else, see the module.
+        anyhow: Also take parts that compute something else, see the module.
 
     Returns:
         What was found; None if not even the whole fails.
@@ -82,7 +67,7 @@ def reduce(
         if not search.whole(recorded):
             return None
         search.leave_out()
-        while bypass and search.bypass_one():
+        while anyhow and search.simplify():
             search.leave_out()
         minimal = True
     except _OutOfTimeError:
@@ -101,6 +86,7 @@ class _Search:
         self._fails, self._say = fails, say
         self._deadline = time.monotonic() + seconds
         self._known: dict[Nodes, bool] = {}
+        self._tried: dict[bytes, bool] = {}
         self._kept: Nodes = ()
         self.tries = 0
         self.part: Part | None = None
@@ -117,15 +103,18 @@ class _Search:
         self._bisect(lambda size: kept[len(kept) - size :], len(kept))
         self._without_pieces()
 
-    def bypass_one(self) -> bool:
+    def simplify(self) -> bool:
         """Go on from the first simpler graph that fails; whether there is one."""
         assert self.part is not None
-        for model in simpler(self.part):
+        smallest = self.part
+        for model in simpler(smallest):
+            feeds = {port.name: smallest.feeds[port.name] for port in model.graph.input}
             try:
-                recorded = Recording(model, self.part.feeds)
+                recorded = Recording(model, feeds)
+                part = recorded.part(range(len(recorded)))
             except (ArtifactError, UnsupportedOperatorError):
                 continue  # what is left does not fit together
-            if self.whole(recorded):
+            if part is not None and part.size < smallest.size and self.whole(recorded):
                 return True
         return False
 
@@ -140,13 +129,17 @@ class _Search:
         return self._known[key]
 
     def _try(self, part: Part) -> bool:
-        if time.monotonic() > self._deadline:
+        if self.part is not None and time.monotonic() > self._deadline:
             raise _OutOfTimeError
-        self.tries += 1
-        if not self._fails(part):
+        text = part.model.SerializeToString(deterministic=True)
+        if text not in self._tried:
+            self.tries += 1
+            self._tried[text] = self._fails(part)
+        if not self._tried[text]:
             return False
-        if self.part is None or part.nodes < self.part.nodes:
-            self._say(f"try {self.tries}: {part.nodes} nodes fail")
+        if self.part is None or part.size < self.part.size:
+            nodes, inputs = part.size
+            self._say(f"try {self.tries}: {nodes} nodes with {inputs} inputs fail")
         self.part = part
         return True
 
@@ -179,18 +172,17 @@ class _Search:
         return any(self._keep(kept[:start] + kept[start + size :]) for start in starts)
 
 
-def refused_alike(refusal: Callable[[Part], str | None], first: str) -> Fails:
+def refused_alike(refusal: Callable[[Part], str | None], alike: Callable[[str], bool]) -> Fails:
     """Whether a builder refuses a part for the reason for which it refused all.
 
     Args:
         refusal: Why the builder does not take a part.
-        first: Why it does not take the whole.
+        alike: Whether it is the reason for which it does not take the whole.
     """
-    wanted = signature(first)
 
     def fails(part: Part) -> bool:
         message = refusal(part)
-        return message is not None and signature(message) == wanted
+        return message is not None and alike(message)
 
     return fails
 

@@ -23,6 +23,7 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.forms import Form
+from pipeline.targets.refusals import signature
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ MODULE = "module"
 
 LOOKING = frozenset(
     {"requirements", "inspect", "profile", "diff", "fitness", "measure_on", "read_measurements"}
-    | {"restrict", "why_not_as", "refusal"}
+    | {"restrict", "why_not_as", "refusal", "refused_alike"}
 )
 """Methods of a target that only look, at an artifact or at the machine. What the module of a target
 imports inside of them, and nowhere else, makes none of its artifacts out of date."""
@@ -275,6 +276,10 @@ class Target(ABC):
             UnavailableError: The runtime is not installed.
         """
         raise InputError(f"{self.name} does not build parts of networks")
+
+    def refused_alike(self, first: str, other: str) -> bool:
+        """Whether two answers of `refusal` tell of the same failure, as far as they tell."""
+        return signature(first) == signature(other)
 
     def fitness(self, artifact: Artifact, pictures: Pictures) -> list[dict[str, Any]] | None:
         """Is the artifact fit for the device's accelerator? None where the target cannot tell.

@@ -26,6 +26,12 @@ from pipeline.targets.tensorrt.build import EngineJob, facts_of, refusal
 
 STDIN = "/dev/stdin"
 
+INTERNAL_FAULT = "internal fault of TensorRT-RTX"
+"""How the message begins where the process died."""
+
+FAULT_OF_MYELIN = "MyelinCheckException"
+"""In messages of TensorRT's compiler: it noticed itself that something cannot be."""
+
 _ANSWERS = ("fixed_addresses", "log", "facts", "refused", "unavailable")
 
 _SIGNALS = {int(known): known.name for known in signal.Signals}
@@ -131,7 +137,7 @@ def _fault(code: int, said: Sequence[str], graph: Path) -> str:
             "memory runs out: free some and run again"
         )
     return (
-        f"internal fault of TensorRT-RTX {api.installed(api.RTX)}: {how} while it built from "
+        f"{INTERNAL_FAULT} {api.installed(api.RTX)}: {how} while it built from "
         f"{graph} ({said[-1] if said else 'no message'}); install another version of it, or build "
         "the target ort"
     )

@@ -34,7 +34,7 @@ from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.limits import ComputeCapability
 from pipeline.targets.tensorrt.options import TrtOptions
-from pipeline.targets.tensorrt.process import build_apart
+from pipeline.targets.tensorrt.process import FAULT_OF_MYELIN, INTERNAL_FAULT, build_apart
 from pipeline.targets.tensorrt.quantize import Fp8Trt, Int8Trt
 
 if TYPE_CHECKING:
@@ -224,6 +224,12 @@ class TrtTarget(Target):
             except BuildError as error:
                 return str(error)
         return None
+
+    def refused_alike(self, first: str, other: str) -> bool:
+        """A crash says nothing of its reason: every fault of the builder's own may be it."""
+        if INTERNAL_FAULT in first:
+            return INTERNAL_FAULT in other or FAULT_OF_MYELIN in other
+        return super().refused_alike(first, other)
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """The strict executor on the engine's own graph; see `Target`."""
