@@ -63,6 +63,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
     "pipeline/targets/findings.py": ("pipeline/targets/coreml/test_diff.py", "what checks find"),
     "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
+    "pipeline/targets/refusals.py": (
+        "pipeline/graphs/test_reduce.py",
+        "what a reduction holds on to",
+    ),
     "pipeline/targets/coreml/measured.py": (
         "pipeline/targets/coreml/test_results.py",
         "measurements are taken over",
