@@ -48,9 +48,9 @@ class Part:
         return len(self.model.graph.node)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """By which of two parts is the smaller one: nodes, and among as many of these, inputs."""
-        return self.nodes, len(self.feeds)
+    def size(self) -> tuple[int, int, int]:
+        """By which of two parts is the smaller one: nodes, then inputs, then constants."""
+        return self.nodes, len(self.feeds), len(self.model.graph.initializer)
 
     def arrays(self) -> bytes:
         """An .npz file of the inputs, and of what is expected as `expected/NAME`."""
@@ -82,7 +82,7 @@ class Recording:
         watched: str = "",
     ) -> None:
         self.model = _plain(model)
-        executor = GraphExecutor(model) if comparison is None else comparison.built
+        executor = GraphExecutor(model, keep=True) if comparison is None else comparison.built
         constants = executor.constants()
         self._values: dict[str, Array] = {**constants, **feeds}
         self.expected: dict[str, Array] = {}
@@ -105,14 +105,18 @@ class Recording:
     def __len__(self) -> int:
         return len(self.model.graph.node)
 
+    def value(self, name: str) -> Array:
+        """What a tensor holds."""
+        return self._values[name]
+
     def like(self, name: str) -> list[str]:
-        """Other tensors that depend on the inputs, of a tensor's shape and type."""
+        """Inputs and results of nodes that have a tensor's shape and type."""
         shape, dtype = self._values[name].shape, self._types[name]
         return [
             other
             for other, value in self._values.items()
             if other != name
-            and other not in self._computed
+            and other not in self._initializers
             and (value.shape, self._types[other]) == (shape, dtype)
         ]
 
@@ -196,24 +200,50 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     return plain
 
 
-def simpler(part: Part) -> Iterator[onnx.ModelProto]:
-    """Graphs with fewer nodes, or as many and fewer inputs, that compute something else.
+def simpler(part: Part) -> Iterator[tuple[onnx.ModelProto, dict[str, Array]]]:
+    """Graphs that compute something else and may be smaller, see `Part.size`.
 
-    A constant takes the place of a node; what reads a node's output reads one of its inputs; a node
-    that takes any number of inputs takes one less; a tensor of the same shape, or a constant, takes
-    the place of an input. Whether what is left fits together is for the executor to say.
+    A constant takes the place of a node; what reads a node's output reads one of its inputs, or
+    another tensor of its shape; a node that takes any number of inputs takes one less; a tensor of
+    the same shape takes the place of an input or a constant, and a constant that of an input.
+    Whether what is left fits together is for the executor to say.
+
+    Yields:
+        A graph, and a value for each of its inputs.
     """
     recorded = Recording(part.model, part.feeds)
+    for model in _candidates(recorded, part):
+        for open_model in _with_an_input(model):
+            ports = [value.name for value in open_model.graph.input]
+            yield open_model, {name: recorded.value(name) for name in ports}
+
+
+def _candidates(recorded: Recording, part: Part) -> Iterator[onnx.ModelProto]:
     model = recorded.model
     for place in reversed(range(len(model.graph.node))):
         yield from _without_node(recorded, place)
     for place, node in reversed(list(enumerate(model.graph.node))):
         for position in range(len(node.input) if node.op_type in _VARIADIC else 0):
             yield _with_less(model, place, position)
-    for value in model.graph.input:
+    for value in (*model.graph.input, *model.graph.initializer):
         for name in recorded.like(value.name):
             yield _rewired(model, value.name, name)
+    for value in model.graph.input:
         yield _fixed(part, {value.name})
+
+
+def _with_an_input(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    """The model; without inputs, once with each of its tensors of channels in the place of one."""
+    if model.graph.input:
+        yield model
+        return
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in _INDICES and len(tensor.dims) > 1:
+            changed = _copy(model)
+            port = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            changed.graph.input.append(port)
+            _drop_constant(changed, tensor.name)
+            yield changed
 
 
 def _without_node(recorded: Recording, place: int) -> Iterator[onnx.ModelProto]:
@@ -223,8 +253,9 @@ def _without_node(recorded: Recording, place: int) -> Iterator[onnx.ModelProto]:
     if smaller is not None and smaller.feeds.keys() & set(node.output):
         yield _fixed(smaller, set(node.output))
     constants = {tensor.name for tensor in model.graph.initializer}
-    for name in dict.fromkeys(node.input):
-        if name and name not in constants:
+    alike = recorded.like(node.output[0])
+    for name in dict.fromkeys([*node.input, *alike]):
+        if name and name not in constants and name not in node.output:
             yield _bypassed(model, place, name)
 
 
@@ -256,11 +287,12 @@ def _with_less(model: onnx.ModelProto, place: int, position: int) -> onnx.ModelP
 
 
 def _rewired(model: onnx.ModelProto, port: str, source: str) -> onnx.ModelProto:
-    """The model with a tensor read in the place of an input, which goes."""
+    """The model with a tensor read in the place of an input or a constant, which goes."""
     changed = _copy(model)
     for node in changed.graph.node:
         node.input[:] = [source if name == port else name for name in node.input]
     _drop_inputs(changed, {port})
+    _drop_constant(changed, port)
     return changed
 
 
@@ -280,3 +312,9 @@ def _drop_inputs(model: onnx.ModelProto, names: Collection[str]) -> None:
     kept = [value for value in model.graph.input if value.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(kept)
+
+
+def _drop_constant(model: onnx.ModelProto, name: str) -> None:
+    left = [tensor for tensor in model.graph.initializer if tensor.name != name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)

@@ -107,8 +107,7 @@ class _Search:
         """Go on from the first simpler graph that fails; whether there is one."""
         assert self.part is not None
         smallest = self.part
-        for model in simpler(smallest):
-            feeds = {port.name: smallest.feeds[port.name] for port in model.graph.input}
+        for model, feeds in simpler(smallest):
             try:
                 recorded = Recording(model, feeds)
                 part = recorded.part(range(len(recorded)))
@@ -138,7 +137,7 @@ class _Search:
         if not self._tried[text]:
             return False
         if self.part is None or part.size < self.part.size:
-            nodes, inputs = part.size
+            nodes, inputs, _ = part.size
             self._say(f"try {self.tries}: {nodes} nodes with {inputs} inputs fail")
         self.part = part
         return True

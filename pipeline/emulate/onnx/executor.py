@@ -60,6 +60,8 @@ class GraphExecutor:
         accumulate: Where running sums are rounded; see the module's text.
         tf32: Round the factors of float32 products to TF32. A flag of the builder turns it on: the
             graph does not know of it.
+        keep: Keep all tensors that depend on constants alone, for `constants`, and not only those
+            that others read.
 
     Raises:
         ArtifactError: The model cannot be read.
@@ -73,13 +75,14 @@ class GraphExecutor:
         record: bool = False,
         accumulate: Accumulate = "float32",
         tf32: bool = False,
+        keep: bool = False,
     ) -> None:
         graph = load_graph(model, OPERATORS)
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self._check_ports()
         self._tf32 = tf32
-        self._record = record
+        self._record, self._keep = record, keep
         self._ranges: dict[str, TensorRange] = {}
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
         steps, self._types = plan(graph, accumulate)
@@ -142,7 +145,7 @@ class GraphExecutor:
                 values.pop(name, None)
 
     def constants(self) -> dict[str, np.ndarray]:
-        """What the graph's constants hold, and what depends on them alone and others read."""
+        """What depends on constants alone, by name: what others read of it, or all; see `keep`."""
         return {name: value.numpy() for name, value in self._constants.items()}
 
     def nodes(self) -> list[Node]:
@@ -241,7 +244,8 @@ class GraphExecutor:
                     left.append(step)
         needed = {name for step in left for name in step.node.inputs}
         needed |= {port.name for port in self.outputs}
-        self._constants = {n: value for n, value in self._constants.items() if n in needed}
+        if not self._keep:
+            self._constants = {n: value for n, value in self._constants.items() if n in needed}
         return [step.without(frozenset(self._constants)) for step in left]
 
 
