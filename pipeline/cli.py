@@ -537,12 +537,52 @@ def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: 
 @click.option(
     "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."
 )
-def diff(target: str | None, config: Path, precision: str | None, images: int) -> None:
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def diff(
+    target: str | None, config: Path, precision: str | None, images: int, json_only: bool
+) -> None:
     """Compare a built model with PyTorch layer by layer, and say where the error jumps."""
     from pipeline.commands import diff
 
-    loaded = load_config(config)
-    click.echo(diff.diff(loaded, target, precision=precision, images=images))
+    found = diff.diff(load_config(config), target, precision=precision, images=images)
+    show(json.dumps(found.plain) if json_only else found.text)
+
+
+@main.command()
+@click.argument("model", type=PATH, metavar="MODEL.onnx")
+@click.option("--target", type=TARGET, default="trt", show_default=True, help="Whose builder.")
+@click.option("--precision", default="fp16", show_default=True, help="One of the target's.")
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("reduced.onnx"),
+    show_default=True,
+    help="Where the part goes, a new file; its inputs go beside it as .npz.",
+)
+@click.option(
+    "--reference", type=PATH, help="The float32 graph, if MODEL.onnx is in a precision already."
+)
+@click.option(
+    "--images", type=PATH, help="A .npy file of what the network takes; default: seeded noise."
+)
+@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="After how long no further part is tried.",
+)
+def reduce(model: Path, minutes: float, **options: Any) -> None:
+    """Find the smallest part of MODEL.onnx with which a builder dies, or a layer jumps.
+
+    For a bug report: a small ONNX graph with the values of its inputs. MODEL.onnx is converted to
+    the precision first, if it is in float32. Whatever the builder dies of, the search goes on.
+    """
+    from pipeline.commands import reduce
+
+    job = reduce.Job(model, seconds=60 * minutes, **options)
+    show(reduce.reduce(job, lambda line: click.echo(printable(line), err=True)))
 
 
 @main.command()

@@ -21,6 +21,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/core/files.py": ("pipeline/core/test_replacing.py", "writing is putting in place"),
     "pipeline/core/plots.py": ("pipeline/core/test_svg.py", "plots are SVG"),
     "pipeline/core/runner.py": ("pipeline/targets/test_toy.py", "the smallest runner"),
+    "pipeline/emulate/layers.py": (
+        "pipeline/emulate/onnx/test_layers.py",
+        "what comparisons of two kinds of programs share",
+    ),
     "pipeline/emulate/mil/operators/*.py": (
         "pipeline/emulate/mil/test_operators.py",
         "every operation has a case",
@@ -60,6 +64,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/targets/base.py": ("pipeline/targets/test_toy.py", "the smallest target"),
     "pipeline/targets/findings.py": ("pipeline/targets/coreml/test_diff.py", "what checks find"),
     "pipeline/targets/{floats,forms}.py": ("pipeline/graphs/test_float16.py", "forms of graphs"),
+    "pipeline/targets/refusals.py": (
+        "pipeline/graphs/test_reduce.py",
+        "what a reduction holds on to",
+    ),
     "pipeline/targets/coreml/measured.py": (
         "pipeline/targets/coreml/test_results.py",
         "measurements are taken over",

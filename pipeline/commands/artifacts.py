@@ -12,7 +12,6 @@ from pipeline.core.preprocess import Pictures
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.build import BuildStep, in_precisions
 from pipeline.stages.context import RunContext
-from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.log import Log
 
@@ -49,7 +48,7 @@ def builds_of(context: RunContext, target: str, precisions: Sequence[str]) -> li
 @contextlib.contextmanager
 def one_artifact(
     config: Config, target: str, precision: str | None, images: int
-) -> Iterator[tuple[RunContext, Artifact, Pictures]]:
+) -> Iterator[tuple[RunContext, BuildStep, Pictures]]:
     """One built artifact of a target, the first if none is named, and some validation images."""
     with (
         log_of(config, required=False) as log,
@@ -58,4 +57,4 @@ def one_artifact(
     ):
         context = make_context(config, log, console.progress)
         step = builds_of(context, target, (precision,) if precision else ())[0]
-        yield context, step.artifact(), context.source.first_pictures(images)
+        yield context, step, context.source.first_pictures(images)

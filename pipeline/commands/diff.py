@@ -2,37 +2,97 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Column, Table
 
 from pipeline.commands.artifacts import one_artifact
 from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.screen import styled
 from pipeline.report.terminal import render
+from pipeline.stages.build import BuildStep
 from pipeline.targets.registry import TARGETS, able
 
+_LONGEST_MODULE = 48
 
-def diff(config: Config, target: str | None, *, precision: str | None, images: int) -> str:
+
+@dataclass(frozen=True)
+class Difference:
+    """An artifact beside PyTorch.
+
+    Attributes:
+        text: A table of its modules, and where the error jumps.
+        plain: The same for JSON: target, precision, `jump`, the row of the module at fault or null,
+            and `layers`, all rows; null where a value is not finite.
+    """
+
+    text: str
+    plain: Mapping[str, Any]
+
+
+def diff(config: Config, target: str | None, *, precision: str | None, images: int) -> Difference:
     """Error of a built artifact against PyTorch, layer by layer, and where it jumps.
 
     Raises:
         InputError: The artifact is not built, or the target cannot compare layer by layer.
+        ArtifactError: What it was made from is damaged, or of another network.
     """
     target = target or able("diff")[0]
-    with one_artifact(config, target, precision, images) as (context, artifact, chosen):
-        rows = TARGETS[target].diff(artifact, context.source.fused(), chosen)
+    with one_artifact(config, target, precision, images) as (context, step, chosen):
+        _verify(step)
+        module = context.source.fused()
+        rows = TARGETS[target].diff(step.artifact(), module, chosen, *step.graphs())
+        chosen_precision = step.precision
     if rows is None:
         raise InputError(f"{target} has no comparison by layer; {', '.join(able('diff'))} can tell")
-    table = Table("module", "operation", "line", "relative error", "largest", "", box=None)
+    at_fault = next((row for row in rows if row["jump"]), None)
+    plain = {
+        "target": target,
+        "precision": chosen_precision,
+        "jump": _finite(at_fault) if at_fault else None,
+        "layers": [_finite(row) for row in rows],
+    }
+    return Difference(_text(rows, at_fault), plain)
+
+
+def _verify(step: BuildStep) -> None:
+    """Read what the artifact was made from as it was made."""
+    if step.graph is not None:
+        for needed in (step.graph, step.graph.simplify, step.graph.simplify.export):
+            needed.verified()
+
+
+def _text(rows: Sequence[Mapping[str, Any]], at_fault: Mapping[str, Any] | None) -> str:
+    # A table is cut at the width of the screen: what is cut must not be the names.
+    longest = max(len(row["module"]) for row in rows)
+    module = Column("module", min_width=min(longest, _LONGEST_MODULE), overflow="fold")
+    own = any(row["own"] is not None for row in rows)
+    told = ("type", "line", "relative", "its own", "") if own else ("line", "relative", "")
+    table = Table(module, "operation", *told, box=None)
     for row in rows:
-        table.add_row(
-            row["module"],
-            row["operation"],
-            str(row["line"]),
-            f"{row['relative']:.2e}",
-            f"{row['largest']:.2e}",
-            styled("jumps here", "red") if row["jump"] else "",
-        )
-    first = next((row["module"] or "the network itself" for row in rows if row["jump"]), None)
-    verdict = f"the error jumps at {first}" if first else "the error grows slowly: it jumps nowhere"
-    return render(table, verdict)
+        cells = [row["module"], row["operation"], str(row["line"]), f"{row['relative']:.1e}"]
+        if own:
+            cells.insert(2, row["dtype"])
+            cells.append(f"{row['own']:.1e}")
+        table.add_row(*cells, styled("jumps here", "red") if row["jump"] else "")
+    return render(table, _verdict(at_fault))
+
+
+def _verdict(at_fault: Mapping[str, Any] | None) -> str:
+    if at_fault is None:
+        return "the error grows slowly: it jumps nowhere"
+    place = at_fault["module"] or "the network itself"
+    return f"the error jumps at {place} ({at_fault['operation']} {at_fault['tensor']})"
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that JSON can hold."""
+    plain = dict(row)
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            plain[key] = None
+    return plain

@@ -15,8 +15,8 @@ def fitness(config: Config, target: str | None, *, precision: str | None, images
         InputError: The artifact is not built, or the target has no such checks.
     """
     target = target or able("fitness")[0]
-    with one_artifact(config, target, precision, images) as (_, artifact, chosen):
-        rows = TARGETS[target].fitness(artifact, chosen)
+    with one_artifact(config, target, precision, images) as (_, step, chosen):
+        rows = TARGETS[target].fitness(step.artifact(), chosen)
     if rows is None:
         raise InputError(
             f"{target} has no checks of fitness; {', '.join(able('fitness'))} can tell"

@@ -137,6 +137,20 @@ class BuildStep(TargetStep):
         )
         return {**facts, "refused_simplified_graph": str(refusal)}
 
+    def graphs(self) -> tuple[Path | None, Path | None]:
+        """The graph that the artifact was built from, and the float32 graph that that came from.
+
+        None where it was built from the module.
+        """
+        if self.graph is None:
+            return None, None
+        built = self.artifact()
+        if OWN_GRAPH in built.files:
+            exported = self.graph.simplify.export.artifact()
+            return built.path(OWN_GRAPH), exported.path(GRAPH)
+        simplified = self.graph.simplify.artifact()
+        return self.graph.artifact().path(GRAPH), simplified.path(GRAPH)
+
     def _network(self) -> Network:
         """As the graph states it: a target that builds from it needs nothing else."""
         return self.source.network if self.graph is None else self.graph.artifact().network()

@@ -136,7 +136,11 @@ class ValidateStep(TargetStep):
         reference = np.load(self.reference.artifact().path(LOGITS))
         place = place_of_shards(self)
         try:
-            runner = target.open(built) if missing is None else target.emulate(built, self._graph())
+            runner = (
+                target.open(built)
+                if missing is None
+                else target.emulate(built, self.built.graphs()[0])
+            )
             if runner is None:
                 why = missing or "there is no executor for it"
                 return self._facts(Accuracy.not_measured(why)).to_facts()
@@ -205,13 +209,6 @@ class ValidateStep(TargetStep):
             images = second.input_of(pictures_at(self.samples.artifact(), chosen))
             narrow = in_batches(second, images, self.context.config.validation.batch)
         return compare_sums(narrow, logits[chosen], reference[chosen], second.device)
-
-    def _graph(self) -> Path | None:
-        """The ONNX graph that the artifact was built from, if it was."""
-        built = self.built.artifact()
-        if OWN_GRAPH in built.files:
-            return built.path(OWN_GRAPH)
-        return self.built.graph.artifact().path(GRAPH) if self.built.graph else None
 
     def _facts(
         self,

@@ -23,6 +23,7 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.forms import Form
+from pipeline.targets.refusals import signature
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ MODULE = "module"
 
 LOOKING = frozenset(
     {"requirements", "inspect", "profile", "diff", "fitness", "measure_on", "read_measurements"}
-    | {"restrict", "why_not_as"}
+    | {"restrict", "why_not_as", "refusal", "refused_alike"}
 )
 """Methods of a target that only look, at an artifact or at the machine. What the module of a target
 imports inside of them, and nowhere else, makes none of its artifacts out of date."""
@@ -240,7 +241,12 @@ class Target(ABC):
         return None
 
     def diff(
-        self, artifact: Artifact, module: nn.Module, pictures: Pictures
+        self,
+        artifact: Artifact,
+        module: nn.Module,
+        pictures: Pictures,
+        graph: Path | None = None,
+        reference: Path | None = None,
     ) -> list[dict[str, Any]] | None:
         """Error against PyTorch layer by layer; None where the target cannot tell.
 
@@ -248,12 +254,34 @@ class Target(ABC):
             artifact: What `build` made.
             module: The fused float32 module that it was made from.
             pictures: A few images.
+            graph: The ONNX graph that it was built from, if it was.
+            reference: The float32 ONNX graph that `graph` was made from.
 
         Returns:
-            A row a module, in order: module, operation, line, relative, largest, and `jump`, true
-            for the first whose error is several times that of all before.
+            Rows of `pipeline.emulate.layers.rows`: a row a module, in order, and `jump`, true for
+            the first that is at fault.
         """
         return None
+
+    def refusal(self, graph: Path, precision: str, log: Callable[[str], None]) -> str | None:
+        """Why the runtime does not build a part of a network; None if it does.
+
+        The part is built as it is: no second try, and whatever kills the builder kills no more.
+
+        Args:
+            graph: An ONNX graph in the form of the precision, with any number of inputs and
+                outputs, all of fixed shapes.
+            precision: One of the target's precisions.
+            log: Takes a line of the runtime's chatter.
+
+        Raises:
+            UnavailableError: The runtime is not installed.
+        """
+        raise InputError(f"{self.name} does not build parts of networks")
+
+    def refused_alike(self, first: str, other: str) -> bool:
+        """Whether two answers of `refusal` tell of the same failure, as far as they tell."""
+        return signature(first) == signature(other)
 
     def fitness(self, artifact: Artifact, pictures: Pictures) -> list[dict[str, Any]] | None:
         """Is the artifact fit for the device's accelerator? None where the target cannot tell.

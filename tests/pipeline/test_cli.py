@@ -384,9 +384,32 @@ def test_diff_compares_layer_by_layer(config: Path, finished: Path) -> None:
     result = process("diff", "--config", str(config), "--images", "2")
     assert result.returncode == 0, result.stderr
     assert "stages.0.blocks.0" in result.stdout
-    result = process("diff", "--config", str(config), "--target", "ort")
-    assert result.returncode == 2
-    assert "ort has no comparison by layer" in result.stderr
+    assert "it jumps nowhere" in result.stdout
+
+
+@pytest.mark.parametrize("target", ["trt", "ort", "coreml"])
+def test_diff_names_the_modules_of_the_network(config: Path, finished: Path, target: str) -> None:
+    result = invoke("diff", "--config", str(config), "--target", target, "--images", "2", "--json")
+    assert result.exit_code == 0, result.output
+    plain = json.loads(result.stdout)
+    assert (plain["target"], plain["jump"]) == (target, None)
+    modules = [row["module"] for row in plain["layers"]]
+    assert modules[0] == "stem"
+    assert modules[-1] == "head"
+    assert {"stages.0.blocks.0.inter1_fc1", "stages.3.blocks.1.inter2_conv"} <= set(modules)
+    assert all(row["relative"] < 1e-2 for row in plain["layers"])
+
+
+@pytest.mark.parametrize("target", ["trt", "ort"])
+def test_diff_refuses_a_graph_that_is_not_as_it_was_made(
+    copied: tuple[Path, Path], target: str
+) -> None:
+    path, folder = copied
+    graph = folder / "onnx/model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\x0a\x00")
+    result = invoke("diff", "--config", str(path), "--target", target)
+    assert result.exit_code == 2
+    assert "onnx" in result.output
 
 
 def test_export_triton(finished: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ GPU which one a kernel is nearer to. `docs/targets.md` says what else is emulate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,8 @@ class GraphExecutor:
         accumulate: Where running sums are rounded; see the module's text.
         tf32: Round the factors of float32 products to TF32. A flag of the builder turns it on: the
             graph does not know of it.
+        keep: Keep all tensors that depend on constants alone, for `constants`, and not only those
+            that others read.
 
     Raises:
         ArtifactError: The model cannot be read.
@@ -73,13 +75,14 @@ class GraphExecutor:
         record: bool = False,
         accumulate: Accumulate = "float32",
         tf32: bool = False,
+        keep: bool = False,
     ) -> None:
         graph = load_graph(model, OPERATORS)
         self.inputs = graph.inputs
         self.outputs = graph.outputs
         self._check_ports()
         self._tf32 = tf32
-        self._record = record
+        self._record, self._keep = record, keep
         self._ranges: dict[str, TensorRange] = {}
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
         steps, self._types = plan(graph, accumulate)
@@ -108,6 +111,46 @@ class GraphExecutor:
                 for name in step.dead:
                     values.pop(name, None)  # an output that the operator did not have
             return {port.name: values[port.name].numpy() for port in self.outputs}
+
+    def trace(
+        self, feeds: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray] | None = None
+    ) -> Iterator[tuple[Node, dict[str, np.ndarray]]]:
+        """Compute node by node, and show what each gives.
+
+        Args:
+            feeds: As for `evaluate`.
+            known: Values that take the place of what was computed, by tensor, before the next node
+                reads it; rounded to the tensor's type. So each node is seen on inputs that are
+                right, whatever those before it did.
+
+        Yields:
+            Each node that depends on the inputs, in order, and its outputs as it computed them, by
+            name, as `evaluate` gives them. They hold until the next step.
+
+        Raises:
+            ArtifactError: As `evaluate`.
+        """
+        values = dict(self._constants)
+        for port in self.inputs:
+            values[port.name] = _from_numpy(feeds[port.name], port.dtype)
+        for step in self._steps:
+            with torch.inference_mode():
+                self._execute(step, values)
+            written = [name for name in step.node.outputs if name in values]
+            yield step.node, {name: values[name].numpy() for name in written}
+            for name in written:
+                if known is not None and name in known:
+                    values[name] = _from_numpy(known[name], self._types[name])
+            for name in step.dead:
+                values.pop(name, None)
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """What depends on constants alone, by name: what others read of it, or all; see `keep`."""
+        return {name: value.numpy() for name, value in self._constants.items()}
+
+    def nodes(self) -> list[Node]:
+        """The nodes that depend on the inputs, in the order in which they run."""
+        return [step.node for step in self._steps]
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of a tensor, as the graph's inputs and operators tell it."""
@@ -217,7 +260,8 @@ class GraphExecutor:
                     left.append(step)
         needed = {name for step in left for name in step.node.inputs}
         needed |= {port.name for port in self.outputs}
-        self._constants = {n: value for n, value in self._constants.items() if n in needed}
+        if not self._keep:
+            self._constants = {n: value for n, value in self._constants.items() if n in needed}
         return [step.without(frozenset(self._constants)) for step in left]
 
 
@@ -246,7 +290,7 @@ class OnnxExecutor(GraphExecutor):
             DataError: The images do not fit the graph's input.
             ArtifactError: An operation cannot be carried out on the shapes that result.
         """
-        _check_images(images, self.input)
+        check_images(images, self.input)
         logits = self.evaluate({self.input.name: images})[self.outputs[0].name]
         return logits.astype(np.float32, copy=False)
 
@@ -308,7 +352,12 @@ def _apply(step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     return outputs
 
 
-def _check_images(images: np.ndarray, port: Port) -> None:
+def check_images(images: np.ndarray, port: Port) -> None:
+    """Refuse images that a graph's input does not take.
+
+    Raises:
+        DataError: Type or shape do not fit.
+    """
     if images.dtype != np.float32:
         raise DataError(f"images must be float32, these are {images.dtype}")
     fits = len(port.shape) == images.ndim and all(

@@ -138,7 +138,7 @@ def load_graph(model: Path | onnx.ModelProto, operators: Container[str] | None =
         UnsupportedOperatorError: A node of a foreign domain, with a subgraph, or of an operator
             that the caller does not know.
     """
-    proto = _read(model) if isinstance(model, Path) else model
+    proto = load_model(model) if isinstance(model, Path) else model
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     _check_nodes(proto.graph.node, operators)
@@ -160,6 +160,27 @@ def load_graph(model: Path | onnx.ModelProto, operators: Container[str] | None =
         inputs=inputs,
         outputs=tuple(_port(o) for o in proto.graph.output),
     )
+
+
+def graph_name(model: Path | onnx.ModelProto) -> str:
+    """What messages call a model: its file, or its graph's name."""
+    return str(model) if isinstance(model, Path) else model.graph.name or "the graph"
+
+
+def refuse_nan(model: Path | onnx.ModelProto) -> None:
+    """Refuse a model with weights that are no numbers.
+
+    Raises:
+        ArtifactError: The message names the first tensor.
+    """
+    proto = load_model(model) if isinstance(model, Path) else model
+    for tensor in proto.graph.initializer:
+        value = to_constant(tensor).value
+        if value.is_floating_point() and torch.isnan(value).any():
+            raise ArtifactError(
+                f"{graph_name(model)}: the constant {tensor.name} holds NaN: train or export the "
+                "model again"
+            )
 
 
 def to_constant(tensor: onnx.TensorProto) -> Constant:
@@ -188,6 +209,11 @@ def to_dtype(elem_type: int, where: str) -> torch.dtype:
             "cast it to a numeric type in the graph"
         )
     return _TYPES[elem_type]
+
+
+def to_elem_type(dtype: torch.dtype) -> int:
+    """The ONNX element type of a torch type: the inverse of `to_dtype`."""
+    return next(elem_type for elem_type, known in _TYPES.items() if known == dtype)
 
 
 def to_numpy(stored: torch.dtype) -> type[np.generic]:
@@ -223,7 +249,12 @@ _NUMPY: dict[torch.dtype, type[np.generic]] = {
 }
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read a file.
+
+    Raises:
+        ArtifactError: It cannot be read, is no ONNX model, or holds no nodes.
+    """
     try:
         model = onnx.load(path)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Where a package departs from PyTorch: errors layer by layer, by the modules' names.
 
     errors = diff(artifact, module, pictures)
-    first = jump(errors)            # the first layer where the error jumps, or None
+    first = jump(errors)            # see pipeline.emulate.layers
 
 Values of the exported torch program and tensors of the saved package have the same names, up to
 what converters append, so that both can be traced and compared one by one.
@@ -9,8 +9,7 @@ what converters append, so that both can be traced and compared one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,7 @@ import numpy as np
 from pipeline.core.errors import ArtifactError
 from pipeline.core.network import Images, Network
 from pipeline.core.preprocess import Pictures
+from pipeline.emulate.layers import LayerError
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.network import deploy, preprocess_of
@@ -26,34 +26,6 @@ from pipeline.targets.coreml.network import deploy, preprocess_of
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
-
-_FLOOR = 1e-3
-_JUMP = 4.0
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """How far one tensor of the package is from PyTorch's.
-
-    Attributes:
-        module: Dotted name of the torch module that computes it; "" for the network itself.
-        tensor: Its name in the package.
-        operation: The operation that makes it.
-        line: That operation's line in the program.
-        relative: Euclidean norm of the difference over that of PyTorch's values.
-        largest: Largest absolute difference.
-    """
-
-    module: str
-    tensor: str
-    operation: str
-    line: int
-    relative: float
-    largest: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def diff(
@@ -125,23 +97,6 @@ def diff_package(
     if not errors:
         raise ArtifactError(f"{package} has no tensor of {network.name}: it is of another network")
     return errors
-
-
-def jump(errors: Sequence[LayerError]) -> LayerError | None:
-    """The first layer whose error is several times that of all before it, and no mere rounding."""
-    before = _FLOOR / _JUMP
-    for error in errors:
-        # Written so that NaN is a jump.
-        if not error.relative <= _JUMP * before:
-            return error
-        before = max(before, error.relative)
-    return None
-
-
-def by_module(errors: Sequence[LayerError]) -> list[LayerError]:
-    """One line a module: its last tensor."""
-    last = {error.module: error for error in errors}
-    return list(last.values())
 
 
 def _error(found: Any, expected: Any) -> tuple[float, float]:

@@ -105,17 +105,18 @@ class CoreMLTarget(Target):
         return f"specification and weights read: {read}"
 
     def diff(
-        self, artifact: Artifact, module: nn.Module, pictures: Pictures
+        self,
+        artifact: Artifact,
+        module: nn.Module,
+        pictures: Pictures,
+        graph: Path | None = None,
+        reference: Path | None = None,
     ) -> list[dict[str, Any]]:
         """Compare the saved program with the module; see `Target.diff`."""
-        from pipeline.targets.coreml.diff import by_module, diff, jump
+        from pipeline.emulate.layers import rows
+        from pipeline.targets.coreml.diff import diff
 
-        errors = diff(artifact, module, pictures)
-        first = jump(errors)
-        return [
-            {**error.to_dict(), "jump": first is not None and error.module == first.module}
-            for error in by_module(errors)
-        ]
+        return rows(diff(artifact, module, pictures))
 
     def fitness(self, artifact: Artifact, pictures: Pictures) -> list[dict[str, Any]]:
         """Check for the Neural Engine, ranges on real images included; see `Target.fitness`."""

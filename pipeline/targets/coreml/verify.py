@@ -135,7 +135,8 @@ def _where(
     package: Path, module: nn.Module, network: Network, pictures: Pictures, mode: Mode
 ) -> str:
     """Where the error begins, for the message of a build that failed and left no package."""
-    from pipeline.targets.coreml.diff import diff_package, jump
+    from pipeline.emulate.layers import jump
+    from pipeline.targets.coreml.diff import diff_package
 
     first = jump(diff_package(package, network, module, pictures[:1], mode))
     if first is None:

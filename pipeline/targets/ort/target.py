@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.core import machine, published
 from pipeline.core.cpu_classes import CpuClass
@@ -38,6 +38,9 @@ from pipeline.targets.ort.profile import Row, table, trace
 from pipeline.targets.ort.quantize import Int8Ort
 from pipeline.targets.ort.runner import OrtRunner
 from pipeline.targets.ort.session import Settings, runtime, start
+
+if TYPE_CHECKING:
+    from torch import nn
 
 INSTALL = "pip install onnxruntime"
 
@@ -136,6 +139,24 @@ class OrtTarget(Target):
         from pipeline.targets.ort import as_cpu
 
         as_cpu.enter(cls)
+
+    def diff(
+        self,
+        artifact: Artifact,
+        module: nn.Module,
+        pictures: Pictures,
+        graph: Path | None = None,
+        reference: Path | None = None,
+    ) -> list[dict[str, Any]] | None:
+        """Run the portable file beside the float32 graph; see `Target.diff`.
+
+        The file in the blocked layout computes the same by operators of ONNX Runtime's own.
+        """
+        from pipeline.targets.layers import graph_rows
+
+        if reference is None:
+            return None
+        return graph_rows(artifact.path(PORTABLE), reference, module, pictures)
 
     def profile(
         self, artifact: Artifact, pictures: Pictures, *, threads: int | None = None

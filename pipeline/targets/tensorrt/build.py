@@ -32,6 +32,7 @@ class EngineJob:
         batches: Smallest, usual and largest batch of a graph with a dynamic one.
         workspace: Upper limit of scratch memory in bytes, or None.
         gpu: The GPU of this machine, which full TensorRT builds for.
+        part: It is a part of a network, with any number of inputs and outputs of fixed shapes.
     """
 
     graph: Path
@@ -40,6 +41,7 @@ class EngineJob:
     batches: tuple[int, int, int]
     workspace: int | None
     gpu: Gpu | None
+    part: bool = False
 
     def read(self) -> bytes:
         """The graph's content.
@@ -60,6 +62,7 @@ class EngineJob:
             "capabilities": self.capabilities,
             "batches": self.batches,
             "workspace": self.workspace,
+            "part": self.part,
         }
 
 

@@ -180,6 +180,7 @@ def build(
     capabilities: Sequence[str],
     batches: tuple[int, int, int],
     workspace: int | None,
+    part: bool = False,
 ) -> dict[str, Any]:
     """Write the engine and the list of its layers into `folder`.
 
@@ -193,6 +194,7 @@ def build(
         capabilities: Compute capabilities to compile for; only TensorRT-RTX can choose.
         batches: Smallest, usual and largest batch of a graph with a dynamic one.
         workspace: Upper limit of scratch memory in bytes, or None.
+        part: It is a part of a network: any number of inputs and outputs, all of fixed shapes.
 
     Returns:
         The library's version, input and output, batches, warnings, the whole log.
@@ -210,7 +212,9 @@ def build(
         builder = _builder(library, logger, messages)
         network = library.parse(builder, logger, graph, content)
         config = library.configure(builder, tf32=tf32, workspace=workspace)
-        served = _profile(library, builder, config, network, graph, batches)
+        served = batches
+        if not part:
+            served = _profile(library, builder, config, network, graph, batches)
         if library.rtx:
             library.aim(config, capabilities)
         plan = builder.build_serialized_network(network, config)

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from pipeline.emulate.ranges import TensorRange
 
 
+def check_graph(artifact: Artifact, graph: Path) -> None:
+    """Refuse a graph that an engine was not built from.
+
+    Raises:
+        ArtifactError: It was built from another one.
+    """
+    if file_hash(graph) != artifact.facts.get("graph_sha256"):
+        raise ArtifactError(
+            f"{graph} is not the graph that {artifact.folder} was built from: build it again"
+        )
+
+
 class EmulatedRunner(Runner):
     """Runs an engine's graph on the strict executor.
 
@@ -40,10 +52,7 @@ class EmulatedRunner(Runner):
     def __init__(self, artifact: Artifact, graph: Path, accumulate: Accumulate = "float32") -> None:
         from pipeline.emulate.onnx.executor import OnnxExecutor
 
-        if file_hash(graph) != artifact.facts.get("graph_sha256"):
-            raise ArtifactError(
-                f"{graph} is not the graph that {artifact.folder} was built from: build it again"
-            )
+        check_graph(artifact, graph)
         self._artifact, self._graph = artifact, graph
         self._record = accumulate == "float32"
         if not self._record:

@@ -7,7 +7,7 @@ words; `benchmarks/trt_build_matrix.py` shows every combination.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.core.errors import ConfigError
 
@@ -67,3 +67,9 @@ def check_capabilities(precision: str, capabilities: Sequence[str], *, rtx: bool
             f"{reasons[refused[0]]}; build fp16 or int8 for it, or take it out of "
             "compute_capabilities"
         )
+
+
+def capabilities_with(precision: str) -> tuple[str, ...]:
+    """The compute capabilities of GeForce GPUs that have a precision, as TensorRT-RTX builds it."""
+    known: tuple[str, ...] = get_args(ComputeCapability)
+    return tuple(c for c in known if c != "8.0" and why_not(precision, c) is None)

@@ -26,6 +26,15 @@ from pipeline.targets.tensorrt.build import EngineJob, facts_of, refusal
 
 STDIN = "/dev/stdin"
 
+INTERNAL_FAULT = "internal fault of TensorRT-RTX"
+"""How the message begins where the process died."""
+
+PART_SECONDS = 300.0
+"""After how long building a part of a network counts as failed: whole networks take less."""
+
+FAULT_OF_MYELIN = "MyelinCheckException"
+"""In messages of TensorRT's compiler: it noticed itself that something cannot be."""
+
 _ANSWERS = ("fixed_addresses", "log", "facts", "refused", "unavailable")
 
 _SIGNALS = {int(known): known.name for known in signal.Signals}
@@ -61,7 +70,13 @@ def build_apart(job: EngineJob, folder: Path, log: Callable[[str], None]) -> dic
         UnavailableError: TensorRT-RTX is not installed or does not load.
     """
     content = job.read()
-    run = _run(job, folder)
+    try:
+        run = _run(job, folder)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            f"{INTERNAL_FAULT} {api.installed(api.RTX)}: no end after {error.timeout:g} s of "
+            f"building from {job.graph}"
+        ) from error
     fixed = False
     for line in run.stdout.splitlines():
         kind, answer = _parse(line)
@@ -101,6 +116,7 @@ def _run(job: EngineJob, folder: Path) -> subprocess.CompletedProcess[str]:
             errors="replace",
             cwd=folder,
             env=environment,
+            timeout=PART_SECONDS if job.part else None,
             check=False,
         )
 
@@ -131,7 +147,7 @@ def _fault(code: int, said: Sequence[str], graph: Path) -> str:
             "memory runs out: free some and run again"
         )
     return (
-        f"internal fault of TensorRT-RTX {api.installed(api.RTX)}: {how} while it built from "
+        f"{INTERNAL_FAULT} {api.installed(api.RTX)}: {how} while it built from "
         f"{graph} ({said[-1] if said else 'no message'}); install another version of it, or build "
         "the target ort"
     )

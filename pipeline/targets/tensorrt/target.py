@@ -10,10 +10,11 @@ import dataclasses
 import importlib.util
 import logging
 import runpy
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pipeline.core import published
 from pipeline.core.errors import (
@@ -23,6 +24,7 @@ from pipeline.core.errors import (
     UnavailableError,
     UnsupportedOperatorError,
 )
+from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
@@ -32,8 +34,11 @@ from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.limits import ComputeCapability
 from pipeline.targets.tensorrt.options import TrtOptions
-from pipeline.targets.tensorrt.process import build_apart
+from pipeline.targets.tensorrt.process import FAULT_OF_MYELIN, INTERNAL_FAULT, build_apart
 from pipeline.targets.tensorrt.quantize import Fp8Trt, Int8Trt
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _LOG = logging.getLogger(__name__)
 
@@ -184,6 +189,48 @@ class TrtTarget(Target):
             cache=cache_path(artifact, gpu),
             log=_LOG.debug,
         )
+
+    def diff(
+        self,
+        artifact: Artifact,
+        module: nn.Module,
+        pictures: Pictures,
+        graph: Path | None = None,
+        reference: Path | None = None,
+    ) -> list[dict[str, Any]] | None:
+        """Run the engine's own graph beside the float32 one; see `Target.diff`."""
+        from pipeline.targets.layers import graph_rows
+        from pipeline.targets.tensorrt.emulation import check_graph
+
+        if graph is None or reference is None:
+            return None
+        check_graph(artifact, graph)
+        tf32 = bool(artifact.facts.get("tf32"))
+        return graph_rows(graph, reference, module, pictures, tf32=tf32)
+
+    def refusal(self, graph: Path, precision: str, log: Callable[[str], None]) -> str | None:
+        """Build by TensorRT-RTX, for all GPUs that have the precision; see `Target.refusal`."""
+        with tempfile.TemporaryDirectory(prefix="part-") as folder:
+            job = EngineJob(
+                graph=graph,
+                tf32=precision == "tf32",
+                capabilities=limits.capabilities_with(precision),
+                batches=(1, 1, 1),
+                workspace=None,
+                gpu=None,
+                part=True,
+            )
+            try:
+                build_apart(job, Path(folder), log)
+            except BuildError as error:
+                return str(error)
+        return None
+
+    def refused_alike(self, first: str, other: str) -> bool:
+        """A crash says nothing of its reason: every fault of the builder's own may be it."""
+        if INTERNAL_FAULT in first:
+            return INTERNAL_FAULT in other or FAULT_OF_MYELIN in other
+        return super().refused_alike(first, other)
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """The strict executor on the engine's own graph; see `Target`."""

@@ -35,7 +35,8 @@ def test_every_precision_has_a_form_or_is_built_from_the_module(name: str) -> No
 
 
 def test_who_offers_what_others_leave_out() -> None:
-    assert able("diff") == ["coreml"]
+    assert able("diff") == ["trt", "ort", "coreml"]
+    assert able("refusal") == ["trt"]
     assert able("read_measurements") == ["coreml", "coreai"]
     assert able("profile") == ["ort"]
 

@@ -12,14 +12,16 @@ from torch import nn
 from pipeline.core.errors import ArtifactError
 from pipeline.core.network import Network
 from pipeline.core.preprocess import Pictures
+from pipeline.emulate.layers import by_module, jump
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.coreml.convert import convert, finish
-from pipeline.targets.coreml.diff import by_module, diff, diff_package, jump
+from pipeline.targets.coreml.diff import diff, diff_package
 from pipeline.targets.coreml.fitness import fitness
 from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.verify import probes
 from pipeline.targets.findings import Finding
+from tests.pipeline.emulate.faults import KINDS, NETWORKS, Kind, fault
 
 Build = Callable[..., Artifact]
 
@@ -89,6 +91,23 @@ def test_package_with_nothing_in_common(
 
     with pytest.raises(ArtifactError, match="another network"):
         diff_package(package, smaller, Two().eval(), make_photos(1, of))
+
+
+@pytest.mark.parametrize("network", range(NETWORKS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layer_at_fault_is_named(
+    kind: Kind,
+    network: int,
+    make_network: Callable[..., Network],
+    make_photos: Callable[..., Pictures],
+    tmp_path: Path,
+) -> None:
+    case, of, path = fault(kind, network), make_network(), tmp_path / "wrong.mlpackage"
+    with logged(lambda line: None):
+        finish(convert(deploy(case.wrong, of), of, "iOS16", ()), of, path, "fp16")
+    found = jump(diff_package(path, of, case.right, make_photos(2, of)))
+    assert found is not None
+    assert found.module == case.module
 
 
 def checks(findings: list[Finding]) -> dict[str, Finding]:

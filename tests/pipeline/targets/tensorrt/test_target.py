@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from pipeline.core.errors import (
     UnavailableError,
     UnsupportedOperatorError,
 )
+from pipeline.graphs.parts import Part, Recording
+from pipeline.graphs.reduce import reduce, refused_alike
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.tensorrt import api
+from pipeline.targets.tensorrt import api, limits
 from pipeline.targets.tensorrt.build import EngineJob
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.emulation import EmulatedRunner
@@ -158,6 +161,100 @@ def test_a_batch_of_one_that_the_library_dies_of_gets_a_profile(build: Build, no
     assert any("trying a profile of 1 to 2 images" in line for line in lines)
     assert facts["profile"] == {"min": 1, "opt": 1, "max": 2}
     assert "TensorRT-RTX" in facts["why_wider"]
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "part.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_part_of_a_network_has_any_inputs_and_outputs(tmp_path: Path, no_gpu: None) -> None:
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, [2, 3]) for n in "abcd"]
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["c"], "sum"),
+        helper.make_node("Mul", ["a", "b"], ["d"], "product"),
+    ]
+    graph = helper.make_graph(nodes, "part", ports[:2], ports[2:])
+    part = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    lines: list[str] = []
+    assert TRT.refusal(saved(part, tmp_path), "fp16", lines.append) is None
+    assert lines, "what the library says goes to the log"
+    graph.node[1].op_type = "Nonsense"
+    wrong = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    said = TRT.refusal(saved(wrong, tmp_path), "fp16", lines.append)
+    assert said is not None
+    assert "node 'product' (Nonsense)" in said
+
+
+def dying() -> onnx.ModelProto:
+    """Two products with constants, their quotient, and what TensorRT-RTX 1.7.1 dies for."""
+    rng = np.random.default_rng(0)
+    shapes = {"k": (1, 1, 16, 16), "row": (1, 1, 1, 16), "filter": (1, 1, 3, 3)}
+    nodes = [
+        helper.make_node("Relu", ["image"], ["q"], "relu"),
+        helper.make_node("MatMul", ["k", "q"], ["kq"], "kq"),
+        helper.make_node("MatMul", ["row", "q"], ["sum"], "sum"),
+        helper.make_node("Div", ["kq", "sum"], ["attended"], "divide"),
+        helper.make_node("Conv", ["attended", "filter"], ["logits"], "conv", pads=[1, 1, 1, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "dying",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT16, [1, 1, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT16, [1, 1, 16, 16])],
+        [numpy_helper.from_array(rng.random(s).astype(np.float16), n) for n, s in shapes.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_what_the_library_dies_of_is_reduced(tmp_path: Path, no_gpu: None) -> None:
+    def refusal(part: Part) -> str | None:
+        return TRT.refusal(saved(part.model, tmp_path), "fp16", lambda line: None)
+
+    image = np.random.default_rng(1).random((1, 1, 16, 16)).astype(np.float32)
+    recorded = Recording(dying(), {"image": image})
+    whole = recorded.part(range(len(recorded)))
+    assert whole is not None
+    first = refusal(whole)
+    if first is None:
+        pytest.skip("this TensorRT-RTX builds it")
+    fails = refused_alike(refusal, partial(TRT.refused_alike, first))
+    found = reduce(recorded, fails, seconds=600, say=lambda line: None)
+    assert found is not None
+    assert found.minimal
+    kinds = [node.op_type for node in found.part.model.graph.node]
+    assert "MatMul" in kinds
+    assert "Relu" not in kinds, "it is not what the library dies of"
+    assert fails(found.part), "and of the rest it does"
+
+
+def test_a_crash_may_be_any_fault_of_the_builder_itself() -> None:
+    crash = "internal fault of TensorRT-RTX 1.7: SIGSEGV while it built from /a.onnx"
+    noticed = "TensorRT-RTX 1.7 cannot build /b.onnx: MyelinCheckException: utils.cpp:1326: x"
+    other = "TensorRT-RTX 1.7 cannot build /b.onnx: MyelinCheckException: kqv.cpp:19: x"
+    refused = "node 'a' (Foo): the ONNX parser refuses it"
+    assert TRT.refused_alike(crash, noticed)
+    assert TRT.refused_alike(crash, crash.replace("/a", "/b"))
+    assert not TRT.refused_alike(crash, refused)
+    assert not TRT.refused_alike(noticed, other)
+    assert not TRT.refused_alike(noticed, crash)
+    assert TRT.refused_alike(noticed, noticed.replace("1326", "7"))
+
+
+def test_a_part_without_end_counts_as_a_fault(
+    tmp_path: Path, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.targets.tensorrt.process.PART_SECONDS", 0.01)
+    said = TRT.refusal(saved(dying(), tmp_path), "fp16", lambda line: None)
+    assert said is not None
+    assert "no end after 0.01 s" in said
+
+
+def test_parts_are_built_for_all_gpus_that_have_the_precision() -> None:
+    assert limits.capabilities_with("fp16") == ("7.5", "8.6", "8.9", "12.0")
+    assert limits.capabilities_with("fp8") == ("8.9", "12.0")
+    assert limits.capabilities_with("fp32") == ("8.6", "8.9", "12.0")
 
 
 def test_the_first_refusal_is_told_where_a_profile_does_not_help(
