@@ -20,7 +20,7 @@ from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, pictures_at, read_labels
 from pipeline.stages.metrics import metrics_inputs, with_measures
-from pipeline.stages.names import GRAPH, LOGITS, OWN_GRAPH
+from pipeline.stages.names import LOGITS
 from pipeline.stages.shards import Shards, forget, size_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
