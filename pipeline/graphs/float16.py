@@ -198,9 +198,7 @@ class _Rewriting:
             if v.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         self._native |= {
-            i.name: None
-            for i in self.model.graph.initializer
-            if i.data_type == TensorProto.FLOAT
+            i.name: None for i in self.model.graph.initializer if i.data_type == TensorProto.FLOAT
         }
         self._float32 = _float32_tensors(self.model) | set(self._native)
 
@@ -254,8 +252,7 @@ class _Rewriting:
             *((_formal(schema.outputs, i), name) for i, name in enumerate(node.output)),
         ]
         return all(
-            formal.type_str not in allowed
-            or f"tensor({half.name})" in allowed[formal.type_str]
+            formal.type_str not in allowed or f"tensor({half.name})" in allowed[formal.type_str]
             for formal, name in formals
             if name in self._float32
         )

@@ -98,7 +98,7 @@ def _name(node: Node) -> str:
 
 
 def with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which constants that nodes hold are initializers, which take any type at no cost."""
+    """A copy in which constants of nodes are initializers, which take any type at no cost."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     left = []

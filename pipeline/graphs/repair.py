@@ -3,8 +3,8 @@
     found = repair(graph, images, Request())
     write_graph(found.model, path)
 
-A runtime without precisions by layer, such as TensorRT 11, takes them from the graph: a part that is
-raised computes in bfloat16 or float32, with a Cast at its borders. Which parts, is decided on
+A runtime without precisions by layer, such as TensorRT 11, takes them from the graph: a part that
+is raised computes in bfloat16 or float32, with a Cast at its borders. Which parts, is decided on
 calibration images:
 
 1. By the values that the float32 network has: a tensor that comes too near to the type's limit
@@ -21,14 +21,17 @@ The limits are stricter by `MARGIN` than those that are to hold, because other i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from calibration.budget import Budget
 from calibration.kept import Kept
 from calibration.sample import CalibrationSet
 from calibration.sensitivity import Groups, Limits, Outcome, search
@@ -39,15 +42,7 @@ from pipeline.core.memory import freed_memory_kept
 from pipeline.core.network import Images, Logits
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.ranges import TensorRange, first_failure
-from pipeline.graphs.float16 import (
-    BFLOAT16,
-    BFLOAT16_OPSET,
-    FLOAT16,
-    HalfFacts,
-    HalfType,
-    raise_opset,
-    to_types,
-)
+from pipeline.graphs.float16 import BFLOAT16, FLOAT16, HalfFacts, HalfType, to_types
 from pipeline.graphs.parts import Parts, with_initializers
 
 MARGIN = 1.25
@@ -62,40 +57,11 @@ MOST_ROUNDS = 32
 MOST_LOWERED = 24
 """Most parts that are tried in a narrower type at the end."""
 
+LEAST_SHARE = 1e-3
+"""Least share of the products for which a part in float32 is tried in bfloat16."""
+
 Types = Mapping[str, HalfType | None]
 """Parts that are raised, with the type that each gets; None is float32."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a repaired network has to hold.
-
-    Attributes:
-        headroom: How often the largest value of every tensor fits into its type, at least.
-        max_error: Largest distance of the logits from the float32 network's, relative to their
-            norm; None for any.
-        max_top1_drop: Most top-1 accuracy that may be lost, as a share; one image always may.
-        max_share: Largest share of the products that may be raised: beyond it, the whole network
-            is better built in a wider type.
-
-    Raises:
-        InputError: A limit makes no sense.
-    """
-
-    headroom: float = 4.0
-    max_error: float | None = 5e-3
-    max_top1_drop: float = 0.003
-    max_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, value, least, most in (
-            ("headroom", self.headroom, 1.0, 1e6),
-            ("max_error", self.max_error if self.max_error is not None else 1.0, 0.0, 1e6),
-            ("max_top1_drop", self.max_top1_drop, 0.0, 1.0),
-            ("max_share", self.max_share, 0.0, 1.0),
-        ):
-            if not least <= value <= most:
-                raise InputError(f"{name} lies between {least:g} and {most:g}, not at {value:g}")
 
 
 @dataclass(frozen=True)
@@ -142,6 +108,34 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """Rewrites a graph so that each part computes in its type.
+
+    Attributes:
+        base: The type of all that is not raised.
+        types: What is raised.
+        parts: The parts of the float32 graph.
+    """
+
+    base: HalfType
+    types: Types
+    parts: Parts
+
+    def __call__(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto, HalfFacts]:
+        """Rewrite the float32 graph, or one that was made of it and has the same tensors.
+
+        Raises:
+            BuildError: A constant lies beyond the type that reads it.
+        """
+        used = (self.base, *self.types.values())
+        return to_types(model, self.type_of, [half for half in used if half])
+
+    def type_of(self, node: onnx.NodeProto) -> HalfType | None:
+        """The type that a node computes in; None for float32."""
+        return self.types.get(self.parts.of(node.output[0]), self.base)
+
+
+@dataclass(frozen=True)
 class Raised:
     """A part that was raised.
 
@@ -164,20 +158,22 @@ class Repaired:
 
     Attributes:
         model: The graph.
-        types: What was raised.
-        raised: The same for people, in the order of the graph.
+        conversion: Rewrites a graph with the same tensors in the same way.
+        raised: What was raised, in the order of the graph.
+        parts: Parts that the graph has.
         share: Share of the products that are raised.
         before: The graph with nothing raised.
         after: The repaired graph.
-        beyond: Where the float32 network itself has values that the type cannot hold; "" if nowhere.
+        beyond: Where the float32 network itself leaves the range of the type; "" if nowhere.
         images: Images that the graphs were judged on.
         evaluations: Graphs that were judged.
         facts: What the conversion did.
     """
 
     model: onnx.ModelProto
-    types: Types
+    conversion: Conversion
     raised: tuple[Raised, ...]
+    parts: int
     share: float
     before: Judged
     after: Judged
@@ -185,6 +181,10 @@ class Repaired:
     images: int
     evaluations: int
     facts: HalfFacts
+
+    def raises(self, node: onnx.NodeProto) -> bool:
+        """Whether a node computes in a wider type than the rest."""
+        return self.conversion.type_of(node) is not self.conversion.base
 
 
 def place(entry: TensorRange) -> str:
@@ -247,6 +247,126 @@ def refuse_unfit(source: onnx.ModelProto) -> None:
                 )
 
 
+class _Judge:
+    """Judges graphs against the float32 graph, on the same images.
+
+    Args:
+        source: The float32 graph.
+        images: What to judge on; labels below 0 are unknown.
+        exact: What is known of the float32 graph's tensors, by name.
+    """
+
+    def __init__(
+        self, source: onnx.ModelProto, images: CalibrationSet, exact: Mapping[str, TensorRange]
+    ) -> None:
+        self.images, self.exact = images.images, exact
+        with freed_memory_kept():
+            self._reference = OnnxExecutor(source).run_all(self.images)
+        # Without a label the float32 network's answer stands for the right one.
+        self._labels = np.where(images.labels < 0, self._reference.argmax(1), images.labels)
+        self.baseline = Outcome(self._top1(self._reference), 1.0, 0.0)
+
+    def __call__(self, model: onnx.ModelProto) -> Judged:
+        """How a graph does."""
+        with freed_memory_kept():
+            executor = OnnxExecutor(model, record=True)
+            logits = executor.run_all(self.images)
+        entries = self._telling(model, executor.overflow_report())
+        compared = compare(logits, self._reference)
+        error = compared.relative_error if compared.finite else math.nan
+        lost = first_failure(entries)
+        weakest = lost or min(entries, key=lambda entry: entry.headroom, default=None)
+        headroom = weakest.headroom if weakest else math.inf
+        return Judged(Outcome(self._top1(logits), compared.agreement, error), headroom, weakest)
+
+    def limits(self, budget: Budget, margin: float = 1.0) -> Limits:
+        """What the logits have to hold; one image always may be lost."""
+        return Limits(
+            max_top1_drop=max(budget.max_top1_drop, 1 / len(self.images)),
+            max_error=None if budget.max_error is None else budget.max_error / margin,
+        )
+
+    def _top1(self, logits: Logits) -> float:
+        return top_k(logits, self._labels) / len(self.images)
+
+    def _telling(self, model: onnx.ModelProto, report: list[TensorRange]) -> list[TensorRange]:
+        """What can tell of lost range, under the tensors' names in the float32 graph.
+
+        What is infinite in float32 too, such as a mask, is so on purpose, and 8-bit types saturate.
+        """
+        casts = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
+        entries = []
+        for entry in report:
+            name = entry.tensor
+            while name not in self.exact and name in casts:
+                name = casts[name]
+            known = self.exact.get(name)
+            on_purpose = entry.op_type == "Initializer" or (known and not known.finite)
+            if on_purpose or entry.dtype.startswith(("int", "uint", "float8")):
+                continue
+            module = known.module if known else entry.module
+            entries.append(replace(entry, tensor=name, module=module))
+        return entries
+
+
+def ranges_of(source: onnx.ModelProto, images: Images) -> dict[str, TensorRange]:
+    """Ranges of all tensors of a float32 graph, by name, in the order of the graph.
+
+    Raises:
+        InputError: There are no images, or the network itself gives no finite answer.
+    """
+    if not len(images):
+        raise InputError("there are no images to choose precisions on: give some")
+    with freed_memory_kept():
+        executor = OnnxExecutor(source, moved=True)
+        logits = executor.run_all(images)
+    report = {entry.tensor: entry for entry in executor.overflow_report()}
+    if not np.isfinite(logits).all():
+        first = first_failure(report.values())
+        where = f", first at {place(first)}" if first else ""
+        raise InputError(
+            f"the network itself gives no finite answer in float32{where}: no precision mends "
+            "that; check its weights and its images"
+        )
+    return report
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How a repaired graph does on images that had no say in it.
+
+    Attributes:
+        judged: How it does.
+        images: How many images that was.
+        holds: The budget holds.
+    """
+
+    judged: Judged
+    images: int
+    holds: bool
+
+
+def verify(
+    source: onnx.ModelProto, model: onnx.ModelProto, images: CalibrationSet, budget: Budget
+) -> Verified:
+    """Judge a repaired graph on other images, by the budget itself.
+
+    Args:
+        source: The float32 graph.
+        model: The repaired graph.
+        images: What to judge on.
+        budget: What has to hold.
+
+    Raises:
+        InputError: There are no images, or the float32 network gives no finite answer for them.
+    """
+    judge = _Judge(source, images, ranges_of(source, images.images))
+    judged = judge(model)
+    logits_hold = judge.limits(budget).hold(judged.outcome, judge.baseline)
+    roomy = judged.headroom >= budget.headroom
+    return Verified(judged, len(images.images), logits_hold and roomy)
+
+
 class _Work:
     """One repair, in order."""
 
@@ -261,23 +381,12 @@ class _Work:
         self.request, self.kept, self.log = request, kept, log
         self.budget, self.base = request.budget, request.base
         self.source = with_initializers(source)
-        self.raised_opset = self._for_bfloat16()
         self.parts = Parts(self.source)
         self.why: dict[str, str] = {}
         self.seen: dict[str, Judged] = {}
-        self.exact = self._look(images)
-        chosen = _spread(len(images.images), request.images)
-        self.images = images.images[chosen]
-        self.reference = self._reference()
-        labels = images.labels[chosen]
-        # Without a label the float32 network's answer stands for the right one.
-        self.labels = np.where(labels < 0, self.reference.argmax(1), labels)
-        correct = top_k(self.reference, self.labels)
-        self.baseline = Outcome(correct / len(self.images), 1.0, 0.0)
-        self.limits = Limits(
-            max_top1_drop=max(self.budget.max_top1_drop, 1 / len(self.images)),
-            max_error=self.budget.max_error and self.budget.max_error / MARGIN,
-        )
+        self.exact = ranges_of(self.source, _some(images, RANGE_IMAGES).images)
+        self.judging = _Judge(self.source, _some(images, request.images), self.exact)
+        self.limits = self.judging.limits(self.budget, MARGIN)
 
     def run(self) -> Repaired:
         """Decide what is raised, and make the graph."""
@@ -287,45 +396,26 @@ class _Work:
         if not self._holds(before):
             types = self._raised()
         after = self.judge(types)
-        if not self._holds(after):
+        share = self.parts.share(types)
+        if not self._holds(after) or share > self.budget.max_share:
             raise GateFailedError(self._how_near(types, after, beyond))
-        model, facts = self.build(types)
+        conversion = Conversion(self.base, types, self.parts)
+        model, facts = conversion(self.source)
         return Repaired(
-            model,
-            types,
-            tuple(self._told(name, types[name]) for name in self.parts.in_order(types)),
-            self.parts.share(types),
-            before,
-            after,
-            beyond,
-            len(self.images),
-            len(self.seen),
-            facts,
+            model=model,
+            conversion=conversion,
+            raised=tuple(self._told(name, types[name]) for name in self.parts.in_order(types)),
+            parts=len(self.parts.all),
+            share=share,
+            before=before,
+            after=after,
+            beyond=beyond,
+            images=len(self.judging.images),
+            evaluations=len(self.seen),
+            facts=facts,
         )
 
     # Looking at the float32 network.
-
-    def _look(self, images: CalibrationSet) -> dict[str, TensorRange]:
-        """Ranges of all tensors in float32, by name."""
-        some = images.images[_spread(len(images.images), RANGE_IMAGES)]
-        if not len(some):
-            raise InputError("there are no images to choose precisions on: give some")
-        with freed_memory_kept():
-            executor = OnnxExecutor(self.source, moved=True)
-            logits = executor.run_all(some)
-        report = {entry.tensor: entry for entry in executor.overflow_report()}
-        if not np.isfinite(logits).all():
-            first = first_failure(report.values())
-            where = f", first at {place(first)}" if first else ""
-            raise InputError(
-                f"the network itself gives no finite answer in float32{where}: no precision mends "
-                "that; check its weights and its images"
-            )
-        return report
-
-    def _reference(self) -> Logits:
-        with freed_memory_kept():
-            return OnnxExecutor(self.source).run_all(self.images)
 
     def _beyond(self) -> str:
         """Where the float32 network leaves the base type."""
@@ -340,62 +430,16 @@ class _Work:
 
     # Making and judging graphs.
 
-    def _for_bfloat16(self) -> onnx.ModelProto | None:
-        wanted = (self.base, *self.request.raise_to)
-        return raise_opset(self.source, BFLOAT16_OPSET) if BFLOAT16 in wanted else None
-
-    def build(self, types: Types) -> tuple[onnx.ModelProto, HalfFacts]:
-        """The graph with some parts raised."""
-        used = {self.base, *types.values()} - {None}
-        source = self.source if BFLOAT16 not in used else self.raised_opset
-        assert source is not None
-
-        def choose(node: onnx.NodeProto) -> HalfType | None:
-            return types.get(self.parts.of(node.output[0]), self.base)
-
-        return to_types(source, choose, [half for half in used if half])
-
     def judge(self, types: Types) -> Judged:
         """How the graph with some parts raised does."""
-        key = digest_of({name: _name(half) for name, half in types.items()})
+        key = self._key(types)
         if key not in self.seen:
-            self.seen[key] = self._judge(types)
+            model, _ = Conversion(self.base, types, self.parts)(self.source)
+            self.seen[key] = self.judging(model)
             told = f"{len(types)} of {len(self.parts.all)} parts raised"
             share = self.parts.share(types)
             self.log(f"{told} ({share:.1%} of the products): {self.seen[key].words}")
         return self.seen[key]
-
-    def _judge(self, types: Types) -> Judged:
-        model, _ = self.build(types)
-        with freed_memory_kept():
-            executor = OnnxExecutor(model, record=True)
-            logits = executor.run_all(self.images)
-        entries = self._suspects(model, executor.overflow_report())
-        compared = compare(logits, self.reference)
-        error = compared.relative_error if compared.finite else math.nan
-        top1 = top_k(logits, self.labels) / len(self.images)
-        lost = next((entry for entry in entries if _lost(entry)), None)
-        weakest = lost or min(entries, key=lambda entry: entry.headroom, default=None)
-        headroom = weakest.headroom if weakest else math.inf
-        return Judged(Outcome(top1, compared.agreement, error), headroom, weakest)
-
-    def _suspects(self, model: onnx.ModelProto, report: list[TensorRange]) -> list[TensorRange]:
-        """What can tell of lost range, under the tensors' names in the float32 graph.
-
-        What is infinite in float32 too, such as a mask, is so on purpose.
-        """
-        casts = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Cast"}
-        entries = []
-        for entry in report:
-            name = entry.tensor
-            while name not in self.exact and name in casts:
-                name = casts[name]
-            known = self.exact.get(name)
-            if entry.op_type == "Initializer" or (known and not known.finite):
-                continue
-            module = known.module if known else entry.module
-            entries.append(replace(entry, tensor=name, module=module))
-        return entries
 
     def _representable(self, types: Types) -> bool:
         """Whether no constant lies beyond the type of a part that reads it."""
@@ -418,8 +462,10 @@ class _Work:
         return found
 
     def _holds(self, judged: Judged) -> bool:
-        roomy = judged.headroom >= self.budget.headroom * (1 if self.base is BFLOAT16 else MARGIN)
-        return roomy and self.limits.hold(judged.outcome, self.baseline)
+        return self._roomy(judged) and self.limits.hold(judged.outcome, self.judging.baseline)
+
+    def _roomy(self, judged: Judged) -> bool:
+        return judged.headroom >= self.budget.headroom * MARGIN
 
     # Raising.
 
@@ -430,7 +476,7 @@ class _Work:
         for wide in self.request.raise_to:
             if wide is self.base:
                 continue
-            best = self._closed(dict.fromkeys(needed, wide))
+            best = self._closed(dict.fromkeys(needed, wide), wide)
             if self.parts.share(best) > self.budget.max_share:
                 return best
             if self._holds(self.judge(best)):
@@ -454,13 +500,12 @@ class _Work:
             self.why.setdefault(name, f"{tensor} {what}")
         return around
 
-    def _closed(self, types: Types) -> Types:
+    def _closed(self, types: Types, wide: HalfType | None) -> Types:
         """With all raised that still lacks headroom."""
-        wide = next(iter(types.values()), self.request.raise_to[-1])
         for _ in range(MOST_ROUNDS):
             judged = self.judge(types)
             weakest = judged.weakest
-            if weakest is None or judged.headroom >= self.budget.headroom * MARGIN:
+            if weakest is None or self._roomy(judged):
                 break
             more = self._blame(weakest.tensor, _what(weakest)) - set(types)
             # What is wide already has been lost before.
@@ -485,15 +530,13 @@ class _Work:
 
         def evaluate(chosen: Groups) -> Outcome:
             raised = with_blocks(chosen)
-            model = self.build(raised)[0].SerializeToString(deterministic=True)
-            key = digest_of([model.hex(), self.budget.headroom])
-            return self.kept.outcome(key, lambda: self._outcome(raised))
+            return self.kept.outcome(self._key(raised), lambda: self._outcome(raised))
 
         worth = {b: max(1e-4, self.parts.share(self.parts.of_block(b))) for b in blocks}
         found = search(
             blocks,
             evaluate,
-            baseline=self.baseline,
+            baseline=self.judging.baseline,
             limits=self.limits,
             benefit=worth,
             always_rank=False,
@@ -511,16 +554,27 @@ class _Work:
     def _outcome(self, types: Types) -> Outcome:
         """Outcome of a graph; one that lacks headroom holds no limit."""
         judged = self.judge(types)
-        if judged.headroom >= self.budget.headroom * MARGIN:
+        if self._roomy(judged):
             return judged.outcome
         return replace(judged.outcome, logit_error=math.inf)
+
+    def _key(self, types: Types) -> str:
+        """By what an outcome is kept: the graph, what is raised in it, and what has to hold."""
+        named = {name: _name(half) for name, half in types.items()}
+        return digest_of([self.digest, self.base.name, named, self.budget.headroom])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the float32 graph."""
+        return hashlib.sha256(self.source.SerializeToString(deterministic=True)).hexdigest()
 
     def _lowered(self, types: Types, needed: Collection[str]) -> Types:
         """With all lowered again that the budget does not need, the most products first."""
         order = sorted(types, key=lambda name: -self.parts.all[name].products)
         tried = 0
         for name in order:
-            for narrower in self._narrower(types[name], needed=name in needed):
+            share = self.parts.share([name])
+            for narrower in self._narrower(types[name], share, needed=name in needed):
                 if tried == MOST_LOWERED:
                     return types
                 tried += 1
@@ -532,12 +586,18 @@ class _Work:
                     break
         return types
 
-    def _narrower(self, wide: HalfType | None, *, needed: bool) -> Iterable[HalfType | None]:
-        """Types below one, the narrowest first; the base type cannot hold what is needed."""
+    def _narrower(
+        self, wide: HalfType | None, share: float, *, needed: bool
+    ) -> Iterable[HalfType | None]:
+        """Types below one that are worth a trial, the narrowest first.
+
+        The base type cannot hold what is needed, and few products gain nothing by bfloat16.
+        """
         if not needed:
             yield self.base
-        cheaper = self.request.raise_to[: self.request.raise_to.index(wide)]
-        yield from (half for half in cheaper if half is not self.base)
+        if share >= LEAST_SHARE:
+            cheaper = self.request.raise_to[: self.request.raise_to.index(wide)]
+            yield from (half for half in cheaper if half is not self.base)
 
     # Telling.
 
@@ -553,10 +613,10 @@ class _Work:
         allowed += f", a drop of {self.limits.max_top1_drop:.2%}"
         allowed += f" and {budget.max_share:.0%} of the products raised"
         remedy = "fp32" if self.base is BFLOAT16 else "bf16 or fp32"
+        raised = f"{len(types)} of {len(self.parts.all)} parts raised, {share:.1%} of the products"
         lines = [
-            f"no choice of parts holds the budget ({allowed}, each with a margin of {MARGIN:g} for "
-            f"other images): with {len(types)} of {len(self.parts.all)} parts raised, {share:.1%} of "
-            f"the products, {judged.words}",
+            f"no choice of parts holds the budget ({allowed}; limits of values {MARGIN:g} times as "
+            f"strict, for other images): with {raised}, {judged.words}",
             f"build {remedy}, or allow more",
         ]
         return "; ".join([beyond, *lines] if beyond else lines)
@@ -566,18 +626,17 @@ _LOST = Judged(Outcome(0.0, 0.0, math.nan), 0.0, None)
 """Of a graph that cannot even be made: a constant lies beyond the type."""
 
 
-def _spread(total: int, most: int) -> list[int]:
-    """Places of at most so many images, spread evenly over all."""
-    count = min(total, most)
-    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+def _some(images: CalibrationSet, most: int) -> CalibrationSet:
+    """At most so many of the images, spread evenly over all."""
+    total = len(images.images)
+    if total <= most:
+        return images
+    chosen = np.linspace(0, total - 1, most).round().astype(int)
+    return CalibrationSet(images.images[chosen], images.labels[chosen], ())
 
 
 def _name(half: HalfType | None) -> str:
     return half.name if half else "float32"
-
-
-def _lost(entry: TensorRange) -> bool:
-    return not entry.finite
 
 
 def _what(entry: TensorRange) -> str:

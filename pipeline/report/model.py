@@ -30,6 +30,7 @@ from pipeline.steps.facts.graphs import (
     CalibrationFacts,
     ExportFacts,
     FormFacts,
+    RepairFacts,
     SimplifyFacts,
 )
 from pipeline.steps.stated import MOST_BYTES
@@ -92,6 +93,7 @@ class BuiltArtifact(Plain):
         narrow_sums: The second verdict, with sums of products in half precision.
         latency: The latency that stands for it, or why there is none.
         latency_earlier: Its latency is from an earlier run.
+        repair: What was raised to a wider type in its graph; None where nobody looked.
         latency_doubt: Why its latency is not to be trusted; "" if it is. Gates and the choice take
             it for not measured then.
     """
@@ -110,6 +112,7 @@ class BuiltArtifact(Plain):
     latency_earlier: bool
     narrow_sums: NarrowSums | None = None
     latency_doubt: str = ""
+    repair: RepairFacts | None = None
 
     @property
     def trusted_latency(self) -> Number:
