@@ -260,8 +260,7 @@ class _Judge:
         self, source: onnx.ModelProto, images: CalibrationSet, exact: Mapping[str, TensorRange]
     ) -> None:
         self.images, self.exact = images.images, exact
-        with freed_memory_kept():
-            self._reference = OnnxExecutor(source).run_all(self.images)
+        self._reference = by_float32(source, self.images)
         # Without a label the float32 network's answer stands for the right one.
         self._labels = np.where(images.labels < 0, self._reference.argmax(1), images.labels)
         self.baseline = Outcome(self._top1(self._reference), 1.0, 0.0)
@@ -307,6 +306,12 @@ class _Judge:
             module = known.module if known else entry.module
             entries.append(replace(entry, tensor=name, module=module))
         return entries
+
+
+def by_float32(source: onnx.ModelProto, images: Images) -> Logits:
+    """Logits of a float32 graph."""
+    with freed_memory_kept():
+        return OnnxExecutor(source).run_all(images)
 
 
 def ranges_of(source: onnx.ModelProto, images: Images) -> dict[str, TensorRange]:

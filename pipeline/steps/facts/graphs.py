@@ -119,19 +119,26 @@ class RepairFacts(Plain):
     evaluations: int
 
     @property
-    def words(self) -> str:
-        """What was done, for people."""
+    def counts(self) -> str:
+        """How many parts were raised, for people."""
         if not self.raised:
             return f"nothing had to be raised above {self.base}"
         counts = Counter(part.type for part in self.raised)
         types = " and ".join(f"{count} in {name}" for name, count in counts.items())
+        return (
+            f"{len(self.raised)} of {self.parts} parts raised above {self.base} ({types}; "
+            f"{self.share:.2%} of the products)"
+        )
+
+    @property
+    def words(self) -> str:
+        """What was done, for people."""
+        if not self.raised:
+            return self.counts
         modules = ", ".join(part.part for part in self.raised[:_MOST_NAMED])
         more = len(self.raised) - _MOST_NAMED
         rest = f" and {more} more" if more > 0 else ""
-        return (
-            f"{len(self.raised)} of {self.parts} parts raised above {self.base} ({types}; "
-            f"{self.share:.2%} of the products): {modules}{rest}"
-        )
+        return f"{self.counts}: {modules}{rest}"
 
     @property
     def result(self) -> str:
