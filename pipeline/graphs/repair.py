@@ -162,7 +162,8 @@ class Repaired:
         raised: What was raised, in the order of the graph.
         parts: Parts that the graph has.
         share: Share of the products that are raised.
-        before: The graph with nothing raised.
+        before: The graph with nothing raised; None where there is none, since a constant lies
+            beyond the type.
         after: The repaired graph.
         beyond: Where the float32 network itself leaves the range of the type; "" if nowhere.
         images: Images that the graphs were judged on.
@@ -175,12 +176,21 @@ class Repaired:
     raised: tuple[Raised, ...]
     parts: int
     share: float
-    before: Judged
+    before: Judged | None
     after: Judged
     beyond: str
     images: int
     evaluations: int
     facts: HalfFacts
+
+    @property
+    def broke(self) -> str:
+        """How the network does with nothing raised, for people; "" where it holds."""
+        if not self.raised:
+            return ""
+        if self.before is None:
+            return f"a constant lies beyond {self.conversion.base.name}"
+        return self.before.words
 
     def raises(self, node: onnx.NodeProto) -> bool:
         """Whether a node computes in a wider type than the rest."""
@@ -395,10 +405,10 @@ class _Work:
 
     def run(self) -> Repaired:
         """Decide what is raised, and make the graph."""
-        before = self.judge({}) if self._representable({}) else _LOST
+        before = None if self._large_constants() else self.judge({})
         beyond = self._beyond()
         types: Types = {}
-        if not self._holds(before):
+        if before is None or not self._holds(before):
             types = self._raised()
         after = self.judge(types)
         share = self.parts.share(types)
@@ -445,10 +455,6 @@ class _Work:
             share = self.parts.share(types)
             self.log(f"{told} ({share:.1%} of the products): {self.seen[key].words}")
         return self.seen[key]
-
-    def _representable(self, types: Types) -> bool:
-        """Whether no constant lies beyond the type of a part that reads it."""
-        return not (self._large_constants() - set(types))
 
     def _large_constants(self) -> set[str]:
         """Parts that read a constant beyond the base type."""
@@ -625,10 +631,6 @@ class _Work:
             f"build {remedy}, or allow more",
         ]
         return "; ".join([beyond, *lines] if beyond else lines)
-
-
-_LOST = Judged(Outcome(0.0, 0.0, math.nan), 0.0, None)
-"""Of a graph that cannot even be made: a constant lies beyond the type."""
 
 
 def _some(images: CalibrationSet, most: int) -> CalibrationSet:

@@ -132,7 +132,7 @@ def repair_facts(found: Repaired) -> RepairFacts:
     headroom = found.after.headroom
     return RepairFacts(
         base=found.conversion.base.name,
-        broke=found.before.words if found.raised else "",
+        broke=found.broke,
         raised=tuple(RaisedPart(r.part, r.type, r.share, r.why) for r in found.raised),
         parts=found.parts,
         share=found.share,
