@@ -40,7 +40,7 @@ from pipeline.targets.tensorrt.repaired import (
     RepairedInt8TrtOnly,
 )
 
-PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+EIGHT_BITS = ("int8", "fp8")
 
 SAME_NETWORK = 1e-2
 """Largest difference to a reference, relative to the largest logit, for it to be the same network.
@@ -57,7 +57,7 @@ class Wanted:
     Attributes:
         model: The float32 graph.
         output: Where the repaired graph goes; nothing may be there.
-        precision: One of `PRECISIONS`.
+        precision: fp16, bf16, int8 or fp8.
         images: A folder of images, or an array of preprocessed ones (.npy); None for noise.
         noise: Images of seeded noise to choose on, as many again to verify on.
         limit: Most images of a folder.
@@ -149,8 +149,7 @@ def _form(wanted: Wanted) -> Form:
 
 def _budget(wanted: Wanted) -> Budget:
     """What the result has to hold; 8 bits are judged by accuracy alone."""
-    eight = wanted.precision in ("int8", "fp8")
-    if eight and "max_error" in wanted.limits:
+    if wanted.precision in EIGHT_BITS and "max_error" in wanted.limits:
         raise InputError(
             f"--max-error: {wanted.precision} is judged by accuracy: use --max-top1-drop"
         )
@@ -307,7 +306,12 @@ def _report(wanted: Wanted, facts: Mapping[str, Any], verified: Verified, how: s
     for part in repair.raised:
         table.add_row(part.part, part.type, f"{part.share:.3%}", part.why)
     judged = f"on {verified.images} other images: {verified.judged.words}"
-    ends = [f"now: {repair.result}", f"verified {judged}", f"wrote {wanted.output}"]
+    eight = wanted.precision in EIGHT_BITS
+    ends = [
+        f"{'before it is quantized' if eight else 'now'}: {repair.result}",
+        f"verified {judged}",
+        f"wrote {wanted.output}",
+    ]
     plain = {
         "output": str(wanted.output),
         "precision": wanted.precision,

@@ -438,9 +438,10 @@ class _Work:
         if not beyond:
             return ""
         worst = max(beyond, key=lambda entry: entry.largest)
+        first = "" if worst is beyond[0] else f", first at {place(beyond[0])}"
         return (
             f"the network itself leaves the range of {self.base.name}: {worst.largest:.2g} at "
-            f"{place(worst)}, first at {place(beyond[0])} (float32)"
+            f"{place(worst)}{first} (float32)"
         )
 
     # Making and judging graphs.

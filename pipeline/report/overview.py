@@ -220,14 +220,9 @@ def _sums(name: str, narrow: NarrowSums | None) -> Iterator[str]:
 def _repaired(name: str, artifact: BuiltArtifact) -> Iterator[str]:
     """What was raised in its graph, and why; what the validation images say of it."""
     repair = artifact.repair
-    if repair is None:
+    if repair is None or not repair.raised:
         return
-    if repair.raised:
-        yield f"{name} was repaired: {repair.words}; before: {repair.broke}; now: {repair.result}"
-    else:
-        yield f"{name}: {repair.words}: {repair.result}"
-    if repair.beyond:
-        yield f"{name}: {repair.beyond}"
+    yield f"{name} was repaired: {repair.words}; before: {repair.broke}; now: {repair.result}"
     headroom = artifact.numerics.more.get("headroom") if artifact.numerics else None
     if headroom is not None and headroom < REPAIRED_HEADROOM:
         yield (
