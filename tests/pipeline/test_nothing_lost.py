@@ -249,6 +249,7 @@ PLACES = {
     "pipeline/commands/clean.py:_remove": "what was asked for: whole artifacts and caches of ours",
     "pipeline/commands/compare.py:compare": "refuses what is no comparison of ours",
     "pipeline/commands/devices.py:_take_over.write": MADE,
+    "pipeline/commands/repair.py:repair": "refuses a file that is there; in a temporary folder",
     "pipeline/commands/sweep.py:run_all": "refuses what is no table of a sweep",
     "pipeline/exports/golden.py:write_data": "into an export that is being made",
     "pipeline/exports/golden.py:write_kit": "into an export that is being made",
