@@ -158,16 +158,16 @@ class FormFacts(Facts):
     Attributes:
         network: What it was exported from.
         why_not: What its maker found against using it; "" if nothing.
-        repair: What was raised to a wider type; None where nobody looked.
         ranges: Ranges of quantized tensors.
         more: Whatever else its maker tells.
+        repair: What was raised to a wider type; None where nobody looked.
     """
 
     network: Network
     why_not: str = ""
-    repair: RepairFacts | None = None
     ranges: tuple[RangeRow, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+    repair: RepairFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def loud(make_model: Make) -> ModelProto:
 
     def normal(*shape: int) -> np.ndarray:
         value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-        return value.astype(np.float32)
+        return np.asarray(value, np.float32)
 
     constants = {
         "w1": normal(16, 3, 3, 3),
