@@ -34,7 +34,7 @@ class Budget:
     """
 
     headroom: float = 4.0
-    max_error: float | None = 5e-3
+    max_error: float | None = 0.05
     max_top1_drop: float = 0.003
     max_share: float = 0.5
 

@@ -12,7 +12,7 @@ def test_what_is_stated_counts_and_what_is_not_is_the_default() -> None:
     stated = {"headroom": 2.0, "max_top1_drop": 0.01, "method": "mse", "images": 8}
     assert Budget.of(stated, None) == Budget(2.0, None, 0.01, 0.5)
     assert Budget.of({"max_error": 0.1}, 5e-3).max_error == 0.1
-    assert Budget.of({}, 5e-3) == Budget()
+    assert Budget.of({}, 0.05) == Budget()
 
 
 @pytest.mark.parametrize(
