@@ -71,9 +71,18 @@ class Parts:
         """The parts that read a tensor."""
         return set(self._readers[tensor])
 
-    def before(self, tensor: str) -> set[str]:
-        """The parts that write what the node of a tensor reads."""
-        return {self.of(name) for name in self._inputs.get(tensor, ())} - {""}
+    def before(self, tensor: str, known: Collection[str]) -> set[str]:
+        """The nearest parts that a tensor is made from, but for those that are known."""
+        found: set[str] = set()
+        seen, waiting = {tensor}, [tensor]
+        while waiting:
+            for name in set(self._inputs.get(waiting.pop(), ())) - seen:
+                seen.add(name)
+                if not self.of(name) or self.of(name) in known:
+                    waiting.append(name)
+                else:
+                    found.add(self.of(name))
+        return found
 
     def of_block(self, block: str) -> list[str]:
         """The parts of a block."""

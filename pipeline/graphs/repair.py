@@ -543,7 +543,7 @@ class _Work:
                 break
             more = self._blame(weakest.tensor, _what(weakest)) - set(types)
             # What is wide already has been lost before.
-            more = more or self.parts.before(weakest.tensor) - set(types)
+            more = more or self.parts.before(weakest.tensor, types)
             if not more or self.parts.share(types) > self.budget.max_share:
                 break
             for name in more:

@@ -40,8 +40,9 @@ def test_who_writes_and_reads_a_tensor(model: ModelProto) -> None:
     assert parts.of("b") == "stages.0.blocks.1.fc"
     assert parts.around("a") == {"start", "stages.0.blocks.1.fc", "stages.0.blocks.1"}
     assert parts.reading("a") == {"stages.0.blocks.1.fc", "stages.0.blocks.1"}
-    assert parts.before("c") == {"start", "stages.0.blocks.1.fc"}
-    assert parts.before("a") == set()
+    assert parts.before("c", ()) == {"start", "stages.0.blocks.1.fc"}
+    assert parts.before("logits", ("stages.0.blocks.1", "stages.0.blocks.1.fc")) == {"start"}
+    assert parts.before("a", ()) == set()
 
 
 def test_a_graph_without_products_has_no_shares(make_model: Make) -> None:
