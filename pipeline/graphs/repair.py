@@ -44,7 +44,7 @@ from pipeline.core.network import Images, Logits
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.ranges import TensorRange, first_failure
 from pipeline.graphs.float16 import BFLOAT16, FLOAT16, HalfFacts, HalfType, to_types
-from pipeline.graphs.parts import Parts, with_initializers
+from pipeline.graphs.modules import Parts, with_initializers
 
 MARGIN = 1.25
 """How much stricter limits are where parts are chosen than where the result is judged."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from pipeline.graphs.parts import Parts, with_initializers
+from pipeline.graphs.modules import Parts, with_initializers
 
 Make = Callable[..., ModelProto]
 
