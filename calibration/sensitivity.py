@@ -48,18 +48,23 @@ class Limits:
         max_top1_drop: Most top-1 accuracy that may be lost, as a share: 0.003 is 0.3 points.
         min_agreement: Least share of images with the float network's class. On few images it
             tells more than accuracy, in which wrong answers that become right hide others.
+        max_error: Largest error of the logits; None for any.
 
     Raises:
-        ConfigError: A limit is not between 0 and 1.
+        ConfigError: A share is not between 0 and 1, or the error is below 0.
     """
 
     max_top1_drop: float
     min_agreement: float = 0.0
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in ("max_top1_drop", "min_agreement"):
+            value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name} is a share between 0 and 1, not {value}")
+        if self.max_error is not None and not self.max_error >= 0:
+            raise ConfigError(f"max_error is not below 0, as {self.max_error} is")
 
     def hold(self, outcome: Outcome, baseline: Outcome) -> bool:
         """Whether an outcome is good enough; one that is not finite never is."""
@@ -69,7 +74,12 @@ class Limits:
             outcome.finite
             and drop <= self.max_top1_drop + 1e-9
             and outcome.agreement >= self.min_agreement - 1e-9
+            and (self.max_error is None or outcome.logit_error <= self.max_error)
         )
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values; a limit that is none is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +149,7 @@ class Search:
             "excluded": sorted(self.excluded),
             "outcome": _plain(self.outcome),
             "baseline": _plain(self.baseline),
-            "limits": asdict(self.limits),
+            "limits": self.limits.to_dict(),
             "holds": self.holds,
             "ranking": [
                 {

@@ -586,6 +586,64 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("model", type=PATH)
+@click.option(
+    "--output", type=PATH, required=True, help="Where the repaired graph goes; a new file."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("fp16", "bf16", "int8", "fp8")),
+    default="fp16",
+    show_default=True,
+    help="What all computes in but for what is raised; 8 bits as TensorRT takes them.",
+)
+@click.option(
+    "--images",
+    type=PATH,
+    help="A folder of images, or preprocessed ones as a .npy file: one half chooses, the other "
+    "verifies.",
+)
+@click.option("--noise", type=click.IntRange(1, 256), help="So many images of seeded noise.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Most images of a folder.",
+)
+@click.option(
+    "--size", type=click.IntRange(1, 4096), help="Of images, if the graph leaves it open."
+)
+@click.option("--reference", type=PATH, help="A float32 graph that must give the same answers.")
+@click.option("--headroom", type=float, help="How often each value fits into its type; default: 4.")
+@click.option(
+    "--max-error", type=float, help="Relative error of the logits; default: 0.05 for fp16."
+)
+@click.option("--max-top1-drop", type=float, help="Share of answers lost; default: 0.003.")
+@click.option(
+    "--max-share", type=float, help="Share of the products that may be raised; default: 0.5."
+)
+@click.option("--no-bfloat16", is_flag=True, help="Raise to float32 alone, as for RTX 20.")
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def repair(json_only: bool, no_bfloat16: bool, **options: Any) -> None:
+    """Mend MODEL, a float32 ONNX graph, where half precision or 8 bits break it.
+
+    The fewest parts compute in bfloat16 or float32 with which all values and the answers hold, by
+    the strict executor. A table, and one JSON object as the last line. Exit code 1 where nothing
+    holds the limits: the message says how near it came.
+    """
+    from pipeline.commands import repair
+
+    names = ("headroom", "max_error", "max_top1_drop", "max_share")
+    stated = {name: options.pop(name) for name in names}
+    limits = {name: value for name, value in stated.items() if value is not None}
+    report = repair.repair(repair.Wanted(**options, bfloat16=not no_bfloat16, limits=limits))
+    if not json_only:
+        show(report.text)
+    click.echo(json.dumps(report.plain))
+
+
+@main.command()
 @click.option("--target", type=TARGET, help="Default: the first that can tell.")
 @CONFIG
 @FIRST_PRECISION

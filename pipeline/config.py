@@ -418,7 +418,7 @@ class Config(Section):
             f"{name}/{precision}"
             for name in TARGETS
             for precision in self.precisions(name)
-            if needs_calibration(TARGETS[name], precision)
+            if needs_calibration(TARGETS[name], precision, self.target(name))
         )
 
     def target(self, name: str) -> TargetOptions | None:

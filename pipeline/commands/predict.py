@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline.api.model import Model, Prediction, load
 from pipeline.core.errors import InputError
 from pipeline.core.inputs import expanded
-from pipeline.core.listing import is_hidden, is_image
+from pipeline.core.listing import images_below
 from pipeline.exports.built import built
 from pipeline.report.terminal import render
 from pipeline.steps.artifact import MANIFEST
@@ -110,12 +110,4 @@ def _files(images: Sequence[str]) -> Iterator[str]:
             yield from (line.strip() for line in sys.stdin if line.strip())
             continue
         path = Path(expanded(stated))
-        yield from map(str, _images_below(path)) if path.is_dir() else [str(path)]
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    """Images of a folder and of those in it, in the order of their names; no link is followed."""
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        if is_image(path.name) and path.is_file() and not any(map(is_hidden, below.parts)):
-            yield path
+        yield from map(str, images_below(path)) if path.is_dir() else [str(path)]

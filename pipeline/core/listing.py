@@ -63,6 +63,14 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
+def images_below(folder: Path) -> Iterator[Path]:
+    """Images of a folder and of those in it, in the order of their names; no link is followed."""
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        if is_image(path.name) and path.is_file() and not any(map(is_hidden, below.parts)):
+            yield path
+
+
 def require_image(name: str, where: str) -> None:
     """Raise DataError for a file among the images that does not call itself one."""
     if not is_image(name):

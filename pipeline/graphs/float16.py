@@ -1,4 +1,4 @@
-"""Rewrites a float32 ONNX graph into a 16-bit type, with float32 inputs and outputs.
+"""Rewrites a float32 ONNX graph into 16-bit types, with float32 inputs and outputs.
 
 Every floating-point tensor takes the 16-bit type, with three exceptions, decided by ONNX's own
 operator definitions and by the caller, never by a list of operators: an input that the standard
@@ -9,7 +9,7 @@ neighbours that both keep float32 have none between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pipeline.core.files import write_atomically
 from pipeline.graphs.metadata import carry_metadata
 
 Keep = Callable[[onnx.NodeProto], bool]
+Choose = Callable[[onnx.NodeProto], "HalfType | None"]
+"""The type in which a node computes; None for float32."""
 
 BFLOAT16_OPSET = 22
 """First opset whose Conv, Elu and pooling operators take bfloat16."""
@@ -98,9 +100,28 @@ def to_half(
     Raises:
         BuildError: A constant lies beyond the type's range, or a node holds a subgraph.
     """
-    if half is BFLOAT16:
+    return to_types(model, lambda node: None if keep(node) else half, (half,))
+
+
+def to_types(
+    model: onnx.ModelProto, choose: Choose, types: Collection[HalfType]
+) -> tuple[onnx.ModelProto, HalfFacts]:
+    """Rewrite a graph so that each node computes in the type that is chosen for it.
+
+    Args:
+        model: A float32 graph; it may hold quantized tensors. It is not changed.
+        choose: Says for each node in which type it computes.
+        types: The 16-bit types that it may say.
+
+    Returns:
+        The new model, checked, and what was done.
+
+    Raises:
+        BuildError: A constant lies beyond the range of a type, or a node holds a subgraph.
+    """
+    if BFLOAT16 in types:
         model = raise_opset(model, BFLOAT16_OPSET)
-    rewriting = _Rewriting(model, half, keep)
+    rewriting = _Rewriting(model, choose)
     return check(rewriting.run()), rewriting.facts
 
 
@@ -157,28 +178,27 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Rewriting:
     """One pass over the nodes, in order."""
 
-    def __init__(self, model: onnx.ModelProto, half: HalfType, keep: Keep) -> None:
+    def __init__(self, model: onnx.ModelProto, choose: Choose) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        self.half, self.keep = half, keep
+        self.choose = choose
         self.facts = HalfFacts()
         self._opset = opset(model)
         self._initializers = {i.name: i for i in self.model.graph.initializer}
-        self._versions: dict[tuple[str, int], str] = {}
+        self._versions: dict[tuple[str, str], str] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._converted: list[TensorProto] = []
         self._outputs = {o.name: o.type.tensor_type.elem_type for o in self.model.graph.output}
         self._names = _all_names(self.model.graph)
-        # The type that each floating-point tensor has in the new graph. Others are not in it.
-        self._native: dict[str, int] = {
-            v.name: TensorProto.FLOAT
+        # The type that each floating-point tensor has in the new graph, None for float32. Others
+        # are not in it.
+        self._native: dict[str, HalfType | None] = {
+            v.name: None
             for v in self.model.graph.input
             if v.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         self._native |= {
-            i.name: TensorProto.FLOAT
-            for i in self.model.graph.initializer
-            if i.data_type == TensorProto.FLOAT
+            i.name: None for i in self.model.graph.initializer if i.data_type == TensorProto.FLOAT
         }
         self._float32 = _float32_tensors(self.model) | set(self._native)
 
@@ -187,8 +207,8 @@ class _Rewriting:
         for node in graph.node:
             if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
                 raise BuildError(
-                    f"node {node.name!r} ({node.op_type}) holds a subgraph, which has no "
-                    f"{self.half.name} form here; export the model without control flow"
+                    f"node {node.name!r} ({node.op_type}) holds a subgraph, which has no 16-bit "
+                    "form here; export the model without control flow"
                 )
             self._rewrite(node)
         self._restore_outputs()
@@ -203,24 +223,25 @@ class _Rewriting:
     def _rewrite(self, node: onnx.NodeProto) -> None:
         if node.op_type == "Clip" and node.input[0] in self._float32:
             _drop_missing_bound(node)
-        kept = self.keep(node) or not self._takes_half(node)
+        half = self.choose(node)
+        if half is not None and not self._takes(node, half):
+            half = None
         schema = _schema(node, self._opset)
         for i, name in enumerate(node.input):
             if name not in self._float32:
                 continue
             declared = _formal(schema.inputs, i).type_str if schema else ""
-            wanted = TensorProto.FLOAT if kept or declared == "tensor(float)" else self.half.onnx
-            node.input[i] = self._version(name, wanted)
-        if not kept:
-            self._retype_attributes(node)
+            node.input[i] = self._version(name, None if declared == "tensor(float)" else half)
+        if half is not None:
+            self._retype_attributes(node, half)
         for name in node.output:
             if name in self._float32:
-                self._native[name] = TensorProto.FLOAT if kept else self.half.onnx
-        if kept and any(name in self._float32 for name in (*node.input, *node.output)):
+                self._native[name] = half
+        if half is None and any(name in self._float32 for name in (*node.input, *node.output)):
             self.facts.float32_nodes.append(node.name or node.output[0])
         self._nodes.append(node)
 
-    def _takes_half(self, node: onnx.NodeProto) -> bool:
+    def _takes(self, node: onnx.NodeProto, half: HalfType) -> bool:
         """The standard allows the type wherever this node has a float32 tensor of generic type."""
         schema = _schema(node, self._opset)
         if schema is None:
@@ -231,38 +252,37 @@ class _Rewriting:
             *((_formal(schema.outputs, i), name) for i, name in enumerate(node.output)),
         ]
         return all(
-            formal.type_str not in allowed
-            or f"tensor({self.half.name})" in allowed[formal.type_str]
+            formal.type_str not in allowed or f"tensor({half.name})" in allowed[formal.type_str]
             for formal, name in formals
             if name in self._float32
         )
 
-    def _retype_attributes(self, node: onnx.NodeProto) -> None:
+    def _retype_attributes(self, node: onnx.NodeProto, half: HalfType) -> None:
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == (
                 TensorProto.FLOAT
             ):
-                attribute.i = self.half.onnx
+                attribute.i = half.onnx
             elif attribute.type == attribute.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-                attribute.t.CopyFrom(self._convert(attribute.t, node.output[0]))
+                attribute.t.CopyFrom(self._convert(attribute.t, node.output[0], half))
             elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
                 values = np.asarray(helper.get_attribute_value(attribute), np.float32)
-                tensor = self._convert(numpy_helper.from_array(values), node.output[0])
+                tensor = self._convert(numpy_helper.from_array(values), node.output[0], half)
                 attribute.CopyFrom(helper.make_attribute("value", tensor))
 
-    def _version(self, name: str, wanted: int) -> str:
+    def _version(self, name: str, wanted: HalfType | None) -> str:
         """Name under which a tensor is to be had in the wanted type; makes it if need be."""
         if self._native[name] == wanted:
             return name
-        if (name, wanted) not in self._versions:
-            kind = self.half.name if wanted == self.half.onnx else "float32"
+        kind = wanted.name if wanted else "float32"
+        if (name, kind) not in self._versions:
             version = self._fresh(f"{name}_{kind}")
-            self._versions[name, wanted] = version
-            if name in self._initializers:
-                self._converted.append(self._convert(self._initializers[name], version))
+            self._versions[name, kind] = version
+            if wanted and name in self._initializers:
+                self._converted.append(self._convert(self._initializers[name], version, wanted))
             else:
-                self._cast(name, version, wanted)
-        return self._versions[name, wanted]
+                self._cast(name, version, wanted.onnx if wanted else TensorProto.FLOAT)
+        return self._versions[name, kind]
 
     def _cast(self, source: str, destination: str, to: int) -> None:
         node = helper.make_node(
@@ -271,19 +291,19 @@ class _Rewriting:
         self._nodes.append(node)
         self.facts.casts += 1
 
-    def _convert(self, tensor: TensorProto, name: str) -> TensorProto:
+    def _convert(self, tensor: TensorProto, name: str, half: HalfType) -> TensorProto:
         exact = numpy_helper.to_array(tensor)
-        beyond = np.isfinite(exact) & (np.abs(exact) > self.half.largest)
+        beyond = np.isfinite(exact) & (np.abs(exact) > half.largest)
         if beyond.any():
             worst = float(np.abs(exact[beyond]).max())
             raise BuildError(
-                f"the constant {tensor.name or name!r} holds {worst:.6g}, beyond {self.half.name}'s"
-                f" largest value {self.half.largest:.6g}; use bf16 or fp32 for this network"
+                f"the constant {tensor.name or name!r} holds {worst:.6g}, beyond {half.name}'s"
+                f" largest value {half.largest:.6g}; use bf16 or fp32 for this network"
             )
-        narrow = exact.astype(self.half.numpy)
+        narrow = exact.astype(half.numpy)
         lost = (exact != 0) & (narrow == 0)
         self.facts.flushed += int(lost.sum())
-        small = (exact != 0) & (np.abs(narrow).astype(np.float32) < self.half.smallest_normal)
+        small = (exact != 0) & (np.abs(narrow).astype(np.float32) < half.smallest_normal)
         if exact.size == 1 and small.any():
             self.facts.small_constants.append(tensor.name or name)
         return numpy_helper.from_array(narrow, name)
@@ -291,9 +311,10 @@ class _Rewriting:
     def _restore_outputs(self) -> None:
         """Give the graph's float32 outputs back their type, under their own names."""
         for name in self._outputs:
-            if self._native.get(name) != self.half.onnx:
+            half = self._native.get(name)
+            if half is None:
                 continue
-            inner = self._fresh(f"{name}_{self.half.name}")
+            inner = self._fresh(f"{name}_{half.name}")
             for node in self._nodes:
                 node.input[:] = [inner if i == name else i for i in node.input]
                 node.output[:] = [inner if o == name else o for o in node.output]

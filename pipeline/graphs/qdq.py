@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,10 @@ from pipeline.graphs.pairs import Pairs, dequantized
 
 SMALLEST_SCALE = float16.FLOAT16.smallest_normal
 """Below it a float16 scale loses bits, and hardware may take it for zero."""
+
+
+Convert = Callable[[onnx.ModelProto], tuple[onnx.ModelProto, float16.HalfFacts]]
+"""Gives the nodes of a float32 graph other types."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Layer:
     block: str
     groups: int
     channels: int
+
+
+def _in_float16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, float16.HalfFacts]:
+    return float16.to_half(model, float16.FLOAT16)
 
 
 def layers_of(model: onnx.ModelProto) -> list[Layer]:
@@ -101,6 +109,7 @@ class Quantizer:
         ranges: Ranges of the activations.
         activation_scheme: How activations are stored.
         weight_scheme: How weights are stored.
+        convert: Gives what is not quantized its types; default: all float16.
 
     Attributes:
         blocks: The blocks that hold layers, in the order of the graph.
@@ -113,7 +122,9 @@ class Quantizer:
         ranges: Mapping[str, Range],
         activation_scheme: Scheme,
         weight_scheme: Scheme,
+        convert: Convert | None = None,
     ) -> None:
+        self._convert = convert or _in_float16
         self.blocks = list(dict.fromkeys(layer.block for layer in layers))
         self._source, self._layers, self._ranges = source, layers, ranges
         self._schemes = activation_scheme, weight_scheme
@@ -148,7 +159,7 @@ class Quantizer:
             nodes.append(node)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-        converted, facts = float16.to_half(model, float16.FLOAT16)
+        converted, facts = self._convert(model)
         return converted, {
             **facts.to_dict(),
             "quantized_layers": len(chosen),

@@ -27,6 +27,7 @@ _TITLES = {
     "memory": "Memory on the GPU",
     "sensitivity": "Which blocks stay in higher precision",
     "verified": "Checked against the module when built",
+    "repair": "Repair of the precision",
     "session": "Session",
     "on_devices": "Measured on devices; medians",
     "agreement_by_compute_units": "Agreement with PyTorch by compute units",

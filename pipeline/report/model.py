@@ -30,6 +30,7 @@ from pipeline.steps.facts.graphs import (
     CalibrationFacts,
     ExportFacts,
     FormFacts,
+    RepairFacts,
     SimplifyFacts,
 )
 from pipeline.steps.stated import MOST_BYTES
@@ -93,6 +94,7 @@ class BuiltArtifact(Plain):
         emulation: How far its emulation is from what was measured on hardware.
         latency: The latency that stands for it, or why there is none.
         latency_earlier: Its latency is from an earlier run.
+        repair: What was raised to a wider type in its graph; None where nobody looked.
         latency_doubt: Why its latency is not to be trusted; "" if it is. Gates and the choice take
             it for not measured then.
     """
@@ -112,6 +114,7 @@ class BuiltArtifact(Plain):
     narrow_sums: NarrowSums | None = None
     emulation: EmulationError | None = None
     latency_doubt: str = ""
+    repair: RepairFacts | None = None
 
     @property
     def trusted_latency(self) -> Number:

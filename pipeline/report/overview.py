@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from calibration.budget import Budget
 from pipeline.core.figures import State, ratio
 from pipeline.core.runner import Numerics
 from pipeline.report import text, view
@@ -24,6 +25,9 @@ EXIT_CODES = {
 
 FAR_BELOW = 0.05
 """Share of images by which an artifact's agreement with PyTorch may lie below the others'."""
+
+REPAIRED_HEADROOM = Budget().headroom
+"""Least headroom that a repaired graph shall have on the validation images."""
 
 FEWEST_TO_COMPARE = 3
 """Artifacts of which one may stand out."""
@@ -123,6 +127,7 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
         yield from _overflow(one.name, artifact.numerics)
         yield from _sums(one.name, artifact.narrow_sums)
         yield from _emulation(one.name, artifact.emulation)
+        yield from _repaired(one.name, artifact)
         for link in one.chain:
             if link.problem:
                 yield f"{one.name} is outdated: {link.name} was {link.problem}; run again"
@@ -219,6 +224,21 @@ def _emulation(name: str, error: EmulationError | None) -> Iterator[str]:
         yield (
             f"{name}: the emulation judges otherwise than the hardware: top-1 {emulated} emulated, "
             f"{measured} measured, of {error.images} images"
+        )
+
+
+def _repaired(name: str, artifact: BuiltArtifact) -> Iterator[str]:
+    """What was raised in its graph, and why; what the validation images say of it."""
+    repair = artifact.repair
+    if repair is None or not repair.raised:
+        return
+    yield f"{name} was repaired: {repair.words}; before: {repair.broke}; now: {repair.result}"
+    headroom = artifact.numerics.more.get("headroom") if artifact.numerics else None
+    if headroom is not None and headroom < REPAIRED_HEADROOM:
+        yield (
+            f"{name}: the repair does not hold on the validation images: least headroom "
+            f"{headroom:.3g}, where {REPAIRED_HEADROOM:g} was asked for: give more calibration "
+            "images"
         )
 
 

@@ -57,7 +57,13 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         name: shelf.part(f"bench/{name}", BenchFacts) for name in TARGETS if config.target(name)
     }
     artifacts = tuple(
-        _built(shelf, target, precision, forms.get(TARGETS[target].precisions[precision]), measured)
+        _built(
+            shelf,
+            target,
+            precision,
+            forms.get(TARGETS[target].form(precision, config.target(target))),
+            measured,
+        )
         for target, measured in bench.items()
         for precision in config.precisions(target)
     )
@@ -219,6 +225,7 @@ def _built(
         selected=shelf.is_selected(name),
         failure=shelf.failure(name),
         why_not=form.facts.why_not if form else "",
+        repair=form.facts.repair if form else None,
         built=built,
         accuracy=accuracy,
         accuracy_earlier=not why_no_accuracy and not shelf.is_current(validation),

@@ -84,7 +84,7 @@ def plan(context: RunContext) -> list[Step]:
     builds: list[BuildStep] = []
     for name in TARGETS:
         for precision in config.precisions(name):
-            form = form_of(TARGETS[name], precision)
+            form = form_of(TARGETS[name], precision, config.target(name))
             if form and form.name not in forms:
                 forms[form.name] = PrecisionStep(context, form, simplify, calibration)
             graph = forms[form.name] if form else None

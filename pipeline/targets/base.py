@@ -185,6 +185,15 @@ class Target(ABC):
     def versions(self) -> dict[str, str]:
         """Versions of the packages that decide what is built, without importing them."""
 
+    def form(self, precision: str, options: TargetOptions | None) -> str:
+        """Name of the form of the graph that a precision is built from, or `MODULE`.
+
+        Args:
+            precision: One of `precisions`.
+            options: The target's own options; None for the defaults.
+        """
+        return self.precisions[precision]
+
     def check(self, precision: str, options: TargetOptions) -> None:  # noqa: B027
         """Raise ConfigError if this precision cannot be built with these options."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.targets.base import Target
+    from pipeline.targets.base import Target, TargetOptions
     from pipeline.targets.forms import Form
 
 _PLACES = {
@@ -77,18 +77,19 @@ def able(method: str) -> list[str]:
     return [name for name in TARGETS if getattr(type(TARGETS[name]), method) is not default]
 
 
-def needs_calibration(target: Target, precision: str) -> bool:
+def needs_calibration(target: Target, precision: str, options: TargetOptions | None) -> bool:
     """Whether calibration images decide what a precision of a target becomes."""
-    form = form_of(target, precision)
+    form = form_of(target, precision, options)
     return precision in target.calibrated or (form is not None and form.calibrated)
 
 
-def form_of(target: Target, precision: str) -> Form | None:
+def form_of(target: Target, precision: str, options: TargetOptions | None = None) -> Form | None:
     """The form of the graph that a precision of a target builds from; None for `MODULE`."""
     from pipeline.targets.base import MODULE
     from pipeline.targets.floats import SHARED
+    from pipeline.targets.repaired import REPAIRED
 
-    name = target.precisions[precision]
+    name = target.form(precision, options)
     if name == MODULE:
         return None
-    return next(form for form in (*target.forms, *SHARED) if form.name == name)
+    return next(form for form in (*target.forms, *SHARED, *REPAIRED) if form.name == name)

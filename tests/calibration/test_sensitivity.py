@@ -169,3 +169,14 @@ def test_bad_questions(groups: list[str], benefit: dict[str, float], reason: str
 def test_bad_limits(drop: float, agreement: float) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         Limits(drop, agreement)
+
+
+def test_an_error_may_be_limited_too() -> None:
+    limits = Limits(max_top1_drop=1.0, max_error=0.1)
+    assert limits.hold(Outcome(0.9, 1.0, 0.1), BASELINE)
+    assert not limits.hold(Outcome(0.9, 1.0, 0.11), BASELINE)
+    assert not limits.hold(Outcome(0.9, 1.0, math.nan), BASELINE)
+    assert limits.to_dict() == {"max_top1_drop": 1.0, "min_agreement": 0.0, "max_error": 0.1}
+    assert Limits(max_top1_drop=1.0).to_dict() == {"max_top1_drop": 1.0, "min_agreement": 0.0}
+    with pytest.raises(ConfigError, match="max_error is not below 0"):
+        Limits(max_top1_drop=1.0, max_error=math.nan)

@@ -16,11 +16,12 @@ from pipeline.core.network import Network
 from pipeline.targets.floats import SHARED
 from pipeline.targets.forms import Form, FormJob
 from pipeline.targets.registry import TARGETS
+from pipeline.targets.repaired import REPAIRED
 
 
 def form_named(name: str) -> Form:
     own = (form for target in TARGETS.values() for form in target.forms)
-    return next(form for form in (*SHARED, *own) if form.name == name)
+    return next(form for form in (*SHARED, *REPAIRED, *own) if form.name == name)
 
 
 NETWORK = Network("small", ("a", "b", "c", "d"), (3, 8, 8), {})

@@ -385,3 +385,13 @@ def test_every_key_has_a_description() -> None:
     ]
     assert all(section.get("description") for section in sections.values())
     assert without == []
+
+
+def test_a_repair_needs_calibration_images(tmp_path: Path) -> None:
+    targets = "  trt:\n    precisions: [fp32, fp16]\n    repair: true\n"
+    loaded = load(tmp_path, MINIMAL + targets)
+    assert loaded.calibrated == ("trt/fp16",)
+    plain = load(tmp_path, MINIMAL + targets.replace("true", "false"))
+    assert plain.calibrated == ()
+    with pytest.raises(ConfigError, match=r"targets\.trt\.repair"):
+        load(tmp_path, MINIMAL + targets.replace("true", "often"))

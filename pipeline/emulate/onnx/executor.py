@@ -57,6 +57,7 @@ class GraphExecutor:
     Args:
         model: An ONNX file, or a model in memory.
         record: Record the ranges of all tensors that are rounded; see `overflow_report`.
+        moved: Record those of results that need no rounding, too: reshapes, copies, extremes.
         accumulate: Where running sums are rounded; see the module's text.
         tf32: Round the factors of float32 products to TF32. A flag of the builder turns it on: the
             graph does not know of it.
@@ -73,6 +74,7 @@ class GraphExecutor:
         model: Path | onnx.ModelProto,
         *,
         record: bool = False,
+        moved: bool = False,
         accumulate: Accumulate = "float32",
         tf32: bool = False,
         keep: bool = False,
@@ -82,7 +84,8 @@ class GraphExecutor:
         self.outputs = graph.outputs
         self._check_ports()
         self._tf32 = tf32
-        self._record, self._keep = record, keep
+        self._record = record or moved
+        self._moved, self._keep = moved, keep
         self._ranges: dict[str, TensorRange] = {}
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
         steps, self._types = plan(graph, accumulate)
@@ -164,10 +167,10 @@ class GraphExecutor:
         """The ranges of all tensors so far, in execution order.
 
         Reshapes, copies and other operations whose results need no rounding are left out, and so
-        are constants, unless they hold infinities or NaN.
+        are constants, unless they hold infinities or NaN; `moved=True` records the former as well.
 
         Raises:
-            PipelineError: The executor was made without `record=True`.
+            PipelineError: The executor was made without `record=True` or `moved=True`.
         """
         if not self._record:
             raise PipelineError("no ranges were recorded: make the executor with record=True")
@@ -201,6 +204,8 @@ class GraphExecutor:
     ) -> Tensor:
         """Round a result to its type, in place where nothing else uses its memory."""
         if step.operator.exact:
+            if self._moved and dtype.is_floating_point:
+                self._range(name, step.node, dtype).observe(exact, exact.to(dtype), dtype)
             return exact
         if step.operator.quantizes and not dtype.is_floating_point:
             return self._to_integers(step, name, dtype, exact)

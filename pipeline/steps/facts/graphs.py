@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,84 @@ class CalibrationFacts(Facts):
 
 
 @dataclass(frozen=True)
+class RaisedPart(Plain):
+    """A part of a graph that computes in a wider type than the rest.
+
+    Attributes:
+        part: The module, or the node where no module is known.
+        type: The type.
+        share: Its share of the network's products.
+        why: What would go wrong without.
+    """
+
+    part: str
+    type: str
+    share: float
+    why: str
+
+
+@dataclass(frozen=True)
+class RepairFacts(Plain):
+    """How a graph was repaired that a narrow type would break.
+
+    Attributes:
+        base: The type of all that is not raised.
+        broke: How the network does with nothing raised; "" where nothing had to be raised.
+        raised: What was raised, in the order of the graph.
+        parts: Parts that the graph has.
+        share: Share of the products that are raised.
+        error: Distance of the logits from the float32 network's, relative to their norm.
+        headroom: The least headroom of all tensors; None where all values are zero.
+        beyond: Where the float32 network itself leaves the range of the type; "" if nowhere.
+        images: Calibration images that decided.
+        evaluations: Graphs that were judged.
+    """
+
+    base: str
+    broke: str
+    raised: tuple[RaisedPart, ...]
+    parts: int
+    share: float
+    error: float
+    headroom: float | None
+    beyond: str
+    images: int
+    evaluations: int
+
+    @property
+    def counts(self) -> str:
+        """How many parts were raised, for people."""
+        if not self.raised:
+            return f"nothing had to be raised above {self.base}"
+        counts = Counter(part.type for part in self.raised)
+        types = " and ".join(f"{count} in {name}" for name, count in counts.items())
+        return (
+            f"{len(self.raised)} of {self.parts} parts raised above {self.base} ({types}; "
+            f"{self.share:.2%} of the products)"
+        )
+
+    @property
+    def words(self) -> str:
+        """What was done, for people."""
+        if not self.raised:
+            return self.counts
+        modules = ", ".join(part.part for part in self.raised[:_MOST_NAMED])
+        more = len(self.raised) - _MOST_NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        return f"{self.counts}: {modules}{rest}"
+
+    @property
+    def result(self) -> str:
+        """How the network does now, for people."""
+        headroom = "" if self.headroom is None else f", least headroom {self.headroom:.3g}"
+        return f"error {self.error:.2g}{headroom} on {self.images} calibration images"
+
+
+_MOST_NAMED = 8
+"""Most parts that a line names."""
+
+
+@dataclass(frozen=True)
 class FormFacts(Facts):
     """A graph in the form that a precision needs.
 
@@ -81,12 +160,14 @@ class FormFacts(Facts):
         why_not: What its maker found against using it; "" if nothing.
         ranges: Ranges of quantized tensors.
         more: Whatever else its maker tells.
+        repair: What was raised to a wider type; None where nobody looked.
     """
 
     network: Network
     why_not: str = ""
     ranges: tuple[RangeRow, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+    repair: RepairFacts | None = None
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ class TrtOptions(TargetOptions):
         description="Most scratch memory; default: the library's own limit.",
     )
 
+    repair: bool = Field(
+        default=False,
+        description="Where 16 bits break the network, compute the fewest parts in bfloat16 or "
+        "float32 with which all values and the accuracy hold; chosen on calibration images. For "
+        "fp16, bf16, int8 and fp8.",
+    )
+
     @field_validator("compute_capabilities")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:

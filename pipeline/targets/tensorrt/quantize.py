@@ -25,9 +25,12 @@ from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
+    import onnx
+
     from calibration.ranges import Method, Scheme
     from calibration.table import Table
     from pipeline.graphs.qdq import Layer
+    from pipeline.graphs.repair import Repaired
 
 OPSET = 19
 """First opset in which quantization takes float16."""
@@ -41,7 +44,7 @@ DECISION_IMAGES = 128
 calibration set of small images, and 128 of 224 pixels, which take seconds for each judgement."""
 
 
-class _Quantized(Form):
+class Quantized(Form):
     """What both 8-bit forms share.
 
     Attributes:
@@ -70,8 +73,14 @@ class _Quantized(Form):
         from pipeline.graphs import float16, qdq
 
         source = float16.raise_opset(float16.read_graph(job.source), OPSET)
+        repaired = self.repaired(source, job)
         found = qdq.layers_of(source)
-        layers = [layer for layer in found if self.takes(layer)]
+        layers = [
+            layer
+            for layer in found
+            if self.takes(layer)
+            and not (repaired and repaired.raises(source.graph.node[layer.node]))
+        ]
         if not layers:
             raise BuildError(
                 f"{job.source} has no convolution or linear layer that TensorRT runs in "
@@ -81,7 +90,8 @@ class _Quantized(Form):
         method = method_named(str(job.options.get("method", "mse")))
         schemes = _schemes(self.stored)
         table = _ranges(job, qdq.activations(layers), images, method, schemes[0])
-        quantizer = qdq.Quantizer(source, layers, table.ranges, *schemes)
+        convert = repaired.conversion if repaired else None
+        quantizer = qdq.Quantizer(source, layers, table.ranges, *schemes, convert)
         search = _search(quantizer, job, images)
         model, facts = quantizer.build(frozenset(search["excluded"]))
         float16.write_graph(model, destination)
@@ -93,17 +103,26 @@ class _Quantized(Form):
             "warnings": list(table.warnings),
             "ranges": [row.to_dict() for row in rows(table)],
             "sensitivity": search,
+            **(self.told(repaired) if repaired else {}),
         }
 
+    def repaired(self, source: onnx.ModelProto, job: FormJob) -> Repaired | None:
+        """How the network was repaired in float16 before it is quantized; None if it was not."""
+        return None
 
-class Int8Trt(_Quantized):
+    def told(self, repaired: Repaired) -> dict[str, Any]:
+        """Facts about that."""
+        return {}
+
+
+class Int8Trt(Quantized):
     """int8 weights and activations where a layer has weights, float16 elsewhere."""
 
     name = "int8-trt"
     stored = "int8"
 
 
-class Fp8Trt(_Quantized):
+class Fp8Trt(Quantized):
     """float8 (e4m3) weights and activations in dense layers, float16 elsewhere.
 
     TensorRT's release notes say that it has no optimized float8 kernels for grouped and depthwise

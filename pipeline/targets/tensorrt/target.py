@@ -36,6 +36,11 @@ from pipeline.targets.tensorrt.limits import ComputeCapability
 from pipeline.targets.tensorrt.options import TrtOptions
 from pipeline.targets.tensorrt.process import FAULT_OF_MYELIN, INTERNAL_FAULT, build_apart
 from pipeline.targets.tensorrt.quantize import Fp8Trt, Int8Trt
+from pipeline.targets.tensorrt.repaired import (
+    RepairedFp8Trt,
+    RepairedInt8Trt,
+    RepairedInt8TrtOnly,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +59,13 @@ class TrtTarget(Target):
     options: ClassVar[type[TargetOptions]] = TrtOptions
     published_on: ClassVar[str] = published.RTX
     resource: ClassVar[str] = "rtx"
-    forms: ClassVar[tuple[Form, ...]] = (Int8Trt(), Fp8Trt())
+    forms: ClassVar[tuple[Form, ...]] = (
+        Int8Trt(),
+        Fp8Trt(),
+        RepairedInt8Trt(),
+        RepairedInt8TrtOnly(),
+        RepairedFp8Trt(),
+    )
 
     @property
     def timed(self) -> bool:
@@ -92,6 +103,13 @@ class TrtTarget(Target):
         names = (api.RTX, api.FULL) if isinstance(find_gpu(), Gpu) else (api.RTX,)
         found = ((name, api.installed(name)) for name in names)
         return {name: version for name, version in found if version}
+
+    def form(self, precision: str, options: TargetOptions | None) -> str:
+        """The repaired form, if that is asked for; see `Target`."""
+        name = self.precisions[precision]
+        if options is None or name == "float32" or not _options(options).repair:
+            return name
+        return f"{name}-repaired" + ("" if _has_bfloat16(_options(options)) else "-float32")
 
     def check(self, precision: str, options: TargetOptions) -> None:
         """Refuse impossible combinations before anything is built; see `Target`."""
@@ -297,6 +315,15 @@ def _options(options: TargetOptions) -> TrtOptions:
     if not isinstance(options, TrtOptions):
         raise ConfigError(f"trt: these are options of another target: {options!r}")
     return options
+
+
+def _has_bfloat16(options: TrtOptions) -> bool:
+    """Whether all GPUs that an engine is for have bfloat16."""
+    gpu = find_gpu()
+    capabilities: Sequence[str] = options.compute_capabilities
+    if isinstance(gpu, Gpu) and _choose(options.library) == api.FULL:
+        capabilities = (gpu.capability,)
+    return not any(limits.why_not("bf16", each) for each in capabilities)
 
 
 def _choose(choice: api.Choice) -> str:

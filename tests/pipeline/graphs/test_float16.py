@@ -151,6 +151,7 @@ def test_kept_nodes_share_one_cast(small_graph: Small) -> None:
     )
     types = types_of(model)
     assert facts.float32_nodes == ["clamp", "elu"]
+    assert facts.casts == 6  # image, x0, x1, x2, x3 and the logits: each once
     assert types["x1"] == types["x3"] == TensorProto.FLOAT
     assert types["x2"] == TensorProto.FLOAT16
 
@@ -204,3 +205,34 @@ def test_conversion_is_deterministic(convert: Convert, small_graph: Small, tmp_p
     first = (tmp_path / "result.onnx").read_bytes()
     convert(small_graph(), "float16")
     assert (tmp_path / "result.onnx").read_bytes() == first
+
+
+def test_three_types_in_one_graph_have_one_cast_between_two() -> None:
+    nodes = [
+        helper.make_node("Elu", ["image"], ["a"], "half"),
+        helper.make_node("Mul", ["a", "k"], ["b"], "brain"),
+        helper.make_node("Add", ["a", "k"], ["c"], "brain2"),
+        helper.make_node("Sub", ["b", "c"], ["d"], "full"),
+        helper.make_node("Mul", ["d", "k"], ["logits"], "half2"),
+    ]
+    model = model_of(nodes, {"k": np.float32(0.1)})
+    chosen = {"brain": float16.BFLOAT16, "brain2": float16.BFLOAT16, "full": None}
+    mixed, facts = float16.to_types(
+        model,
+        lambda node: chosen.get(node.name, float16.FLOAT16),
+        (float16.FLOAT16, float16.BFLOAT16),
+    )
+    types = types_of(mixed)
+    assert (types["a"], types["b"], types["c"]) == (
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.BFLOAT16,
+    )
+    assert types["d"] == types["logits"] == TensorProto.FLOAT
+    assert types["k_bfloat16"] == TensorProto.BFLOAT16
+    assert types["k_float16"] == TensorProto.FLOAT16
+    assert facts.casts == 6  # image, a, b, c, d and the logits
+    assert facts.float32_nodes == ["full"]
+    images = np.random.default_rng(0).standard_normal((2, 2, 4, 4)).astype(np.float32)
+    exact, rounded = OnnxExecutor(model).run(images), OnnxExecutor(mixed).run(images)
+    assert np.abs(rounded - exact).max() < 2e-2 * np.abs(exact).max()

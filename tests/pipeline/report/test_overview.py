@@ -10,6 +10,7 @@ from pipeline.report import overview, view
 from pipeline.report.facts import Pairs
 from pipeline.report.model import Choice, GateReport, Run, StepEnd
 from pipeline.steps.facts.accuracy import ByClass, EmulationError, ModuleRange, NarrowSums
+from pipeline.steps.facts.graphs import RaisedPart, RepairFacts
 from pipeline.steps.step import State as StepState
 from tests.pipeline.report.changed import (
     artifact_of,
@@ -258,3 +259,43 @@ def test_the_class_that_suffers_most_is_told_once(run: Run) -> None:
     reference = replace(run.reference, facts=replace(facts, numbers=numbers))
     (line,) = overview.worst_class(replace(run, reference=reference))
     assert line.endswith("with ort/int8; with PyTorch 75.00 %")
+
+
+REPAIR = RepairFacts(
+    base="float16",
+    broke="no finite answer, least headroom 0.8 at blocks.1: MatMul m",
+    raised=tuple(RaisedPart(f"blocks.{i}", "bfloat16", 0.001, "m holds 8e+04") for i in range(9)),
+    parts=40,
+    share=0.009,
+    error=1.3e-3,
+    headroom=6.33,
+    beyond="",
+    images=64,
+    evaluations=2,
+)
+
+
+def test_a_repair_is_told_and_one_that_raised_nothing_is_not(run: Run) -> None:
+    named = ", ".join(f"blocks.{i}" for i in range(8))
+    told = (
+        "trt/fp16 was repaired: 9 of 40 parts raised above float16 (9 in bfloat16; 0.90% of the "
+        f"products): {named} and 1 more; before: no finite answer, least headroom 0.8 at blocks.1: "
+        "MatMul m; now: error 0.0013, least headroom 6.33 on 64 calibration images"
+    )
+    assert told in alerts(with_artifact(run, "trt/fp16", repair=REPAIR))
+    sound = replace(REPAIR, raised=(), broke="", share=0.0)
+    assert alerts(with_artifact(run, "trt/fp16", repair=sound)) == alerts(run)
+
+
+@pytest.mark.parametrize(("headroom", "holds"), [(4.1, True), (3.9, False)])
+def test_a_repair_that_fails_on_the_validation_images_is_told(
+    run: Run, headroom: float, holds: bool
+) -> None:
+    seen = Numerics(more={"headroom": headroom})
+    found = alerts(with_artifact(run, "trt/fp16", repair=REPAIR, numerics=seen))
+    told = (
+        "trt/fp16: the repair does not hold on the validation images: least headroom 3.9, where 4"
+    )
+    assert any(line.startswith(told) for line in found) is not holds
+
+

@@ -510,3 +510,17 @@ def test_zero_points_count_unless_they_are_zero(zero: int) -> None:
     result = OnnxExecutor(model).run(x)
     assert np.array_equal(result, expected)
     assert not np.signbit(result[0, 2])
+
+
+def test_results_that_need_no_rounding_are_recorded_if_that_is_asked_for(
+    make_model: MakeModel,
+) -> None:
+    body = "a = Abs(x) b = Transpose(a) s = Shape(b) y = Min(b, limit)"
+    model = make_model(body, X.shape, {"limit": np.array(1.5, np.float32)})
+    seen = {}
+    for moved in (False, True):
+        executor = OnnxExecutor(model, record=True, moved=moved)
+        executor.run(np.full_like(X, -7.0))
+        seen[moved] = {entry.tensor: entry.largest for entry in executor.overflow_report()}
+    assert seen[True] == {**seen[False], "a": 7.0, "b": 7.0, "y": 1.5}
+    assert "b" not in seen[False]

@@ -1,0 +1,144 @@
+"""The forms of the graph in 16 bits with those parts raised that 16 bits would break.
+
+See `pipeline.graphs.repair` for how parts are chosen. Where nothing has to be raised, the graph is
+byte for byte that of the plain form.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from calibration.budget import Budget
+from calibration.kept import Kept
+from pipeline.core.errors import GateFailedError
+from pipeline.steps.facts.graphs import RaisedPart, RepairFacts
+from pipeline.steps.keys import versions
+from pipeline.targets.forms import Form, FormJob
+
+if TYPE_CHECKING:
+    import onnx
+
+    from pipeline.graphs.float16 import HalfType
+    from pipeline.graphs.repair import Repaired
+
+DECISION_VALUES = 64 * 3 * 224 * 224
+MOST_IMAGES = 512
+"""Graphs are judged on so many input values: those of 64 images of 224 pixels, and at most on so
+many images."""
+
+FLOAT16_ERROR = Budget().max_error
+"""Largest error of the logits in float16 where none is stated: the usual one is 0.001. In bfloat16
+and 8 bits, sound networks may have as much, and accuracy alone decides."""
+
+
+class _Repaired(Form):
+    """What the forms in 16 bits share.
+
+    Attributes:
+        narrow: Name of the type of all that is not raised.
+        bfloat16: Parts may be raised to bfloat16, which costs less than float32.
+        max_error: Largest error of the logits where none is stated.
+    """
+
+    calibrated = True
+    narrow: ClassVar[str] = "float16"
+    bfloat16: ClassVar[bool] = True
+    max_error: ClassVar[float | None] = FLOAT16_ERROR
+
+    def versions(self) -> dict[str, str]:
+        """What decides the result: see `Form`."""
+        return versions("onnx", "torch")
+
+    def convert(self, job: FormJob, destination: Path) -> dict[str, Any]:
+        """Write the repaired graph; see `Form`.
+
+        Options: the limits of `Budget`, by name.
+
+        Raises:
+            GateFailedError: No choice of parts holds the budget.
+            InputError: The graph is none that can be repaired, see `repair`.
+        """
+        from pipeline.graphs import float16
+
+        budget = Budget.of(job.options, self.max_error)
+        half = float16.FLOAT16 if self.narrow == "float16" else float16.BFLOAT16
+        graph = float16.read_graph(job.source)
+        found = repaired(graph, job, half, budget, bfloat16=self.bfloat16)
+        float16.write_graph(found.model, destination)
+        return {**found.facts.to_dict(), "repair": repair_facts(found).to_dict()}
+
+
+class RepairedFloat16(_Repaired):
+    """float16, and bfloat16 or float32 where float16 breaks the network."""
+
+    name = "float16-repaired"
+
+
+class RepairedFloat16Only(_Repaired):
+    """float16, and float32 where float16 breaks the network: for GPUs without bfloat16."""
+
+    name = "float16-repaired-float32"
+    bfloat16 = False
+
+
+class RepairedBFloat16(_Repaired):
+    """bfloat16, and float32 where bfloat16 loses too much."""
+
+    name = "bfloat16-repaired"
+    narrow = "bfloat16"
+    max_error = None
+
+
+REPAIRED: tuple[Form, ...] = (RepairedFloat16(), RepairedFloat16Only(), RepairedBFloat16())
+"""Repaired forms that any target may build from."""
+
+
+def repaired(
+    graph: onnx.ModelProto, job: FormJob, half: HalfType, budget: Budget, *, bfloat16: bool = True
+) -> Repaired:
+    """Repair the float32 graph of a job, on its calibration images.
+
+    Args:
+        graph: The float32 graph.
+        job: What is to be made.
+        half: The type of all that is not raised.
+        budget: What has to hold.
+        bfloat16: Parts may be raised to bfloat16.
+
+    Raises:
+        GateFailedError: No choice of parts holds the budget.
+        InputError: The graph is none that can be repaired, see `repair`.
+    """
+    from pipeline.graphs.float16 import BFLOAT16
+    from pipeline.graphs.repair import Request, repair
+
+    images = job.calibration()
+    values = math.prod(images.images.shape[1:])
+    most = min(MOST_IMAGES, max(1, DECISION_VALUES // max(1, values)))
+    wide = (BFLOAT16, None) if bfloat16 else (None,)
+    request = Request(base=half, raise_to=wide, budget=budget, images=most)
+    try:
+        return repair(graph, images, request, kept=Kept(job.evaluations), log=job.log)
+    except GateFailedError as error:
+        raise GateFailedError(
+            f"cannot repair {job.network.name} in {half.name}: {error}"
+        ) from error
+
+
+def repair_facts(found: Repaired) -> RepairFacts:
+    """What a repair did, for the artifact and for people."""
+    headroom = found.after.headroom
+    return RepairFacts(
+        base=found.conversion.base.name,
+        broke=found.broke,
+        raised=tuple(RaisedPart(r.part, r.type, r.share, r.why) for r in found.raised),
+        parts=found.parts,
+        share=found.share,
+        error=found.after.outcome.logit_error,
+        headroom=headroom if math.isfinite(headroom) else None,
+        beyond=found.beyond,
+        images=found.images,
+        evaluations=found.evaluations,
+    )

@@ -1,0 +1,299 @@
+"""`repair`, as a user gives it: what it writes, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import ModelProto, helper, numpy_helper
+from PIL import Image
+
+from pipeline.cli import main
+from pipeline.emulate.onnx.executor import OnnxExecutor
+from pipeline.graphs import float16
+
+Make = Callable[..., ModelProto]
+
+
+def network(make_model: Make, gain: float = 4096.0, classes: int = 4) -> ModelProto:
+    """A convolution, two products that take values up and down again, and a head."""
+    rng = np.random.default_rng(5)
+    constants = {
+        "w": (rng.standard_normal((3, 3, 1, 1)) / 2).astype(np.float32),
+        "up": np.float32(gain),
+        "down": np.float32(1 / gain),
+        "wh": rng.standard_normal((3, classes)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["x"], "/stem/Conv"),
+        helper.make_node("Mul", ["x", "up"], ["x1"], "/loud/Mul"),
+        helper.make_node("Mul", ["x1", "up"], ["x2"], "/loud/Mul2"),
+        helper.make_node("Mul", ["x2", "down"], ["x3"], "/loud/Mul3"),
+        helper.make_node("Mul", ["x3", "down"], ["x4"], "/loud/Mul4"),
+        helper.make_node("GlobalAveragePool", ["x4"], ["x5"], "/head/Pool"),
+        helper.make_node("Flatten", ["x5"], ["x6"], "/head/Flatten"),
+        helper.make_node("MatMul", ["x6", "wh"], ["logits"], "/head/fc/MatMul"),
+    ]
+    return make_model(nodes, constants, ["batch", 3, 8, 8], ["batch", classes])
+
+
+@pytest.fixture
+def folder(make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a graph that float16 breaks."""
+    onnx.save(network(make_model), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    stated = ["repair", "model.onnx", "--output", "made.onnx", *arguments]
+    return CliRunner().invoke(main, stated)
+
+
+def refused(result: Result, code: int, told: str) -> None:
+    """One line on the error stream, and nothing written."""
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert told in result.stderr
+    assert not Path("made.onnx").exists()
+
+
+def test_noise_is_enough_to_mend_a_graph(folder: Path) -> None:
+    result = call("--noise", "4")
+    assert result.exit_code == 0, result.stderr
+    *_, last = result.stdout.splitlines()
+    told = json.loads(last)
+    assert [part["part"] for part in told["repair"]["raised"]] == ["loud"]
+    assert told["verified"]["images"] == told["repair"]["images"] == 4
+    assert told["verified"]["headroom"] > 4
+    for words in (
+        "model.onnx in fp16; images: seeded noise",
+        "the network itself leaves the range of float16",
+        "before: no finite answer, least headroom 0.00",
+        "1 of 4 parts raised above float16 (1 in float32; 0.00% of the products)",
+        "verified on 4 other images: error ",
+        "wrote made.onnx",
+    ):
+        assert words in result.stdout
+    images = np.random.default_rng(9).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    exact = OnnxExecutor(folder / "model.onnx").run(images)
+    mended = OnnxExecutor(folder / "made.onnx").run(images)
+    assert np.linalg.norm(mended - exact) < 5e-3 * np.linalg.norm(exact)
+
+
+def test_json_alone_and_float32_alone(folder: Path) -> None:
+    result = call("--noise", "2", "--no-bfloat16", "--json")
+    told = json.loads(result.stdout)
+    assert [part["type"] for part in told["repair"]["raised"]] == ["float32"]
+    assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_other_precisions(folder: Path, make_model: Make, precision: str) -> None:
+    # fp8 takes layers of 16 channels and more alone.
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((16, 3, 1, 1)).astype(np.float32),
+        "v": (rng.standard_normal((16, 16, 1, 1)) / 4).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["x"], "/stem/Conv"),
+        helper.make_node("Conv", ["x", "v"], ["y"], "/body/Conv"),
+        helper.make_node("GlobalAveragePool", ["y"], ["z"], "/head/Pool"),
+        helper.make_node("Flatten", ["z"], ["logits"], "/head/Flatten"),
+    ]
+    onnx.save(make_model(nodes, weights, ["batch", 3, 8, 8], ["batch", 16]), folder / "model.onnx")
+    result = call("--noise", "8", "--precision", precision, "--max-top1-drop", "0.5")
+    assert result.exit_code == 0, result.stderr
+    above = "bfloat16" if precision == "bf16" else "float16"
+    assert f"nothing had to be raised above {above}" in result.stdout
+    kinds = {node.op_type for node in onnx.load(folder / "made.onnx").graph.node}
+    assert ("QuantizeLinear" in kinds) == (precision in ("int8", "fp8"))
+
+
+def test_a_folder_of_images_is_prepared_as_the_graph_states(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    (folder / "photos" / "cats").mkdir(parents=True)
+    for i in range(6):
+        pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / "cats" / f"{i}.png")
+    result = call("--images", "photos", "--limit", "5")
+    assert result.exit_code == 0, result.stderr
+    assert "with ImageNet's mean and spread, since the graph states nothing" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["verified"]["images"] == 2
+    model = onnx.load(folder / "model.onnx")
+    spec = {
+        "size": 8,
+        "crop": 1.0,
+        "interpolation": "bilinear",
+        "mean": [0.5] * 3,
+        "std": [1.0] * 3,
+    }
+    helper.set_model_props(model, {"preprocess": json.dumps({**spec, "channels": "rgb"})})
+    onnx.save(model, folder / "model.onnx")
+    (folder / "made.onnx").unlink()
+    result = call("--images", "photos")
+    assert "images: as the graph states" in result.stdout
+    # The graph takes others than it says.
+    spec["size"] = 16
+    helper.set_model_props(model, {"preprocess": json.dumps({**spec, "channels": "rgb"})})
+    onnx.save(model, folder / "model.onnx")
+    (folder / "made.onnx").unlink()
+    refused(
+        call("--images", "photos"), 2, "states images of 16 pixels and 3 channels, and takes 3 x 8"
+    )
+
+
+def test_an_array_of_images(folder: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    np.save("images.npy", images)
+    result = call("--images", "images.npy")
+    assert result.exit_code == 0, result.stderr
+    assert "images: as in the array" in result.stdout
+    # A single image chooses and verifies.
+    np.save("images.npy", images[:1])
+    Path("made.onnx").unlink()
+    assert call("--images", "images.npy").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((2, 3, 9, 9), np.float32), "holds float32 (2, 3, 9, 9), and the graph takes"),
+        (np.zeros((2, 3, 8, 8)), "holds float64 (2, 3, 8, 8), and the graph takes float32"),
+        (np.zeros((0, 3, 8, 8), np.float32), "holds float32 (0, 3, 8, 8)"),
+        (np.full((2, 3, 8, 8), np.nan, np.float32), "holds values that are not finite"),
+    ],
+)
+def test_images_of_another_size_are_refused(folder: Path, array: np.ndarray, told: str) -> None:
+    np.save("images.npy", array)
+    refused(call("--images", "images.npy"), 2, told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "give images with --images, or their number with --noise: one of the two"),
+        (("--noise", "2", "--images", "x"), "one of the two"),
+        (("--images", "nowhere"), "nowhere is no folder with images, and no .npy file"),
+        (("--images", "broken.npy"), "broken.npy is no array that can be read"),
+        (("--noise", "2", "--size", "9"), "--size 9: the graph takes images of 8 x 8 pixels"),
+        (("--noise", "2", "--headroom", "0"), "headroom lies between 1 and"),
+        (("--noise", "2", "--max-share", "2"), "max_share lies between 0 and 1, not at 2"),
+        (("--noise", "2", "--precision", "int8", "--max-error", "1"), "judged by accuracy: use"),
+        (("--noise", "2", "--precision", "fp8", "--no-bfloat16"), "is for fp16 and int8, not"),
+        (("--noise", "2", "--precision", "fp4"), "'fp4' is not one of"),
+        (("--noise", "2", "--reference", "gone.onnx"), "cannot read the graph gone.onnx"),
+    ],
+)
+def test_options_that_make_no_sense(folder: Path, arguments: tuple[str, ...], told: str) -> None:
+    Path("broken.npy").write_bytes(b"no array")
+    refused(call(*arguments), 2, told)
+
+
+def test_what_is_there_stays(folder: Path) -> None:
+    Path("made.onnx").write_text("precious")
+    result = call("--noise", "2")
+    assert result.exit_code == 2
+    assert "--output: made.onnx is there already: name a new file" in result.stderr
+    assert Path("made.onnx").read_text() == "precious"
+    result = CliRunner().invoke(
+        main, ["repair", "model.onnx", "--output", "no/made.onnx", "--noise", "2"]
+    )
+    assert "there is no folder no: make it first" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("text", "cannot read the graph model.onnx"),
+        ("gone", "cannot read the graph model.onnx"),
+        ("nan", "model.onnx: the weight 'w' holds 3 values that are not a number"),
+        ("quantized", "model.onnx: the graph is quantized already"),
+        ("half", "model.onnx: the graph is not float32"),
+        ("flat", "has 2 axes: repair takes images"),
+        ("open", "leaves the size of its images open: state it with --size"),
+        ("two", "the graph has 2 inputs and 1 outputs"),
+        ("infinite", "gives no finite answer in float32, first at stem: Initializer w"),
+    ],
+)
+def test_graphs_that_are_none_to_repair(
+    folder: Path, make_model: Make, change: str, told: str
+) -> None:
+    model = network(make_model)
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    if change == "quantized":
+        model.graph.node[0].op_type = "QuantizeLinear"
+    elif change == "half":
+        model, _ = float16.to_half(model, float16.FLOAT16)
+    elif change == "flat":
+        del sides[2:]
+    elif change == "open":
+        sides[2].dim_param, sides[3].dim_param = "height", "width"
+    elif change == "two":
+        model.graph.input.append(model.graph.input[0])
+        model.graph.input[1].name = "other"
+    elif change in ("nan", "infinite"):
+        weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+        weight[0] = np.nan if change == "nan" else np.inf
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    Path("model.onnx").write_bytes(model.SerializeToString())
+    if change == "text":
+        Path("model.onnx").write_text("no graph")
+    if change == "gone":
+        Path("model.onnx").unlink()
+    refused(call("--noise", "2"), 2, told)
+
+
+def test_a_size_that_the_graph_leaves_open_can_be_stated(folder: Path, make_model: Make) -> None:
+    model = network(make_model)
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    sides[2].dim_param, sides[3].dim_param = "height", "width"
+    onnx.save(model, folder / "model.onnx")
+    assert call("--noise", "2", "--size", "12").exit_code == 0
+
+
+def test_a_reference_of_another_network_is_refused(folder: Path, make_model: Make) -> None:
+    onnx.save(network(make_model, gain=2048.0), "same.onnx")
+    assert call("--noise", "2", "--reference", "same.onnx").exit_code == 0
+    Path("made.onnx").unlink()
+    other = network(make_model)
+    weight = numpy_helper.to_array(other.graph.initializer[0])[::-1]
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight.copy(), "w"))
+    onnx.save(other, "other.onnx")
+    refused(
+        call("--noise", "2", "--reference", "other.onnx"),
+        2,
+        "--reference: other.onnx is another network: in float32 its logits differ by",
+    )
+    onnx.save(network(make_model, classes=7), "other.onnx")
+    refused(
+        call("--noise", "2", "--reference", "other.onnx"),
+        2,
+        "it has 7 classes, and the graph has 4",
+    )
+
+
+def test_where_nothing_holds_it_says_how_near_it_came(folder: Path) -> None:
+    result = call("--noise", "4", "--max-error", "1e-9")
+    refused(result, 1, "cannot repair model.onnx in float16: the network itself leaves the range")
+    assert "no choice of parts holds the budget (headroom 4, error 1e-09" in result.stderr
+    assert "of the products, error " in result.stderr
+
+
+def test_a_repair_that_does_not_hold_on_other_images_is_not_written(
+    folder: Path, make_model: Make
+) -> None:
+    onnx.save(network(make_model, gain=64.0), folder / "model.onnx")
+    images = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
+    images[1::2] *= 100
+    np.save("images.npy", images)
+    result = call("--images", "images.npy")
+    refused(result, 1, "the repair holds on the 4 images that chose it, but not on 4 others: ")
+    assert "least headroom 0." in result.stderr
