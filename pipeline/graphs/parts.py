@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from pipeline.emulate.onnx.executor import GraphExecutor
-from pipeline.emulate.onnx.graph import to_elem_type
+from pipeline.emulate.onnx.graph import Node, to_elem_type
 from pipeline.emulate.onnx.layers import Comparison
 
 Array = npt.NDArray[Any]
@@ -54,9 +54,9 @@ class Part:
 
     def arrays(self) -> bytes:
         """An .npz file of the inputs, and of what is expected as `expected/NAME`."""
-        named = {f"expected/{name}": value for name, value in self.expected.items()}
+        named: dict[str, Any] = {f"expected/{n}": value for n, value in self.expected.items()}
         stream = io.BytesIO()
-        np.savez(stream, **self.feeds, **named)
+        np.savez(stream, **{**self.feeds, **named})
         return stream.getvalue()
 
 
@@ -86,6 +86,7 @@ class Recording:
         constants = executor.constants()
         self._values: dict[str, Array] = {**constants, **feeds}
         self.expected: dict[str, Array] = {}
+        steps: Iterator[tuple[Node, Mapping[str, Array]]]
         if comparison is None:
             steps = executor.trace(feeds)
         else:
@@ -225,9 +226,11 @@ def _candidates(recorded: Recording, part: Part) -> Iterator[onnx.ModelProto]:
     for place, node in reversed(list(enumerate(model.graph.node))):
         for position in range(len(node.input) if node.op_type in _VARIADIC else 0):
             yield _with_less(model, place, position)
-    for value in (*model.graph.input, *model.graph.initializer):
-        for name in recorded.like(value.name):
-            yield _rewired(model, value.name, name)
+    read = [value.name for value in model.graph.input]
+    read += [tensor.name for tensor in model.graph.initializer]
+    for old in read:
+        for name in recorded.like(old):
+            yield _rewired(model, old, name)
     for value in model.graph.input:
         yield _fixed(part, {value.name})
 

@@ -112,7 +112,7 @@ class StoredWeights:
             axis: Axis of its output channels.
             safe: No activations shall make its products saturate, see `calibration.pairs`.
         """
-        content = hashlib.sha256(np.ascontiguousarray(weight)).digest()
+        content = hashlib.sha256(weight.tobytes()).digest()
         key = (content, weight.shape, axis, safe)
         if key not in self._known:
             found = weight_quantization(weight, axis, WEIGHTS_INT8)

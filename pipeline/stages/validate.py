@@ -173,7 +173,7 @@ class ValidateStep(TargetStep):
         """The error of the emulation on some of the images that were measured; None without one."""
         chosen = _some(len(logits))
         try:
-            runner = self.runtime.emulate(self.built.artifact(), self._graph())
+            runner = self.runtime.emulate(self.built.artifact(), self.built.graphs()[0])
             if runner is None:
                 return None
             self.context.progress(0, None, f"{self.runtime.title}: the emulation beside it")

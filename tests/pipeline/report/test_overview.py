@@ -297,5 +297,3 @@ def test_a_repair_that_fails_on_the_validation_images_is_told(
         "trt/fp16: the repair does not hold on the validation images: least headroom 3.9, where 4"
     )
     assert any(line.startswith(told) for line in found) is not holds
-
-

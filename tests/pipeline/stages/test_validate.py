@@ -143,9 +143,7 @@ class Steps:
             code=SimpleNamespace(hashes=lambda modules, **more: {}),
             stated=SimpleNamespace(announce=lambda name, seal: None),
             progress=lambda *told: self.told.append(told),
-            config=SimpleNamespace(
-                validation=SimpleNamespace(batch=2, shard=1000, metrics=None)
-            ),
+            config=SimpleNamespace(validation=SimpleNamespace(batch=2, shard=1000, metrics=None)),
             source=SimpleNamespace(
                 module=Flat(),
                 checkpoint_hash="c0ffee",

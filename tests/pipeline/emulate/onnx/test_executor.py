@@ -242,7 +242,7 @@ def test_the_type_of_quantization_comes_from_the_attribute(make_model: MakeModel
 def test_positions_become_integers_the_same_with_and_without_records(
     make_model: MakeModel, record: bool, values: list[float], zero: int, expected: list[int]
 ) -> None:
-    constants = {"s": np.float32([1]).reshape(()), "z": np.int8([zero]).reshape(())}
+    constants = {"s": np.array(1, np.float32), "z": np.array(zero, np.int8)}
     body = "q = QuantizeLinear(x, s, z) y = Cast<to=1>(q)"
     model = make_model(body, (len(values),), constants)
     executor = OnnxExecutor(model, record=record)
