@@ -22,7 +22,6 @@ from pipeline.report.overview import verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.execute import execute
-from pipeline.scheduler.fleet import connected, require_sound_fleet
 from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
 from pipeline.scheduler.side_by_side import Running, local
@@ -49,6 +48,8 @@ def run(
     """
     config = written.config
     if config.fleet is not None:
+        from pipeline.scheduler.fleet import require_sound_fleet
+
         require_sound_fleet(config)
     refuse_foreign(config, selection)
     first = _looking(config)
@@ -111,6 +112,8 @@ def elsewhere(
         with local(config, jobs) as running:
             yield running
         return
+    from pipeline.scheduler.fleet import connected
+
     with connected(config, source, warn) as fleet:
         yield fleet
 

@@ -25,6 +25,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, write_atomically
 from pipeline.core.network import Logits
 from pipeline.core.plain import read_json
+from pipeline.core.replacing import sweep
 from pipeline.core.runner import Runner
 
 STATE = "shards.json"
@@ -129,6 +130,7 @@ def remove(folder: Path) -> None:
     if not _is_ours(folder):
         return
     with contextlib.suppress(OSError):
+        sweep(folder)  # a kill may have left what was being written
         for path in folder.iterdir():
             if path.name == STATE or (path.suffix == ".npy" and path.stem.isdecimal()):
                 path.unlink()

@@ -69,6 +69,10 @@ def test_a_killed_validation_goes_on(steps: Steps, tmp_path: Path) -> None:
     whole = built(steps.validate(ToyTarget(Noting(), None)), tmp_path / "whole")
     place = interrupted(steps, tmp_path / "killed")
     assert sorted(path.name for path in place.iterdir()) == ["0.npy", "1.npy", STATE]
+    left = place / ".making-shards.json-0a1b2c3d"
+    left.mkdir()
+    (left / "made-by-care-deploy").write_text("shards.json")
+    (left / "new").write_text("half")
     runner = Noting()
     found = built(steps.validate(ToyTarget(runner, None)), tmp_path / "again")
     assert (runner.went_on_at, runner.seen) == (4, [1])
