@@ -212,8 +212,9 @@ def _network(path: Path, model: onnx.ModelProto, executor: Any) -> Network:
     if len(shape) != 4:
         raise ArtifactError(f"{path} takes no images (batch, channels, height, width)")
     labels = executor.outputs[0].shape[-1] or 0
-    sides = tuple(side or 0 for side in shape[1:])
-    return Network(path.stem, tuple(f"class {i}" for i in range(labels)), sides, {})
+    channels, height, width = (side or 0 for side in shape[1:])
+    names = tuple(f"class {i}" for i in range(labels))
+    return Network(path.stem, names, (channels, height, width), {})
 
 
 def _calibration(executor: Any, images: Images) -> Any:
