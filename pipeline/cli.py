@@ -531,7 +531,7 @@ def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: 
 
 
 @main.command()
-@click.option("--target", type=TARGET, help="Default: the first that can tell.")
+@click.option("--target", type=TARGET, help="Default: the first configured one that can tell.")
 @CONFIG
 @FIRST_PRECISION
 @click.option(

@@ -66,8 +66,10 @@ def _leads_somewhere(link: str) -> bool:
     name, _, place = link.partition("#")
     if not (ROOT / name).exists():
         return False
+    if not place:
+        return True
     headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
-    return not place or place in [_anchor(heading) for heading in headings]
+    return place in [_anchor(heading) for heading in headings]
 
 
 def _anchor(heading: str) -> str:

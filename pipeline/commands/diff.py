@@ -41,7 +41,7 @@ def diff(config: Config, target: str | None, *, precision: str | None, images: i
         InputError: The artifact is not built, or the target cannot compare layer by layer.
         ArtifactError: What it was made from is damaged, or of another network.
     """
-    target = target or able("diff")[0]
+    target = target or _first_able(config)
     with one_artifact(config, target, precision, images) as (context, step, chosen):
         _verify(step)
         module = context.source.fused()
@@ -57,6 +57,11 @@ def diff(config: Config, target: str | None, *, precision: str | None, images: i
         "layers": [_finite(row) for row in rows],
     }
     return Difference(_text(rows, at_fault), plain)
+
+
+def _first_able(config: Config) -> str:
+    known = able("diff")
+    return next((name for name in known if config.target(name) is not None), known[0])
 
 
 def _verify(step: BuildStep) -> None:

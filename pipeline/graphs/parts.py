@@ -8,6 +8,7 @@ outputs = GraphExecutor(part.model).evaluate(part.feeds)
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,14 @@ class Part:
 
     def arrays(self) -> bytes:
         """An .npz file of the inputs, and of what is expected as `expected/NAME`."""
-        named: dict[str, Any] = {f"expected/{n}": value for n, value in self.expected.items()}
+        named = {f"expected/{name}": value for name, value in self.expected.items()}
         stream = io.BytesIO()
-        np.savez(stream, **{**self.feeds, **named})
+        # Not by numpy.savez, which takes names for its own keywords.
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, value in {**self.feeds, **named}.items():
+                entry = io.BytesIO()
+                np.lib.format.write_array(entry, value, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
         return stream.getvalue()
 
 
@@ -226,13 +232,12 @@ def _candidates(recorded: Recording, part: Part) -> Iterator[onnx.ModelProto]:
     for place, node in reversed(list(enumerate(model.graph.node))):
         for position in range(len(node.input) if node.op_type in _VARIADIC else 0):
             yield _with_less(model, place, position)
-    read = [value.name for value in model.graph.input]
-    read += [tensor.name for tensor in model.graph.initializer]
-    for old in read:
-        for name in recorded.like(old):
-            yield _rewired(model, old, name)
-    for value in model.graph.input:
-        yield _fixed(part, {value.name})
+    ports = [value.name for value in model.graph.input]
+    for read in (*ports, *(tensor.name for tensor in model.graph.initializer)):
+        for name in recorded.like(read):
+            yield _rewired(model, read, name)
+    for port in ports:
+        yield _fixed(part, {port})
 
 
 def _with_an_input(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:

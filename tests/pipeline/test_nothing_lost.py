@@ -251,7 +251,6 @@ PLACES = {
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/commands/reduce.py:reduce": "refuses a file that is there",
     "pipeline/commands/reduce.py:_Search._refusal": "in a temporary folder",
-    "pipeline/graphs/parts.py:Part.arrays": "into memory",
     "pipeline/commands/repair.py:repair": "refuses a file that is there; in a temporary folder",
     "pipeline/commands/sweep.py:run_all": "refuses what is no table of a sweep",
     "pipeline/exports/golden.py:write_data": "into an export that is being made",

@@ -160,7 +160,7 @@ def test_where_the_builder_is_missing_layers_are_looked_at(
     assert "not built: tensorrt_rtx is not installed" in result.stderr
 
 
-def test_eight_bits_of_another_target(overflows: Path, tmp_path: Path) -> None:
+def test_a_target_that_builds_no_parts(overflows: Path, tmp_path: Path) -> None:
     result = invoke(
         overflows, "--target", "ort", "--precision", "fp32", "--output", tmp_path / "small.onnx"
     )

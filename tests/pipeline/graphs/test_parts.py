@@ -103,6 +103,24 @@ def test_parts_of_sixteen_bits(kind: float16.HalfType) -> None:
     np.testing.assert_array_equal(found, run(part)["square"])
 
 
+def test_names_of_tensors_are_no_keywords() -> None:
+    feeds = {"file": np.ones(2, np.float32), "/a/b.c": np.zeros(3, np.float32)}
+    part = Part(model(), feeds, {"file": np.full(1, 3.0, np.float32)})
+    with np.load(io.BytesIO(part.arrays())) as arrays:
+        assert {name: arrays[name].tolist() for name in arrays} == {
+            "file": [1, 1],
+            "/a/b.c": [0, 0, 0],
+            "expected/file": [3],
+        }
+    assert part.arrays() == part.arrays()
+
+
+def test_a_graph_without_inputs_gets_one_in_the_place_of_a_constant() -> None:
+    part = Recording(model(), {"image": IMAGES}).part([0])
+    assert part is not None
+    assert (("MatMul",), ("weight",)) in ways(part)
+
+
 def ways(part: Part) -> set[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Operators and inputs of all simpler graphs."""
     return {
