@@ -542,12 +542,12 @@ class _Work:
             if weakest is None or self._roomy(judged):
                 break
             more = self._blame(weakest.tensor, _what(weakest)) - set(types)
-            # What is wide already has been lost before.
-            more = more or self.parts.before(weakest.tensor, types)
+            if not more:  # what is wide already was lost before
+                more = self.parts.before(weakest.tensor, types)
+                for name in more:
+                    self.why.setdefault(name, f"it rounds away what {weakest.tensor} is made from")
             if not more or self.parts.share(types) > self.budget.max_share:
                 break
-            for name in more:
-                self.why.setdefault(name, f"{weakest.tensor} {_what(weakest)}")
             types = {**types, **dict.fromkeys(more, wide)}
         return types
 

@@ -16,6 +16,9 @@ from PIL import Image
 from pipeline.cli import main
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.graphs import float16
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.graphs import FormFacts
+from pipeline.targets.tensorrt import api
 
 Make = Callable[..., ModelProto]
 
@@ -297,3 +300,66 @@ def test_a_repair_that_does_not_hold_on_other_images_is_not_written(
     result = call("--images", "images.npy")
     refused(result, 1, "the repair holds on the 4 images that chose it, but not on 4 others: ")
     assert "least headroom 0." in result.stderr
+
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Loud(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x) * self.scale) * self.scale
+        return x + y / self.scale / self.scale
+
+
+def make():
+    torch.manual_seed(0)
+    stem, head = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 10)
+    blocks = nn.Sequential(Loud(1.0), Loud(4096.0), Loud(1.0), Loud(1.0))
+    return nn.Sequential(stem, nn.ReLU(), blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+"""
+RUN = """
+name: trial
+model: {module: "my_loud:make", checkpoint: own}
+data: {validation: fashion-mnist, calibration: fashion-mnist}
+preprocess: {size: 32, crop: 1.0, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}
+calibration: {images: 16}
+targets:
+  trt: {precisions: [fp16], repair: true, compute_capabilities: ["8.9"]}
+validation: {images: 20}
+bench: {samples: 3, warmup: 1, max_seconds: 2}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(api.installed(api.RTX) is None, reason="needs TensorRT-RTX")
+def test_a_run_builds_what_it_repaired_and_reports_it(own_modules: Path) -> None:
+    (own_modules / "my_loud.py").write_text(NETS)
+    (own_modules / "pipeline.yaml").write_text(RUN)
+    result = CliRunner().invoke(main, ["run"])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "trt/fp16 was repaired: " in told
+    assert "parts raised above float16 (" in told
+    form = Artifact.read(own_modules / "engines/trial/precision/float16-repaired")
+    facts = FormFacts.from_facts(form.facts, "the form")
+    assert facts.repair is not None
+    assert {part.part.rpartition(".")[0] or part.part for part in facts.repair.raised} <= {
+        "2.1",
+        "2",
+    }
+    assert "trt/fp16 was repaired" in (own_modules / "engines/trial/report.html").read_text()
+    assert "trt/fp16 was repaired" in (own_modules / "engines/trial/report.md").read_text()
+    again = CliRunner().invoke(main, ["run", "--dry-run"])
+    assert "build trt/fp16 up to date" in " ".join(again.output.split())
+    (own_modules / "pipeline.yaml").write_text(RUN.replace("true", "false"))
+    plain = " ".join(CliRunner().invoke(main, ["run", "--dry-run"]).output.split())
+    assert "precision precision/float16 not built yet" in plain
+    assert "float16-repaired" not in plain
+    assert "build trt/fp16 made from" in plain

@@ -338,6 +338,7 @@ def test_whoever_rounded_the_divisor_away_is_raised_with_the_division(make_model
     assert found.beyond == ""
     assert set(types_of(found)) == {"small", "grow"}  # the division was lowered again
     assert found.after.outcome.logit_error < 5e-3
+    assert "it rounds away what f is made from" in {part.why for part in found.raised}
 
 
 def test_rounding_that_no_wide_type_mends_is_no_reason_for_float32(make_model: Make) -> None:
