@@ -44,9 +44,14 @@ def fail() -> None:
     raise KeyError("x")
 
 
-def hang() -> None:
+def wait() -> None:
     while True:
         time.sleep(0.01)
+
+
+def work() -> None:
+    while True:
+        pass
 
 
 @pytest.mark.parametrize(
@@ -58,13 +63,19 @@ def hang() -> None:
         (Attempt("", lambda: None), Outcome.LOADED),
         (Attempt("", lambda: None, hostile=True), Outcome.WRONG),
         (Attempt("", fail), Outcome.TRACEBACK),
-        (Attempt("", hang), Outcome.HANG),
+        (Attempt("", wait), Outcome.HANG),
+        (Attempt("", work), Outcome.HANG),
     ],
 )
 def test_what_came_of_an_attempt(attempt: Attempt, expected: Outcome) -> None:
     outcome, why = tried(attempt, limit_s=0.05 if expected is Outcome.HANG else 60)
     assert outcome is expected
     assert bool(why) == (expected not in (Outcome.LOADED, Outcome.WRONG))
+
+
+def test_a_wait_is_longer_than_the_limit_of_work() -> None:
+    """On a busy machine an attempt waits for its turn."""
+    assert tried(Attempt("", lambda: time.sleep(0.2)), limit_s=0.1)[0] is Outcome.LOADED
 
 
 def test_a_fault_decides_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
