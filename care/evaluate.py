@@ -39,7 +39,7 @@ from care.factory import create_model, stated_arguments
 from care.loaders import Validation
 from care.precision import PRECISIONS, autocast
 from pipeline.core.commandline import Command
-from pipeline.core.described import describe
+from pipeline.core.described import HoldOut, describe
 from pipeline.core.errors import CheckpointError, ConfigError, DataError
 from pipeline.core.figures import wilson
 from pipeline.core.plain import parse_json
@@ -157,7 +157,8 @@ def main(
         check_classes(dataset, trained.num_classes)
         _check_labels(dataset, trained.labels)
     whole = len(dataset)
-    dataset = _held_out(dataset, trained.path) if split != "train" else dataset
+    if split != "train":
+        dataset = _held_out(dataset, trained.hold_out)
     with distributed.world(device) as world:
         corrected = _Corrected(dataset, trained, world) if real else None
         network = trained.network.to(device=world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -248,9 +249,8 @@ class _Corrected:
         return self.right / max(self.images, 1)
 
 
-def _held_out(dataset: Dataset, path: Path) -> Dataset:
+def _held_out(dataset: Dataset, stated: HoldOut | None) -> Dataset:
     """What training held out of the dataset, if it learned from the others."""
-    stated = describe(path).hold_out
     if stated is None or dataset.identity() != stated.identity:
         return dataset
     return hold_out(dataset, stated.share, stated.seed)[1]
@@ -277,6 +277,7 @@ class Trained:
         preprocess: How its images are prepared.
         num_classes: Number of classes.
         labels: Class names, where the checkpoint knows them.
+        hold_out: Which images training held out, where the checkpoint says so.
     """
 
     name: str
@@ -285,6 +286,7 @@ class Trained:
     preprocess: Preprocess
     num_classes: int
     labels: tuple[str, ...]
+    hold_out: HoldOut | None = None
 
 
 def read_trained(
@@ -333,7 +335,8 @@ def read_trained(
     if image_size is not None:
         spec = replace(spec, size=image_size)
     count: int = classes or network.num_classes  # type: ignore[assignment]
-    return Trained(name, path, network.eval(), spec, count, tuple(stated.get("labels", ())))
+    labels = tuple(stated.get("labels", ()))
+    return Trained(name, path, network.eval(), spec, count, labels, describe(path).hold_out)
 
 
 def _check_kinds(stated: Mapping[str, Any], path: Path) -> None:
