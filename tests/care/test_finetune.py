@@ -397,3 +397,15 @@ def test_an_evaluation_counts_what_was_held_out_alone(
     assert found["top1"] == checkpoint.read_metadata(path)["validation_top1"]
     asked = judge(evaluate.main, [str(path), *data, "--split", "train"])
     assert json.loads(asked.stdout.splitlines()[-1])["images"] == 24
+
+
+def test_published_weights_of_another_structure_are_refused() -> None:
+    model = create_model(TINY, num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"conv1\.0\.weight would have another shape") as told:
+        finetune.begin(
+            *("pretrained", TINY, model, lambda count: create_model(TINY, num_classes=count)),
+            lambda: create_model(TINY, in_chans=1),
+        )
+    assert "fc." not in str(told.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
