@@ -187,6 +187,11 @@ def with_nan() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def half_with_nan() -> bytes:
+    model, _ = float16.to_half(onnx.load_from_string(with_nan()), float16.FLOAT16)
+    return bytes(model.SerializeToString())
+
+
 def with_two_inputs() -> bytes:
     model = network()
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
@@ -203,6 +208,7 @@ def with_batches_of_four() -> bytes:
     ("content", "said"),
     [
         (with_nan(), "the constant wide.weight holds NaN"),
+        (half_with_nan(), "the constant wide.weight_float16 holds NaN"),
         (with_two_inputs(), "needs a graph with one input and an output; inputs: image, mask"),
         (with_batches_of_four(), "takes batches of 4: give --batch 4"),
         (b"no graph at all", "is no ONNX model or is damaged"),

@@ -173,3 +173,27 @@ def test_a_layer_that_overflows_is_left_alone_with_its_operands() -> None:
     assert np.isfinite(found.part.expected["c"]).all()
     assert found.part.expected["c"].max() > 65504
     assert 0 < found.part.feeds["b"].max() < 65504
+
+
+def test_what_follows_a_layer_at_fault_reads_the_references_values() -> None:
+    reference = overflowing()
+    built, _ = float16.to_half(reference, float16.FLOAT16)
+    recorded = Recording(built, {"image": np.abs(IMAGES)}, Comparison(built, reference))
+    kinds = [node.name for node in built.graph.node]
+    part = recorded.part([kinds.index("tanh")])
+    assert part is not None
+    assert np.isfinite(part.feeds["d"]).all()
+
+
+def test_no_number_is_a_jump() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Sqrt", ["image"], ["root"], "root")],
+        "root",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("root", TensorProto.FLOAT, [1, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    right = np.ones((1, 4), np.float32)
+    assert jumps("root", 0.5)(Part(model, {"image": -right}, {"root": right}))
+    assert not jumps("root", 0.5)(Part(model, {"image": right}, {"root": right}))
+    assert not jumps("root", 0.5)(Part(model, {"image": -right}, {}))

@@ -261,3 +261,26 @@ def test_a_constant_that_is_no_number() -> None:
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     with pytest.raises(ArtifactError, match=r"blocks\.1\.expand\.weight holds NaN"):
         Comparison(model, model)
+
+
+def erring(*own: float, dtype: str = "float16") -> list[LayerError]:
+    return [
+        LayerError("", f"t{i}", "Conv", i, 1.0, 1.0, error, dtype) for i, error in enumerate(own)
+    ]
+
+
+def place(errors: list[LayerError]) -> int | None:
+    found = jump(errors)
+    return None if found is None else found.line
+
+
+def test_what_is_usual_comes_from_the_layers_of_the_same_type() -> None:
+    assert place(erring(1e-4, 1e-4, 5e-3, 1e-4)) == 2
+    assert place(erring(2e-3, 2e-3, 5e-3, 1e-4)) is None, "the median is 2e-3"
+    assert place(erring(2e-3, 5e-2, 9e-2)) is None
+    assert place(erring(2e-3, 9e-2)) == 1, "the lower one of two"
+    assert place(erring(0.02, 0.03, 0.09, 0.04, dtype="int8")) is None
+    assert place(erring(0.02, 0.03, 0.13, 0.04, dtype="int8")) == 2
+    assert place(erring(0.2, 0.2, 0.2, 0.26, dtype="int8")) == 3, "beyond a quarter, always"
+    assert place([*erring(*[0.03] * 5, dtype="int8"), *erring(1e-4, 6e-3)]) == 1
+    assert place(erring(float("nan"), 0.0)) == 0
