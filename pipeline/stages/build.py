@@ -137,6 +137,13 @@ class BuildStep(TargetStep):
         )
         return {**facts, "refused_simplified_graph": str(refusal)}
 
+    def own_graph(self) -> Path | None:
+        """The graph that the artifact was built from; None where it was built from the module."""
+        built = self.artifact()
+        if OWN_GRAPH in built.files:
+            return built.path(OWN_GRAPH)
+        return self.graph.artifact().path(GRAPH) if self.graph else None
+
     def graphs(self) -> tuple[Path | None, Path | None]:
         """The graph that the artifact was built from, and the float32 graph that that came from.
 
@@ -144,12 +151,10 @@ class BuildStep(TargetStep):
         """
         if self.graph is None:
             return None, None
-        built = self.artifact()
-        if OWN_GRAPH in built.files:
-            exported = self.graph.simplify.export.artifact()
-            return built.path(OWN_GRAPH), exported.path(GRAPH)
-        simplified = self.graph.simplify.artifact()
-        return self.graph.artifact().path(GRAPH), simplified.path(GRAPH)
+        simplify = self.graph.simplify
+        # A graph of its own was made from what was exported: the target refused the simplified one.
+        source = simplify.export if OWN_GRAPH in self.artifact().files else simplify
+        return self.own_graph(), source.artifact().path(GRAPH)
 
     def _network(self) -> Network:
         """As the graph states it: a target that builds from it needs nothing else."""

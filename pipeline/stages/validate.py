@@ -139,7 +139,7 @@ class ValidateStep(TargetStep):
             runner = (
                 target.open(built)
                 if missing is None
-                else target.emulate(built, self.built.graphs()[0])
+                else target.emulate(built, self.built.own_graph())
             )
             if runner is None:
                 why = missing or "there is no executor for it"
@@ -173,7 +173,7 @@ class ValidateStep(TargetStep):
         """The error of the emulation on some of the images that were measured; None without one."""
         chosen = _some(len(logits))
         try:
-            runner = self.runtime.emulate(self.built.artifact(), self.built.graphs()[0])
+            runner = self.runtime.emulate(self.built.artifact(), self.built.own_graph())
             if runner is None:
                 return None
             self.context.progress(0, None, f"{self.runtime.title}: the emulation beside it")

@@ -17,7 +17,8 @@ def busy() -> list[psutil.Process]:
 def test_they_end_with_the_measurement() -> None:
     with contended(2):
         running = busy()
-        assert len(running) == 2
+        while len(running) < 2:  # a process has no words of its own before it has begun
+            running = busy()
     assert not busy()
     assert not any(process.is_running() for process in running)
 

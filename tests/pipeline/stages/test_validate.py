@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.figures import Number, State, wilson
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.runner import Numerics, Runner
+from pipeline.stages.build import BuildStep
 from pipeline.stages.golden import GoldenStep
 from pipeline.stages.names import GRAPH, LABELS, LOGITS, OWN_GRAPH, PIXELS
 from pipeline.stages.validate import ReferenceStep, ValidateStep, accuracy, compare_sums, judge
@@ -181,6 +183,7 @@ class Steps:
             graph=forms,
             runtime=target,
         )
+        build.own_graph = partial(BuildStep.own_graph, cast(Any, build))
         return ValidateStep(
             cast(Any, self.context), build, self.samples, self.reference, self.golden
         )
