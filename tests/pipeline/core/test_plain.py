@@ -145,7 +145,7 @@ def test_a_json_file_is_read(tmp_path: Path) -> None:
     assert read_json(path) == {"a": [1, "\u00e4"]}
     with pytest.raises(DataError, match=r"x\.json is larger than 1e-06 MB"):
         read_json(path, DataError, most=1)
-    path.write_text("[" * 1000)
+    path.write_text("[" * 1000 + "]" * 1000)
     with pytest.raises(DataError, match=r"x\.json is nested deeper"):
         read_json(path, DataError)
 

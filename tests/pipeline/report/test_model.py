@@ -93,7 +93,7 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"results\.json is missing: run python -m"):
         Run.read(tmp_path / "results.json")
-    (tmp_path / "results.json").write_text('{"a":' * 5000)
+    (tmp_path / "results.json").write_text('{"a":' * 5000 + "1" + "}" * 5000)
     with pytest.raises(ArtifactError, match=r"is damaged: it is nested .*: run python -m"):
         Run.read(tmp_path / "results.json")
 

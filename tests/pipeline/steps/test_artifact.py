@@ -106,7 +106,7 @@ def test_a_file_that_the_disk_does_not_give_is_named(
     ("content", "message"),
     [
         ("", r"is no JSON \(Expecting value.*: build again"),
-        ("[" * 1000, "is nested deeper than 64 levels: build again"),
+        ("[" * 1000 + "]" * 1000, "is nested deeper than 64 levels: build again"),
         ('{"format": 1, "format": 1}', "names 'format' twice"),
         (
             '{"format": 1, "kind": "", "name": "", "key": "", "files": {"a": '

@@ -192,4 +192,4 @@ def test_operations_of_other_forms_are_refused_or_claim_nothing(
 
 def test_nested_reports_are_refused(write: Callable[[Any], Path]) -> None:
     with pytest.raises(DataError, match=r"report\.json is nested deeper than 64 levels"):
-        xcode.read(write('{"a":' * 5000))
+        xcode.read(write('{"a":' * 5000 + "1" + "}" * 5000))
