@@ -29,7 +29,9 @@ output: {output}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["mobilenetv4_conv_small", "resnet18"])
+@pytest.mark.parametrize(
+    "network", ["mobilenetv4_conv_small", pytest.param("resnet18", marks=pytest.mark.soak)]
+)
 def test_a_network_of_timm_builds_for_every_target(network: str, tmp_path: Path) -> None:
     path = tmp_path / "pipeline.yaml"
     path.write_text(CONFIG.format(network=network, output=tmp_path / "engines"))

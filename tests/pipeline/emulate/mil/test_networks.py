@@ -132,10 +132,10 @@ def test_care_tiny_fused(convert: Convert) -> None:
     ("name", "target", "fused"),
     [
         ("care_s0", "iOS17", True),
-        ("care_s0", "iOS16", False),
+        pytest.param("care_s0", "iOS16", False, marks=pytest.mark.soak),
         ("mobilenetv4_conv_small", "iOS16", False),
         ("fastvit_t8", "iOS18", False),
-        ("mlla_t", "iOS17", False),
+        pytest.param("mlla_t", "iOS17", False, marks=pytest.mark.soak),
     ],
 )
 def test_network_matches_torch(convert: Convert, name: str, target: str, fused: bool) -> None:

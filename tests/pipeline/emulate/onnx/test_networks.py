@@ -86,7 +86,7 @@ def difference(result: np.ndarray, expected: np.ndarray) -> float:
         "mobilenetv4_conv_small",
         "vit_tiny_patch16_224",
         pytest.param("care_s0", marks=pytest.mark.slow),
-        pytest.param("mlla_t", marks=pytest.mark.slow),
+        pytest.param("mlla_t", marks=pytest.mark.soak),
         pytest.param("resnet18", marks=pytest.mark.slow),
         pytest.param("fastvit_t8", marks=pytest.mark.slow),
     ],
