@@ -6,6 +6,7 @@ converter to run: a graph of one node, and a package of two files.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -345,11 +346,16 @@ def _change_one(rng: random.Random, values: Any) -> None:
     if kind == 0:
         del parent[key]
     elif kind == 1 and isinstance(parent, dict):
-        parent[str(rng.choice(("more", "", "\x1b[2J", "../x", "seals")))] = rng.choice(ODD_VALUES)
+        parent[str(rng.choice(("more", "", "\x1b[2J", "../x", "seals")))] = _odd(rng)
     elif kind == 2 and isinstance(parent, dict):
         parent[f"{key}x"] = parent.pop(key)
     else:
-        parent[key] = rng.choice(ODD_VALUES)
+        parent[key] = _odd(rng)
+
+
+def _odd(rng: random.Random) -> Any:
+    """An odd value; a copy, because the next change may be inside of it."""
+    return copy.deepcopy(rng.choice(ODD_VALUES))
 
 
 def changed_bytes(rng: random.Random, whole: bytes) -> bytes:
