@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.core import words
 from pipeline.core.errors import ArtifactError, DataError, InputError
 from pipeline.core.figures import Latency, Number, State
 from pipeline.core.plain import read_json
@@ -124,7 +125,7 @@ def described(precision: str, measured: Measurements) -> DeviceMeasurement:
     run = _standing(measured)
     latency = _median(run.predict_ms, measured, run)
     line = (
-        f"coreai/{precision}: {latency.value:.3f} ms on {measured.device.model} "
+        f"coreai/{precision}: {latency.value:.3f} ms on {words.shown(measured.device.model)} "
         f"({run.compute_unit})"
     )
     wrong = [run.compute_unit for run in measured.runs if _is_wrong(run)]

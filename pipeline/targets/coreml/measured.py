@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.core import words
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.figures import Number
 from pipeline.steps.artifact import Artifact
@@ -121,7 +122,7 @@ def described(
         **(tables or {}),
     }
     line = (
-        f"coreml/{precision}: {latency.value:.3f} ms on {measured.device.model} "
+        f"coreml/{precision}: {latency.value:.3f} ms on {words.shown(measured.device.model)} "
         f"({_units(measured)})"
     )
     wrong = [run.compute_units for run in measured.runs if run.golden and not run.golden.holds]

@@ -77,6 +77,16 @@ def test_wrong_logits_are_said(build: Build, tmp_path: Path, difference: float |
 
 
 @needs_coreai
+@pytest.mark.parametrize("model", ["\x1b[2J", "a\nb", "\u202e"])
+def test_a_terminal_does_not_obey_the_name_of_a_device(
+    build: Build, tmp_path: Path, model: str
+) -> None:
+    values = plain(digest(build().folder / MODEL), device={"model": model, "os": "iOS 27.0.0"})
+    found = read_measurements(write(tmp_path / "a.json", values), {"fp16": build()}, None)
+    assert found["fp16"].line.isprintable()
+
+
+@needs_coreai
 def test_a_result_of_another_model(build: Build, tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", plain())
     with pytest.raises(ArtifactError, match="is of another model"):

@@ -156,6 +156,12 @@ def test_placement_says_what_falls_back() -> None:
 GOLDEN = {"images": 16, "same_class": 15, "error": 0.3, "mean_error": 0.2, "holds": False}
 
 
+@pytest.mark.parametrize("model", ["\x1b[2J", "a\nb", "\u202e"])
+def test_a_terminal_does_not_obey_the_name_of_a_device(model: str) -> None:
+    values = plain(device={"model": model, "os": "iOS 18.2"})
+    assert described("fp16", Measurements.model_validate(values)).line.isprintable()
+
+
 def test_a_result_tells_whether_the_device_gives_what_was_built() -> None:
     """A phone that was fast and wrong was shown as fast."""
     runs = [
