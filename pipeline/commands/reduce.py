@@ -9,21 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnavailableError
 from pipeline.core.files import write_atomically
-from pipeline.core.inputs import read_input
+from pipeline.core.inputs import read_array, read_input
 from pipeline.core.network import Images, Network, whole_batches
-from pipeline.core.words import shown
+from pipeline.graphs.compare import random_images
 from pipeline.targets.registry import TARGETS, able, form_of
 
 if TYPE_CHECKING:
     import onnx
 
+    from calibration.sample import CalibrationSet
     from pipeline.emulate.layers import LayerError
+    from pipeline.emulate.onnx.executor import OnnxExecutor
+    from pipeline.emulate.onnx.graph import Port
     from pipeline.graphs.parts import Part
     from pipeline.graphs.reduce import Reduced
 
@@ -71,10 +74,10 @@ def reduce(job: Job, say: Callable[[str], None]) -> str:
         BuildError: The graph has no form in this precision.
     """
     _check_places(job)
-    source = _read(job.model)
-    images = _images(job, source)
+    source, executor = _read(job.model)
+    images = _images(job, executor.input)
     with tempfile.TemporaryDirectory(prefix="reduce-") as folder:
-        built, reference = _in_precision(job, source, images, Path(folder))
+        built, reference = _in_precision(job, source, executor, images, Path(folder))
         search = _Search(job, built, reference, images[: job.batch], Path(folder), say)
         found, why = search.run()
     write_atomically(job.output, found.part.model.SerializeToString(deterministic=True))
@@ -104,8 +107,8 @@ def _arrays_of(path: Path) -> Path:
     return path.with_suffix(".npz")
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    """Read a graph with one input and finite weights.
+def _read(path: Path) -> tuple[onnx.ModelProto, OnnxExecutor]:
+    """Read a graph with one input and finite weights, and what runs it.
 
     Raises:
         InputError: The file cannot be read.
@@ -117,19 +120,17 @@ def _read(path: Path) -> onnx.ModelProto:
     read_input(path, MOST_BYTES, InputError, "name an ONNX graph")
     model = load_model(path)
     refuse_nan(path)
-    OnnxExecutor(path)
-    return model
+    return model, OnnxExecutor(path)
 
 
-def _images(job: Job, model: onnx.ModelProto) -> Images:
+def _images(job: Job, port: Port) -> Images:
     """At least a batch of what the network takes.
 
     Raises:
         DataError: The file holds no images that fit.
     """
-    from pipeline.emulate.onnx.executor import OnnxExecutor, check_images
+    from pipeline.emulate.onnx.executor import check_images
 
-    port = OnnxExecutor(model).input
     if port.shape and port.shape[0] not in (None, job.batch):
         raise InputError(
             f"{job.model} takes batches of {port.shape[0]}: give --batch {port.shape[0]}"
@@ -139,8 +140,8 @@ def _images(job: Job, model: onnx.ModelProto) -> Images:
             raise InputError(
                 f"{job.model} leaves the size of its images open: name some with --images"
             )
-        shape = (max(_NOISE_IMAGES, job.batch), *(side or 1 for side in port.shape[1:]))
-        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        shape = tuple(side or 1 for side in port.shape[1:])
+        return random_images(max(_NOISE_IMAGES, job.batch), shape)
     given = _load(job.images)
     filled = whole_batches(given, job.batch)
     check_images(filled[: job.batch], port)
@@ -148,12 +149,8 @@ def _images(job: Job, model: onnx.ModelProto) -> Images:
 
 
 def _load(path: Path) -> Images:
-    read_input(path, MOST_BYTES, DataError, "name a .npy file of images")
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no .npy file of images: {shown(error)}") from error
-    if not isinstance(images, np.ndarray) or images.ndim != 4 or not len(images):
+    images = read_array(path, MOST_BYTES, ".npy file of images")
+    if images.ndim != 4 or not len(images):
         raise DataError(f"{path} holds no images of shape (images, channels, height, width)")
     if images.dtype != np.float32 or not np.isfinite(images).all():
         raise DataError(f"{path}: images must be finite float32, as the network takes them")
@@ -161,7 +158,7 @@ def _load(path: Path) -> Images:
 
 
 def _in_precision(
-    job: Job, source: onnx.ModelProto, images: Images, folder: Path
+    job: Job, source: onnx.ModelProto, executor: OnnxExecutor, images: Images, folder: Path
 ) -> tuple[onnx.ModelProto, Path | None]:
     """The graph in its precision, and the float32 graph that it was made from, if there is one.
 
@@ -169,11 +166,9 @@ def _in_precision(
         InputError: A graph in a narrow type is called float32, or the other way round.
         BuildError: It has no such form.
     """
-    from pipeline.emulate.onnx.executor import OnnxExecutor
     from pipeline.emulate.onnx.graph import load_model
     from pipeline.targets.forms import FormJob
 
-    executor = OnnxExecutor(source)
     if _is_narrow(executor):
         return source, _reference(job)
     if job.reference is not None:
@@ -183,9 +178,9 @@ def _in_precision(
         )
     form = form_of(TARGETS[job.target], job.precision)
     assert form is not None
-    network = _network(job.model, source, executor)
+    network = _network(job.model, executor)
 
-    def calibration() -> Any:
+    def calibration() -> CalibrationSet:
         return _calibration(executor, images)
 
     made = folder / "built.onnx"
@@ -194,7 +189,7 @@ def _in_precision(
     return load_model(made), job.model
 
 
-def _is_narrow(executor: Any) -> bool:
+def _is_narrow(executor: OnnxExecutor) -> bool:
     from pipeline.emulate import rounding
 
     types = {executor.dtype(name) for node in executor.nodes() for name in node.outputs if name}
@@ -207,7 +202,7 @@ def _reference(job: Job) -> Path | None:
     return job.reference
 
 
-def _network(path: Path, model: onnx.ModelProto, executor: Any) -> Network:
+def _network(path: Path, executor: OnnxExecutor) -> Network:
     shape = executor.input.shape
     if len(shape) != 4:
         raise ArtifactError(f"{path} takes no images (batch, channels, height, width)")
@@ -217,7 +212,7 @@ def _network(path: Path, model: onnx.ModelProto, executor: Any) -> Network:
     return Network(path.stem, names, (channels, height, width), {})
 
 
-def _calibration(executor: Any, images: Images) -> Any:
+def _calibration(executor: OnnxExecutor, images: Images) -> CalibrationSet:
     from calibration.sample import CalibrationSet
 
     labels = executor.run_all(images).argmax(1).astype(np.int64)

@@ -18,6 +18,7 @@ from calibration.budget import Budget
 from calibration.sample import CalibrationSet
 from pipeline.core.errors import DataError, GateFailedError, InputError, PipelineError, about
 from pipeline.core.files import write_atomically
+from pipeline.core.inputs import read_array
 from pipeline.core.listing import images_below
 from pipeline.core.network import Images, Network
 from pipeline.core.plain import parse_json
@@ -41,6 +42,9 @@ from pipeline.targets.tensorrt.repaired import (
 )
 
 EIGHT_BITS = ("int8", "fp8")
+
+MOST_BYTES = 2**31
+"""Of a file of images."""
 
 SAME_NETWORK = 1e-2
 """Largest difference to a reference, relative to the largest logit, for it to be the same network.
@@ -221,16 +225,13 @@ def _images(
 
 def _array(path: Path, shape: tuple[int, int, int]) -> Images:
     """Preprocessed images of a NumPy file."""
-    try:
-        array: Any = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"--images: {path} is no array that can be read: {error}") from error
-    fits = isinstance(array, np.ndarray) and array.ndim == 4 and array.shape[1:] == shape
+    with about("--images"):
+        array = read_array(path, MOST_BYTES, "array that can be read")
+    fits = array.ndim == 4 and array.shape[1:] == shape
     if not fits or array.dtype != np.float32 or not len(array):
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
         raise DataError(
-            f"--images: {path} holds {found}, and the graph takes float32 (images, "
-            f"{', '.join(map(str, shape))})"
+            f"--images: {path} holds {array.dtype} {array.shape}, and the graph takes float32 "
+            f"(images, {', '.join(map(str, shape))})"
         )
     if not np.isfinite(array).all():
         raise DataError(f"--images: {path} holds values that are not finite")

@@ -5,13 +5,17 @@ A pipe has no end to wait for, and `/dev/zero` has none at all.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.core.errors import InputError
+from pipeline.core.errors import DataError, InputError
 from pipeline.core.words import shown
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _PIECE = 1 << 24
 _LONGEST_NAME = 255
@@ -51,6 +55,29 @@ def read_input(path: Path, most: int, kind: type[InputError], advice: str) -> by
     if len(data) > most:
         raise kind(f"{path} is larger than {most / 1e6:g} MB: {advice}")
     return data
+
+
+def read_array(path: Path, most: int, what: str) -> npt.NDArray[Any]:
+    """Read the array of a .npy file; no object is unpickled.
+
+    Args:
+        path: The file.
+        most: Largest size in bytes that such a file may have.
+        what: What it should be, such as "array that can be read".
+
+    Raises:
+        DataError: It is missing, too large, or holds no such array.
+    """
+    import numpy as np
+
+    data = read_input(path, most, DataError, "name a .npy file")
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is no {what}: {shown(error)}") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path} is no {what}: it holds several")
+    return array
 
 
 def read_at_most(stream: IO[bytes], most: int) -> bytes:

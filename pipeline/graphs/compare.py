@@ -19,7 +19,7 @@ DYNAMIC_IMAGES = 2
 """
 
 
-def random_images(batch: int, shape: tuple[int, int, int]) -> Images:
+def random_images(batch: int, shape: tuple[int, ...]) -> Images:
     """Images of seeded noise, (batch, *shape), to compare two forms of one network with."""
     return np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import ArtifactError
 from pipeline.core.preprocess import Pictures
 from pipeline.emulate.layers import rows
+from pipeline.graphs.compare import relative_difference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,10 +47,8 @@ def _check_same(executor: Any, reference: Path, module: nn.Module, pictures: Pic
     logits = executor.run_all(pictures.images)
     with torch.inference_mode():
         expected = module(torch.from_numpy(pictures.images)).numpy()
-    if logits.shape == expected.shape:
-        largest = max(float(abs(expected).max()), 1e-30)
-        if float(abs(logits - expected).max()) <= TOLERANCE * largest:
-            return
+    if logits.shape == expected.shape and relative_difference(logits, expected) <= TOLERANCE:
+        return
     raise ArtifactError(
         f"{reference} is not the graph of the configured model: their logits differ; run the "
         "pipeline again"

@@ -4,12 +4,14 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import (
     decode_text,
     expanded,
+    read_array,
     read_at_most,
     read_input,
     why_no_output,
@@ -105,3 +107,20 @@ def test_memory_is_asked_for_as_it_is_needed() -> None:
     assert read_at_most(Asked(bytes(100)), 99) == bytes(99)
     assert read_at_most(Asked(bytes(100)), 0) == b""
     assert read_at_most(Asked(bytes(2**24 + 5)), 2**24 + 1) == bytes(2**24 + 1)
+
+
+def test_an_array_is_read_and_nothing_else(tmp_path: Path) -> None:
+    array, path = np.arange(6, dtype=np.float32).reshape(2, 3), tmp_path / "x.npy"
+    np.save(path, array)
+    assert read_array(path, 1000, "array").tobytes() == array.tobytes()
+    with pytest.raises(DataError, match="is larger than"):
+        read_array(path, 100, "array")
+    np.save(path, np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"x\.npy is no array: .*allow_pickle"):
+        read_array(path, 1000, "array")
+    np.savez(tmp_path / "two.npz", a=array, b=array)
+    with pytest.raises(DataError, match=r"two\.npz is no array: it holds several"):
+        read_array(tmp_path / "two.npz", 1000, "array")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(DataError, match=r"pipe\.npy is a device or a pipe"):
+        read_array(tmp_path / "pipe.npy", 1000, "array")
