@@ -149,7 +149,7 @@ class ValidateStep(TargetStep):
                 what = f"{target.title} {self.built.precision}"
                 logits = run_over(self, runner, len(labels), what, place)
                 numerics = runner.numerics()
-                narrow = self._with_narrow_sums(runner, logits, reference)
+                narrow = self._with_narrow_sums(runner, logits, reference, labels)
         except UnsupportedOperatorError as error:
             if missing is None:
                 raise
@@ -191,13 +191,16 @@ class ValidateStep(TargetStep):
     ) -> Logits:
         """Logits of some of the samples, (images, classes)."""
         runner.expect(labels[chosen])
-        settings = self.context.config.validation
-        size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
+        size = batch_of(self, runner)
         images = runner.input_of(pictures_at(self.samples.artifact(), chosen))
         return in_batches(runner, images, size, runner.smallest)
 
     def _with_narrow_sums(
-        self, runner: Runner, logits: Logits, reference: Logits
+        self,
+        runner: Runner,
+        logits: Logits,
+        reference: Logits,
+        labels: npt.NDArray[np.int64],
     ) -> NarrowSums | None:
         """The second verdict, over some of the images; None where there is none to have."""
         second = runner.narrow_sums()
@@ -206,8 +209,7 @@ class ValidateStep(TargetStep):
         chosen = _some(len(logits))
         self.context.progress(0, None, f"{self.runtime.title}: sums in half precision")
         with second:
-            images = second.input_of(pictures_at(self.samples.artifact(), chosen))
-            narrow = in_batches(second, images, self.context.config.validation.batch)
+            narrow = self._over(second, chosen, labels)
         return compare_sums(narrow, logits[chosen], reference[chosen], second.device)
 
     def _facts(
@@ -226,6 +228,12 @@ def _some(total: int) -> npt.NDArray[np.int64]:
     """Some of the images, chosen with a seed, ascending."""
     count = min(NARROW_IMAGES, total)
     return np.sort(np.random.default_rng(0).choice(total, count, replace=False))
+
+
+def batch_of(step: ReferenceStep | ValidateStep, runner: Runner) -> int:
+    """Images at a time: as configured, as far as the runner takes them."""
+    wanted = step.context.config.validation.batch
+    return max(runner.smallest, min(wanted, runner.largest or wanted))
 
 
 def place_of_shards(step: Step) -> Path:
@@ -251,9 +259,8 @@ def run_over(
         place: Where shards are kept while it goes on, see `pipeline.stages.shards`; None for
             nowhere.
     """
-    settings = step.context.config.validation
-    size = max(runner.smallest, min(settings.batch, runner.largest or settings.batch))
-    shards = Shards(place, size_of(settings.shard, size), size)
+    size = batch_of(step, runner)
+    shards = Shards(place, size_of(step.context.config.validation.shard, size), size)
     results = shards.resume(runner)
     part: list[Logits] = []
     done = shards.images * len(results)
