@@ -88,11 +88,21 @@ def narrow(exact: Tensor, dtype: torch.dtype, *, saturate: bool = True) -> Tenso
     if dtype.is_floating_point:
         return exact.to(dtype)
     if exact.is_floating_point() and dtype in _SATURATED:
-        low, high = bounds(dtype)
-        return exact.round().clamp_(low, high).nan_to_num_(0.0).to(storage(dtype))
+        return saturated(exact.round(), dtype)
     if dtype in _STORED_WIDER and not exact.is_floating_point():
         return wrap(exact, dtype).to(storage(dtype))
     return exact.to(storage(dtype))
+
+
+def saturated(whole: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whole numbers as integers of 16 bits or fewer that stop at their limits; NaN becomes 0.
+
+    Args:
+        whole: Floating-point values; their memory is written to.
+        dtype: The type of the integers.
+    """
+    low, high = bounds(dtype)
+    return whole.clamp_(low, high).nan_to_num_(0.0).to(storage(dtype))
 
 
 def wrap(integers: Tensor, dtype: torch.dtype) -> Tensor:

@@ -225,9 +225,9 @@ class GraphExecutor:
         if known:
             self._range(name, step.node, dtype).observe(positions, positions, dtype, known)
         low, high = rounding.bounds(dtype)
-        if known is None or not (low <= known[0] and known[1] <= high):
-            positions.clamp_(low, high).nan_to_num_(0.0)
-        return positions.to(rounding.storage(dtype))
+        if known and low <= known[0] and known[1] <= high:
+            return positions.to(rounding.storage(dtype))
+        return rounding.saturated(positions, dtype)
 
     def _range(self, name: str, node: Node, dtype: torch.dtype) -> TensorRange:
         if name not in self._ranges:
