@@ -106,6 +106,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_CONTAINERS = (dict, list)
+
+
 def _depth_exceeds(content: Any, most: int) -> bool:
     """Whether containers lie deeper in each other; level by level, without recursion."""
     level = [content]
@@ -113,9 +116,9 @@ def _depth_exceeds(content: Any, most: int) -> bool:
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):
-                inner += [v for v in value.values() if isinstance(v, dict | list)]
+                inner += [v for v in value.values() if isinstance(v, _CONTAINERS)]
             elif isinstance(value, list):
-                inner += [v for v in value if isinstance(v, dict | list)]
+                inner += [v for v in value if isinstance(v, _CONTAINERS)]
         if not inner:
             return False
         level = inner
