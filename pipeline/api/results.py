@@ -16,9 +16,11 @@ from pipeline.core.hashes import HashCache
 from pipeline.core.words import nearest_or_all
 from pipeline.report import write
 from pipeline.report.model import BuiltArtifact, Run
-from pipeline.scheduler.execute import execute
+from pipeline.scheduler import execute
 from pipeline.scheduler.plan import STAGES, Selection, make_context, open_store, plan
 from pipeline.scheduler.preflight import require_sound
+from pipeline.scheduler.side_by_side import Running
+from pipeline.stages.context import RunContext
 from pipeline.steps import keys
 from pipeline.steps.artifact import refuse_foreign_folder
 from pipeline.steps.folders import (
@@ -179,13 +181,40 @@ def run(
     with locked(loaded.folder, wait_s):
         log = Log(loaded.folder / LOG_FILE)
         try:
-            for line in told.splitlines():
-                log(line)
-            context = make_context(loaded, log, observer.progress, first.source)
-            outcome = execute(context, selection, observer, open_store(loaded, observer.warn))
-            return Results(write.write(loaded, path, outcome))
+            return Results(carry_out(written, path, selection, log, observer, first, told))
         finally:
             log.close()
+
+
+def carry_out(
+    written: configuration.Written,
+    path: Path,
+    selection: Selection,
+    log: Log,
+    observer: execute.Observer,
+    first: RunContext,
+    told: str,
+    running: Running | None = None,
+) -> Run:
+    """Run what is selected and write the report, in a folder that is locked.
+
+    Args:
+        written: The configuration, found sound.
+        path: Where it was read.
+        selection: Which steps.
+        log: The log of the results.
+        observer: Is told what happens.
+        first: What the preflight worked with: what it has read is not read again.
+        told: What the preflight had to say.
+        running: Runs steps elsewhere; None for this process.
+    """
+    config = written.config
+    for line in told.splitlines():
+        log(line)
+    context = make_context(config, log, observer.progress, first.source)
+    store = open_store(config, observer.warn)
+    outcome = execute.execute(context, selection, observer, store, running)
+    return write.write(config, path, outcome)
 
 
 def _require_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:

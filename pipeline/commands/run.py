@@ -11,18 +11,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.api.results import refuse_foreign
+from pipeline.api.results import carry_out, refuse_foreign
 from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config, FleetConfig, Written
 from pipeline.core.errors import ConfigError
 from pipeline.core.words import shown
-from pipeline.report import write
 from pipeline.report.overview import verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.execute import dry_run as plan_run
-from pipeline.scheduler.execute import execute
-from pipeline.scheduler.plan import Selection, make_context, open_store
+from pipeline.scheduler.plan import Selection, make_context
 from pipeline.scheduler.preflight import require_sound
 from pipeline.scheduler.side_by_side import Running, local
 from pipeline.source import Source
@@ -61,12 +59,7 @@ def run(
         LOOKS[look](screen) as console,
         elsewhere(config, jobs, first.source, console.warn) as running,
     ):
-        for line in told.splitlines():
-            log(line)
-        context = make_context(config, log, console.progress, first.source)
-        store = open_store(config, console.warn)
-        outcome = execute(context, selection, console, store, running)
-        came_to = write.write(config, path, outcome)
+        came_to = carry_out(written, path, selection, log, console, first, told, running)
         if isinstance(console, JsonConsole):
             console.summary(
                 exit_code=came_to.exit_code,
