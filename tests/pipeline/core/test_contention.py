@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import psutil
 import pytest
 
@@ -17,8 +19,12 @@ def busy() -> list[psutil.Process]:
 def test_they_end_with_the_measurement() -> None:
     with contended(2):
         running = busy()
-        while len(running) < 2:  # a process has no words of its own before it has begun
+        for _ in range(1000):  # a process has no words of its own before it has begun
+            if len(running) == 2:
+                break
+            time.sleep(0.01)
             running = busy()
+        assert len(running) == 2
     assert not busy()
     assert not any(process.is_running() for process in running)
 
