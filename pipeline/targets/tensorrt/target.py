@@ -245,9 +245,13 @@ class TrtTarget(Target):
         return None
 
     def refused_alike(self, first: str, other: str) -> bool:
-        """A crash says nothing of its reason: every fault of the builder's own may be it."""
-        if INTERNAL_FAULT in first:
-            return INTERNAL_FAULT in other or FAULT_OF_MYELIN in other
+        """A crash says nothing of its reason: every fault of the builder's own may be it.
+
+        Where the memory lies decides whether the builder notices a fault or dies of it, so that
+        one graph may do either, and a part of it the other.
+        """
+        if any(INTERNAL_FAULT in message for message in (first, other)):
+            return all(_is_own_fault(message) for message in (first, other))
         return super().refused_alike(first, other)
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
@@ -255,6 +259,10 @@ class TrtTarget(Target):
         from pipeline.targets.tensorrt.emulation import EmulatedRunner
 
         return EmulatedRunner(artifact, graph) if graph is not None else None
+
+
+def _is_own_fault(message: str) -> bool:
+    return INTERNAL_FAULT in message or FAULT_OF_MYELIN in message
 
 
 def _build(name: str, job: EngineJob, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
