@@ -245,24 +245,19 @@ class TrtTarget(Target):
         return None
 
     def refused_alike(self, first: str, other: str) -> bool:
-        """A crash says nothing of its reason: every fault of the builder's own may be it.
+        """All faults of the builder's own may be the same one.
 
-        Where the memory lies decides whether the builder notices a fault or dies of it, so that
-        one graph may do either, and a part of it the other.
+        Where its memory lies decides what it notices: TensorRT-RTX 1.7.1 reads a value that it
+        never wrote, and one graph gives two messages or a crash, by the length of a path.
         """
-        if any(INTERNAL_FAULT in message for message in (first, other)):
-            return all(_is_own_fault(message) for message in (first, other))
-        return super().refused_alike(first, other)
+        own = [INTERNAL_FAULT in told or FAULT_OF_MYELIN in told for told in (first, other)]
+        return all(own) or (not any(own) and super().refused_alike(first, other))
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:
         """The strict executor on the engine's own graph; see `Target`."""
         from pipeline.targets.tensorrt.emulation import EmulatedRunner
 
         return EmulatedRunner(artifact, graph) if graph is not None else None
-
-
-def _is_own_fault(message: str) -> bool:
-    return INTERNAL_FAULT in message or FAULT_OF_MYELIN in message
 
 
 def _build(name: str, job: EngineJob, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
