@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import pipeline
 from calibration.sample import CalibrationSet
 from pipeline.core.network import Network
 from pipeline.targets.floats import SHARED
@@ -106,3 +110,45 @@ def convert(
         return onnx.load(result), facts
 
     return run
+
+
+EMBEDDED = {
+    "name": "trial",
+    "model": {"name": "care_tiny", "checkpoint": "embedded"},
+    "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
+    "targets": {
+        "trt": {"precisions": ["fp16"], "compute_capabilities": ["8.9"]},
+        "ort": {"precisions": ["fp32"]},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def embedded_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the embedded network, up to its artifacts: made once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "embedded"
+    with filelock.FileLock(base / "embedded.lock"):
+        if not folder.exists():
+            making = base / "making-embedded"
+            stages = ("export", "simplify", "precision", "build")
+            pipeline.run({**EMBEDDED, "output": making}, only=stages)
+            making.rename(folder)
+    return folder / "trial"
+
+
+@pytest.fixture(scope="session")
+def begin(embedded_results: Path) -> Callable[[Path], Path]:
+    """Puts what any run of the embedded network makes first where a test's own run finds it.
+
+    The run that follows makes what its configuration asks for beside it, and anything anew that
+    it wants otherwise.
+    """
+
+    def copy(folder: Path) -> Path:
+        shutil.copytree(embedded_results, folder, dirs_exist_ok=True)
+        return folder
+
+    return copy

@@ -64,8 +64,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(config: Path) -> Path:
+def finished(config: Path, begin: Callable[[Path], Path]) -> Path:
     """A finished run: three targets from one checkpoint, by the real command."""
+    begin(config.parent / "engines" / "trial")
     result = process("run", str(config))
     assert result.returncode == 0, result.stdout + result.stderr
     return config.parent / "engines" / "trial"

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ CANARIES = (
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ground(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     """A working folder full of canaries, after one run among them."""
     folder = tmp_path_factory.mktemp("ground")
     for name in CANARIES:
@@ -94,6 +94,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pipeline.yaml").write_text(CONFIG)
     (folder / "engines/trial/link").symlink_to("../other")
     before = watched(folder)
+    begin(folder / "engines/trial")
     result = process(folder, "run")
     assert result.returncode == 0, result.stdout + result.stderr
     assert lost(before, watched(folder)) == []

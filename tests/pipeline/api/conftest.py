@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "output": tmp_path_factory.mktemp("api") / "engines",
         "model": {"name": "care_tiny", "checkpoint": "embedded"},
         "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
-        "targets": {"ort": {"precisions": ("fp32",)}, "trt": {"precisions": ("fp16",)}},
+        "targets": {
+            "ort": {"precisions": ("fp32",)},
+            "trt": {"precisions": ("fp16",), "compute_capabilities": ("8.9",)},
+        },
         "validation": {"images": 20},
     }
 
 
 @pytest.fixture(scope="module")
-def results(settings: dict[str, Any]) -> pipeline.Results:
+def results(settings: dict[str, Any], begin: Callable[[Path], Path]) -> pipeline.Results:
+    begin(settings["output"] / "trial")
     stages = ("export", "simplify", "precision", "build", "validate")
     return pipeline.run(settings, only=stages)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def settings(output: Path, name: str, **model: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     """A run of the embedded weights, and one of weights whose classifier mistakes two classes."""
     folder = tmp_path_factory.mktemp("compare")
     embedded = checkpoint.embedded()
@@ -37,6 +38,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in [name for name, value in state.items() if value.shape[:1] == (10,)]:
         state[name] = state[name][order].contiguous()
     checkpoint.save(folder / "mixed.safetensors", state)
+    begin(folder / "good")
     pipeline.run(settings(folder, "good"), only=STAGES)
     pipeline.run(settings(folder, "bad", checkpoint=str(folder / "mixed.safetensors")), only=STAGES)
     return folder

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from pipeline.cli import main
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("predict") / "engines"
+    shutil.rmtree(begin(folder / "trial") / "trt")
     settings = {
         "name": "trial",
         "output": folder,

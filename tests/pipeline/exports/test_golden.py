@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,18 @@ Values = npt.NDArray[Any]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("golden")
+    begin(folder / "trial")
     settings = {
         "name": "trial",
         "output": folder,
         "model": {"name": "care_tiny", "checkpoint": "embedded"},
         "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
-        "targets": {"ort": {"precisions": ("fp32",)}, "trt": {"precisions": ("fp16",)}},
+        "targets": {
+            "ort": {"precisions": ("fp32",)},
+            "trt": {"precisions": ("fp16",), "compute_capabilities": ("8.9",)},
+        },
         "validation": {"images": 40},
     }
     pipeline.run(settings, only=("export", "simplify", "precision", "build", "validate"))

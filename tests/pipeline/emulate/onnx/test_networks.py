@@ -85,10 +85,10 @@ def difference(result: np.ndarray, expected: np.ndarray) -> float:
         "care_tiny",
         "mobilenetv4_conv_small",
         "vit_tiny_patch16_224",
-        pytest.param("care_s0", marks=pytest.mark.slow),
+        pytest.param("care_s0", marks=pytest.mark.soak),
         pytest.param("mlla_t", marks=pytest.mark.soak),
-        pytest.param("resnet18", marks=pytest.mark.slow),
-        pytest.param("fastvit_t8", marks=pytest.mark.slow),
+        pytest.param("resnet18", marks=pytest.mark.soak),
+        pytest.param("fastvit_t8", marks=pytest.mark.soak),
     ],
 )
 def test_exported_networks_agree_with_torch(name: str) -> None:
