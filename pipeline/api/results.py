@@ -17,9 +17,9 @@ from pipeline.core.words import nearest_or_all
 from pipeline.report import write
 from pipeline.report.model import BuiltArtifact, Run
 from pipeline.scheduler import execute
+from pipeline.scheduler.elsewhere import elsewhere, require_sound_place
 from pipeline.scheduler.plan import STAGES, Selection, make_context, open_store, plan
 from pipeline.scheduler.preflight import require_sound
-from pipeline.scheduler.side_by_side import Running
 from pipeline.stages.context import RunContext
 from pipeline.steps import keys
 from pipeline.steps.artifact import refuse_foreign_folder
@@ -144,6 +144,7 @@ def run(
     targets: Sequence[str] = (),
     force: bool = False,
     wait_s: float = 0.0,
+    jobs: int = 1,
     observer: Observer | None = None,
 ) -> Results:
     """Build, validate and measure all that a configuration names; only what is out of date runs.
@@ -157,13 +158,15 @@ def run(
         targets: These targets alone, such as ("ort",).
         force: What is selected runs even if it is up to date.
         wait_s: How long to wait for another run in the same folder, in seconds.
+        jobs: How many steps run at once, in processes of their own, where no fleet runs them.
         observer: Is told what happens.
 
     Raises:
         ConfigError: The configuration is wrong, or cannot succeed; the message says all that is
             wrong, and where. Nothing was written.
-        InputError: A stage or target is unknown.
+        InputError: A stage or target is unknown, or `jobs` makes no sense.
         LockedError: Another run works in the folder.
+        UnavailableError: The scheduler of the configuration's fleet does not answer.
     """
     if isinstance(config, Mapping):
         path, written = Path("(a mapping)"), configuration.from_mapping(config)
@@ -173,15 +176,17 @@ def run(
     loaded = written.config
     _require_known("stage", only, STAGES)
     _require_known("target", targets, tuple(TARGETS))
+    _require_jobs(jobs, loaded)
     selection = Selection(tuple(only), None, tuple(targets), force)
     observer = observer or Observer()
+    require_sound_place(loaded)
     refuse_foreign(loaded, selection)
     first = make_context(loaded, lambda line: None, observer.progress)
     told = require_sound(written, first, selection)
     with locked(loaded.folder, wait_s):
         log = Log(loaded.folder / LOG_FILE)
         try:
-            return Results(carry_out(written, path, selection, log, observer, first, told))
+            return Results(carry_out(written, path, selection, log, observer, first, told, jobs))
         finally:
             log.close()
 
@@ -194,7 +199,7 @@ def carry_out(
     observer: execute.Observer,
     first: RunContext,
     told: str,
-    running: Running | None = None,
+    jobs: int,
 ) -> Run:
     """Run what is selected and write the report, in a folder that is locked.
 
@@ -206,14 +211,18 @@ def carry_out(
         observer: Is told what happens.
         first: What the preflight worked with: what it has read is not read again.
         told: What the preflight had to say.
-        running: Runs steps elsewhere; None for this process.
+        jobs: How many steps run at once, where no fleet runs them.
+
+    Raises:
+        UnavailableError: The scheduler of a fleet does not answer.
     """
     config = written.config
     for line in told.splitlines():
         log(line)
     context = make_context(config, log, observer.progress, first.source)
     store = open_store(config, observer.warn)
-    outcome = execute.execute(context, selection, observer, store, running)
+    with elsewhere(config, jobs, first.source, observer.warn) as running:
+        outcome = execute.execute(context, selection, observer, store, running)
     return write.write(config, path, outcome)
 
 
@@ -221,6 +230,13 @@ def _require_known(what: str, names: Sequence[str], known: Sequence[str]) -> Non
     for name in names:
         if name not in known:
             raise InputError(f"{name!r} is no {what}{nearest_or_all(name, known)}")
+
+
+def _require_jobs(jobs: int, config: configuration.Config) -> None:
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}: at least 1 is needed")
+    if jobs > 1 and config.fleet is not None:
+        raise InputError("jobs is for processes here, a fleet for workers: choose one")
 
 
 def refuse_foreign(config: configuration.Config, selection: Selection) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.words import shown
 from pipeline.report.overview import verdict
 from pipeline.report.terminal import summary
+from pipeline.scheduler.elsewhere import require_sound_place
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.plan import Selection, make_context
 from pipeline.scheduler.preflight import require_sound
-from pipeline.scheduler.side_by_side import Running, local
-from pipeline.source import Source
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
 
@@ -45,10 +42,7 @@ def run(
         ConfigError: The run cannot succeed; all that is wrong. Nothing was written.
     """
     config = written.config
-    if config.fleet is not None:
-        from pipeline.scheduler.fleet import require_sound_fleet
-
-        require_sound_fleet(config)
+    require_sound_place(config)
     refuse_foreign(config, selection)
     first = _looking(config)
     told = require_sound(written, first, selection)
@@ -57,9 +51,8 @@ def run(
         log_of(config) as log,
         log.captured() as screen,
         LOOKS[look](screen) as console,
-        elsewhere(config, jobs, first.source, console.warn) as running,
     ):
-        came_to = carry_out(written, path, selection, log, console, first, told, running)
+        came_to = carry_out(written, path, selection, log, console, first, told, jobs)
         if isinstance(console, JsonConsole):
             console.summary(
                 exit_code=came_to.exit_code,
@@ -94,21 +87,6 @@ def with_fleet(written: Written, scheduler: str | None, insecure: bool) -> Writt
             f"--scheduler: {shown(scheduler)} is no address of a scheduler: write tls://HOST:PORT"
         ) from None
     return replace(written, config=written.config.model_copy(update={"fleet": fleet}))
-
-
-@contextmanager
-def elsewhere(
-    config: Config, jobs: int, source: Source, warn: Callable[[str], object]
-) -> Iterator[Running | None]:
-    """Where steps run that do not run in this process; None if all of them do."""
-    if config.fleet is None:
-        with local(config, jobs) as running:
-            yield running
-        return
-    from pipeline.scheduler.fleet import connected
-
-    with connected(config, source, warn) as fleet:
-        yield fleet
 
 
 def _looking(config: Config) -> RunContext:

@@ -25,7 +25,7 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_labels
 from pipeline.stages.names import LOGITS
 from pipeline.stages.target_step import TargetStep
-from pipeline.stages.validate import judge
+from pipeline.stages.validate import batch_inputs, judge
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
 from pipeline.steps.keys import PROJECT
 from pipeline.targets.registry import TARGETS
@@ -78,7 +78,7 @@ class ClassStep(TargetStep):
         """The protocol, the machine, and what it lacks."""
         return {
             "settings bench": self.context.config.bench.model_dump(mode="json"),
-            "settings validation": {"batch": self.context.config.validation.batch},
+            **batch_inputs(self.context.config),
             "machine": self.machine(),
             "what this machine lacks": self.runtime.why_not_as(self.cls),
         }

@@ -36,6 +36,7 @@ from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.stages.build import BuildStep
     from pipeline.stages.golden import GoldenStep
     from pipeline.stages.samples import SampleStep
@@ -62,6 +63,7 @@ class ReferenceStep(StageStep):
         """The network, and the user's own measures."""
         return {
             **self.source.network_inputs(),
+            **batch_inputs(self.context.config),
             **metrics_inputs(self.context.config.validation.metrics),
         }
 
@@ -121,6 +123,7 @@ class ValidateStep(TargetStep):
         return {
             "what this machine lacks": self.runtime.missing(self.built.artifact()),
             "network": self.samples.artifact().network().to_dict(),
+            **batch_inputs(self.context.config),
             **metrics_inputs(self.context.config.validation.metrics),
         }
 
@@ -228,6 +231,11 @@ def _some(total: int) -> npt.NDArray[np.int64]:
     """Some of the images, chosen with a seed, ascending."""
     count = min(NARROW_IMAGES, total)
     return np.sort(np.random.default_rng(0).choice(total, count, replace=False))
+
+
+def batch_inputs(config: Config) -> dict[str, Any]:
+    """What decides the last bits of logits: sums of other batches are ordered otherwise."""
+    return {"settings validation": {"batch": config.validation.batch}}
 
 
 def batch_of(step: ReferenceStep | ValidateStep, runner: Runner) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 import pipeline
 from pipeline import config as configuration
-from pipeline.core.errors import ConfigError, InputError
+from pipeline.core.errors import ConfigError, InputError, UnavailableError
 from pipeline.steps.step import StageResult, State
 
 
@@ -121,3 +121,33 @@ def test_every_public_name_is_documented() -> None:
     missing = [name for name in pipeline.__all__ if f"`{name}" not in text]
     assert missing == []
     assert all(getattr(pipeline, name).__doc__ for name in pipeline.__all__)
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "why"),
+    [
+        (None, ConfigError, "a scheduler needs a store"),
+        ({"address": "STORE", "push": True}, UnavailableError, "scheduler"),
+    ],
+)
+def test_a_fleet_of_the_configuration_is_asked(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    store: dict[str, Any] | None,
+    error: type[Exception],
+    why: str,
+) -> None:
+    fleet = {"scheduler": "tcp://127.0.0.1:1", "wait_s": 1.0}
+    if store:
+        store = {**store, "address": str(tmp_path / "store")}
+    output = tmp_path / "out"
+    with pytest.raises(error, match=why):
+        pipeline.run({**settings, "output": output, "store": store, "fleet": fleet})
+    assert not list(output.glob("*/*/artifact.json")), "nothing ran here without a word"
+
+
+def test_steps_run_in_processes_of_their_own(tmp_path: Path, settings: dict[str, Any]) -> None:
+    results = pipeline.run({**settings, "output": tmp_path}, only=("export",), jobs=2)
+    assert results.exit_code == 0
+    with pytest.raises(InputError, match="jobs"):
+        pipeline.run({**settings, "output": tmp_path}, jobs=0)

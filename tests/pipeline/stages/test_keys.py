@@ -321,6 +321,14 @@ def test_a_changed_setting_is_named(project: Path, planned: Planned) -> None:
     }
 
 
+def test_images_at_a_time_change_the_last_bits_of_logits(project: Path, planned: Planned) -> None:
+    runs = ("pytorch", "trt-fp16", "trt-int8", "ort-fp32", "ort-int8", "coreml-fp16", "coreml-w8a8")
+    edit(project, "targets:", "validation: {batch: 3}\ntargets:")
+    assert planned(project) == dict.fromkeys(
+        [f"validate/{name}" for name in runs], "changed: settings validation.batch"
+    )
+
+
 def test_a_changed_option_of_a_target_is_named(project: Path, planned: Planned) -> None:
     edit(project, '["8.9"]', '["8.6"]')
     why = "changed: settings targets.trt.compute_capabilities"
