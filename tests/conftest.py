@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # One thread for each test process: the suite runs in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests start hundreds of processes: each would compile what an earlier one was not to keep.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 DATA = Path(__file__).parent / "data"
 SEED = 7
