@@ -13,6 +13,7 @@ runner.py     the two ways to run an asset: Apple's runtime, or the executor tha
 build.py      how each precision is made
 verify.py     every build is held against the module before it counts
 fitness.py    checks of a program, and what was reported of devices
+device.py     measuring on a Mac
 results.py    measurements from devices
 quiet.py      what the packages say goes to the log
 """

@@ -19,6 +19,7 @@ from pipeline.steps.keys import versions
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
+    DeviceJob,
     DeviceMeasurement,
     Requirement,
     Target,
@@ -41,6 +42,11 @@ _MAC = (
     "python -m pipeline bench --target coreai --import FILE. Here Apple's runtime is a judge that "
     "takes a second or more for an image: it judges runtime_images of them"
 )
+_CONNECTED = (
+    "Apple's packages for Core AI drive no connected device: python -m pipeline export coreml-bench "
+    "NAME --target coreai writes a Swift package; run it on the {kind} and give its result to "
+    "python -m pipeline bench --target coreai --import FILE"
+)
 
 
 class CoreAITarget(Target):
@@ -50,6 +56,7 @@ class CoreAITarget(Target):
     title = "Core AI"
     precisions = dict.fromkeys(RECIPES, MODULE)
     options = CoreAIOptions
+    devices = ("mac", "iphone", "ipad")
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""
@@ -116,6 +123,19 @@ class CoreAITarget(Target):
         artifact.verify()
         package, network = artifact.folder / MODEL, artifact.network()
         return JudgedRunner(package, network, artifact.facts["runtime_images"], _bound(artifact))
+
+    def measure_on(
+        self, device: str, artifacts: Mapping[str, Artifact], job: DeviceJob
+    ) -> dict[str, DeviceMeasurement]:
+        """Measure on this Mac; results of an iPhone or iPad are imported. See `Target`."""
+        if device != "mac":
+            raise UnavailableError(_CONNECTED.format(kind=device))
+        for artifact in artifacts.values():
+            if missing := self.missing(artifact):
+                raise UnavailableError(missing)
+        from pipeline.targets.coreai.device import measure_mac
+
+        return measure_mac(artifacts, job)
 
     def read_measurements(
         self, file: Path, artifacts: Mapping[str, Artifact], device: str | None
