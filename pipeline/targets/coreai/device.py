@@ -1,7 +1,7 @@
 """Measuring on a Mac: load, first and steady prediction by each preference of compute units.
 
-By the system's own Core AI, through the packages that build. Each preference also answers real images:
-wrong numbers without an error were reported of the default, so that a latency alone says little.
+By the system's own Core AI, through the packages that build. Each preference also answers real
+images: wrong numbers without an error were reported, so that a latency alone says little.
 """
 
 from __future__ import annotations

@@ -26,9 +26,11 @@ from pipeline.targets.coreai.package import MODEL, digest
 FORMAT: Literal["care-deploy/coreai-bench/1"] = "care-deploy/coreai-bench/1"
 _MOST_BYTES = 100_000_000
 _WRONG = 0.02
-"""Relative difference to the CPU's logits from which on a device's are wrong, not rounded: two ways to
-round differ by up to 0.01 here; the wrong numbers of MobileNetV3 that were reported, by 0.039
-(https://github.com/apple/coreai-torch/issues/51)."""
+"""Relative difference to the CPU's logits from which on a device's are wrong, not rounded.
+
+Two ways to round differ by up to 0.01 here; the wrong numbers that were reported of MobileNetV3, by
+0.039 (https://github.com/apple/coreai-torch/issues/51).
+"""
 
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]

@@ -43,9 +43,9 @@ _MAC = (
     "takes a second or more for an image: it judges runtime_images of them"
 )
 _CONNECTED = (
-    "Apple's packages for Core AI drive no connected device: python -m pipeline export coreml-bench "
-    "NAME --target coreai writes a Swift package; run it on the {kind} and give its result to "
-    "python -m pipeline bench --target coreai --import FILE"
+    "Apple's packages for Core AI drive no connected device: python -m pipeline export "
+    "coreml-bench NAME --target coreai writes a Swift package; run it on the {kind} and give its "
+    "result to python -m pipeline bench --target coreai --import FILE"
 )
 
 
