@@ -115,30 +115,44 @@ def test_what_a_mac_measured_is_read_back(build: Build, mac: list[str], tmp_path
     assert (again.latency, again.line) == (measured.latency, measured.line)
 
 
-class OffBy:
-    """Apple's runtime, but for what the Neural Engine answers: so far off."""
+class Scaled:
+    """Apple's runtime, but for what some units answer: logits times so much."""
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, **factors: float) -> None:
+        self._factors = factors
 
     def __call__(self, package: Path, unit: str) -> Runtime:
-        share = self._share
+        factor = self._factors.get(unit, 1.0)
 
         class Off(Runtime):
             def __call__(self, given: Images) -> Logits:
-                return super().__call__(given) * np.float32(1 + share)
+                return super().__call__(given) * np.float32(factor)
 
-        return (Off if unit == "neural_engine" else Runtime)(package, unit)
+        return Off(package, unit)
+
+
+def test_all_are_held_against_the_cpu(
+    build: Build, mac: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = Scaled(default=1.5, gpu=2.0, neural_engine=float("nan"))
+    monkeypatch.setattr(device, "Runtime", units)
+    runs = Measurements.model_validate_json(on_a_mac(build())["fp16"].content).runs
+    differences = {run.compute_unit: run.difference_to_cpu_only for run in runs}
+    assert differences["cpu_only"] == 0
+    assert differences["default"] == pytest.approx(0.5)
+    assert differences["gpu"] == pytest.approx(1.0)
+    # Not finite.
+    assert differences["neural_engine"] is None
 
 
 @pytest.mark.parametrize(
-    ("share", "wrong"), [(0.0, False), (0.01, False), (0.039, True), (float("nan"), True)]
+    ("factor", "wrong"), [(1.0, False), (1.01, False), (1.039, True), (float("nan"), True)]
 )
 def test_a_unit_that_computes_something_else_is_named(
-    build: Build, mac: list[str], monkeypatch: pytest.MonkeyPatch, share: float, wrong: bool
+    build: Build, mac: list[str], monkeypatch: pytest.MonkeyPatch, factor: float, wrong: bool
 ) -> None:
     """So far off was MobileNetV3 in the report of the Neural Engine (coreai-torch, issue 51)."""
-    monkeypatch.setattr(device, "Runtime", OffBy(share))
+    monkeypatch.setattr(device, "Runtime", Scaled(neural_engine=factor))
     found = on_a_mac(build())["fp16"]
     assert ("its logits are wrong by neural_engine: do not ship" in found.line) == wrong
     verdicts = {row["compute_unit"]: row["logits"] for row in found.tables["on_devices"]}
