@@ -2,6 +2,7 @@
 
 target.py     what the pipeline sees: build, open, emulate, inspect
 network.py    the network exported by torch, in operations that coreai-torch converts
+norms.py      batch norms folded in float32
 convert.py    conversion, and names that do not change from build to build
 quantize.py   weights in fewer bits
 package.py    saved assets: canonical bytes, what they say of themselves, damage

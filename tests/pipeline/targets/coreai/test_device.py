@@ -6,6 +6,7 @@ Off a Mac there are no compute units: here the runtime of the package stands for
 from __future__ import annotations
 
 import inspect
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -211,7 +212,7 @@ def test_a_mac_takes_the_system_s_runtime_unless_told_otherwise(
 ) -> None:
     environment = {} if local is None else {"USE_LOCAL_COREAI": local}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(runtime.os, "environ", environment)
+    monkeypatch.setattr(os, "environ", environment)
     runtime._choose_system()
     assert environment == expected
 
