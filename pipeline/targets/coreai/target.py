@@ -32,15 +32,17 @@ if TYPE_CHECKING:
     from pipeline.targets.coreai.runner import Bound
 
 INSTALL = "pip install 'care-deploy[coreai]'"
-_MODULES = ("coreai", "coreai_torch", "coreai_opt")
+_MODULES = {"coreai": "coreai-core", "coreai_torch": "coreai-torch", "coreai_opt": "coreai-opt"}
+"""What is imported, and the package that it is of."""
+
 _SYSTEM = 27
 """Version of macOS and iOS with which Core AI came."""
 
 _MAC = (
     "Core AI's device runtime needs macOS 27 or iOS 27: run the same command on a Mac, or measure "
     "with the package that export coreml-bench --target coreai writes and give the result to "
-    "python -m pipeline bench --target coreai --import FILE. Here Apple's runtime is a judge that "
-    "takes a second or more for an image: it judges runtime_images of them"
+    "python -m pipeline bench --target coreai --import FILE. Here Apple's runtime is a judge, too "
+    "slow for all images: it judges runtime_images of them"
 )
 _CONNECTED = (
     "Apple's packages for Core AI drive no connected device: python -m pipeline export "
@@ -156,9 +158,9 @@ def _there(version: str) -> str | None:
 
 def _lacking() -> str | None:
     """Which package is missing, and how to get it."""
-    for name in _MODULES:
+    for name, package in _MODULES.items():
         if find_spec(name) is None:
-            return f"{name.replace('_', '-')} is not installed: {INSTALL}"
+            return f"{package} is not installed: {INSTALL}"
     return None
 
 

@@ -112,7 +112,7 @@ def test_without_the_packages_a_run_says_how_to_get_them(
     result = invoke("run", config)
     assert result.exit_code == 4, result.output
     words = " ".join(result.output.split())
-    assert f"coreai is not installed: {INSTALL}" in words
+    assert f"coreai-core is not installed: {INSTALL}" in words
     assert "Traceback" not in result.output
 
 
