@@ -29,7 +29,6 @@ class Kind:
         model: The model's folder within an artifact.
         digest: Names a model's content.
         templates: Templates of its own, by what they stand for; the others are shared.
-        more: Further templates of its library.
     """
 
     module: str
@@ -37,7 +36,6 @@ class Kind:
     model: str
     digest: Callable[[Path], str]
     templates: Mapping[str, str]
-    more: tuple[str, ...] = ()
 
     def files(self) -> dict[str, str]:
         """Where each template goes."""
@@ -47,14 +45,14 @@ class Kind:
             "README.md": "README.md",
             "Benchmark.swift": f"{library}/Benchmark.swift",
             "Measurements.swift": f"{library}/Measurements.swift",
+            "GoldenKit.swift": f"{library}/GoldenKit.swift",
             "main.swift": f"Sources/{self.program}/main.swift",
             "BenchmarkTests.swift": f"{tests}/BenchmarkTests.swift",
-            **{name: f"{library}/{name}" for name in self.more},
         }
 
 
-_COREML = Kind("CoreMLBench", "coreml-bench", coreml.MODEL, coreml.digest, {}, ("GoldenKit.swift",))
-_OWN = ("Package.swift", "README.md", "Benchmark.swift", "Measurements.swift")
+_COREML = Kind("CoreMLBench", "coreml-bench", coreml.MODEL, coreml.digest, {})
+_OWN = ("Package.swift", "README.md", "Benchmark.swift", "Measurements.swift", "GoldenKit.swift")
 KINDS = {
     "coreml": _COREML,
     "coreai": Kind(

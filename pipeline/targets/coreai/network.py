@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.network import Network
+from pipeline.targets.coreai.norms import fold
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +43,6 @@ def export(module: nn.Module, network: Network, *, half: bool) -> ExportedProgra
     module = copy.deepcopy(module).eval().requires_grad_(False)
     example = torch.zeros(1, *network.input_shape)
     _without_2d_products(module, example)
-    if half:
-        module.half()
 
     class Classifier(torch.nn.Module):
         """Float32 in and out."""
@@ -57,6 +56,9 @@ def export(module: nn.Module, network: Network, *, half: bool) -> ExportedProgra
             return logits.float()
 
     try:
+        if half:
+            fold(module, example)
+            module.half()
         exported = torch.export.export(Classifier().eval(), (example,))
         program: ExportedProgram = exported.run_decompositions(_decompositions())
     # torch.export raises whatever the traced code or its compiler does.

@@ -104,6 +104,31 @@ def _reduce(function: Callable[..., Tensor]) -> Evaluate:
     return evaluate
 
 
+def _argmax(x: Sequence[Tensor], attributes: Mapping[str, str]) -> Tensor:
+    # torch leaves open which of several largest values it means; Core AI takes the first.
+    axis = _integer(x[1])
+    largest = x[0] == x[0].amax(axis, keepdim=True)
+    return largest.to(torch.uint8).argmax(axis, keepdim=True)
+
+
+def _sorted(which: int) -> Evaluate:
+    """Values (0) or places (1) in order. Of equal ones the first comes first."""
+
+    def evaluate(x: Sequence[Tensor], attributes: Mapping[str, str]) -> Tensor:
+        image, axis, descending, _ = x
+        parts: tuple[Tensor, Tensor] = torch.sort(
+            image, dim=_integer(axis), descending=bool(descending), stable=True
+        )
+        return parts[which]
+
+    return evaluate
+
+
+def _gather(x: Sequence[Tensor], attributes: Mapping[str, str]) -> Tensor:
+    image, indices, axis = x
+    return torch.gather(image, _integer(axis), indices.long())
+
+
 def _expand_dims(x: Sequence[Tensor], attributes: Mapping[str, str]) -> Tensor:
     image, rank = x[0], x[0].ndim + x[1].numel()
     for axis in sorted(axis % rank for axis in _integers(x[1])):
@@ -143,6 +168,8 @@ OPERATORS: Mapping[str, Evaluate] = {
     "abs": _one(torch.abs),
     "add": _two(torch.add),
     "and": _two(torch.logical_and),
+    "argmax": _argmax,
+    "argsort": _sorted(1),
     "batch_matmul": _two(torch.matmul),
     "bitwise_and": _two(torch.bitwise_and),
     "bitwise_or": _two(torch.bitwise_or),
@@ -157,6 +184,7 @@ OPERATORS: Mapping[str, Evaluate] = {
     "erf": _one(torch.erf),
     "exp": _one(torch.exp),
     "expand_dims": _expand_dims,
+    "gather_along_axis": _gather,
     "gelu": _gelu,
     "greater": _two(torch.gt),
     "log": _one(torch.log),
@@ -182,6 +210,7 @@ OPERATORS: Mapping[str, Evaluate] = {
     "silu": _one(F.silu),
     "sin": _one(torch.sin),
     "slice": _slice,
+    "sort": _sorted(0),
     "softmax": lambda x, attributes: torch.softmax(x[0], dim=_integer(x[1])),
     "split": _split,
     "sqrt": _one(torch.sqrt),
@@ -196,6 +225,6 @@ OPERATORS: Mapping[str, Evaluate] = {
 MOVES = frozenset(
     {"broadcast_to", "concat", "expand_dims", "pad", "reshape", "shrink_dims", "slice", "split"}
     | {"transpose", "max_pool_2d", "maximum", "minimum", "relu", "where", "reduce_max"}
-    | {"reduce_min"}
+    | {"reduce_min", "sort", "gather_along_axis"}
 )
 """Operations whose results are among the values of their inputs: there is nothing to round."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,8 @@ from pipeline.targets.coreai.program import MAIN
 from pipeline.targets.coreai.quiet import logged
 
 _T = TypeVar("_T")
-UNITS = ("default", "cpu_only", "gpu", "neural_engine")
+CPU_ONLY = "cpu_only"
+UNITS = ("default", CPU_ONLY, "gpu", "neural_engine")
 """What may be preferred on a Mac."""
 
 
@@ -38,9 +40,7 @@ class Runtime:
     """
 
     def __init__(self, package: Path, compute_unit: str = "default") -> None:
-        if platform.system() == "Darwin":
-            # The runtime in the package knows no Neural Engine; the system's own does.
-            os.environ.setdefault("USE_OS_COREAI", "1")
+        _choose_system()
         self._loop = asyncio.new_event_loop()
         self._opened: Any = None
         try:
@@ -69,6 +69,26 @@ class Runtime:
         """Logits of preprocessed images, (batch, classes), one by one."""
         return np.concatenate([self._wait(self._one(image[None])) for image in images])
 
+    def timed(self, image: Images, calls: int) -> list[float]:
+        """Time predictions of one image, its way in and out included, as in an app.
+
+        Args:
+            image: Preprocessed, (channels, height, width).
+            calls: How many.
+
+        Returns:
+            Milliseconds of each call.
+        """
+        return self._wait(self._timed(image[None], calls))
+
+    async def _timed(self, image: Images, calls: int) -> list[float]:
+        times = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            await self._one(image)
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+
     async def _one(self, image: Images) -> Logits:
         from coreai.runtime import NDArray
 
@@ -91,13 +111,32 @@ class Runtime:
         self._loop.close()
 
 
+def _choose_system() -> None:
+    """Let the packages take the system's Core AI on a Mac, unless the user chose otherwise.
+
+    The runtime that they bring knows no compute units.
+    """
+    if platform.system() == "Darwin" and "USE_LOCAL_COREAI" not in os.environ:
+        os.environ.setdefault("USE_OS_COREAI", "1")
+
+
+def has_units() -> bool:
+    """Whether compute units can be chosen here, by Apple's own word."""
+    _choose_system()
+    # Before other parts of the package, which import each other in a circle otherwise.
+    import coreai.authoring  # noqa: F401
+    from coreai.runtime import SpecializationOptions
+
+    return bool(SpecializationOptions.is_supported())
+
+
 def options(compute_unit: str) -> Any:
     """Apple's own options for a preference; None for the default, which is all that Linux has."""
     if compute_unit == "default":
         return None
     from coreai.runtime import SpecializationOptions
 
-    if compute_unit == "cpu_only":
+    if compute_unit == CPU_ONLY:
         return SpecializationOptions.cpu_only()
     from coreai.runtime import ComputeUnitKind
 

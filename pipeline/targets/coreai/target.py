@@ -19,6 +19,7 @@ from pipeline.steps.keys import versions
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
+    DeviceJob,
     DeviceMeasurement,
     Requirement,
     Target,
@@ -31,15 +32,22 @@ if TYPE_CHECKING:
     from pipeline.targets.coreai.runner import Bound
 
 INSTALL = "pip install 'care-deploy[coreai]'"
-_MODULES = ("coreai", "coreai_torch", "coreai_opt")
+_MODULES = {"coreai": "coreai-core", "coreai_torch": "coreai-torch", "coreai_opt": "coreai-opt"}
+"""What is imported, and the package that it is of."""
+
 _SYSTEM = 27
 """Version of macOS and iOS with which Core AI came."""
 
 _MAC = (
     "Core AI's device runtime needs macOS 27 or iOS 27: run the same command on a Mac, or measure "
     "with the package that export coreml-bench --target coreai writes and give the result to "
-    "python -m pipeline bench --target coreai --import FILE. Here Apple's runtime is a judge that "
-    "takes a second or more for an image: it judges runtime_images of them"
+    "python -m pipeline bench --target coreai --import FILE. Here Apple's runtime is a judge, too "
+    "slow for all images: it judges runtime_images of them"
+)
+_CONNECTED = (
+    "Apple's packages for Core AI drive no connected device: python -m pipeline export "
+    "coreml-bench NAME --target coreai writes a Swift package; run it on the {kind} and give its "
+    "result to python -m pipeline bench --target coreai --import FILE"
 )
 
 
@@ -50,6 +58,7 @@ class CoreAITarget(Target):
     title = "Core AI"
     precisions = dict.fromkeys(RECIPES, MODULE)
     options = CoreAIOptions
+    devices = ("mac", "iphone", "ipad")
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""
@@ -117,6 +126,19 @@ class CoreAITarget(Target):
         package, network = artifact.folder / MODEL, artifact.network()
         return JudgedRunner(package, network, artifact.facts["runtime_images"], _bound(artifact))
 
+    def measure_on(
+        self, device: str, artifacts: Mapping[str, Artifact], job: DeviceJob
+    ) -> dict[str, DeviceMeasurement]:
+        """Measure on this Mac; results of an iPhone or iPad are imported. See `Target`."""
+        if device != "mac":
+            raise UnavailableError(_CONNECTED.format(kind=device))
+        for artifact in artifacts.values():
+            if missing := self.missing(artifact):
+                raise UnavailableError(missing)
+        from pipeline.targets.coreai.device import measure_mac
+
+        return measure_mac(artifacts, job)
+
     def read_measurements(
         self, file: Path, artifacts: Mapping[str, Artifact], device: str | None
     ) -> dict[str, DeviceMeasurement]:
@@ -136,9 +158,9 @@ def _there(version: str) -> str | None:
 
 def _lacking() -> str | None:
     """Which package is missing, and how to get it."""
-    for name in _MODULES:
+    for name, package in _MODULES.items():
         if find_spec(name) is None:
-            return f"{name.replace('_', '-')} is not installed: {INSTALL}"
+            return f"{package} is not installed: {INSTALL}"
     return None
 
 

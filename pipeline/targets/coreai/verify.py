@@ -25,16 +25,25 @@ class Limits:
     """Largest relative errors of the logits, Euclidean.
 
     Attributes:
-        module: Of the asset to the module, in the executor's arithmetic; None where the weights
-            were changed.
+        exact: Of the program without rounding to the module; None where the weights were changed.
+            A larger one is an error of the conversion.
+        rounded: With every result rounded to its type; None likewise. A larger one says that the
+            network is too sensitive for that type.
         half_weights: The weights are in float16. Where these alone move the module's logits
-            further, as in a network whose large values cancel, twice that is the limit.
+            further, as in a network whose large values cancel, twice that is the limit, up to
+            `MOST_FOR_WEIGHTS`: an error that comes near to the logits' own size is an error,
+            whatever the network.
         runtime: Of the executor to Apple's runtime.
     """
 
-    module: float | None
+    exact: float | None
+    rounded: float | None
     half_weights: bool
     runtime: Bound
+
+
+MOST_FOR_WEIGHTS = 0.2
+"""Highest limit that weights in float16 may explain."""
 
 
 def probes(network: Network, count: int = 4) -> Images:
@@ -68,8 +77,7 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
         The errors, for the artifact's facts.
 
     Raises:
-        BuildError: The asset computes something else than the module, or Apple's runtime something
-            else than the executor.
+        BuildError: The asset computes something else than the module, or gives NaN or infinity.
         UnsupportedOperatorError: The executor does not know an operation.
     """
     from pipeline.targets.coreai.executor import Executor
@@ -77,26 +85,43 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
     images = probes(network)
     expected = _logits(module, images)
     apple = _by_apple(package, images[:1], network)
-    emulated = Executor(check(package, network))(images)
-    if not np.isfinite(emulated).all():
+    program = check(package, network)
+    rounded = Executor(program)(images)
+    if not np.isfinite(rounded).all():
         raise BuildError(_not_finite(network, "the executor"))
-    error = figures.compare(emulated, expected).relative_error
-    limit = limits.module
-    facts: dict[str, Any] = {"images": len(images)}
-    if limit is not None and limits.half_weights and error > limit:
+    exact = Executor(program, half=False)(images)
+    found = {
+        "exact_relative_error": figures.compare(exact, expected).relative_error,
+        "relative_error": figures.compare(rounded, expected).relative_error,
+    }
+    facts: dict[str, Any] = {"images": len(images), **found}
+    worst = max(found.values())
+    own = 0.0
+    if limits.half_weights and limits.exact is not None and worst > limits.exact:
         own = _error_of_half_weights(module, images, expected)
         facts["float16_weights_relative_error"] = own
-        limit = max(limit, 2 * own)
-    if limit is not None and error > limit:
+    allowed = min(2 * own, MOST_FOR_WEIGHTS)
+    _judge(network, found["exact_relative_error"], limits.exact, allowed, _CONVERSION)
+    _judge(network, found["relative_error"], limits.rounded, allowed, _ROUNDING)
+    facts["apple_runtime_relative_error"] = figures.compare(apple, expected[:1]).relative_error
+    facts["apple_runtime_to_executor"] = figures.compare(apple, rounded[:1]).relative_error
+    return facts
+
+
+_CONVERSION = "the conversion is wrong; use another precision"
+_ROUNDING = "its values lose too much in float16; use precision fp32"
+
+
+def _judge(network: Network, error: float, limit: float | None, allowed: float, why: str) -> None:
+    """Refuse an error above its limit, or above what weights in float16 alone explain."""
+    if limit is None:
+        return
+    limit = max(limit, allowed)
+    if error > limit:
         raise BuildError(
             f"{network.name}: the logits of the Core AI asset differ from PyTorch's by {error:.2g} "
-            f"of their size (limit {limit:g}): the conversion is wrong; use another precision"
+            f"of their size (limit {limit:g}): {why}"
         )
-    difference = figures.compare(apple, emulated[:1]).relative_error
-    facts["relative_error"] = error
-    facts["apple_runtime_relative_error"] = figures.compare(apple, expected[:1]).relative_error
-    facts["apple_runtime_to_executor"] = difference
-    return facts
 
 
 def _by_apple(package: Path, images: Images, network: Network) -> Logits:

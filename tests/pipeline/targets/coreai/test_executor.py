@@ -84,7 +84,15 @@ def products(x: Tensor) -> Tensor:
     return (q @ v) @ q / 256
 
 
-CASES = (elementwise, activations, choices, shapes, pools, convolutions, products)
+def selections(x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    values, places = flat.topk(7, dim=2)
+    least = flat.gather(2, flat.topk(5, dim=2, largest=False).indices)
+    first = flat.gather(2, flat.argmax(2, keepdim=True))
+    return torch.cat([values, 2 * flat.gather(2, places), 3 * least, 4 * first], dim=2)
+
+
+CASES = (elementwise, activations, choices, shapes, pools, convolutions, products, selections)
 Saved = Callable[[Callable[[Tensor], Tensor], bool], Path]
 
 
@@ -121,6 +129,24 @@ def test_apples_runtime_agrees(
         expected = torch.cat([Case(compute)(torch.from_numpy(one[None])) for one in pictures])
     exact = Executor(program, half=False)(pictures)
     assert figures.compare(exact, expected.numpy()).relative_error < (3e-3 if half else 3e-6)
+
+
+@needs_coreai
+def test_of_several_largest_values_the_first_counts(saved: Saved) -> None:
+    """Where torch leaves it open."""
+
+    def places(x: Tensor) -> Tensor:
+        capped = torch.minimum(x.flatten(2), torch.zeros((), dtype=x.dtype))
+        first = capped.argmax(2, keepdim=True)
+        return first.to(x.dtype) / 256
+
+    asset = saved(places, False)
+    runtime = Runtime(asset)
+    apple = runtime(images(3))
+    runtime.close()
+    np.testing.assert_allclose(
+        Executor(read(asset / "main.mlirb"))(images(3)), apple, rtol=0, atol=1e-6
+    )
 
 
 @needs_coreai

@@ -63,8 +63,32 @@ def test_a_result_finds_its_artifact(build: Build, tmp_path: Path) -> None:
         read_measurements(file, artifacts, "mac")
 
 
+GOLDEN = {"images": 16, "same_class": 16, "error": 0.002, "mean_error": 0.001, "holds": True}
+
+
 @needs_coreai
-@pytest.mark.parametrize("difference", [0.2, None])
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "16 of 16 alike, error 0.002"),
+        ({"holds": False, "error": 0.04, "same_class": 15}, "FAILS: 15 of 16 alike, error 0.04"),
+        ({"holds": False, "error": None, "mean_error": None}, "FAILS: 16 of 16 alike, not finite"),
+    ],
+)
+def test_a_unit_that_fails_the_golden_images_is_named(
+    build: Build, tmp_path: Path, changes: dict[str, Any], verdict: str
+) -> None:
+    golden = {**GOLDEN, **changes}
+    runs = [RUN, {**RUN, "compute_unit": "gpu", "golden": golden}]
+    values = plain(digest(build().folder / MODEL), runs=runs)
+    found = read_measurements(write(tmp_path / "a.json", values), {"fp16": build()}, None)["fp16"]
+    said = "by gpu it does not give what was built for the golden images" in found.line
+    assert said == (not golden["holds"])
+    assert [row["golden"] for row in found.tables["on_devices"]] == [None, verdict]
+
+
+@needs_coreai
+@pytest.mark.parametrize("difference", [0.2, 0.039, None])
 def test_wrong_logits_are_said(build: Build, tmp_path: Path, difference: float | None) -> None:
     wrong = {**RUN, "compute_unit": "neural_engine", "difference_to_cpu_only": difference}
     values = plain(digest(build().folder / MODEL), runs=[RUN, wrong])
@@ -105,6 +129,8 @@ def test_a_result_of_another_model(build: Build, tmp_path: Path) -> None:
         (plain(runs=[{**RUN, "predict_ms": [-1.0]}]), r"runs\.0\.predict_ms\.0"),
         (plain(runs=[{**RUN, "compute_unit": "quantum"}]), r"runs\.0\.compute_unit"),
         (plain(other=1), "other"),
+        (plain(runs=[{**RUN, "golden": {**GOLDEN, "same_class": 17}}]), r"17 of 16 images"),
+        (plain(runs=[{**RUN, "golden": {**GOLDEN, "error": None}}]), "not finite do not hold"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, values: Any, message: str) -> None:
@@ -119,6 +145,7 @@ def test_swift_package(build: Build, tmp_path: Path) -> None:
     resources = "Sources/CoreAIBench/Resources"
     assert {
         *("Package.swift", "README.md", "Sources/CoreAIBench/Benchmark.swift"),
+        "Sources/CoreAIBench/GoldenKit.swift",
         *("Sources/coreai-bench/main.swift", "Tests/CoreAIBenchTests/BenchmarkTests.swift"),
         f"{resources}/model.aimodel/main.mlirb",
     } <= files
@@ -142,7 +169,7 @@ def test_swift_writes_the_fields_that_are_read() -> None:
     snake = {re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", name) for name in names}
     schema = Measurements.model_json_schema()
     known = set(schema["properties"])
-    for part in ("Run", "Model", "Device"):
+    for part in ("Run", "Model", "Device", "Golden"):
         known |= set(schema["$defs"][part]["properties"])
     assert snake == known
     assert f'format = "{FORMAT}"' in source

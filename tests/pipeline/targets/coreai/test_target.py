@@ -21,6 +21,8 @@ from pipeline.core import figures
 from pipeline.core.errors import ArtifactError, BuildError, ConfigError, UnavailableError
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
+from pipeline.targets.coreai import build as build_module
+from pipeline.targets.coreai import network as network_module
 from pipeline.targets.coreai import target as module
 from pipeline.targets.coreai.package import MODEL, metadata
 from pipeline.targets.coreai.program import read
@@ -144,6 +146,54 @@ def test_nan_by_apples_runtime_is_no_build(tmp_path: Path) -> None:
     wanted = job(module=Wide, of=network(labels=("a", "b", "c")))
     with pytest.raises(BuildError, match="NaN or infinity, by Apple's Core AI runtime"):
         made(tmp_path / "x", wanted)
+
+
+class Sensitive(nn.Module):
+    """Its answer is the small difference of large values: float16 rounds away a part of it."""
+
+    def __init__(self, large: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, len(LABELS), 3, 2, 1)
+        self.large = large
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        # No constant, which the converter would fold into the bias.
+        large = self.large * torch.sigmoid(y)
+        return ((y + large) - large).mean((2, 3))  # type: ignore[no-any-return]
+
+
+LARGE = 500.0
+
+
+def test_what_rounding_loses_is_no_wrong_conversion(tmp_path: Path) -> None:
+    verified = made(tmp_path / "x", job(module=lambda: Sensitive(LARGE))).facts["verified"]
+    assert verified["exact_relative_error"] < 2e-3
+    assert 0.02 < verified["relative_error"] < 0.05
+
+
+def test_where_rounding_loses_too_much_fp16_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"lose too much in float16; use precision fp32"):
+        made(tmp_path / "x", job(module=lambda: Sensitive(8 * LARGE)))
+    made(tmp_path / "y", job("fp32", module=lambda: Sensitive(LARGE)))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_another_network_than_the_module_is_no_build(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the converter had lost the last layer's bias."""
+
+    def export(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        with torch.no_grad():
+            module.get_parameter("head.bias").zero_()
+        return network_module.export(module, *arguments, **keywords)
+
+    monkeypatch.setattr(build_module, "export", export)
+    with pytest.raises(BuildError, match=r"differ from PyTorch's by .*: the conversion is wrong"):
+        made(tmp_path / "x", job(precision))
+    assert not (tmp_path / "x").exists()
 
 
 def test_fp32_holds_what_fp16_does_not(tmp_path: Path) -> None:
