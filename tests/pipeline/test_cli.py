@@ -303,6 +303,18 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert set(plain["batches"]["2"]["phases"]) == {"fp32", "pytorch"}
     assert plain["machine"]["cpus_granted"] >= 1
     assert any("fp32" in line and "engine" in line for line in result.stdout.splitlines())
+    # Distinct images of the run, whose answers are those of the validation.
+    assert plain["distinct"] == 100
+    for name in ("fp32", "pytorch"):
+        assert plain["answers"][name]["calls"] > 0
+        assert plain["answers"][name]["wrong"] == 0
+    assert plain["repeated"]["fp32"]["calls"] > 0
+    assert plain["memory"]["fp32"]["peak"]["value"] > plain["memory"]["fp32"]["before"] > 1e6
+    assert plain["validity"]["2"]["fp32"]["p99"].startswith("invalid: ")
+    text = " ".join(result.stdout.split())
+    assert "timed calls were given 100 distinct images in turn" in text
+    assert "answers of timed calls are those of the validation" in text
+    assert "fp32: peak memory" in text
 
 
 def test_validate_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:
@@ -329,10 +341,44 @@ def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
 
 
 def test_bench_beside_busy_processes_says_so(config: Path, finished: Path) -> None:
-    result = process("bench", "--target", "ort", "--config", str(config), "--contended")
+    longer = ("--contended", "--sustained", "0.2")
+    result = process("bench", "--target", "ort", "--config", str(config), *longer)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["rivals"] >= 1
+    plain = json.loads(result.stdout.splitlines()[-1])
+    assert plain["rivals"] >= 1
     assert "measured, beside " in result.stdout
+    assert set(plain["sustained"]) == {"fp32"}
+    assert plain["sustained"]["fp32"]["seconds"] >= 0.2
+    assert plain["sustained"]["fp32"]["answers"]["wrong"] == 0
+    assert "s without a rest: " in result.stdout
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "x", "nan", "1e9"])
+def test_how_long_without_a_rest_is_a_number_of_seconds(config: Path, seconds: str) -> None:
+    bench = ("bench", "--target", "ort", "--config", str(config))
+    for option in ("--sustained", "--max-seconds"):
+        if (option, seconds) == ("--max-seconds", "1e9"):
+            continue  # a limit may be far away
+        result = invoke(*bench, option, seconds)
+        assert result.exit_code == 2
+        assert option in result.output
+
+
+def test_without_a_rest_is_for_this_machine(config: Path) -> None:
+    bench = ("bench", "--target", "coreml", "--config", str(config))
+    result = invoke(*bench, "--device", "iphone", "--sustained", "1")
+    assert result.exit_code == 2
+    assert "--sustained measures on this machine" in result.output
+
+
+def test_without_the_images_of_a_run_nothing_is_compared(copied: tuple[Path, Path]) -> None:
+    path, folder = copied
+    shutil.rmtree(folder / "validate/samples")
+    result = process("bench", "--target", "ort", "--config", str(path), "--samples", "3")
+    assert result.returncode == 0, result.stderr
+    plain = json.loads(result.stdout.splitlines()[-1])
+    assert plain["distinct"] == 32
+    assert plain["answers"]["fp32"]["why_not"].startswith("no run has judged these images")
 
 
 def test_only_a_target_can_be_measured_as_on_another_cpu(config: Path, finished: Path) -> None:
