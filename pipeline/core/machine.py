@@ -189,9 +189,9 @@ def _peak_elsewhere() -> int | None:
     """The same by psutil on Windows, and by the C library on a Mac."""
     import psutil
 
-    known = psutil.Process().memory_info()
-    if hasattr(known, "peak_wset"):
-        return int(known.peak_wset)
+    on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if on_windows is not None:
+        return int(on_windows)
     if platform.system() != "Darwin":
         return None
     import resource

@@ -20,10 +20,11 @@ from pipeline.core.figures import Latency, Number, State, ratio
 from pipeline.core.plain import read_json
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_labels
+from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.names import LOGITS
 from pipeline.stages.own_process import run_worker
 from pipeline.stages.target_step import TargetStep
-from pipeline.stages.validate import judge
+from pipeline.stages.validate import judge, measured
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
 from pipeline.targets.registry import TARGETS
 
@@ -76,6 +77,7 @@ class ClassStep(TargetStep):
         return {
             "settings bench": self.context.config.bench.model_dump(mode="json"),
             "settings validation": {"batch": self.context.config.validation.batch},
+            **metrics_inputs(self.context.config.validation.metrics),
             "machine": self.machine(),
             "what this machine lacks": self.runtime.why_not_as(self.cls),
         }
@@ -144,6 +146,7 @@ class ClassStep(TargetStep):
         reference = np.load(self.reference.artifact().path(LOGITS))
         labels, device = read_labels(self.samples.artifact()), found.devices[precision]
         accuracy = judge(logits, reference, labels, State.RESTRICTED, device, "")
+        accuracy = measured(self, accuracy, logits, labels)
         first = next(iter(found.samples_ms))
         times = found.samples_ms[precision]
         summary = Latency(times).summary()

@@ -37,6 +37,7 @@ from pipeline.steps.step import Step
 
 if TYPE_CHECKING:
     from pipeline.stages.build import BuildStep
+    from pipeline.stages.cpu_class import ClassStep
     from pipeline.stages.golden import GoldenStep
     from pipeline.stages.samples import SampleStep
 
@@ -278,7 +279,7 @@ def run_over(
 
 
 def measured(
-    step: ReferenceStep | ValidateStep,
+    step: ReferenceStep | ValidateStep | ClassStep,
     numbers: Accuracy,
     logits: Logits,
     labels: npt.NDArray[np.int64],

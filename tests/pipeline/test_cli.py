@@ -328,6 +328,41 @@ def test_validate_prints_a_table_and_one_json_line(config: Path, finished: Path)
     assert "ort/fp32" in result.stdout
 
 
+METRICS = """\
+def halves(logits, labels):
+    right = logits.argmax(1) == labels
+    return {"first_half": float(right[: len(right) // 2].mean())}
+"""
+
+
+@pytest.mark.parametrize("as_cpu", [None, pytest.param("avx2", marks=pytest.mark.slow)])
+def test_validate_shows_the_worst_class_and_own_measures(
+    copied: tuple[Path, Path], as_cpu: str | None
+) -> None:
+    path, folder = copied
+    (path.parent / "own.py").write_text(METRICS)
+    own = 'validation: {metrics: "own:halves", images: 100'
+    path.write_text(path.read_text().replace("validation: {images: 100", own))
+    options = ("--as-cpu", as_cpu) if as_cpu else ()
+    command = ("validate", "--target", "ort", "--config", str(path), *options)
+    result = process(*command, cwd=path.parent)
+    if as_cpu and result.returncode == 4:
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])["accuracy"]["fp32"]
+    stored = next(
+        a.accuracy for a in Run.read(folder / "results.json").artifacts if a.name == "ort/fp32"
+    )
+    assert stored.by_class is not None
+    state = "measured here, restricted" if as_cpu else "measured"
+    assert found["by_class"]["worst"] == stored.by_class.worst
+    assert found["by_class"]["classes"] == stored.by_class.classes
+    assert found["by_class"]["top1"]["state"] == found["metrics"]["first_half"]["state"] == state
+    text = " ".join(result.stdout.split())
+    assert f"ort/fp32: worst class: {stored.by_class.worst}: " in text
+    assert "ort/fp32: first_half: 0." in text
+
+
 @pytest.mark.parametrize("command", ["validate", "bench"])
 def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
     config: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, command: str

@@ -46,13 +46,17 @@ def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
     made.runtime = SimpleNamespace(
         name="ort", title="ONNX Runtime", why_not_as=lambda cls: None, missing=lambda artifact: None
     )
-    made.context = SimpleNamespace(progress=lambda *arguments: None)
+    made.context = SimpleNamespace(
+        progress=lambda *arguments: None,
+        config=SimpleNamespace(validation=SimpleNamespace(metrics=None)),
+    )
     made.machine = lambda: {"cpu": "x"}
     made.builds = [
         SimpleNamespace(precision=name, folder=tmp_path, artifact=lambda: None)
         for name in ("fp32", "int8")
     ]
-    made.samples = SimpleNamespace(artifact=lambda: None, folder=tmp_path)
+    images = SimpleNamespace(network=lambda: SimpleNamespace(labels=("bag", "shirt")))
+    made.samples = SimpleNamespace(artifact=lambda: images, folder=tmp_path)
     made.reference = stored(tmp_path / "reference.npy", PYTORCH)
     made.validations = {
         name: stored(tmp_path / f"{name}-here.npy", PYTORCH) for name in ("fp32", "int8")
@@ -85,10 +89,40 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
     assert int8.ratio is not None
     assert int8.ratio.value == 0.5
     assert int8.accuracy.top1.value == 0.75
+    worst = int8.accuracy.by_class
+    assert worst is not None
+    assert (worst.worst, worst.top1.value, worst.top1.state) == ("bag", 0.5, State.RESTRICTED)
     assert int8.same_as_here.value == 0.75
     for number in (int8.accuracy.top1, int8.same_as_here, int8.latency):
         assert number.state is State.RESTRICTED
         assert number.by == "ort, restricted to AVX2"
+
+
+def test_the_users_own_measures_are_taken_there_too(
+    step: Any, monkeypatch: pytest.MonkeyPatch, own_modules: Any
+) -> None:
+    (own_modules / "on_class.py").write_text(
+        "def right(logits, labels):\n"
+        "    return {'right': float((logits.argmax(1) == labels).sum())}\n"
+    )
+    step.context.config.validation.metrics = "on_class:right"
+
+    def work(self: ClassStep, folder: Any) -> Figures:
+        for name in ("fp32", "int8"):
+            np.save(folder / f"{name}.npy", PYTORCH)
+        devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
+        return Figures(devices, 0.1, {"fp32": (2.0,) * 9, "int8": (1.0,) * 9})
+
+    monkeypatch.setattr(ClassStep, "_run", work)
+    found = ClassFacts.from_facts(step.build(step.builds[0].folder), "test")
+    number = found.artifacts["int8"].accuracy.metrics["right"]
+    assert (number.value, number.state) == (4.0, State.RESTRICTED)
+    step.context.config.bench = SimpleNamespace(model_dump=lambda mode: {})
+    step.context.config.validation.batch = 8
+    step.runtime.why_not_as = lambda cls: None
+    key = step.inputs()
+    assert key["settings validation.metrics"] == "on_class:right"
+    assert "the code of validation.metrics" in key
 
 
 @pytest.mark.parametrize("reason", ["this CPU has no avx_vnni", "needs a C compiler"])

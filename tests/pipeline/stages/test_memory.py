@@ -17,6 +17,7 @@ from pipeline.core.network import Batch, Logits, Network
 from pipeline.core.runner import Runner
 from pipeline.stages import memory, memory_worker
 from pipeline.stages.memory_worker import CALLS, FOUND, Found, Job
+from pipeline.steps.artifact import Artifact
 
 PREPROCESS = {
     "size": 4,
@@ -65,7 +66,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     known: list[int | None] = [100, 250]
     monkeypatch.setattr(machine, "peak_memory", lambda: known.pop(0))
     artifact = SimpleNamespace(network=lambda: NETWORK)
-    monkeypatch.setattr(memory_worker.Artifact, "read", lambda path: artifact)
+    monkeypatch.setattr(Artifact, "read", lambda path: artifact)
     return known
 
 
