@@ -90,6 +90,17 @@ def visible_instructions() -> tuple[str, ...]:
     return tuple(name for name in instructions() if name not in hidden)
 
 
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Extensions of x86 that multiply in bfloat16: one of them is enough."""
+
+
+def why_no_bfloat16() -> str | None:
+    """Why a runtime finds no products in bfloat16 here; None if it finds some."""
+    if BFLOAT16 & set(visible_instructions()):
+        return None
+    return f"this CPU has no {' and no '.join(sorted(BFLOAT16))}"
+
+
 def kernels() -> str:
     """The class of CPUs whose kernels a runtime takes here, for people; "" where it is none."""
     found = cpu_classes.class_of(visible_instructions())

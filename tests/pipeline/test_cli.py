@@ -375,6 +375,19 @@ def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
     assert "as avx2-vnni not measured: needs a compiler for AVX2 + VNNI" in result.output
 
 
+def test_more_threads_than_granted_are_refused(config: Path, finished: Path) -> None:
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--threads", "4096")
+    assert result.exit_code == 2
+    assert "4096 threads are asked for, this process may use 1 to " in result.output
+
+
+@pytest.mark.parametrize("command", ["validate", "bench"])
+def test_a_class_that_does_not_exist_is_exit_code_2(config: Path, command: str) -> None:
+    result = invoke(command, "--target", "ort", "--config", str(config), "--as-cpu", "avx9")
+    assert result.exit_code == 2
+    assert "'avx9' is not one of 'avx512-vnni', 'avx512', 'avx2-vnni', 'avx2'" in result.output
+
+
 def test_bench_beside_busy_processes_says_so(config: Path, finished: Path) -> None:
     longer = ("--contended", "--sustained", "0.2")
     result = process("bench", "--target", "ort", "--config", str(config), *longer)
