@@ -6,6 +6,7 @@ Modules are imported inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -48,6 +49,19 @@ class TargetName(ParamType):
 
     def _names(self) -> list[str]:
         return [*TARGETS, *self.further]
+
+
+class Seconds(click.FloatRange):
+    """A time; what is no number of seconds is none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Refuse NaN as well, which lies in every range."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 class UserPath(PathType):
@@ -264,10 +278,16 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 @click.option("--precision", multiple=True, help="Only these precisions.")
 @click.option("--samples", type=click.IntRange(1), help="Timed calls.")
 @click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
-@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), help="Time limit.")
+@click.option("--max-seconds", type=Seconds(0, min_open=True), help="Time limit.")
 @click.option("--profile", is_flag=True, help="Also show the time by operator (ort).")
 @click.option(
     "--contended", is_flag=True, help="Beside one busy process for every two granted CPUs."
+)
+@click.option(
+    "--sustained",
+    type=Seconds(0, 24 * 3600, min_open=True),
+    metavar="SECONDS",
+    help="Also call each artifact so long without a rest: does it slow down?",
 )
 @AS_CPU
 @click.option(
@@ -298,6 +318,8 @@ def bench(
         from pipeline.commands import devices
 
         chosen = options["precision"]
+        if options["sustained"] is not None:
+            raise click.UsageError("--sustained measures on this machine: leave out --device")
         if target not in TARGETS:
             raise click.UsageError(f"--import and --device measure a target, not {target}")
         if imported is not None:

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.core.errors import InputError
 from pipeline.core.preprocess import Pictures
 from pipeline.scheduler.plan import make_context, plan
+from pipeline.stages.bench import BenchStep
 from pipeline.stages.build import BuildStep, in_precisions
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
@@ -43,6 +44,18 @@ def builds_of(context: RunContext, target: str, precisions: Sequence[str]) -> li
             raise InputError(f"{step.folder} is not built yet: run {path} --target {target}")
         step.verified()
     return chosen
+
+
+def bench_step(context: RunContext, target: str) -> BenchStep:
+    """The step that measures a target.
+
+    Raises:
+        InputError: The configuration does not build it.
+    """
+    for step in plan(context):
+        if isinstance(step, BenchStep) and step.runtime.name == target:
+            return step
+    raise InputError(f"the configuration has no target {target}: add it under targets")
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
-from pipeline.commands.artifacts import builds_of, log_of
+from pipeline.commands.artifacts import bench_step, builds_of, log_of
 from pipeline.commands.console import RichConsole
 from pipeline.commands.validate import in_words, restrict
 from pipeline.config import Config
@@ -16,13 +17,21 @@ from pipeline.core import contention
 from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import measured_here
 from pipeline.report.terminal import render
-from pipeline.scheduler.plan import make_context
+from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages import bench as stages_bench
-from pipeline.steps.facts.bench import BenchFacts, Measured
+from pipeline.stages.bench import BenchStep
+from pipeline.stages.context import RunContext
+from pipeline.stages.drawn import Drawn, choose, draw, judged_by
+from pipeline.stages.samples import SampleStep
+from pipeline.stages.validate import ReferenceStep
+from pipeline.steps.facts.bench import PYTORCH, BenchFacts, Measured
 from pipeline.targets.registry import TARGETS
 
 Profile = list[dict[str, Any]] | None
 """Time by operator of one artifact; None where the runtime cannot tell."""
+
+DECODED = 32
+"""Images that are decoded where no run has done so."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,23 @@ def bench(
     profile: bool = False,
     as_cpu: str | None = None,
     contended: bool = False,
+    sustained: float | None = None,
 ) -> BenchReport:
     """Measure artifacts of one target, or PyTorch alone.
+
+    Args:
+        config: The configuration of the run that built them.
+        target: The target, or "torch".
+        batch: Batch sizes; those of the configuration if none is named, as all that follow.
+        threads: CPU threads.
+        precision: Only these precisions.
+        samples: Timed calls.
+        warmup: Calls before the first timed one.
+        max_seconds: Time limit.
+        profile: Also tell the time by operator.
+        as_cpu: Name of a class of CPUs whose kernels the runtime shall take.
+        contended: Keep a process busy for every two granted CPUs.
+        sustained: Also call each artifact without a rest for so many seconds.
 
     Raises:
         InputError: The artifacts are not built, or a precision is not among them.
@@ -77,17 +101,20 @@ def bench(
         RichConsole(screen) as console,
     ):
         context = make_context(config, log, console.progress)
-        one = context.source.first_pictures(1)
         rivals = contention.rivals() if contended else 0
+        endurance_s = sustained or 0.0
         if target == "torch":
-            with contention.contended(rivals):
-                facts = BenchFacts(target, {}, stages_bench.measure(context, {}, "PyTorch", one))
+            drawn = _of_pytorch(context)
+            measured = stages_bench.measure(context, {}, "PyTorch", drawn, rivals, endurance_s)
+            facts = BenchFacts(target, {}, measured)
         else:
             builds = builds_of(context, target, precision)
-            with contention.contended(rivals):
-                facts = stages_bench.measure_target(context, TARGETS[target], builds, one)
+            drawn = _of_target(context, bench_step(context, target))
+            facts = stages_bench.measure_target(
+                context, TARGETS[target], builds, drawn, rivals, endurance_s
+            )
             if profile:
-                pictures = one.repeated(config.bench.batches[0])
+                pictures = drawn.batches(config.bench.batches[0])[0]
                 profiles = {
                     step.precision: TARGETS[target].profile(
                         step.artifact(), pictures, threads=config.bench.threads
@@ -104,8 +131,53 @@ def bench(
         *_lines(facts, facts.measured),
         *_profile_tables(profiles),
     )
-    plain = {**facts.to_facts(), "state": str(measured_here()), "as_cpu": as_cpu, "rivals": rivals}
+    plain = {
+        **facts.to_facts(),
+        "state": str(measured_here()),
+        "as_cpu": as_cpu,
+        "validity": _validity(facts.measured),
+    }
     return BenchReport(text, {**plain, "profile": profiles} if profiles else plain)
+
+
+def _of_target(context: RunContext, step: BenchStep) -> Drawn:
+    """Images to measure a target with: those of the run, as far as they are there."""
+    if not step.samples.folder.exists():
+        return _decoded(context)
+    steps = [*step.builds, *step.judges.values()]
+    if gone := [each for each in steps if not each.folder.exists()]:
+        step.do_without(gone)
+    return step.drawn()
+
+
+def _of_pytorch(context: RunContext) -> Drawn:
+    """Images to measure PyTorch with, likewise."""
+    steps = plan(context)
+    samples = next(step for step in steps if isinstance(step, SampleStep))
+    reference = next(step for step in steps if isinstance(step, ReferenceStep))
+    if not samples.folder.exists() or not reference.folder.exists():
+        return _decoded(context)
+    found = judged_by(reference.artifact(), samples.artifact(), None)
+    return draw(samples.artifact(), {PYTORCH: found})
+
+
+def _decoded(context: RunContext) -> Drawn:
+    """Images that no run decoded, so that nothing has judged what is answered for them."""
+    source = context.source
+    dataset, shape = source.validation, source.network.input_shape
+    chosen = choose(len(dataset), int(np.prod(shape)))[:DECODED]
+    return Drawn(
+        source.pictures(dataset, map(int, chosen)),
+        unknown="no run has judged these images: run python -m pipeline run --only validate",
+    )
+
+
+def _validity(measured: Measured) -> dict[str, Any]:
+    """By batch size, runner and percentile, whether it stands."""
+    return {
+        str(batch): {name: measured.validity(name, batch) for name in latency.phases}
+        for batch, latency in measured.batches.items()
+    }
 
 
 def _state(rivals: int) -> str:
@@ -130,7 +202,8 @@ def _profile_tables(profiles: Mapping[str, Profile]) -> Iterator[Any]:
 def _latencies(measured: Measured) -> Table:
     """Latency by batch size, runner and phase."""
     table = Table(
-        "batch", "what", "phase", "p50 ms", "95 % interval", "p90", "p99", "n", "images/s"
+        *("batch", "what", "phase", "p50 ms", "95 % interval", "p90 (at most)", "p99 (at most)"),
+        *("n", "images/s"),
     )
     for batch, latency in measured.batches.items():
         for name, phases in latency.phases.items():
@@ -142,21 +215,25 @@ def _latencies(measured: Measured) -> Table:
                     phase,
                     f"{calls.p50:.3f}",
                     f"{low:.3f} to {high:.3f}",
-                    _or_dash(calls.p90),
-                    _or_dash(calls.p99),
+                    bounded(calls.p90, calls.p90_bound),
+                    bounded(calls.p99, calls.p99_bound),
                     str(calls.samples),
                     f"{batch / calls.p50 * 1e3:.0f}",
                 )
     return table
 
 
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def bounded(value: float | None, bound: float | None) -> str:
+    """A percentile with what it is at most; "-" with too few calls."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if bound is None else f"{value:.3f} ({bound:.3f})"
 
 
 def _lines(facts: BenchFacts, measured: Measured) -> Iterator[str]:
     """What was measured beside latency, and on what."""
     yield from (f"{name}: {device}" for name, device in measured.devices.items())
+    yield from _trust(measured)
     for batch, latency in measured.batches.items():
         for name, ratio in latency.ratio_to_pytorch.items():
             low, high = ratio.interval
@@ -178,3 +255,29 @@ def _lines(facts: BenchFacts, measured: Measured) -> Iterator[str]:
             yield f"{name}: the device was throttled: {', '.join(state.throttled)}"
     for name, cold in measured.cold_start_ms.items():
         yield f"{name}: {cold:.0f} ms from opening to the first logits"
+    yield from _beside_latency(measured)
+
+
+def _beside_latency(measured: Measured) -> Iterator[str]:
+    """Memory, and what calls without a rest came to."""
+    for name, memory in measured.memory.items():
+        yield f"{name}: {memory.words}"
+    for name, lasting in measured.sustained.items():
+        yield f"{name}: {lasting.words}"
+        yield f"{name}: without a rest: {lasting.answers.words}"
+
+
+def _trust(measured: Measured) -> Iterator[str]:
+    """What speaks for the figures, and against them."""
+    yield f"timed calls were given {measured.distinct} distinct images in turn"
+    for name in measured.devices:
+        if doubt := measured.doubt(name):
+            yield f"{name}: latency is not to be trusted: {doubt}"
+        if name in measured.answers:
+            yield f"{name}: {measured.answers[name].words}"
+        if name in measured.repeated:
+            yield f"{name}: {measured.repeated[name].words}"
+    for batch in measured.batches:
+        for name in measured.devices:
+            for percentile, state in measured.validity(name, batch).items():
+                yield f"batch {batch}: {name}: {percentile} {state}"

@@ -11,13 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.artifacts import log_of
+from pipeline.commands.artifacts import bench_step, log_of
 from pipeline.commands.console import QuietConsole
 from pipeline.config import Config
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.figures import Number
-from pipeline.scheduler.plan import make_context, plan
-from pipeline.stages.bench import BenchStep
+from pipeline.scheduler.plan import make_context
 from pipeline.stages.build import in_precisions
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import Artifact
@@ -28,6 +27,7 @@ from pipeline.targets.registry import TARGETS, able
 if TYPE_CHECKING:
     from pipeline.core.network import Logits
     from pipeline.core.preprocess import Pictures
+    from pipeline.stages.bench import BenchStep
     from pipeline.targets.base import DeviceMeasurement
 
 COMPARED = 256
@@ -137,7 +137,10 @@ def _take_over(
     """Keep measurements as those of the target, beside earlier ones of artifacts unchanged."""
     with locked(config.folder), log_of(config) as log:
         context = make_context(config, log, QuietConsole(log.stream).progress)
-        step = _bench_step(context, target)
+        step = bench_step(context, target)
+        unjudged = [judge for judge in step.judges.values() if not judge.folder.exists()]
+        if unjudged:
+            step.do_without(unjudged)
         chosen = {b.precision: b.verified() for b in in_precisions(step.builds, precisions)}
         new = find(context, chosen)
         measured = {**_earlier(step), **new}
@@ -150,13 +153,6 @@ def _take_over(
         step.make(write)
     lines = [each.line for each in new.values()]
     return "\n".join([*lines, f"{origin}; python -m pipeline run shows it in the report"])
-
-
-def _bench_step(context: RunContext, target: str) -> BenchStep:
-    for step in plan(context):
-        if isinstance(step, BenchStep) and step.runtime.name == target:
-            return step
-    raise InputError(f"the configuration has no target {target}: add it under targets")
 
 
 def _file(precision: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.images import read_labels
 from pipeline.stages.names import LOGITS
-from pipeline.stages.validate import ReferenceStep, ValidateStep, judge, run_over
+from pipeline.stages.validate import ReferenceStep, ValidateStep, judge, measured, run_over
 from pipeline.steps.facts.accuracy import Accuracy
 from pipeline.targets.registry import TARGETS
 
@@ -99,7 +100,22 @@ def validate(
         "state": str(state),
         "accuracy": {name: accuracy.to_dict() for name, accuracy in found.items()},
     }
-    return Judged(render(table, in_words()), plain)
+    lines = [line for name, accuracy in found.items() for line in _beside(name, accuracy, target)]
+    return Judged(render(table, *lines, in_words()), plain)
+
+
+def _beside(precision: str, accuracy: Accuracy, target: str) -> Iterator[str]:
+    """The worst class, and what the user's own function gives."""
+    if accuracy.by_class is not None:
+        worst = accuracy.by_class
+        yield (
+            f"{target}/{precision}: worst class: {worst.worst}: {text.percent(worst.top1)} of "
+            f"{worst.top1.samples} images are right"
+        )
+    for name, number in accuracy.metrics.items():
+        interval = text.number_interval(number)
+        within = f" ({interval})" if interval else ""
+        yield f"{target}/{precision}: {name}: {text.number(number)}{within}"
 
 
 def _judge(step: ValidateStep) -> Accuracy:
@@ -110,7 +126,8 @@ def _judge(step: ValidateStep) -> Accuracy:
     labels, reference = _samples(step)
     with step.runtime.open(built) as runner:
         logits = run_over(step, runner, len(labels), built.name)
-    return judge(logits, reference, labels, measured_here(), runner.device, "")
+    numbers = judge(logits, reference, labels, measured_here(), runner.device, "")
+    return measured(step, numbers, logits, labels)
 
 
 def _samples(step: ValidateStep) -> tuple[Any, Any]:

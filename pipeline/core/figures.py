@@ -26,6 +26,9 @@ SAMPLES_FOR_P99 = 662
 """Fewest samples for a percentile: with these, the chance that even the largest sample lies below
 the true percentile is 0.9**64 = 0.0012 and 0.99**662 = 0.0013."""
 
+_DOUBT = 0.01
+"""Chance that a bound of a percentile is none."""
+
 Z95 = 1.959963984540054
 """Quantile of the normal distribution for a two-sided interval of 95 %."""
 
@@ -228,6 +231,8 @@ class LatencySummary(Plain):
         mean: Mean.
         min: Shortest call.
         max: Longest call.
+        p90_bound: What the 90th percentile is at most, see `percentile_bound`; None with too few.
+        p99_bound: The same of the 99th.
     """
 
     samples: int
@@ -238,6 +243,8 @@ class LatencySummary(Plain):
     mean: float
     min: float
     max: float
+    p90_bound: float | None = None
+    p99_bound: float | None = None
 
     def median(self, by: str) -> Number:
         """The median as a figure.
@@ -307,11 +314,40 @@ class Latency:
             mean=self.mean,
             min=min(self.samples),
             max=max(self.samples),
+            p90_bound=percentile_bound(self.samples, 0.9),
+            p99_bound=percentile_bound(self.samples, 0.99),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, in milliseconds."""
         return self.summary().to_dict()
+
+
+def percentile_bound(samples: Sequence[float], share: float) -> float | None:
+    """What a percentile of calls like these is at most, with a confidence of 99 %.
+
+    Whatever the distribution: the chance that at most k of n calls lie above the true percentile is
+    that of k or fewer in n trials. Where it is 1 % at most, the call with k longer ones is a bound.
+    This is the early stopping of MLPerf's inference rules, which also ask that one call lies above
+    (k >= 1): hence `SAMPLES_FOR_P90` and `SAMPLES_FOR_P99`.
+
+    Args:
+        samples: Milliseconds of every call.
+        share: Of the calls that the percentile covers, such as 0.9.
+
+    Returns:
+        Milliseconds; None with too few calls.
+    """
+    total, above = len(samples), -1
+    chance = total * math.log(share)  # of k = 0, as a logarithm: 0.9**10000 is no float
+    tail = 0.0
+    while above < total:
+        tail += math.exp(chance)
+        if tail > _DOUBT:
+            break
+        above += 1
+        chance += math.log((total - above) / (above + 1)) + math.log((1 - share) / share)
+    return sorted(samples)[total - 1 - above] if above >= 1 else None
 
 
 def _resampled_medians(values: Floats, rounds: int, rng: np.random.Generator) -> Floats:

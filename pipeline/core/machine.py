@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,17 @@ def visible_instructions() -> tuple[str, ...]:
     return tuple(name for name in instructions() if name not in hidden)
 
 
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Extensions of x86 that multiply in bfloat16: one of them is enough."""
+
+
+def why_no_bfloat16() -> str | None:
+    """Why a runtime finds no products in bfloat16 here; None if it finds some."""
+    if BFLOAT16 & set(visible_instructions()):
+        return None
+    return f"this CPU has no {' and no '.join(sorted(BFLOAT16))}"
+
+
 def kernels() -> str:
     """The class of CPUs whose kernels a runtime takes here, for people; "" where it is none."""
     found = cpu_classes.class_of(visible_instructions())
@@ -130,6 +142,72 @@ def load(seconds: float = 0.5) -> float:
     import psutil
 
     return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+
+
+class Watch:
+    """Knows how much of the CPUs others take from its making on: what `load` cannot see.
+
+    This process and those that it started are no others.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._before = time.monotonic(), _taken_by_others()
+
+    def others(self) -> float:
+        """CPUs that others kept busy since, on average; what a host gave away counts as well."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return max(0.0, (_taken_by_others() - self._before) / seconds)
+
+
+_WAITING = ("idle", "iowait", "guest", "guest_nice")
+"""Fields of `psutil.cpu_times` in which a CPU is not busy, or that are part of others."""
+
+
+def _taken_by_others() -> float:
+    """Seconds of all CPUs since the machine's start that went to other processes."""
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    busy = sum(times.values()) - sum(times.get(name, 0.0) for name in _WAITING)
+    here = psutil.Process()
+    own = 0.0
+    for process in (here, *here.children(recursive=True)):
+        try:
+            # With those of children that ended.
+            own += sum(process.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return float(busy - own)
+
+
+def peak_memory(proc: Path = Path("/proc/self")) -> int | None:
+    """The most memory that this process had at once, in bytes; None where the system does not tell.
+
+    Linux tells of this program alone; `getrusage` would begin with what started it.
+
+    Args:
+        proc: The process's folder under /proc; elsewhere than on Linux there is none.
+    """
+    try:
+        lines = (proc / "status").read_text().splitlines()
+    except OSError:
+        return _peak_elsewhere()
+    stated = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return 1024 * int(next(stated, "0")) or None
+
+
+def _peak_elsewhere() -> int | None:
+    """The same by psutil on Windows, and by the C library on a Mac."""
+    import psutil
+
+    on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if on_windows is not None:
+        return int(on_windows)
+    if platform.system() != "Darwin":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def granted(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

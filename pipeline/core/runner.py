@@ -48,6 +48,21 @@ class DeviceState(Facts):
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Timed:
+    """One timed call.
+
+    Attributes:
+        logits: What it answered, (batch, classes).
+        phases: Milliseconds by phase. "engine" is always there: the runtime's own call. A runtime
+            with its own memory also gives "copies": the same with inputs and outputs copied from
+            and to the host.
+    """
+
+    logits: Logits
+    phases: Mapping[str, float]
+
+
 class Runner(AbstractContextManager[Any]):
     """A built model that answers: use it as a context manager.
 
@@ -85,15 +100,11 @@ class Runner(AbstractContextManager[Any]):
             return pictures
         return pictures.pixels if self.takes == "pixels" else pictures.images
 
-    def timed(self, images: Batch) -> dict[str, float]:
-        """Run once and time it, by phase, in milliseconds.
-
-        The phase "engine" is always there: the runtime's own call. A runtime with its own memory
-        also gives "copies": the same with inputs and outputs copied from and to the host.
-        """
+    def timed(self, images: Batch) -> Timed:
+        """Run once and time it."""
         start = time.perf_counter()
-        self(images)
-        return {"engine": 1e3 * (time.perf_counter() - start)}
+        logits = self(images)
+        return Timed(logits, {"engine": 1e3 * (time.perf_counter() - start)})
 
     def throughput(self, calls: int) -> list[Throughput]:
         """Time calls that follow each other in a queue, at batch sizes of the runner's own choice.

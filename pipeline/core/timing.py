@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pipeline.core.answers import Audit
 from pipeline.core.figures import Latency, Ratio, ratio
-from pipeline.core.network import Images
-from pipeline.core.runner import Runner
+from pipeline.core.network import Batch, Images, Logits
+from pipeline.core.runner import Runner, Timed
 
 if TYPE_CHECKING:
     from pipeline.core.preprocess import Pictures
@@ -28,6 +29,13 @@ take the CPU from this one."""
 WARM_S = 0.005
 """Untimed calls after the rest, at least one: they bring weights and activations back into the
 caches and the CPU out of its sleep, as in a service that does nothing else."""
+
+
+AUDIT_CALLS = 60
+"""Most timed calls of each kind in the audit of a repeated image."""
+
+AUDIT_SHARE = 0.25
+"""Share of a measurement's time that the audit may take as well."""
 
 
 def settle(call: Callable[[], object]) -> None:
@@ -56,36 +64,43 @@ class Protocol:
 
 def interleaved(
     runners: Mapping[str, Runner],
-    images: Pictures | Images,
+    batches: Sequence[Pictures | Images],
     protocol: Protocol,
     tick: Callable[[int], None] = lambda done: None,
+    hear: Callable[[str, int, Logits], None] = lambda name, batch, logits: None,
 ) -> dict[str, dict[str, Latency]]:
     """Time several runners on the same images in turn: A B A B and so on.
 
-    A turn is a rest, some calls that do not count (see `settle`), and `CALLS` that do.
+    A turn is a rest, some calls that do not count (see `settle`), and `CALLS` that do. Timed calls
+    take one batch after the other; all runners are given the same ones.
 
     Args:
         runners: What to time, by name.
-        images: One batch: pictures, of which every runner is given what it takes, or what all of
-            them take, such as (batch, channels, height, width).
+        batches: Of equal size: pictures, of which every runner is given what it takes, or what all
+            of them take, such as (batch, channels, height, width).
         protocol: How to measure. `max_seconds` counts for all runners together.
         tick: Is told how many calls of each are done.
+        hear: Is told of every timed call: the runner's name, the number of the batch, the answer.
 
     Returns:
         By runner and phase, the timed calls.
     """
-    inputs = {name: runner.input_of(images) for name, runner in runners.items()}
+    inputs = {name: [runner.input_of(b) for b in batches] for name, runner in runners.items()}
+    untimed = {name: itertools.cycle(own) for name, own in inputs.items()}
     for name, runner in runners.items():
-        for _ in range(protocol.warmup):
-            runner(inputs[name])
+        for images in itertools.islice(untimed[name], protocol.warmup):
+            runner(images)
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     deadline = time.monotonic() + protocol.max_seconds
     for done in range(0, protocol.samples, CALLS):
         calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
-            settle(partial(runner, inputs[name]))
-            for _ in range(calls):
-                for phase, milliseconds in runner.timed(inputs[name]).items():
+            settle(_next_call(runner, untimed[name]))
+            for number in range(done, done + calls):
+                batch = number % len(batches)
+                timed = runner.timed(inputs[name][batch])
+                hear(name, batch, timed.logits)
+                for phase, milliseconds in timed.phases.items():
                     phases[name].setdefault(phase, []).append(milliseconds)
         tick(done + calls)
         if time.monotonic() > deadline:
@@ -94,6 +109,114 @@ def interleaved(
         name: {phase: Latency(tuple(samples)) for phase, samples in by_phase.items()}
         for name, by_phase in phases.items()
     }
+
+
+def _next_call(runner: Runner, inputs: Iterable[Batch]) -> Callable[[], Logits]:
+    """Calls the runner with the next of the inputs, each time."""
+    following = iter(inputs)
+    return lambda: runner(next(following))
+
+
+class Repeating(Runner):
+    """Gives a runner the same batch whatever is asked: what answers faster then remembers answers.
+
+    Args:
+        runner: Answers.
+        batch: What it is given.
+    """
+
+    def __init__(self, runner: Runner, batch: Pictures | Images) -> None:
+        self._runner, self.device = runner, runner.device
+        self._input = runner.input_of(batch)
+
+    def input_of(self, pictures: Pictures | Images) -> Batch:
+        """See `Runner.input_of`."""
+        return self._input
+
+    def __call__(self, images: Batch) -> Logits:
+        """See `Runner.__call__`."""
+        return self._runner(images)
+
+    def timed(self, images: Batch) -> Timed:
+        """See `Runner.timed`."""
+        return self._runner.timed(images)
+
+
+def repeated(
+    runner: Runner, batches: Sequence[Pictures | Images], protocol: Protocol
+) -> Audit | None:
+    """Time of one batch again and again, relative to that of distinct ones, in turns.
+
+    It is the audit of MLPerf's inference rules for caches of answers.
+
+    Args:
+        runner: What to time.
+        batches: Of equal size.
+        protocol: How to measure; a part of its calls and its time is enough.
+
+    Returns:
+        None where there is one batch only.
+    """
+    if len(batches) < 2:
+        return None
+    part = replace(
+        protocol,
+        samples=min(protocol.samples, AUDIT_CALLS),
+        max_seconds=AUDIT_SHARE * protocol.max_seconds,
+    )
+    both = {"distinct": runner, "repeated": Repeating(runner, batches[0])}
+    timed = interleaved(both, batches, part)
+    calls = len(timed["repeated"][ENGINE].samples)
+    return Audit(calls, ratios(timed, "distinct")["repeated"])
+
+
+@dataclass(frozen=True)
+class Endurance:
+    """Calls without a rest.
+
+    Attributes:
+        samples: Milliseconds of every call, by the engine's own time.
+        seconds: From the first call to the end of the last.
+    """
+
+    samples: tuple[float, ...]
+    seconds: float
+
+
+def sustained(
+    runner: Runner,
+    batches: Sequence[Pictures | Images],
+    seconds: float,
+    warmup: int,
+    tick: Callable[[float], None] = lambda seconds: None,
+    hear: Callable[[int, Logits], None] = lambda batch, logits: None,
+) -> Endurance:
+    """Call a runner without a rest for some time: a CPU that grows hot slows down.
+
+    Args:
+        runner: What to time.
+        batches: Of equal size, one after the other.
+        seconds: How long; the call that is under way then still counts.
+        warmup: Calls before.
+        tick: Is told about once a second how many seconds have gone by.
+        hear: Is told of every timed call: the number of the batch, and the answer.
+    """
+    inputs = [runner.input_of(batch) for batch in batches]
+    for images in itertools.islice(itertools.cycle(inputs), warmup):
+        runner(images)
+    samples: list[float] = []
+    start = told = time.monotonic()
+    for batch in itertools.cycle(range(len(inputs))):
+        timed = runner.timed(inputs[batch])
+        samples.append(timed.phases[ENGINE])
+        hear(batch, timed.logits)
+        now = time.monotonic()
+        if now - told >= 1:
+            told = now
+            tick(now - start)
+        if now - start >= seconds:
+            break
+    return Endurance(tuple(samples), now - start)
 
 
 def end_to_end(

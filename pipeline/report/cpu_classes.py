@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipeline.core.figures import Number, State
 from pipeline.report import text
@@ -24,7 +24,8 @@ def line(run: Run, part: Part[ClassFacts]) -> str:
     if facts.why_not or outdated:
         return f"{name}: not measured: {facts.why_not or outdated}"
     chosen = choose(run, facts)
-    words = [f"{precision} {_words(one)}" for precision, one in facts.artifacts.items()]
+    mark = " on a busy machine" if facts.busy > BUSY else ""
+    words = [f"{precision} {_words(one, mark)}" for precision, one in facts.artifacts.items()]
     why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
     use = f"use {chosen.precision}" if chosen.precision else "none"
     return f"{name}, {State.RESTRICTED}: {', '.join(words)}; {use}{why}"
@@ -39,12 +40,12 @@ def _outdated(run: Run, part: Part[ClassFacts]) -> str:
     return ""
 
 
-def _words(one: OnClass) -> str:
+def _words(one: OnClass, mark: str) -> str:
     accuracy = one.accuracy
     return (
         f"top-1 {text.percent(accuracy.top1)}, agreement {_percent(accuracy.agreement)}, "
         f"same class as here {_percent(one.same_as_here)}, {text.milliseconds(one.latency)}"
-        f"{_ratio(one)}"
+        f"{mark}{_ratio(one)}"
     )
 
 
@@ -75,6 +76,8 @@ def choose(run: Run, facts: ClassFacts) -> Choice:
             why[precision] = f"a gate does not hold: {failure.words}"
         elif best is None:
             best = precision
+        elif problem := _problem(facts, (precision, best)):
+            why[precision] = problem
         elif facts.busy > BUSY:
             why[precision] = f"others kept {facts.busy:.1f} CPUs busy while latency was measured"
         elif one.ratio is None or not one.ratio.faster:
@@ -84,6 +87,12 @@ def choose(run: Run, facts: ClassFacts) -> Choice:
         else:
             best = precision
     return Choice(best, why)
+
+
+def _problem(facts: ClassFacts, precisions: Iterable[str]) -> str:
+    """What is wrong with the timed calls of some precisions; "" if nothing is."""
+    known = (facts.answers[name].problem for name in precisions if name in facts.answers)
+    return next(filter(None, known), "")
 
 
 BUSY = 0.5

@@ -123,13 +123,29 @@ def _benches(run: Run) -> Iterator[Bench]:
             yield Bench(target, {}, (), (), elsewhere, ())
 
 
+def _trust(measured: Measured) -> dict[str, str]:
+    """By runner, what was found of its answers, the audit and its memory."""
+    told = {}
+    for name in measured.devices:
+        parts = (measured.answers, measured.repeated, measured.memory)
+        found = [part[name].words for part in parts if name in part]
+        if found:
+            told[view.shown(name)] = "; ".join(found)
+    return told
+
+
 def _bench(target: str, measured: Measured, elsewhere: Sequence[facts.Block]) -> Bench:
     circumstances = {
         "protocol": plain(measured.protocol),
         "machine": measured.machine.to_facts(),
         "load_before": measured.load_before,
+        "load_during": measured.load_during,
         "date": measured.date,
+        "distinct_images": measured.distinct,
     }
+    judged = {**measured.answers, **measured.repeated, **measured.memory}
+    if judged:
+        circumstances["what speaks for it"] = _trust(measured)
     if measured.throughput:
         circumstances["throughput"] = plain(measured.throughput)
     for runner, state in measured.device_state.items():

@@ -6,8 +6,8 @@ Nothing here looks at a target's name: whatever the run holds is shown.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.core.figures import LatencySummary, Number, Ratio, State
@@ -46,7 +46,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Timing:
-    """Timed calls of one runner: one phase at one batch size, or the whole way end to end."""
+    """Timed calls of one runner: one phase at one batch size, or the whole way end to end.
+
+    Attributes:
+        valid: "valid", or what is against the percentiles; "" of the whole way.
+    """
 
     runner: str
     batch: str
@@ -57,6 +61,7 @@ class Timing:
     p99: str
     mean: str
     samples: int
+    valid: str = ""
 
 
 @dataclass(frozen=True)
@@ -356,10 +361,18 @@ def timings(measured: Measured, runner: str) -> Iterator[Timing]:
     """Every phase at every batch size of one runner, then the whole way end to end."""
     for batch, latency in measured.batches.items():
         for phase, calls in latency.phases.get(runner, {}).items():
-            yield _timing(runner, batch, phase, calls)
+            valid = _valid(measured.validity(runner, batch, phase))
+            yield replace(_timing(runner, batch, phase, calls), valid=valid)
     whole = measured.end_to_end.latency.get(runner)
     if whole:
         yield _timing(runner, measured.end_to_end.batch, END_TO_END, whole)
+
+
+def _valid(percentiles: Mapping[str, str]) -> str:
+    """Both percentiles in a few words."""
+    if len(set(percentiles.values())) == 1:
+        return next(iter(percentiles.values()))
+    return "; ".join(f"{name} {state}" for name, state in percentiles.items())
 
 
 def _timing(runner: str, batch: int, phase: str, calls: LatencySummary) -> Timing:
@@ -370,8 +383,8 @@ def _timing(runner: str, batch: int, phase: str, calls: LatencySummary) -> Timin
         phase,
         _milliseconds(calls.p50),
         f"{low:.3f} to {high:.3f}",
-        _milliseconds(calls.p90),
-        _milliseconds(calls.p99),
+        _bounded(calls.p90, calls.p90_bound),
+        _bounded(calls.p99, calls.p99_bound),
         _milliseconds(calls.mean),
         calls.samples,
     )
@@ -379,6 +392,12 @@ def _timing(runner: str, batch: int, phase: str, calls: LatencySummary) -> Timin
 
 def _milliseconds(value: float | None) -> str:
     return TOO_FEW if value is None else f"{value:.3f}"
+
+
+def _bounded(value: float | None, bound: float | None) -> str:
+    """A percentile, and what it is at most; earlier results have no bounds."""
+    told = _milliseconds(value)
+    return told if value is None or bound is None else f"{told} (≤ {bound:.3f})"
 
 
 def comparisons(measured: Measured, runner: str) -> Iterator[Comparison]:

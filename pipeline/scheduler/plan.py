@@ -18,6 +18,7 @@ from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.stages.validate import ReferenceStep, ValidateStep
+from pipeline.steps.facts.bench import PYTORCH
 from pipeline.steps.folders import HASHES, IMPORTS
 from pipeline.steps.keys import PROJECT, Code
 from pipeline.steps.step import Progress, Step
@@ -90,12 +91,14 @@ def plan(context: RunContext) -> list[Step]:
             graph = forms[form.name] if form else None
             builds.append(BuildStep(context, name, precision, graph, calibration))
     validations = [ValidateStep(context, build, samples, reference, golden) for build in builds]
-    benches = [
-        BenchStep(context, name, [b for b in builds if b.target == name], samples)
-        for name in TARGETS
-        if config.target(name)
-    ]
     by_build = {step.built: step for step in validations}
+    benches: list[Step] = []
+    for name in TARGETS:
+        own = [build for build in builds if build.target == name]
+        judges: dict[str, ReferenceStep | ValidateStep] = {PYTORCH: reference}
+        judges |= {build.precision: by_build[build] for build in own}
+        if config.target(name):
+            benches.append(BenchStep(context, name, own, samples, judges))
     classes: list[Step] = []
     for name in TARGETS:
         options = config.target(name)

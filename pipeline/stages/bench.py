@@ -6,19 +6,33 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import machine, timing
+from pipeline.core.answers import Answers, Audit, Drawing
+from pipeline.core.contention import contended
 from pipeline.core.errors import InputError
-from pipeline.core.figures import Latency, Number
+from pipeline.core.figures import Latency, Number, ratio
+from pipeline.core.network import Logits
 from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.stages.context import RunContext
-from pipeline.stages.images import batches
+from pipeline.stages.drawn import Drawn, draw, judged_by
+from pipeline.stages.memory import WORKER, memory_of
 from pipeline.stages.target_step import TargetStep
-from pipeline.steps.facts.bench import PYTORCH, BatchLatency, BenchFacts, EndToEnd, Measured
+from pipeline.steps.facts.bench import (
+    FEWEST_CALLS,
+    MOST_BUSY,
+    PYTORCH,
+    BatchLatency,
+    BenchFacts,
+    EndToEnd,
+    Measured,
+    Sustained,
+)
 from pipeline.steps.step import Step
 from pipeline.targets.base import Target
 from pipeline.targets.pytorch import TorchRunner
@@ -27,20 +41,32 @@ from pipeline.targets.registry import TARGETS
 if TYPE_CHECKING:
     from pipeline.stages.build import BuildStep
     from pipeline.stages.samples import SampleStep
+    from pipeline.stages.validate import ReferenceStep, ValidateStep
+
+TENTHS = 10
 
 
 class BenchStep(TargetStep):
-    """Latency of one target, in all its precisions, beside PyTorch."""
+    """Latency of one target, in all its precisions, beside PyTorch.
+
+    Answers of timed calls are held against the validations of what runs here.
+    """
 
     stage = "bench"
     from_source = True
 
     def __init__(
-        self, context: RunContext, target: str, builds: Sequence[BuildStep], samples: SampleStep
+        self,
+        context: RunContext,
+        target: str,
+        builds: Sequence[BuildStep],
+        samples: SampleStep,
+        judges: Mapping[str, ReferenceStep | ValidateStep],
     ) -> None:
-        super().__init__(context, f"bench/{target}", [*builds, samples], target)
+        super().__init__(context, f"bench/{target}", [*builds, samples, *judges.values()], target)
         self.builds: Sequence[BuildStep] = builds
         self.samples, self.runtime = samples, TARGETS[target]
+        self.judges = judges
 
     @property
     def measures(self) -> bool:
@@ -48,13 +74,18 @@ class BenchStep(TargetStep):
         return True
 
     def do_without(self, missing: Sequence[Step]) -> bool:
-        """Measure what was built: one precision that failed hides no other."""
+        """Measure what was built: one precision that failed hides no other.
+
+        Without its validation a precision is measured, but nobody says whether it answers right.
+        """
         left = [build for build in self.builds if build not in missing]
         if self.samples in missing or not left:
             return False
         gone = [build.name for build in self.builds if build not in left]
-        self.notes.append(f"measured without {', '.join(gone)}")
-        self.builds, self.requires = left, (*left, self.samples)
+        if gone:
+            self.notes.append(f"measured without {', '.join(gone)}")
+        self.judges = {name: step for name, step in self.judges.items() if step not in missing}
+        self.builds, self.requires = left, (*left, self.samples, *self.judges.values())
         return True
 
     def inputs(self) -> Mapping[str, Any]:
@@ -68,8 +99,28 @@ class BenchStep(TargetStep):
         }
 
     def made_from(self) -> dict[str, str]:
-        """The artifacts, the samples, and the checkpoint of the baseline."""
-        return {**super().made_from(), "checkpoint": self.source.checkpoint_hash}
+        """The artifacts, the samples, who judged them, and the checkpoint of the baseline."""
+        steps = [*self.builds, self.samples, *self._needed().values()]
+        digests = {step.name: step.artifact().digest for step in steps}
+        return {**digests, "checkpoint": self.source.checkpoint_hash}
+
+    def seals(self) -> dict[str, str]:
+        """See `Step.seals`; of what `made_from` names."""
+        steps = [*self.builds, self.samples, *self._needed().values()]
+        return {step.name: step.artifact().seal for step in steps}
+
+    def _needed(self) -> dict[str, ReferenceStep | ValidateStep]:
+        """Who judged what runs here; what was measured on other devices depends on nobody else."""
+        here = {
+            step.precision for step in self.builds if self.runtime.missing(step.artifact()) is None
+        }
+        if not here:
+            return {}
+        return {name: step for name, step in self.judges.items() if name in {*here, PYTORCH}}
+
+    def modules(self) -> list[str]:
+        """The step's own, the target's, and those of the process that it starts."""
+        return [*super().modules(), WORKER]
 
     def tools(self) -> dict[str, str]:
         """PyTorch, the baseline, and what runs the artifacts."""
@@ -77,13 +128,31 @@ class BenchStep(TargetStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Measure what runs here; say of the rest why it does not."""
-        one = next(batches(self.samples.artifact(), 1))
-        facts = measure_target(self.context, self.runtime, self.builds, one).to_facts()
+        facts = measure_target(self.context, self.runtime, self.builds, self.drawn()).to_facts()
         return {**facts, "measured_on": self.machine()}
+
+    def drawn(self) -> Drawn:
+        """Images to measure with, and what was judged of them."""
+        samples, needed = self.samples.artifact(), self._needed()
+        judged: dict[str, Logits | str] = {}
+        for build in self.builds:
+            judged[build.precision] = f"validate/{build.name.replace('/', '-')} is not there"
+            if build.precision in needed:
+                validation = needed[build.precision].artifact()
+                judged[build.precision] = judged_by(validation, samples, build.artifact())
+        judged[PYTORCH] = "validate/pytorch is not there"
+        if PYTORCH in needed:
+            judged[PYTORCH] = judged_by(needed[PYTORCH].artifact(), samples, None)
+        return draw(samples, judged)
 
 
 def measure_target(
-    context: RunContext, runtime: Target, builds: Sequence[BuildStep], one: Pictures
+    context: RunContext,
+    runtime: Target,
+    builds: Sequence[BuildStep],
+    drawn: Drawn,
+    rivals: int = 0,
+    endurance_s: float = 0.0,
 ) -> BenchFacts:
     """Measure artifacts of one target, as far as this machine runs them.
 
@@ -91,16 +160,27 @@ def measure_target(
         context: Configuration and network.
         runtime: The target.
         builds: Which artifacts.
-        one: One picture.
+        drawn: Images to measure with.
+        rivals: Processes to keep busy meanwhile.
+        endurance_s: How long each artifact is called without a rest; 0 for not at all.
     """
-    threads = context.config.bench.threads
+    threads, batch = context.config.bench.threads, context.config.bench.batches[0]
     missing = {step.precision: runtime.missing(step.artifact()) for step in builds}
     openers = {
         step.precision: partial(runtime.open, step.artifact(), threads=threads)
         for step in builds
         if missing[step.precision] is None
     }
-    measured = measure(context, openers, runtime.title, one) if openers else None
+    measured = None
+    if openers:
+        measured = measure(context, openers, runtime.title, drawn, rivals, endurance_s)
+        memory = {}
+        for step in builds:
+            if step.precision in openers:
+                context.progress(0, None, f"{runtime.title} {step.precision}, memory")
+                artifact = step.artifact()
+                memory[step.precision] = memory_of(runtime.name, artifact, batch, threads)
+        measured = replace(measured, memory=memory)
     latency = {}
     for precision, why in missing.items():
         if why is not None:
@@ -112,7 +192,12 @@ def measure_target(
 
 
 def measure(
-    context: RunContext, openers: Mapping[str, Callable[[], Runner]], title: str, one: Pictures
+    context: RunContext,
+    openers: Mapping[str, Callable[[], Runner]],
+    title: str,
+    drawn: Drawn,
+    rivals: int = 0,
+    endurance_s: float = 0.0,
 ) -> Measured:
     """Measure runners and PyTorch, interleaved.
 
@@ -120,16 +205,17 @@ def measure(
         context: Configuration and network.
         openers: Open the runners, by name; may be empty.
         title: What is measured, for people.
-        one: One picture.
+        drawn: Images to measure with.
+        rivals: Processes to keep busy meanwhile.
+        endurance_s: How long each runner is called without a rest; 0 for not at all.
     """
     settings = context.config.bench
-    protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
     load_before = machine.load()
-    smallest = min(settings.batches)
-    first = one.repeated(smallest).prepared()
+    first = drawn.batches(min(settings.batches))[0].prepared()
     runners: dict[str, Runner] = {}
     cold: dict[str, float] = {}
     with ExitStack() as stack:
+        stack.enter_context(contended(rivals))
         for name, open_runner in openers.items():
             context.progress(0, None, f"opening {title} {name}")
             runner, cold[name] = timing.cold_start(open_runner, first)
@@ -137,20 +223,50 @@ def measure(
             _check_batches(settings.batches, runner, f"{title} {name}")
         baseline = TorchRunner(context.source.module, settings.threads)
         runners[PYTORCH] = stack.enter_context(baseline)
-        by_batch = {}
-        for batch in settings.batches:
-            pictures = one.repeated(batch)
-            by_batch[batch] = _measure_batch(context, runners, pictures, protocol, title)
-        context.progress(0, None, f"{title}, end to end")
-        prepare = _preparation(context, smallest)
-        whole = {
-            name: timing.end_to_end(runner, prepare, protocol).summary()
-            for name, runner in runners.items()
+        measured = _in_turns(context, runners, title, drawn, load_before)
+        lasting = {
+            name: _endure(context, title, name, runners[name], drawn, endurance_s)
+            for name in (openers or runners)
+            if endurance_s > 0
         }
-        context.progress(0, None, f"{title}, throughput")
-        queued = {name: runner.throughput(protocol.samples) for name, runner in runners.items()}
         states = {name: runner.device_state() for name, runner in runners.items()}
-        devices = {name: runner.device for name, runner in runners.items()}
+    return replace(
+        measured,
+        cold_start_ms=cold,
+        device_state={name: state for name, state in states.items() if state},
+        rivals=rivals,
+        sustained=lasting,
+    )
+
+
+def _in_turns(
+    context: RunContext,
+    runners: Mapping[str, Runner],
+    title: str,
+    drawn: Drawn,
+    load_before: float,
+) -> Measured:
+    """All that is measured of open runners beside each other."""
+    settings = context.config.bench
+    protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
+    watch = machine.Watch()
+    drawings = {name: Drawing() for name in runners}
+    by_batch = {}
+    for size in settings.batches:
+        # Answers of the batch size that stands for an artifact: one is enough.
+        hearing = drawings if size == settings.batches[0] else {}
+        images = drawn.batches(size)
+        by_batch[size] = _measure_batch(context, runners, images, protocol, title, hearing)
+    audits = _audit(context, runners, title, drawn.batches(settings.batches[0]), protocol)
+    context.progress(0, None, f"{title}, end to end")
+    smallest = min(settings.batches)
+    prepare = _preparation(context, smallest)
+    whole = {
+        name: timing.end_to_end(runner, prepare, protocol).summary()
+        for name, runner in runners.items()
+    }
+    context.progress(0, None, f"{title}, throughput")
+    queued = {name: runner.throughput(protocol.samples) for name, runner in runners.items()}
     return Measured(
         protocol=protocol,
         machine=machine.Machine.here(),
@@ -158,11 +274,32 @@ def measure(
         date=time.strftime("%Y-%m-%d"),
         batches=by_batch,
         end_to_end=EndToEnd(smallest, whole),
-        cold_start_ms=cold,
+        cold_start_ms={},
         throughput={name: tuple(rows) for name, rows in queued.items() if rows},
-        device_state={name: state for name, state in states.items() if state},
-        devices=devices,
+        device_state={},
+        devices={name: runner.device for name, runner in runners.items()},
+        distinct=len(drawn.pictures),
+        load_during=watch.others(),
+        answers={
+            name: drawn.compare(name, settings.batches[0], drawing)
+            for name, drawing in drawings.items()
+        },
+        repeated=audits,
     )
+
+
+def _audit(
+    context: RunContext,
+    runners: Mapping[str, Runner],
+    title: str,
+    images: Sequence[Pictures],
+    protocol: timing.Protocol,
+) -> dict[str, Audit]:
+    """By runner, the time of one batch again and again relative to distinct ones."""
+    context.progress(0, None, f"{title}, audit of a repeated image")
+    own = replace(protocol, max_seconds=protocol.max_seconds / len(runners))
+    audits = {name: timing.repeated(runner, images, own) for name, runner in runners.items()}
+    return {name: audit for name, audit in audits.items() if audit is not None}
 
 
 def _check_batches(batches: Sequence[int], runner: Runner, what: str) -> None:
@@ -178,15 +315,70 @@ def _check_batches(batches: Sequence[int], runner: Runner, what: str) -> None:
 def _measure_batch(
     context: RunContext,
     runners: Mapping[str, Runner],
-    pictures: Pictures,
+    images: Sequence[Pictures],
     protocol: timing.Protocol,
     title: str,
+    drawings: Mapping[str, Drawing],
 ) -> BatchLatency:
     def tick(done: int) -> None:
-        context.progress(done, protocol.samples, f"{title}, batch {len(pictures)}")
+        context.progress(done, protocol.samples, f"{title}, batch {len(images[0])}")
 
-    timed = timing.interleaved(runners, pictures, protocol, tick)
+    def hear(name: str, batch: int, logits: Logits) -> None:
+        if name in drawings:
+            drawings[name].hear(batch, logits)
+
+    timed = timing.interleaved(runners, images, protocol, tick, hear)
     return batch_latency(timed, next(iter(runners)))
+
+
+def _endure(
+    context: RunContext, title: str, name: str, runner: Runner, drawn: Drawn, seconds: float
+) -> Sustained:
+    """Call a runner without a rest."""
+    settings, drawing = context.config.bench, Drawing()
+    size = settings.batches[0]
+
+    def tick(done: float) -> None:
+        context.progress(round(done), round(seconds), f"{title} {name}, seconds without a rest")
+
+    watch = machine.Watch()
+    images = drawn.batches(size)
+    found = timing.sustained(runner, images, seconds, settings.warmup, tick, drawing.hear)
+    return endurance(found, size, drawn.compare(name, size, drawing), watch.others())
+
+
+def endurance(
+    found: timing.Endurance, batch: int, answers: Answers, load: float, cpus: int | None = None
+) -> Sustained:
+    """What calls without a rest come to.
+
+    Args:
+        found: The calls.
+        batch: Images in a call.
+        answers: Whether they answered right.
+        load: CPUs that others kept busy meanwhile.
+        cpus: CPUs that are granted; None for those that are.
+    """
+    calls, granted = len(found.samples), cpus or machine.granted()
+    ends = [round(i * calls / TENTHS) for i in range(TENTHS + 1)]
+    parts = [found.samples[a:b] for a, b in itertools.pairwise(ends)]
+    reasons = []
+    if calls < TENTHS * FEWEST_CALLS:
+        reasons.append(f"{calls} calls, and {TENTHS * FEWEST_CALLS} are needed")
+    if load > MOST_BUSY * granted:
+        reasons.append(f"other processes kept {load:.1f} of {granted} CPUs busy")
+    reasons += [answers.problem] if answers.problem else []
+    known = all(parts)
+    return Sustained(
+        seconds=found.seconds,
+        latency=Latency(found.samples).summary(),
+        images_per_s=batch * calls / found.seconds,
+        tenths_ms=tuple(Latency(part).p50 for part in parts) if known else (),
+        drift=ratio(parts[-1], parts[0]) if known else None,
+        answers=answers,
+        load=load,
+        doubt="; ".join(reasons),
+    )
 
 
 def batch_latency(timed: Mapping[str, Mapping[str, Latency]], baseline: str) -> BatchLatency:

@@ -1,7 +1,7 @@
 """Runs artifacts in a process that sees a CPU of another class, and writes down what they did.
 
 A process cannot leave a class, so that each has one of its own, see
-`pipeline.stages.cpu_class.run_worker`. What to do and the figures are JSON; the logits of every
+`pipeline.stages.own_process.run_worker`. What to do and the figures are JSON; the logits of every
 precision lie beside the figures, (images, classes).
 """
 
@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.core import cpu_classes, machine, timing
-from pipeline.core.network import in_batches
+from pipeline.core.answers import Answers, Drawing
+from pipeline.core.network import Logits, in_batches
 from pipeline.core.plain import Plain, read_json
 from pipeline.core.runner import Runner
+from pipeline.stages.drawn import draw
 from pipeline.stages.images import batches
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.registry import TARGETS
@@ -55,13 +57,15 @@ class Figures(Plain):
 
     Attributes:
         devices: What ran each precision.
-        busy: CPUs that others kept busy before.
+        busy: CPUs that others kept busy before or meanwhile.
         samples_ms: By precision, every timed call of one interleaved run at batch 1.
+        answers: By precision, whether timed calls answered as they had for all images.
     """
 
     devices: Mapping[str, str]
     busy: float
     samples_ms: Mapping[str, tuple[float, ...]]
+    answers: Mapping[str, Answers] = field(default_factory=dict)
 
 
 def work(job: Job, folder: Path) -> None:
@@ -82,19 +86,33 @@ def work(job: Job, folder: Path) -> None:
         }
         for precision, runner in runners.items():
             np.save(folder / f"{precision}.npy", _logits(runner, samples, job.batch))
-        busy = machine.load()
-        size = max(runner.smallest for runner in runners.values())
-        pictures = next(batches(samples, 1)).repeated(size)
-        timed = timing.interleaved(runners, pictures, job.protocol)
-        figures = Figures(
-            devices={precision: runner.device for precision, runner in runners.items()},
-            busy=busy,
-            samples_ms={name: by[timing.ENGINE].samples for name, by in timed.items()},
-        )
+        figures = _timed(runners, samples, job.protocol, folder)
     (folder / FIGURES).write_text(json.dumps(figures.to_dict()))
 
 
-def _logits(runner: Runner, samples: Artifact, batch: int) -> np.ndarray:
+def _timed(
+    runners: Mapping[str, Runner], samples: Artifact, protocol: timing.Protocol, folder: Path
+) -> Figures:
+    """Time runners in turns, on distinct images; their logits of all lie in the folder."""
+    busy, watch = machine.load(), machine.Watch()
+    size = max(runner.smallest for runner in runners.values())
+    judged: dict[str, Logits | str] = {name: np.load(folder / f"{name}.npy") for name in runners}
+    drawn = draw(samples, judged)
+    drawings = {name: Drawing() for name in runners}
+
+    def hear(name: str, batch: int, logits: Logits) -> None:
+        drawings[name].hear(batch, logits)
+
+    timed = timing.interleaved(runners, drawn.batches(size), protocol, hear=hear)
+    return Figures(
+        devices={precision: runner.device for precision, runner in runners.items()},
+        busy=max(busy, watch.others()),
+        samples_ms={name: by[timing.ENGINE].samples for name, by in timed.items()},
+        answers={name: drawn.compare(name, size, drawings[name]) for name in runners},
+    )
+
+
+def _logits(runner: Runner, samples: Artifact, batch: int) -> Logits:
     size = max(runner.smallest, min(batch, runner.largest or batch))
     parts = [
         in_batches(runner, runner.input_of(pictures), size, runner.smallest)

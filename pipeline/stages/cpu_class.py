@@ -7,9 +7,6 @@ what a CPU can do. The real runtime runs in a process that sees a lesser CPU.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core import cpu_classes, figures, timing
-from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.core.errors import UnavailableError
 from pipeline.core.figures import Latency, Number, State, ratio
 from pipeline.core.plain import read_json
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_labels
+from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.names import LOGITS
+from pipeline.stages.own_process import run_worker
 from pipeline.stages.target_step import TargetStep
-from pipeline.stages.validate import batch_inputs, judge
+from pipeline.stages.validate import batch_inputs, judge, measured
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
-from pipeline.steps.keys import PROJECT
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -79,6 +77,7 @@ class ClassStep(TargetStep):
         return {
             "settings bench": self.context.config.bench.model_dump(mode="json"),
             **batch_inputs(self.context.config),
+            **metrics_inputs(self.context.config.validation.metrics),
             "machine": self.machine(),
             "what this machine lacks": self.runtime.why_not_as(self.cls),
         }
@@ -115,7 +114,12 @@ class ClassStep(TargetStep):
         artifacts = {
             precision: self._judged(precision, logits[precision], found) for precision in logits
         }
-        return self._facts(artifacts=artifacts, busy=found.busy, samples_ms=found.samples_ms)
+        return self._facts(
+            artifacts=artifacts,
+            busy=found.busy,
+            samples_ms=found.samples_ms,
+            answers=found.answers,
+        )
 
     def _read(self, folder: Path, precision: str) -> Logits:
         logits: Logits = np.load(folder / f"{precision}.npy")
@@ -142,6 +146,7 @@ class ClassStep(TargetStep):
         reference = np.load(self.reference.artifact().path(LOGITS))
         labels, device = read_labels(self.samples.artifact()), found.devices[precision]
         accuracy = judge(logits, reference, labels, State.RESTRICTED, device, "")
+        accuracy = measured(self, accuracy, logits, labels)
         first = next(iter(found.samples_ms))
         times = found.samples_ms[precision]
         summary = Latency(times).summary()
@@ -166,33 +171,3 @@ class ClassStep(TargetStep):
             return Number.not_measured(f"{precision} was not judged on this CPU")
         share = figures.compare(logits, np.load(validated.path(LOGITS))).agreement
         return Number(share, State.RESTRICTED, by=device, samples=len(logits))
-
-
-def run_worker(module: str, *arguments: str) -> None:
-    """Run `main` of a module of ours in a process of its own, with these arguments.
-
-    Raises:
-        UnavailableError: It says that something is missing here.
-        BuildError: It failed otherwise.
-    """
-    code = (
-        "import importlib, sys\n"
-        "from pipeline.core.errors import PipelineError\n"
-        "try:\n"
-        f"    importlib.import_module({module!r}).main(sys.argv[1:])\n"
-        "except PipelineError as error:\n"
-        "    print(error, file=sys.stderr)\n"
-        "    sys.exit(error.exit_code)\n"
-    )
-    command = [sys.executable, "-c", code, *arguments]
-    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode == UnavailableError.exit_code:
-        raise UnavailableError(_last_line(done.stderr))
-    if done.returncode:
-        raise BuildError(f"{module} failed: {_last_line(done.stderr)}")
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2] or "it ended without a word"

@@ -38,6 +38,7 @@ from pipeline.steps.step import Step
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.stages.build import BuildStep
+    from pipeline.stages.cpu_class import ClassStep
     from pipeline.stages.golden import GoldenStep
     from pipeline.stages.samples import SampleStep
 
@@ -286,7 +287,7 @@ def run_over(
 
 
 def measured(
-    step: ReferenceStep | ValidateStep,
+    step: ReferenceStep | ValidateStep | ClassStep,
     numbers: Accuracy,
     logits: Logits,
     labels: npt.NDArray[np.int64],

@@ -241,8 +241,8 @@ class Step(ABC):
         existing, seals = self.artifact(), self.seals()
         if existing.seals == seals:
             return
-        for step in self.requires:
-            if seals[step.name] not in self.context.stated.of(step.name):
+        for name, seal in seals.items():
+            if seal not in self.context.stated.of(name):
                 return  # it was changed, and not by us: no reason to agree with it
         text, seal = existing.restated(seals)
         self.context.stated.announce(self.name, seal)

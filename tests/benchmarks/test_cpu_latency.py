@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from cpu_latency import main, markdown, work
+from cpu_latency import Contender, main, markdown, serve, work
 from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.core import machine
+from pipeline.core.errors import UnavailableError
 
 
 def test_work_counts_multiplications_and_additions(tmp_path: Path) -> None:
@@ -66,6 +71,43 @@ def test_networks_stand_side_by_side() -> None:
         "| OpenVINO fp32 | - | 5.00 (0.700, 0.690 to 0.710) |",
         "| attainable limit, float32 | 3.50 | 4.50 |",
     ]
+
+
+class Pipe:
+    """What a process tells its parent, which asks for no call."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def send(self, what: Any) -> None:
+        self.told.append(what)
+
+    def recv(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("avx2", "avx512f"), "this CPU has no amx_bf16 and no avx512_bf16"),
+        (("avx512_bf16",), "compiled for bf16"),
+        (("amx_bf16",), "compiled for bf16"),
+    ],
+)
+def test_bfloat16_is_asked_for_only_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], words: str
+) -> None:
+    def compile_model(self: Any, source: str, device: str, settings: dict[str, Any]) -> Any:
+        raise UnavailableError(f"compiled for {settings['INFERENCE_PRECISION_HINT']}")
+
+    openvino = ModuleType("openvino")
+    openvino.Core = type("Core", (), {"compile_model": compile_model})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "openvino", openvino)
+    monkeypatch.setattr(machine, "instructions", lambda: flags)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pipe: Any = Pipe()
+    serve(pipe, Contender("OpenVINO", "openvino", "x.onnx", {"precision": "bf16"}), 1, 1, None)
+    assert pipe.told == [words]
 
 
 def test_more_threads_than_granted_are_refused() -> None:

@@ -304,6 +304,18 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert set(plain["batches"]["2"]["phases"]) == {"fp32", "pytorch"}
     assert plain["machine"]["cpus_granted"] >= 1
     assert any("fp32" in line and "engine" in line for line in result.stdout.splitlines())
+    # Distinct images of the run, whose answers are those of the validation.
+    assert plain["distinct"] == 100
+    for name in ("fp32", "pytorch"):
+        assert plain["answers"][name]["calls"] > 0
+        assert plain["answers"][name]["wrong"] == 0
+    assert plain["repeated"]["fp32"]["calls"] > 0
+    assert plain["memory"]["fp32"]["peak"]["value"] > plain["memory"]["fp32"]["before"] > 1e6
+    assert plain["validity"]["2"]["fp32"]["p99"].startswith("invalid: ")
+    text = " ".join(result.stdout.split())
+    assert "timed calls were given 100 distinct images in turn" in text
+    assert "answers of timed calls are those of the validation" in text
+    assert "fp32: peak memory" in text
 
 
 def test_validate_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:
@@ -315,6 +327,41 @@ def test_validate_prints_a_table_and_one_json_line(config: Path, finished: Path)
     assert plain["accuracy"]["fp32"]["top1"]["value"] == top1.value
     assert (plain["state"], plain["as_cpu"]) == ("measured", None)
     assert "ort/fp32" in result.stdout
+
+
+METRICS = """\
+def halves(logits, labels):
+    right = logits.argmax(1) == labels
+    return {"first_half": float(right[: len(right) // 2].mean())}
+"""
+
+
+@pytest.mark.parametrize("as_cpu", [None, pytest.param("avx2", marks=pytest.mark.slow)])
+def test_validate_shows_the_worst_class_and_own_measures(
+    copied: tuple[Path, Path], as_cpu: str | None
+) -> None:
+    path, folder = copied
+    (path.parent / "own.py").write_text(METRICS)
+    own = 'validation: {metrics: "own:halves", images: 100'
+    path.write_text(path.read_text().replace("validation: {images: 100", own))
+    options = ("--as-cpu", as_cpu) if as_cpu else ()
+    command = ("validate", "--target", "ort", "--config", str(path), *options)
+    result = process(*command, cwd=path.parent)
+    if as_cpu and result.returncode == 4:
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])["accuracy"]["fp32"]
+    stored = next(
+        a.accuracy for a in Run.read(folder / "results.json").artifacts if a.name == "ort/fp32"
+    )
+    assert stored.by_class is not None
+    state = "measured here, restricted" if as_cpu else "measured"
+    assert found["by_class"]["worst"] == stored.by_class.worst
+    assert found["by_class"]["classes"] == stored.by_class.classes
+    assert found["by_class"]["top1"]["state"] == found["metrics"]["first_half"]["state"] == state
+    text = " ".join(result.stdout.split())
+    assert f"ort/fp32: worst class: {stored.by_class.worst}: " in text
+    assert "ort/fp32: first_half: 0." in text
 
 
 @pytest.mark.parametrize("command", ["validate", "bench"])
@@ -329,11 +376,58 @@ def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
     assert "as avx2-vnni not measured: needs a compiler for AVX2 + VNNI" in result.output
 
 
+def test_more_threads_than_granted_are_refused(config: Path, finished: Path) -> None:
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--threads", "4096")
+    assert result.exit_code == 2
+    assert "4096 threads are asked for, this process may use 1 to " in result.output
+
+
+@pytest.mark.parametrize("command", ["validate", "bench"])
+def test_a_class_that_does_not_exist_is_exit_code_2(config: Path, command: str) -> None:
+    result = invoke(command, "--target", "ort", "--config", str(config), "--as-cpu", "avx9")
+    assert result.exit_code == 2
+    assert "'avx9' is not one of 'avx512-vnni', 'avx512', 'avx2-vnni', 'avx2'" in result.output
+
+
 def test_bench_beside_busy_processes_says_so(config: Path, finished: Path) -> None:
-    result = process("bench", "--target", "ort", "--config", str(config), "--contended")
+    longer = ("--contended", "--sustained", "0.2")
+    result = process("bench", "--target", "ort", "--config", str(config), *longer)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["rivals"] >= 1
+    plain = json.loads(result.stdout.splitlines()[-1])
+    assert plain["rivals"] >= 1
     assert "measured, beside " in result.stdout
+    assert set(plain["sustained"]) == {"fp32"}
+    assert plain["sustained"]["fp32"]["seconds"] >= 0.2
+    assert plain["sustained"]["fp32"]["answers"]["wrong"] == 0
+    assert "s without a rest: " in result.stdout
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "x", "nan", "1e9"])
+def test_how_long_without_a_rest_is_a_number_of_seconds(config: Path, seconds: str) -> None:
+    bench = ("bench", "--target", "ort", "--config", str(config))
+    for option in ("--sustained", "--max-seconds"):
+        if (option, seconds) == ("--max-seconds", "1e9"):
+            continue  # a limit may be far away
+        result = invoke(*bench, option, seconds)
+        assert result.exit_code == 2
+        assert option in result.output
+
+
+def test_without_a_rest_is_for_this_machine(config: Path) -> None:
+    bench = ("bench", "--target", "coreml", "--config", str(config))
+    result = invoke(*bench, "--device", "iphone", "--sustained", "1")
+    assert result.exit_code == 2
+    assert "--sustained measures on this machine" in result.output
+
+
+def test_without_the_images_of_a_run_nothing_is_compared(copied: tuple[Path, Path]) -> None:
+    path, folder = copied
+    shutil.rmtree(folder / "validate/samples")
+    result = process("bench", "--target", "ort", "--config", str(path), "--samples", "3")
+    assert result.returncode == 0, result.stderr
+    plain = json.loads(result.stdout.splitlines()[-1])
+    assert plain["distinct"] == 32
+    assert plain["answers"]["fp32"]["why_not"].startswith("no run has judged these images")
 
 
 def test_only_a_target_can_be_measured_as_on_another_cpu(config: Path, finished: Path) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from pipeline.core.figures import LatencySummary, Number, Ratio, Throughput
+from pipeline.core.answers import Answers, Audit
+from pipeline.core.figures import (
+    SAMPLES_FOR_P90,
+    SAMPLES_FOR_P99,
+    LatencySummary,
+    Number,
+    Ratio,
+    Throughput,
+)
 from pipeline.core.machine import Machine
 from pipeline.core.plain import Facts, Plain
 from pipeline.core.runner import DeviceState
@@ -21,6 +29,9 @@ the 21st shortest, whatever the distribution; of 6 it is all that was seen."""
 
 MOST_BUSY = 0.5
 """Share of the granted CPUs that other processes may keep busy."""
+
+
+VALID = "valid"
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,69 @@ class EndToEnd(Plain):
 
 
 @dataclass(frozen=True)
+class Memory(Plain):
+    """Memory of a process that does nothing but run one artifact.
+
+    Attributes:
+        peak: The most that it had at once, in bytes.
+        before: The same before the artifact was opened: Python and the runtime; None likewise.
+    """
+
+    peak: Number
+    before: int | None = None
+
+    @property
+    def words(self) -> str:
+        """Both, in a few words."""
+        if self.peak.value is None:
+            return f"peak memory not measured: {self.peak.why}"
+        there = f", {self.before / 1e6:.0f} MB of it before it was opened" if self.before else ""
+        return f"peak memory {self.peak.value / 1e6:.0f} MB in a process of its own{there}"
+
+
+@dataclass(frozen=True)
+class Sustained(Plain):
+    """Calls without a rest for some time.
+
+    Attributes:
+        seconds: How long.
+        latency: All calls in sum.
+        images_per_s: Images by the time.
+        tenths_ms: Median of every tenth of the calls, in order.
+        drift: Time in the last tenth relative to the first; None with too few calls.
+        answers: Whether they answered as the validation did.
+        load: CPUs that others kept busy meanwhile.
+        doubt: Why the drift is not to be trusted; "" if it is.
+    """
+
+    seconds: float
+    latency: LatencySummary
+    images_per_s: float
+    tenths_ms: tuple[float, ...]
+    drift: Ratio | None
+    answers: Answers
+    load: float
+    doubt: str = ""
+
+    @property
+    def words(self) -> str:
+        """What came of it, in a line."""
+        told = f"{self.seconds:.0f} s without a rest: {self.images_per_s:.1f} images/s"
+        if self.drift is None:
+            return f"{told}; drift invalid: {self.doubt}"
+        low, high = self.drift.interval
+        shows = "no drift shown"
+        if self.drift.slower or self.drift.faster:
+            shows = "slower" if self.drift.slower else "faster"
+        state = f"invalid: {self.doubt}" if self.doubt else VALID
+        return (
+            f"{told}; median {self.tenths_ms[0]:.3f} ms in the first tenth, "
+            f"{self.tenths_ms[-1]:.3f} in the last: {self.drift.value:.3f} of it "
+            f"({low:.3f} to {high:.3f}), {shows}; {state}"
+        )
+
+
+@dataclass(frozen=True)
 class Measured(Facts):
     """Runners and PyTorch in one interleaved run.
 
@@ -70,6 +144,13 @@ class Measured(Facts):
         throughput: By runner, call after call; only runners that have a queue.
         device_state: By runner, what its device said of itself; only runners whose device does.
         devices: By runner, what ran it.
+        distinct: Different images that the timed calls were given in turn.
+        load_during: CPUs that others kept busy meanwhile; None where nothing looked.
+        rivals: Processes that were kept busy beside it on purpose.
+        answers: By runner, whether timed calls answered as the validation did.
+        repeated: By runner, whether one batch again and again is faster than distinct ones.
+        memory: By runner, the memory that it takes.
+        sustained: By runner, what calls without a rest came to.
     """
 
     protocol: Protocol
@@ -82,6 +163,13 @@ class Measured(Facts):
     throughput: Mapping[str, tuple[Throughput, ...]]
     device_state: Mapping[str, DeviceState]
     devices: Mapping[str, str]
+    distinct: int = 1
+    load_during: float | None = None
+    rivals: int = 0
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    repeated: Mapping[str, Audit] = field(default_factory=dict)
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+    sustained: Mapping[str, Sustained] = field(default_factory=dict)
 
     @property
     def first_batch(self) -> int:
@@ -99,12 +187,35 @@ class Measured(Facts):
         calls = self.batches[self.first_batch].phases[runner][ENGINE].samples
         if calls < FEWEST_CALLS:
             reasons.append(f"only {calls} calls were timed, and {FEWEST_CALLS} are needed")
-        if self.load_before > MOST_BUSY * self.machine.cpus_granted:
-            reasons.append(
-                f"other processes kept {self.load_before:.1f} of {self.machine.cpus_granted} CPUs "
-                "busy"
-            )
+        reasons += self._faults(runner)
         return "; ".join(reasons)
+
+    def _faults(self, runner: str) -> Iterator[str]:
+        """What is against a measurement, however many calls there are."""
+        busy = max(self.load_before, self.load_during or 0.0)
+        if busy > MOST_BUSY * self.machine.cpus_granted:
+            yield f"other processes kept {busy:.1f} of {self.machine.cpus_granted} CPUs busy"
+        if runner in self.answers and (problem := self.answers[runner].problem):
+            yield problem
+        if runner in self.repeated and (problem := self.repeated[runner].problem):
+            yield problem
+
+    def validity(self, runner: str, batch: int, phase: str = ENGINE) -> dict[str, str]:
+        """Whether each percentile of a runner's calls stands: "valid", or "invalid: " and why.
+
+        Args:
+            runner: The runner.
+            batch: Batch size.
+            phase: Which part of a call.
+        """
+        calls = self.batches[batch].phases[runner][phase].samples
+        faults = "; ".join(self._faults(runner))
+        found = {}
+        for name, needed in (("p90", SAMPLES_FOR_P90), ("p99", SAMPLES_FOR_P99)):
+            few = f"{calls} calls, and {needed} are needed" if calls < needed else ""
+            why = "; ".join(filter(None, (few, faults)))
+            found[name] = f"invalid: {why}" if why else VALID
+        return found
 
     def headline(self, runner: str) -> Number:
         """Median engine time of a runner at the first batch size."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipeline.core.answers import Answers
 from pipeline.core.figures import Number, Ratio
 from pipeline.core.plain import Facts, Plain
 from pipeline.steps.facts.accuracy import Accuracy
@@ -38,8 +39,9 @@ class ClassFacts(Facts):
         examples: CPUs that belong to it.
         why_not: Why nothing was measured; "" if it was.
         artifacts: By precision, in the order of the configuration.
-        busy: CPUs that others kept busy before latency was measured.
+        busy: CPUs that others kept busy before latency was measured, or meanwhile.
         samples_ms: By precision, every timed call.
+        answers: By precision, whether timed calls answered as all images were judged.
     """
 
     target: str
@@ -50,3 +52,4 @@ class ClassFacts(Facts):
     artifacts: Mapping[str, OnClass] = field(default_factory=dict)
     busy: float = 0.0
     samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    answers: Mapping[str, Answers] = field(default_factory=dict)

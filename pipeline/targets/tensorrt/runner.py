@@ -22,7 +22,7 @@ import torch
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Latency, Throughput
 from pipeline.core.network import Images, Logits
-from pipeline.core.runner import DeviceState, Runner
+from pipeline.core.runner import DeviceState, Runner, Timed
 from pipeline.targets.tensorrt import cuda, nvml
 from pipeline.targets.tensorrt.api import Library
 from pipeline.targets.tensorrt.device import Gpu
@@ -88,22 +88,22 @@ class GpuRunner(Runner):
         self._run(images)
         return self._result(len(images))
 
-    def timed(self, images: Images) -> dict[str, float]:
+    def timed(self, images: Images) -> Timed:
         """Run once and time it; see `Runner`.
 
         Returns:
-            "engine" and "copies" as the GPU's own events see them, and "call", the host's clock
-            around everything, which includes filling the page-locked memory.
+            The phases "engine" and "copies" as the GPU's own events see them, and "call", the
+            host's clock around everything, which includes filling the page-locked memory.
         """
         self._check(images)
         start = time.perf_counter()
         self._run(images)
-        self._result(len(images))
+        logits = self._result(len(images))
         call = 1e3 * (time.perf_counter() - start)
         before, begin, end, after = self._events
         with self._working():
             engine, copies = begin.elapsed_time(end), before.elapsed_time(after)
-        return {"engine": engine, "copies": copies, "call": call}
+        return Timed(logits, {"engine": engine, "copies": copies, "call": call})
 
     def engine_times(self, batch: int, calls: int) -> list[float]:
         """Time the engine alone, call after call without waiting, as `trtexec` does.

@@ -239,3 +239,39 @@ def test_the_interval_of_a_ratio_holds_most_of_what_chance_gives() -> None:
     # The spread of a median of n values is about 1.253 sigma / sqrt(n), of two sqrt(2) times that.
     spread = 1.96 * 1.253 * 0.3 * math.sqrt(2 / 101)
     assert math.log(high / low) == pytest.approx(2 * spread, rel=0.35)
+
+
+def test_a_bound_of_a_percentile_needs_mlperfs_number_of_calls() -> None:
+    for share, needed in ((0.9, figures.SAMPLES_FOR_P90), (0.99, figures.SAMPLES_FOR_P99)):
+        assert figures.percentile_bound([1.0] * (needed - 1), share) is None
+        # One longer call lies above the bound.
+        calls = [float(i) for i in range(needed)]
+        assert figures.percentile_bound(calls, share) == needed - 2
+
+
+def test_a_bound_comes_closer_with_more_calls() -> None:
+    for total, bound in ((100, 96), (300, 286), (1000, 922)):
+        calls = [float(i) for i in reversed(range(total))]  # any order
+        found = figures.percentile_bound(calls, 0.9)
+        assert found is not None
+        assert 0.9 * total < found <= bound + 1
+    large = figures.percentile_bound([float(i) for i in range(50_000)], 0.99)
+    assert large is not None
+    assert 49_500 < large < 49_560
+
+
+def test_a_bound_holds_99_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    held = sum(
+        (figures.percentile_bound(rng.exponential(size=200).tolist(), 0.9) or 0) >= -np.log(0.1)
+        for _ in range(1000)
+    )
+    assert held >= 985
+
+
+def test_a_summary_carries_bounds_and_earlier_ones_are_read_without() -> None:
+    summary = Latency(tuple(float(i) for i in range(64))).summary()
+    assert (summary.p90_bound, summary.p99_bound) == (62.0, None)
+    plain = summary.to_dict()
+    del plain["p90_bound"], plain["p99_bound"]
+    assert figures.LatencySummary.from_dict(plain, "before").p90_bound is None

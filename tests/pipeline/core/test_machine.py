@@ -319,3 +319,60 @@ def test_memory_that_the_system_does_not_tell(
 
         monkeypatch.setattr("os.sysconf", refuse)
         assert machine.memory(tmp_path, tmp_path) == math.inf
+
+
+class Process:
+    """A process that took some seconds, with a child that took others."""
+
+    def __init__(self, *seconds: float, gone: bool = False) -> None:
+        self.seconds, self.gone, self.below = seconds, gone, list["Process"]()
+
+    def children(self, recursive: bool) -> list[Process]:
+        assert recursive
+        return self.below
+
+    def cpu_times(self) -> tuple[float, ...]:
+        import psutil
+
+        if self.gone:
+            raise psutil.NoSuchProcess(1)
+        return self.seconds
+
+
+def test_others_are_all_but_this_process_and_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    fields = ("user", "system", "idle", "iowait", "steal", "guest")
+    times, own = dict.fromkeys(fields, 100.0), Process(5.0, 1.0, 0.0, 0.0, 99.0)
+    now = [10.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(_asdict=lambda: times))
+    monkeypatch.setattr(psutil, "Process", lambda: own)
+    watch = machine.Watch()
+    now[0] += 4.0
+    times.update(user=109.0, system=101.0, idle=90.0, iowait=150.0, steal=102.0, guest=107.0)
+    own.seconds = (8.0, 1.5, 0.5, 0.0, 99.0)
+    own.below = [Process(2.0, 0.0, 0.0, 0.0, 0.0), Process(gone=True)]
+    # 12 s of all CPUs, 2 of them the host's; 4 of this process and 2 of its child.
+    assert watch.others() == pytest.approx((12 - 6) / 4)
+    own.below = [Process(50.0)]
+    assert watch.others() == 0
+
+
+def test_the_peak_is_of_this_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "status").write_text("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n")
+    assert machine.peak_memory(tmp_path) == 2 * 2**20
+    (tmp_path / "status").write_text("Name:\tx\n")
+    assert machine.peak_memory(tmp_path) is None
+
+
+def test_the_peak_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import psutil
+
+    nothing = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1))
+    monkeypatch.setattr(psutil, "Process", lambda: nothing)
+    monkeypatch.setattr(platform, "system", lambda: "Plan 9")
+    assert machine.peak_memory(tmp_path / "none") is None
+    windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1, peak_wset=77))
+    monkeypatch.setattr(psutil, "Process", lambda: windows)
+    assert machine.peak_memory(tmp_path / "none") == 77

@@ -8,7 +8,7 @@ import pytest
 from pipeline.core import timing
 from pipeline.core.figures import Latency
 from pipeline.core.network import Images, Logits
-from pipeline.core.runner import Runner
+from pipeline.core.runner import Runner, Timed
 
 IMAGES = np.zeros((1, 3, 2, 2), np.float32)
 
@@ -47,10 +47,10 @@ class Fake(Runner):
         self.clock.now += self.seconds
         return np.zeros((len(images), 2), np.float32)
 
-    def timed(self, images: Images) -> dict[str, float]:
+    def timed(self, images: Images) -> Timed:
         self.clock.events.append(f"{self.name} timed")
         self.clock.now += self.seconds
-        return {timing.ENGINE: 1e3 * self.seconds}
+        return Timed(images[:, :2, 0, 0], {timing.ENGINE: 1e3 * self.seconds})
 
     def close(self) -> None:
         self.closed = True
@@ -71,7 +71,7 @@ def test_runners_take_turns_and_rest_before_each(clock: Clock) -> None:
     runners = {name: Fake(clock, name, 0.001) for name in ("a", "b")}
     protocol = timing.Protocol(warmup=2, samples=6, max_seconds=100)
     ticks: list[int] = []
-    found = timing.interleaved(runners, IMAGES, protocol, ticks.append)
+    found = timing.interleaved(runners, [IMAGES], protocol, ticks.append)
     assert clock.events[:4] == ["a", "a", "b", "b"]  # warm-up, before any rest
     assert turns(clock.events) == ["a", "b", "a", "b"]
     assert {name: len(phases[timing.ENGINE].samples) for name, phases in found.items()} == {
@@ -107,13 +107,13 @@ def test_a_slow_call_settles_once(clock: Clock) -> None:
 
 def test_the_time_limit_ends_after_a_whole_round(clock: Clock) -> None:
     runners = {name: Fake(clock, name, 1.0) for name in ("a", "b")}
-    found = timing.interleaved(runners, IMAGES, timing.Protocol(1, 300, 5.0))
+    found = timing.interleaved(runners, [IMAGES], timing.Protocol(1, 300, 5.0))
     counts = {len(phases[timing.ENGINE].samples) for phases in found.values()}
     assert counts == {3}
 
 
 def test_every_sample_counts(clock: Clock) -> None:
-    found = timing.interleaved({"a": Fake(clock, "a", 0.25)}, IMAGES, timing.Protocol(1, 4, 100))
+    found = timing.interleaved({"a": Fake(clock, "a", 0.25)}, [IMAGES], timing.Protocol(1, 4, 100))
     assert found["a"][timing.ENGINE].samples == (250.0,) * 4
 
 
@@ -166,7 +166,7 @@ def test_ratios_are_of_the_engines_time_to_the_baseline() -> None:
 def test_a_round_of_what_is_left_is_shorter(clock: Clock) -> None:
     ticks: list[int] = []
     protocol = timing.Protocol(warmup=0, samples=7, max_seconds=100)
-    found = timing.interleaved({"a": Fake(clock, "a", 0.5)}, IMAGES, protocol, ticks.append)
+    found = timing.interleaved({"a": Fake(clock, "a", 0.5)}, [IMAGES], protocol, ticks.append)
     assert ticks == [3, 6, 7]
     assert len(found["a"][timing.ENGINE].samples) == 7
     # One call that does not count after each rest, for such a slow runner; none before.
@@ -177,20 +177,21 @@ def test_the_time_limit_begins_after_the_warm_up_and_is_met_exactly(clock: Clock
     # A round of one runner of a second takes 4 s and a rest of 10 ms.
     for limit, rounds in ((4.0, 1), (4.01, 2), (8.0, 2), (9.0, 3)):
         runner = Fake(clock, "a", 1.0)
-        found = timing.interleaved({"a": runner}, IMAGES, timing.Protocol(5, 300, limit))
+        found = timing.interleaved({"a": runner}, [IMAGES], timing.Protocol(5, 300, limit))
         assert len(found["a"][timing.ENGINE].samples) == rounds * timing.CALLS
 
 
 def test_nothing_is_told_where_nobody_asks(clock: Clock) -> None:
-    assert timing.interleaved({}, IMAGES, timing.Protocol(1, 3, 1.0)) == {}
+    assert timing.interleaved({}, [IMAGES], timing.Protocol(1, 3, 1.0)) == {}
 
 
 def test_every_phase_is_kept(clock: Clock) -> None:
     class Phases(Fake):
-        def timed(self, images: Images) -> dict[str, float]:
-            return {**super().timed(images), "copies": 7.0}
+        def timed(self, images: Images) -> Timed:
+            known = super().timed(images)
+            return Timed(known.logits, {**known.phases, "copies": 7.0})
 
-    found = timing.interleaved({"a": Phases(clock, "a", 0.1)}, IMAGES, timing.Protocol(0, 2, 9.0))
+    found = timing.interleaved({"a": Phases(clock, "a", 0.1)}, [IMAGES], timing.Protocol(0, 2, 9.0))
     assert found["a"]["copies"] == Latency((7.0, 7.0))
     assert found["a"][timing.ENGINE].samples == (100.0, 100.0)
 
@@ -223,3 +224,96 @@ def test_a_runner_that_fails_at_once_is_closed(clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt):
         timing.cold_start(lambda: runner, IMAGES)
     assert runner.closed
+
+
+def batches(count: int) -> list[Images]:
+    """Batches that the answers tell apart: the number of each is its first logit."""
+    return [np.full((1, 3, 2, 2), float(number), np.float32) for number in range(count)]
+
+
+def test_timed_calls_take_one_batch_after_the_other_and_tell_their_answers(clock: Clock) -> None:
+    heard: list[tuple[str, int, float]] = []
+
+    def hear(name: str, batch: int, logits: Logits) -> None:
+        heard.append((name, batch, float(logits[0, 0])))
+
+    runners = {name: Fake(clock, name, 0.5) for name in ("a", "b")}
+    timing.interleaved(runners, batches(4), timing.Protocol(0, 6, 100), hear=hear)
+    order = [0, 1, 2, 3, 0, 1]
+    for name in runners:
+        assert [(batch, value) for who, batch, value in heard if who == name] == [
+            (number, float(number)) for number in order
+        ]
+
+
+def test_calls_that_do_not_count_are_given_distinct_batches_too(clock: Clock) -> None:
+    given: list[float] = []
+
+    class Keeping(Fake):
+        def __call__(self, images: Images) -> Logits:
+            given.append(float(images.flat[0]))
+            return super().__call__(images)
+
+    timing.interleaved({"a": Keeping(clock, "a", 1.0)}, batches(3), timing.Protocol(2, 6, 100))
+    assert given == [0, 1, 2, 0]  # two to warm up, then one before each of two turns
+
+
+class Remembering(Fake):
+    """Answers at once what it was asked before."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock, "a", 1.0)
+        self.last = -1.0
+
+    def timed(self, images: Images) -> Timed:
+        self.seconds = 0.25 if images.flat[0] == self.last else 1.0
+        self.last = float(images.flat[0])
+        return super().timed(images)
+
+
+def test_what_remembers_answers_is_faster_with_one_image(clock: Clock) -> None:
+    audit = timing.repeated(Remembering(clock), batches(5), timing.Protocol(1, 300, 4000.0))
+    assert audit is not None
+    assert audit.calls == timing.AUDIT_CALLS
+    assert audit.ratio.value == 0.25
+    assert "takes 0.25 of the time of distinct ones: answers are remembered" in audit.problem
+
+
+def test_what_computes_takes_as_long_with_one_image(clock: Clock) -> None:
+    audit = timing.repeated(Fake(clock, "a", 0.5), batches(5), timing.Protocol(1, 300, 4000.0))
+    assert audit is not None
+    assert (audit.ratio.value, audit.problem) == (1.0, "")
+
+
+def test_an_audit_takes_a_part_of_the_time_and_needs_two_batches(clock: Clock) -> None:
+    runner = Fake(clock, "a", 1.0)
+    assert timing.repeated(runner, batches(1), timing.Protocol(1, 300, 100.0)) is None
+    assert clock.now == 0
+    audit = timing.repeated(runner, batches(2), timing.Protocol(0, 300, 40.0))
+    assert audit is not None
+    # A turn of both takes 8 s and two rests; 10 of 40 s are over after the second.
+    assert audit.calls == 6
+
+
+def test_one_image_again_and_again_is_always_the_first(clock: Clock) -> None:
+    first, second = batches(2)
+    same = timing.Repeating(Fake(clock, "a", 1.0), first)
+    assert same.input_of(second) is first
+    assert same.timed(same.input_of(second)).phases == {timing.ENGINE: 1000.0}
+    assert same(first).shape == (1, 2)
+    assert same.device == "a"
+
+
+def test_calls_without_a_rest_go_on_until_the_time_is_over(clock: Clock) -> None:
+    heard: list[tuple[int, float]] = []
+    ticks: list[float] = []
+
+    def hear(batch: int, logits: Logits) -> None:
+        heard.append((batch, float(logits[0, 0])))
+
+    found = timing.sustained(Fake(clock, "a", 0.5), batches(3), 2.2, 4, ticks.append, hear)
+    assert found.samples == (500.0,) * 5  # the call under way counts
+    assert found.seconds == pytest.approx(2.5)
+    assert clock.events == ["a"] * 4 + ["a timed"] * 5  # no rest
+    assert heard == [(0, 0.0), (1, 1.0), (2, 2.0), (0, 0.0), (1, 1.0)]
+    assert ticks == pytest.approx([1.0, 2.0])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.core.answers import Answers
 from pipeline.core.figures import Number, Ratio, State
 from pipeline.report import cpu_classes
 from pipeline.report.markdown import page
@@ -69,6 +70,18 @@ def test_a_busy_machine_chooses_nothing(run: Run) -> None:
     busy = replace(part, facts=replace(part.facts, busy=1.2))
     (line,) = cpu_classes.lines(replace(found, cpu_classes=(busy,)))
     assert line.endswith("use fp32; int8: others kept 1.2 CPUs busy while latency was measured")
+    assert "1.30 ms on a busy machine (ratio" in line
+
+
+@pytest.mark.parametrize("wrong", ["fp32", "int8"])
+def test_timed_calls_that_answer_otherwise_choose_nothing(run: Run, wrong: str) -> None:
+    found = with_class(run)
+    (part,) = found.cpu_classes
+    facts = replace(part.facts, answers={wrong: Answers(32, 4, 0.9)})
+    (line,) = cpu_classes.lines(replace(found, cpu_classes=(replace(part, facts=facts),)))
+    assert line.endswith(
+        "use fp32; int8: 4 of 32 answers of timed calls are not those of the validation"
+    )
 
 
 def test_a_gate_that_does_not_hold_rules_out(run: Run) -> None:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.figures import Number, RangeRow, State, Throughput
+from pipeline.core.answers import Answers, Audit
+from pipeline.core.figures import Number, RangeRow, Ratio, State, Throughput
 from pipeline.core.runner import DeviceState, Numerics
 from pipeline.report import html
 from pipeline.report.gallery import Answer, Flipped
 from pipeline.report.model import GateReport, Run
 from pipeline.report.results import collect
+from pipeline.steps.facts.bench import Memory
 from pipeline.steps.facts.graphs import TriedCompression
 from tests.pipeline.report.changed import (
     artifact_of,
@@ -377,6 +379,22 @@ def test_latency_that_is_not_to_be_trusted_is_marked(run: Run) -> None:
     assert "measured not to be trusted only 6 calls were timed, and 30 are needed" in text
     table = text[text.index("Every artifact.") : text.index("What to ship")]
     assert "faster" not in table
+
+
+def test_what_speaks_for_a_latency_is_shown(run: Run) -> None:
+    judged = with_measured(
+        run,
+        "ort",
+        distinct=256,
+        answers={"fp32": Answers(32, 0, 1e-7)},
+        repeated={"fp32": Audit(60, Ratio(1.01, (0.99, 1.03)))},
+        memory={"fp32": Memory(Number(8e7, State.MEASURED, "bytes", by="ort"), 50_000_000)},
+    )
+    text = Page(html.page(judged)).text
+    assert "distinct images 256" in text
+    assert "32 answers of timed calls are those of the validation" in text
+    assert "takes 1.010 (0.990 to 1.030) of the time of distinct ones: fine" in text
+    assert "peak memory 80 MB in a process of its own, 50 MB of it before it was opened" in text
 
 
 def test_images_with_another_answer_are_shown(run: Run) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,23 @@ def test_percentiles_without_enough_calls_say_so(run: Run) -> None:
     *_, found = view.timings(measured, "fp32")
     assert (found.p50, found.interval, found.p90) == ("1.000", "0.900 to 1.100", "too few samples")
     assert (found.p99, found.mean, found.samples) == ("too few samples", "1.050", 10)
+
+
+def test_percentiles_say_what_they_are_at_most_and_whether_they_stand(run: Run) -> None:
+    measured = measured_of(run, "ort")  # of 100 calls
+    found, *_ = view.timings(measured, "fp32")
+    assert re.fullmatch(r"[0-9.]+ \(≤ [0-9.]+\)", found.p90)
+    assert found.p99 == "too few samples"
+    assert found.valid == "p90 valid; p99 invalid: 100 calls, and 662 are needed"
+    busy = replace(measured, load_during=2.0)
+    *_, second, whole = view.timings(busy, "fp32")
+    assert second.valid.startswith("p90 invalid: other processes kept 2.0 of 2 CPUs busy; p99")
+    assert whole.valid == ""
+    calls = measured.batches[1].phases["fp32"]["engine"]
+    before = replace(calls, p90_bound=None)
+    old = replace(measured.batches[1], phases={"fp32": {"engine": before}})
+    found, *_ = view.timings(replace(measured, batches={1: old}), "fp32")
+    assert re.fullmatch(r"[0-9.]+", found.p90)
 
 
 def test_comparisons_at_every_batch(run: Run) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import BenchConfig
-from pipeline.core import machine
+from pipeline.core import machine, timing
+from pipeline.core.answers import Answers
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Number, State, Throughput
 from pipeline.core.network import Batch, Images, Logits, Network, Pixels
@@ -22,13 +24,19 @@ from pipeline.core.runner import DeviceState, Runner
 from pipeline.core.timing import Protocol
 from pipeline.stages import bench
 from pipeline.stages.bench import BenchStep
-from pipeline.stages.names import PIXELS
+from pipeline.stages.drawn import Drawn
+from pipeline.stages.names import LOGITS, PIXELS
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.facts.bench import BenchFacts, Measured
+from pipeline.steps.facts.accuracy import Accuracy, ValidationFacts
+from pipeline.steps.facts.bench import PYTORCH, BenchFacts, Measured, Memory, Sustained
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-ONE = Pictures(np.zeros((1, 4, 4, 3), np.uint8), HALF)
+SHADES = 7
+DRAWN = Drawn(
+    Pictures(np.full((SHADES, 4, 4, 3), np.arange(SHADES)[:, None, None, None], np.uint8), HALF)
+)
+"""As many distinct images as their shades."""
 
 
 class Echo(Runner):
@@ -91,7 +99,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
 def measure(context: Any, runner: Runner, **settings: Any) -> Measured:
     config = BenchConfig(samples=3, warmup=1, max_seconds=60, threads=1, **settings)
     context.config = SimpleNamespace(bench=config)
-    return bench.measure(context, {"fp32": lambda: runner}, "Echo", ONE)
+    return bench.measure(context, {"fp32": lambda: runner}, "Echo", DRAWN)
 
 
 @pytest.mark.parametrize(("batches", "smallest"), [((8,), 8), ((4, 2), 2), ((1, 8), 1)])
@@ -144,6 +152,7 @@ def test_how_and_where_it_was_measured_is_told(context: Any) -> None:
     assert told == [
         "0 of None: opening Echo fp32",
         "3 of 3: Echo, batch 2",
+        "0 of None: Echo, audit of a repeated image",
         "0 of None: Echo, end to end",
         "0 of None: Echo, throughput",
     ]
@@ -171,11 +180,12 @@ def test_runners_are_opened_together_measured_in_turn_and_closed(context: Any) -
     openers = {letter: partial(Keeping, letter, events) for letter in "ab"}
     config = BenchConfig(samples=6, warmup=1, max_seconds=60, threads=1, batches=(1,))
     context.config = SimpleNamespace(bench=config)
-    measured = bench.measure(context, openers, "Echo", ONE)
+    measured = bench.measure(context, openers, "Echo", DRAWN)
     letters = [event[0] for event in events]
-    # A first call, a warm-up, two turns and the way from end to end, of each; then both are closed.
+    # A first call, a warm-up, two turns, the audit and the way from end to end, of each; then both
+    # are closed.
     turns = [letter for i, letter in enumerate(letters) if i == 0 or letters[i - 1] != letter]
-    assert "".join(turns) == 5 * "ab" + "a"
+    assert "".join(turns) == 6 * "ab" + "a"
     assert events[-2:] == ["b closed", "a closed"]
     assert measured.batches[1].baseline == "a"
     assert set(measured.batches[1].ratio_to_pytorch) == {"a", "b"}
@@ -234,6 +244,30 @@ NETWORK = Network(
 )
 
 
+PEAK = Number(3e6, State.MEASURED, unit="bytes", by="echo")
+
+
+def judged(folder: Path, name: str, samples: Any, builds: Iterable[Any], precision: str) -> Any:
+    """Stands for the step that judged an artifact, or PyTorch: its logits are zeros."""
+    sources = [samples, *(build for build in builds if build.precision == precision)]
+
+    def build(new: Path) -> Mapping[str, Any]:
+        np.save(new / LOGITS, np.zeros((3, 2), np.float32))
+        top1 = Number(1.0, State.MEASURED, by="echo")
+        return ValidationFacts("toy", precision, Accuracy(top1, top1)).to_facts()
+
+    found = artifact.make(
+        folder / name,
+        kind="x",
+        name=name,
+        key="k",
+        made_from={source.name: source.artifact().digest for source in sources},
+        tools={},
+        build=build,
+    )
+    return SimpleNamespace(name=name, folder=folder / name, artifact=lambda: found)
+
+
 def made(folder: Path, name: str) -> Any:
     """Stands for a step with an artifact."""
 
@@ -263,7 +297,14 @@ def make_step(context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         context.source.tools = lambda: {"torch": "2"}
         context.source.checkpoint_hash = "c0ffee"
         builds = [made(tmp_path, name) for name in ("toy/fp32", "toy/int8")]
-        return BenchStep(context, "toy", cast(Any, builds), made(tmp_path, "validate/samples"))
+        monkeypatch.setattr(bench, "memory_of", lambda *arguments: Memory(PEAK))
+        samples = made(tmp_path, "validate/samples")
+        names = {PYTORCH: "pytorch", "fp32": "toy-fp32", "int8": "toy-int8"}
+        judges = {
+            name: judged(tmp_path, f"validate/{name_of}", samples, builds, name)
+            for name, name_of in names.items()
+        }
+        return BenchStep(context, "toy", cast(Any, builds), samples, cast(Any, judges))
 
     return make
 
@@ -292,20 +333,120 @@ def test_nothing_is_measured_where_nothing_runs(make_step: Any, tmp_path: Path) 
     assert target.opened == []
 
 
-def test_the_first_sample_is_measured(
-    make_step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_distinct_samples_are_measured_and_their_answers_compared(
+    make_step: Any, tmp_path: Path
 ) -> None:
-    seen: list[Pictures] = []
-    real = bench.measure_target
+    facts = BenchFacts.from_facts(make_step(Target()).build(tmp_path), "here")
+    assert facts.measured is not None
+    assert facts.measured.distinct == 3
+    assert set(facts.measured.answers) == {"fp32", "int8", "pytorch"}
+    for name in ("fp32", "int8"):  # zeros, as they were judged
+        found = facts.measured.answers[name]
+        assert (found.calls, found.wrong, found.largest_error) == (3, 0, 0.0)
+    # The network flattens images: nothing of the kind was judged.
+    assert facts.measured.answers[PYTORCH].wrong == 3
+    assert "are not those of the validation" in facts.measured.doubt(PYTORCH)
+    assert facts.measured.memory["int8"] == Memory(PEAK)
 
-    def keep(context: Any, runtime: Any, builds: Any, one: Pictures) -> BenchFacts:
-        seen.append(one)
-        return real(context, runtime, builds, one)
 
-    monkeypatch.setattr(bench, "measure_target", keep)
-    make_step(Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"})).build(tmp_path)
-    assert seen[0].images.shape == (1, 3, 4, 4)
-    assert np.all(seen[0].pixels == seen[0].pixels.flat[0])
+def test_without_a_validation_a_precision_is_measured_all_the_same(
+    make_step: Any, tmp_path: Path
+) -> None:
+    step = make_step(Target())
+    assert step.do_without([step.judges["int8"]])
+    assert list(step.made_from())[-3:] == ["validate/pytorch", "validate/toy-fp32", "checkpoint"]
+    facts = BenchFacts.from_facts(step.build(tmp_path), "here")
+    assert facts.measured is not None
+    assert facts.latency["int8"].value is not None
+    assert facts.measured.answers["int8"].why_not == "validate/toy-int8 is not there"
+    assert facts.measured.answers["fp32"].calls == 3
+    assert step.notes == []
+
+
+def test_what_runs_elsewhere_depends_on_nobody_who_judged_it(make_step: Any) -> None:
+    step = make_step(Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"}))
+    names = ["toy/fp32", "toy/int8", "validate/samples"]
+    assert list(step.made_from()) == [*names, "checkpoint"]
+    assert list(step.seals()) == names
+
+
+def test_rivals_are_there_while_it_is_measured_and_not_before(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def rivals(count: int) -> Iterator[None]:
+        events.append(f"{count} rivals")
+        yield
+        events.append("no rivals")
+
+    def load() -> float:
+        events.append("load")
+        return 0.0
+
+    monkeypatch.setattr(bench, "contended", rivals)
+    monkeypatch.setattr(machine, "load", load)
+    config = BenchConfig(samples=3, warmup=1, max_seconds=60, threads=1)
+    context.config = SimpleNamespace(bench=config)
+    keeping = {"a": lambda: Keeping("a", events)}
+    measured = bench.measure(context, keeping, "Echo", DRAWN, rivals=2)
+    assert events[:2] == ["load", "2 rivals"]
+    assert events[-2:] == ["a closed", "no rivals"]
+    assert measured.rivals == 2
+
+
+def test_artifacts_are_called_without_a_rest_where_that_is_asked_for(context: Any) -> None:
+    told: list[str] = []
+    context.progress = lambda done, total, what: told.append(what)
+    config = BenchConfig(samples=3, warmup=1, max_seconds=60, threads=1)
+    context.config = SimpleNamespace(bench=config)
+    echo = {"fp32": lambda: Echo([])}
+    measured = bench.measure(context, echo, "Echo", DRAWN, endurance_s=1e-9)
+    assert set(measured.sustained) == {"fp32"}  # PyTorch is nothing to ship
+    found = measured.sustained["fp32"]
+    assert found.latency.samples == 1
+    assert found.answers.why_not == "nothing judged it"
+    assert bench.measure(context, echo, "Echo", DRAWN).sustained == {}
+    alone = bench.measure(context, {}, "PyTorch", DRAWN, endurance_s=1e-9)
+    assert set(alone.sustained) == {PYTORCH}
+
+
+def lasting(*samples: float, load: float = 0.0, wrong: int = 0) -> Sustained:
+    found = timing.Endurance(samples, 2.0)
+    return bench.endurance(found, 4, Answers(5, wrong, 0.5), load, cpus=2)
+
+
+def test_drift_is_the_last_tenth_against_the_first() -> None:
+    found = lasting(*(1.0 + 0.01 * (i // 30) for i in range(300)))
+    assert found.tenths_ms == pytest.approx([1.0 + 0.01 * i for i in range(10)])
+    assert found.drift is not None
+    assert found.drift.value == pytest.approx(1.09)
+    assert (found.images_per_s, found.doubt) == (600.0, "")
+    assert found.words == (
+        "2 s without a rest: 600.0 images/s; median 1.000 ms in the first tenth, 1.090 in the "
+        "last: 1.090 of it (1.090 to 1.090), slower; valid"
+    )
+    assert "no drift shown; valid" in lasting(*[1.0] * 300).words
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (lasting(*[1.0] * 299), "299 calls, and 300 are needed"),
+        (lasting(*[1.0] * 300, load=1.01), "other processes kept 1.0 of 2 CPUs busy"),
+        (lasting(*[1.0] * 300, wrong=2), "2 of 5 answers of timed calls are not those of"),
+    ],
+)
+def test_a_drift_that_is_not_to_be_trusted_says_why(found: Sustained, why: str) -> None:
+    assert found.drift is not None
+    assert f"invalid: {why}" in found.words
+
+
+def test_a_few_calls_have_no_tenths() -> None:
+    found = lasting(*[1.0] * 9)
+    assert (found.drift, found.tenths_ms) == (None, ())
+    assert found.words.endswith("drift invalid: 9 calls, and 300 are needed")
 
 
 def test_what_decides_a_measurement_is_in_its_key(make_step: Any) -> None:
@@ -317,6 +458,8 @@ def test_what_decides_a_measurement_is_in_its_key(make_step: Any) -> None:
         "machine": {**machine.cpu_class(), "gpu": "none"},
         "what this machine lacks for": {"toy/fp32": None, "toy/int8": "no such device"},
     }
-    assert list(step.made_from()) == ["toy/fp32", "toy/int8", "validate/samples", "checkpoint"]
+    # The precision that does not run here is compared with nothing.
+    names = ["toy/fp32", "toy/int8", "validate/samples", "validate/pytorch", "validate/toy-fp32"]
+    assert list(step.made_from()) == [*names, "checkpoint"]
     assert step.made_from()["checkpoint"] == "c0ffee"
     assert step.tools() == {"torch": "2", "toy": "1"}

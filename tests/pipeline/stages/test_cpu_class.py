@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core.answers import Answers
 from pipeline.core.cpu_classes import named
-from pipeline.core.errors import BuildError, UnavailableError
+from pipeline.core.errors import UnavailableError
 from pipeline.core.figures import State
 from pipeline.stages import cpu_class
 from pipeline.stages.class_worker import Figures
-from pipeline.stages.cpu_class import ClassStep, run_worker
+from pipeline.stages.cpu_class import ClassStep
 from pipeline.stages.names import LOGITS
 from pipeline.steps.facts.cpu_class import ClassFacts
 
@@ -45,13 +46,17 @@ def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
     made.runtime = SimpleNamespace(
         name="ort", title="ONNX Runtime", why_not_as=lambda cls: None, missing=lambda artifact: None
     )
-    made.context = SimpleNamespace(progress=lambda *arguments: None)
+    made.context = SimpleNamespace(
+        progress=lambda *arguments: None,
+        config=SimpleNamespace(validation=SimpleNamespace(metrics=None)),
+    )
     made.machine = lambda: {"cpu": "x"}
     made.builds = [
         SimpleNamespace(precision=name, folder=tmp_path, artifact=lambda: None)
         for name in ("fp32", "int8")
     ]
-    made.samples = SimpleNamespace(artifact=lambda: None, folder=tmp_path)
+    images = SimpleNamespace(network=lambda: SimpleNamespace(labels=("bag", "shirt")))
+    made.samples = SimpleNamespace(artifact=lambda: images, folder=tmp_path)
     made.reference = stored(tmp_path / "reference.npy", PYTORCH)
     made.validations = {
         name: stored(tmp_path / f"{name}-here.npy", PYTORCH) for name in ("fp32", "int8")
@@ -70,22 +75,54 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
         np.save(folder / "fp32.npy", PYTORCH)
         np.save(folder / "int8.npy", changed)
         devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
-        return Figures(devices, 0.1, {"fp32": (2.0,) * 9, "int8": (1.0,) * 9})
+        answers = {"int8": Answers(9, 1, 0.5)}
+        return Figures(devices, 0.1, {"fp32": (2.0,) * 9, "int8": (1.0,) * 9}, answers)
 
     monkeypatch.setattr(ClassStep, "_run", work)
     told = step.build(step.builds[0].folder)
     found = ClassFacts.from_facts(told, "test")
     plain, int8 = found.artifacts["fp32"], found.artifacts["int8"]
     assert (found.cpu_class, found.title, found.why_not, found.busy) == ("avx2", "AVX2", "", 0.1)
+    assert found.answers["int8"].wrong == 1
     assert plain.ratio is None
     assert plain.same_as_here.value == 1.0
     assert int8.ratio is not None
     assert int8.ratio.value == 0.5
     assert int8.accuracy.top1.value == 0.75
+    worst = int8.accuracy.by_class
+    assert worst is not None
+    assert (worst.worst, worst.top1.value, worst.top1.state) == ("bag", 0.5, State.RESTRICTED)
     assert int8.same_as_here.value == 0.75
     for number in (int8.accuracy.top1, int8.same_as_here, int8.latency):
         assert number.state is State.RESTRICTED
         assert number.by == "ort, restricted to AVX2"
+
+
+def test_the_users_own_measures_are_taken_there_too(
+    step: Any, monkeypatch: pytest.MonkeyPatch, own_modules: Any
+) -> None:
+    (own_modules / "on_class.py").write_text(
+        "def right(logits, labels):\n"
+        "    return {'right': float((logits.argmax(1) == labels).sum())}\n"
+    )
+    step.context.config.validation.metrics = "on_class:right"
+
+    def work(self: ClassStep, folder: Any) -> Figures:
+        for name in ("fp32", "int8"):
+            np.save(folder / f"{name}.npy", PYTORCH)
+        devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
+        return Figures(devices, 0.1, {"fp32": (2.0,) * 9, "int8": (1.0,) * 9})
+
+    monkeypatch.setattr(ClassStep, "_run", work)
+    found = ClassFacts.from_facts(step.build(step.builds[0].folder), "test")
+    number = found.artifacts["int8"].accuracy.metrics["right"]
+    assert (number.value, number.state) == (4.0, State.RESTRICTED)
+    step.context.config.bench = SimpleNamespace(model_dump=lambda mode: {})
+    step.context.config.validation.batch = 8
+    step.runtime.why_not_as = lambda cls: None
+    key = step.inputs()
+    assert key["settings validation.metrics"] == "on_class:right"
+    assert "the code of validation.metrics" in key
 
 
 @pytest.mark.parametrize("reason", ["this CPU has no avx_vnni", "needs a C compiler"])
@@ -104,36 +141,3 @@ def test_a_worker_that_lacks_something_says_so(
 
     monkeypatch.setattr(ClassStep, "_run", work)
     assert "needs objdump" in ClassFacts.from_facts(step.build(tmp_path), "test").why_not
-
-
-def worker(tmp_path: Any, body: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "some_worker.py").write_text(f"def main(arguments):\n    {body}\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return "some_worker"
-
-
-def test_a_worker_is_a_process_with_arguments(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = worker(tmp_path, "open(arguments[0], 'w').write(arguments[1])", monkeypatch)
-    run_worker(name, str(tmp_path / "out"), "done")
-    assert (tmp_path / "out").read_text() == "done"
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        ("UnavailableError", UnavailableError, "^no such thing$"),
-        ("InputError", BuildError, "some_worker failed: no such thing"),
-        ("RuntimeError", BuildError, "some_worker failed: RuntimeError: no such thing"),
-    ],
-)
-def test_errors_of_a_worker_come_through(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, error: str, kind: type, words: str
-) -> None:
-    body = (
-        "import builtins; from pipeline.core import errors; "
-        f"raise {{**vars(builtins), **vars(errors)}}[{error!r}]('no such thing')"
-    )
-    with pytest.raises(kind, match=words):
-        run_worker(worker(tmp_path, body, monkeypatch))

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pipeline.core.answers import Answers, Audit
 from pipeline.core.errors import ArtifactError
-from pipeline.core.figures import Latency, Number, Throughput
+from pipeline.core.figures import Latency, Number, Ratio, State, Throughput
 from pipeline.core.machine import Machine
 from pipeline.core.runner import DeviceState
 from pipeline.core.timing import Protocol
 from pipeline.stages.bench import batch_latency
-from pipeline.steps.facts.bench import BenchFacts, EndToEnd, Measured
+from pipeline.steps.facts.bench import BenchFacts, EndToEnd, Measured, Memory, Sustained
 
 
 def calls(*milliseconds: float) -> dict[str, Latency]:
     return {"engine": Latency(milliseconds), "copies": Latency((9.0,))}
+
+
+def lasting() -> Sustained:
+    summary = Latency((1.0, 2.0)).summary()
+    answers = Answers(why_not="nothing judged it")
+    drift = Ratio(1.1, (1.05, 1.15))
+    return Sustained(600.0, summary, 50.0, (1.0, 1.1), drift, answers, 0.1, "too hot")
 
 
 @pytest.fixture
@@ -32,6 +41,13 @@ def measured() -> Measured:
         throughput={"fp16": (Throughput(8, 1.0, None, 8000.0),)},
         device_state={"fp16": DeviceState(("heat",), {"memory": 3})},
         devices={"fp16": "a GPU", "pytorch": "a CPU"},
+        distinct=64,
+        load_during=0.2,
+        rivals=1,
+        answers={"fp16": Answers(32, 0, 1e-6)},
+        repeated={"fp16": Audit(60, Ratio(1.0, (0.95, 1.05)))},
+        memory={"fp16": Memory(Number(3e6, State.MEASURED, unit="bytes", by="a GPU"), 1000)},
+        sustained={"fp16": lasting()},
     )
 
 
@@ -72,3 +88,69 @@ def test_an_end_to_end_latency_without_its_batch_is_refused(measured: Measured) 
     facts["end_to_end"] = facts["end_to_end"]["latency"]
     with pytest.raises(ArtifactError, match=r"bench/trt: measured\.end_to_end\."):
         read(facts)
+
+
+def test_earlier_results_have_less_and_are_read(measured: Measured) -> None:
+    facts = BenchFacts("trt", {}, measured).to_facts()
+    for name in ("distinct", "load_during", "rivals", "answers", "repeated", "memory", "sustained"):
+        del facts[name]
+    found = read(facts).measured
+    assert found is not None
+    assert (found.distinct, found.load_during, found.answers, found.memory) == (1, None, {}, {})
+    assert found.doubt("fp16") == "only 3 calls were timed, and 30 are needed"
+
+
+def many(measured: Measured, calls: int) -> Measured:
+    timed = {name: {"engine": Latency((1.0,) * calls)} for name in ("fp16", "pytorch")}
+    return replace(measured, batches={1: batch_latency(timed, "fp16")})
+
+
+WRONG = Answers(32, 3, 0.9)
+REMEMBERED = Audit(60, Ratio(0.5, (0.4, 0.6)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"load_before": 1.1}, "other processes kept 1.1 of 2 CPUs busy"),
+        ({"load_during": 1.2}, "other processes kept 1.2 of 2 CPUs busy"),
+        ({"load_during": 1.0}, ""),
+        (
+            {"answers": {"fp16": WRONG}},
+            "3 of 32 answers of timed calls are not those of the validation",
+        ),
+        (
+            {"repeated": {"fp16": REMEMBERED}},
+            "one image again and again takes 0.50 of the time of distinct ones: answers are "
+            "remembered",
+        ),
+        ({"answers": {"pytorch": WRONG}, "repeated": {"pytorch": REMEMBERED}}, ""),
+    ],
+)
+def test_what_is_against_a_measurement_is_against_its_percentiles(
+    measured: Measured, changes: dict[str, Any], why: str
+) -> None:
+    found = replace(many(measured, 662), **changes)
+    assert found.doubt("fp16") == why
+    expected = f"invalid: {why}" if why else "valid"
+    assert found.validity("fp16", 1) == {"p90": expected, "p99": expected}
+
+
+@pytest.mark.parametrize(
+    ("calls", "p90", "p99"),
+    [
+        (63, "invalid: 63 calls, and 64 are needed", "invalid: 63 calls, and 662 are needed"),
+        (64, "valid", "invalid: 64 calls, and 662 are needed"),
+        (662, "valid", "valid"),
+    ],
+)
+def test_percentiles_need_calls(measured: Measured, calls: int, p90: str, p99: str) -> None:
+    assert many(measured, calls).validity("fp16", 1) == {"p90": p90, "p99": p99}
+
+
+def test_several_reasons_are_all_told(measured: Measured) -> None:
+    found = replace(many(measured, 10), load_before=2.0)
+    assert found.validity("pytorch", 1)["p90"] == (
+        "invalid: 10 calls, and 64 are needed; other processes kept 2.0 of 2 CPUs busy"
+    )

@@ -279,6 +279,24 @@ def test_the_answers_are_the_same_on_every_cpu_unless_vnni_is_asked_for(
     assert 0 <= facts["certificate"]["agreement"] <= 1
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_images_that_give_constant_activations_are_quantized(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    pictures: np.ndarray[Any, Any],
+    value: float,
+) -> None:
+    pictures[:] = value
+    model, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
+    images = np.random.default_rng(3).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    assert np.isfinite(run(model, images)).all()
+    same = np.full((4, 3, 8, 8), value, np.float32)
+    expected = run(small_graph(), same)
+    np.testing.assert_allclose(run(model, same), expected, atol=0.05 * abs(expected).max())
+    assert facts["certificate"]["unsafe"] == []
+    assert facts["ranges"][0]["constant"]
+
+
 def test_gelu_is_named(convert: Convert, small_graph: Callable[..., onnx.ModelProto]) -> None:
     source = small_graph()
     elu = next(node for node in source.graph.node if node.op_type == "Elu")

@@ -132,7 +132,10 @@ def test_one_graph_for_a_batch_size(
 
 def test_timing(start: Callable[[], GpuRunner]) -> None:
     with start() as runner:
-        times = runner.timed(images(2))
+        given = images(2)
+        timed = runner.timed(given)
+        np.testing.assert_allclose(timed.logits, expected(given), rtol=1e-5)
+        times = timed.phases
         assert times["engine"] == pytest.approx(0.25)  # the fake clock moves at each event
         assert times["copies"] == pytest.approx(0.75)
         assert times["call"] > 0
