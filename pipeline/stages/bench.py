@@ -21,7 +21,6 @@ from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.bench import PYTORCH, BatchLatency, BenchFacts, EndToEnd, Measured
 from pipeline.steps.step import Step
 from pipeline.targets.base import Target
-from pipeline.targets.pytorch import TorchRunner
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def measure(
             runner, cold[name] = timing.cold_start(open_runner, first)
             runners[name] = stack.enter_context(runner)
             _check_batches(settings.batches, runner, f"{title} {name}")
-        baseline = TorchRunner(context.source.module, settings.threads)
+        baseline = context.source.baseline(settings.threads)
         runners[PYTORCH] = stack.enter_context(baseline)
         by_batch = {}
         for batch in settings.batches:

@@ -26,6 +26,7 @@ from pipeline.stages.names import PIXELS
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.bench import BenchFacts, Measured
+from pipeline.targets.pytorch import TorchRunner
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 ONE = Pictures(np.zeros((1, 4, 4, 3), np.uint8), HALF)
@@ -80,7 +81,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     import torch
 
     source = SimpleNamespace(
-        module=torch.nn.Flatten(),
+        baseline=lambda threads: TorchRunner(torch.nn.Flatten(), threads),
         validation=Dataset(),
         pictures=lambda dataset, indices: _shaded(indices),
     )
