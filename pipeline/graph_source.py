@@ -18,8 +18,9 @@ from pipeline.core.errors import (
 )
 from pipeline.core.files import file_hash
 from pipeline.core.plain import parse_json
+from pipeline.core.words import in_short
 from pipeline.graphs import given
-from pipeline.graphs.compare import TOLERANCE, random_images, relative_difference
+from pipeline.graphs.compare import DYNAMIC_IMAGES, TOLERANCE, random_images, relative_difference
 from pipeline.source import IMAGENET, Source
 from pipeline.steps.keys import versions
 
@@ -218,14 +219,23 @@ class GraphSource(Source):
         Raises:
             ModelError: The message says what to state in their place.
         """
+        from pipeline.targets.ort.session import errors
+
         self._check_sides(self.preprocess)
+        images = random_images(self.given.batch or DYNAMIC_IMAGES, self._input_shape)
         try:
             with self.reference() as runner:
-                shape = runner(self._noise()).shape
+                shape = runner(images).shape
         except ArtifactError as error:
             raise ModelError(str(error)) from error
+        except errors() as error:
+            raise ModelError(
+                f"model.onnx: the graph does not run on {len(images)} images, which its input "
+                f"takes: {in_short(error)}; export it so that it takes any batch, or for a fixed "
+                "one of 1"
+            ) from error
         count = len(self.classes[1])
-        if shape != (self.given.batch or 1, count):
+        if shape != (len(images), count):
             gives = " x ".join(map(str, shape[1:])) or "no"
             raise ModelError(
                 f"model.onnx: the graph gives {gives} logits for an image, and {self._naming} "

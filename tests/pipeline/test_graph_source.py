@@ -237,6 +237,18 @@ def test_what_does_not_fit_the_graph_is_refused(
     assert words in " ".join(refused(**sections).split())
 
 
+def test_a_graph_that_says_any_batch_and_takes_one_is_refused(project: Path) -> None:
+    """As the tracing exporter leaves them, with the batch in the target of a Reshape."""
+
+    def traced(model: onnx.ModelProto) -> None:
+        shape = next(t for t in model.graph.initializer if t.name == "shape")
+        shape.CopyFrom(numpy_helper.from_array(np.array([1, 16]), "shape"))
+
+    changed(traced)
+    said = " ".join(refused().split())
+    assert "model.onnx: the graph does not run on 2 images, which its input takes" in said
+
+
 def test_a_graph_of_a_fixed_batch_runs_with_that_batch(project: Path) -> None:
     changed(batches_of_one)
     source = source_of(export={"batch": 1})
