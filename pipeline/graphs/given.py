@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, inliner
+from onnx import TensorProto, inliner, numpy_helper
 
 from pipeline.core.errors import ModelError
 from pipeline.core.files import digest_of, file_hash
@@ -117,6 +118,7 @@ def read(given: Given) -> onnx.ModelProto:
         onnx.checker.check_model(given.path)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{given.path} is no valid graph: {in_short(error)}") from error
+    _refuse_nan(model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     held = {tensor.name for tensor in model.graph.initializer}
@@ -234,6 +236,17 @@ def _refuse_other_types(model: onnx.ModelProto) -> None:
                 f"the graph is not float32: its tensor {shown(tensor.name)!r} is "
                 f"{_OTHER[tensor.data_type]}: give the float32 graph"
             )
+
+
+def _refuse_nan(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            lost = int(np.isnan(numpy_helper.to_array(tensor)).sum())
+            if lost:
+                raise ModelError(
+                    f"the weight {shown(tensor.name)!r} holds {lost} values that are not a number: "
+                    "train or export the network again"
+                )
 
 
 def _sides_of_images(inputs: list[onnx.ValueInfoProto]) -> tuple[int | None, ...]:

@@ -108,6 +108,8 @@ def test_a_graph_becomes_artifacts_that_agree_with_it(project: Path) -> None:
     assert export["inference_form"] == "the graph as given"
     assert export["opset"] == 20
     assert export["macs"] > 0
+    page, text = (Path("engines/given", f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert all("PyTorch stands here for the graph that was given: ONNX" in t for t in (page, text))
     reference = json.loads(Path("engines/given/validate/pytorch/artifact.json").read_text())
     assert reference["facts"]["numbers"]["top1"]["by"].startswith("ONNX Runtime ")
 

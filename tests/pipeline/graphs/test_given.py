@@ -159,6 +159,15 @@ def test_an_invalid_graph_is_refused_when_it_is_read(saved: Callable[..., Path])
         given.read(given.look(saved(cut)))
 
 
+def test_weights_that_are_no_numbers_are_refused_by_name(saved: Callable[..., Path]) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        bias = model.graph.initializer[1]
+        bias.CopyFrom(numpy_helper.from_array(np.array([np.nan] * 16, np.float32), bias.name))
+
+    with pytest.raises(ModelError, match=r"the weight 'stem\.bias' holds 16 values that are not"):
+        given.read(given.look(saved(spoil)))
+
+
 @pytest.mark.parametrize("location", ["../weights.bin", "/tmp/weights.bin", "a/../../weights.bin"])
 def test_weights_out_of_the_graphs_folder_are_refused(
     saved: Callable[..., Path], location: str
