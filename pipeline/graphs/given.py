@@ -64,8 +64,12 @@ class Given:
     metadata: Mapping[str, str]
 
 
-def look(path: Path) -> Given:
+def look(path: Path, *, built: bool = False) -> Given:
     """Read what a graph takes and gives, and refuse what no run can begin with.
+
+    Args:
+        path: The file.
+        built: It only has to answer: it may be in any precision.
 
     Raises:
         ModelError: It is no ONNX graph, or none of a classifier in float32; the message says what
@@ -74,8 +78,9 @@ def look(path: Path) -> Given:
     model = _parsed(path)
     external = _external(model, path)
     opset = _opset(model)
-    _refuse_quantized(model)
-    _refuse_other_types(model)
+    if not built:
+        _refuse_quantized(model)
+        _refuse_other_types(model)
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in held]
     batch, *sides = _sides_of_images(inputs)
@@ -91,6 +96,21 @@ def look(path: Path) -> Given:
         external=external,
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output, for people.
+
+    Attributes:
+        name: Its name.
+        dtype: Type of its values.
+        sides: Its shape; a name or "?" where any size is taken.
+    """
+
+    name: str
+    dtype: str
+    sides: tuple[str, ...]
 
 
 def graph_hash(path: Path) -> str:
@@ -127,6 +147,26 @@ def read(given: Given) -> onnx.ModelProto:
     model.graph.input.extend(taken)
     _rename(model.graph, _names(model, given))
     return model
+
+
+def ports(path: Path) -> tuple[list[Port], list[Port]]:
+    """Inputs and outputs of any graph.
+
+    Raises:
+        ModelError: It is no ONNX graph, or names weights that it may not.
+    """
+    model = _parsed(path)
+    _external(model, path)
+    held = {tensor.name for tensor in model.graph.initializer}
+    taken = [value for value in model.graph.input if value.name not in held]
+    return [_port(value) for value in taken], [_port(value) for value in model.graph.output]
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    tensor = value.type.tensor_type
+    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+    sides = (dim.dim_param or dim.dim_value or "?" for dim in tensor.shape.dim)
+    return Port(value.name, "float32" if kind == "float" else kind, tuple(map(str, sides)))
 
 
 def parameters(model: onnx.ModelProto) -> int:
