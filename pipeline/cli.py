@@ -437,7 +437,10 @@ def init(file: Path, **wanted: Any) -> None:
 @main.command()
 @click.argument("new", type=PATH)
 @click.option(
-    "--baseline", type=PATH, required=True, help="Results' folder to compare with: how it was."
+    "--baseline",
+    type=PATH,
+    required=True,
+    help="How it was: a results' folder, an entry of a `history`, or 'previous'.",
 )
 @click.option("--markdown", type=PATH, help="Also write it for a pull request.")
 @click.option("--html", type=PATH, help="Also write a page with the images that changed.")
@@ -447,8 +450,9 @@ def init(file: Path, **wanted: Any) -> None:
 def compare(ctx: click.Context, /, new: Path, baseline: Path, **files: Any) -> None:
     """Compare the results in the folder NEW with others: accuracy image by image, size, versions.
 
-    Exit code 1 where the new run is proven to be worse: where the 95 % interval of the paired
-    difference of top-1 excludes zero, or an artifact is gone.
+    A results' folder keeps the last 20 results in its folder `history`; 'previous' is the newest
+    that is not what lies there now. Exit code 1 where the new run is proven to be worse: where the
+    95 % interval of the paired difference of top-1 excludes zero, or an artifact is gone.
     """
     from pipeline.commands import compare
 
