@@ -21,12 +21,17 @@ from pipeline.core.words import nearest_or_all, printable, shown
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
+    from pipeline.api.files import Stated
     from pipeline.config import Config
 
     ParamType = click.ParamType[str]
     PathType = click.ParamType[Path]
+    NumbersType = click.ParamType[tuple[float, ...]]
 else:
-    ParamType = PathType = click.ParamType  # generic since click 8.2 only
+    ParamType = PathType = NumbersType = click.ParamType  # generic since click 8.2 only
+
+
+Command = Callable[..., Any]
 
 
 class TargetName(ParamType):
@@ -122,6 +127,53 @@ CONFIG = click.option(
 )
 FIRST_PRECISION = click.option("--precision", help="Default: the first of the configuration.")
 USED_PRECISION = click.option("--precision", help="Default: the one that the report says to use.")
+
+
+class Numbers(NumbersType):
+    """Numbers with commas between them, such as 0.485,0.456,0.406."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Refuse what is none."""
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} are no numbers: write them as 0.485,0.456,0.406", param, ctx)
+        if not all(math.isfinite(number) for number in numbers):
+            self.fail(f"{value!r} holds what is not finite", param, ctx)
+        return numbers
+
+
+OF_A_FILE = (
+    click.option("--labels", help="Classes of a model's file: a text file, or imagenet-1k."),
+    click.option("--size", type=click.IntRange(1, 4096), help="Of the images of a model's file."),
+    click.option(
+        "--crop",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Share of the shorter side that is kept; default: what the file says, or 0.875.",
+    ),
+    click.option("--mean", type=Numbers(), help="By channel, for pixels of 0 to 1."),
+    click.option("--std", type=Numbers(), help="By channel, for pixels of 0 to 1."),
+)
+"""What a model's file may not say of itself."""
+
+
+def of_a_file(command: Command) -> Command:
+    """Add the options of a model's file."""
+    for option in reversed(OF_A_FILE):
+        command = option(command)
+    return command
+
+
+def stated_of(options: dict[str, Any]) -> Stated:
+    """Take the options of a model's file out of a command's options."""
+    from pipeline.api.files import Stated
+
+    return Stated(**{name: options.pop(name) for name in ("labels", "size", "crop", "mean", "std")})
+
 
 AS_CPU = click.option(
     "--as-cpu",
@@ -406,7 +458,10 @@ def init(file: Path, **wanted: Any) -> None:
 @main.command()
 @click.argument("new", type=PATH)
 @click.option(
-    "--baseline", type=PATH, required=True, help="Results' folder to compare with: how it was."
+    "--baseline",
+    type=PATH,
+    required=True,
+    help="How it was: a results' folder, an entry of a `history`, or 'previous'.",
 )
 @click.option("--markdown", type=PATH, help="Also write it for a pull request.")
 @click.option("--html", type=PATH, help="Also write a page with the images that changed.")
@@ -416,8 +471,9 @@ def init(file: Path, **wanted: Any) -> None:
 def compare(ctx: click.Context, /, new: Path, baseline: Path, **files: Any) -> None:
     """Compare the results in the folder NEW with others: accuracy image by image, size, versions.
 
-    Exit code 1 where the new run is proven to be worse: where the 95 % interval of the paired
-    difference of top-1 excludes zero, or an artifact is gone.
+    A results' folder keeps the last 20 results in its folder `history`; 'previous' is the newest
+    that is not what lies there now. Exit code 1 where the new run is proven to be worse: where the
+    95 % interval of the paired difference of top-1 excludes zero, or an artifact is gone.
     """
     from pipeline.commands import compare
 
@@ -430,8 +486,9 @@ def compare(ctx: click.Context, /, new: Path, baseline: Path, **files: Any) -> N
     "--artifact",
     default="ort",
     show_default=True,
-    help="A target, such as ort or trt/fp16, or the folder of any built artifact.",
+    help="A target, such as ort or trt/fp16, the folder of any built artifact, or a model's file.",
 )
+@of_a_file
 @OUTPUT
 @click.option("--name", type=RESULTS, help="Which results, if there are several.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many.")
@@ -441,11 +498,34 @@ def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
     """Say which classes IMAGE... shows: files, folders of images, or - for a list of files.
 
     A built model answers, prepared by its own preprocessing. Where its runtime is missing, the
-    executor answers that stands for it, and the output says so.
+    executor answers that stands for it, and the output says so. An ONNX graph or a Core ML package
+    of whomever, as the artifact or as the first IMAGE, answers by what the options say of it.
     """
     from pipeline.commands import predict
 
-    predict.predict(images, artifact, **options)
+    stated = stated_of(options)
+    predict.predict(images, artifact, stated=stated, **options)
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@of_a_file
+@click.option("--images", type=PATH, help="A folder of images; default: seeded noise.")
+@click.option(
+    "--limit", type=click.IntRange(1, 4096), default=32, show_default=True, help="Most images."
+)
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Tensors shown.")
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def inspect(model: Path, json_only: bool, **options: Any) -> None:
+    """Say what is in MODEL, an ONNX graph or a Core ML package, and whether float16 holds it.
+
+    Operations, inputs, outputs, and the largest values in float32: how often they fit into float16.
+    """
+    from pipeline.commands import inspect
+
+    stated = stated_of(options)
+    found = inspect.inspect(model, stated, **options)
+    show(json.dumps(found.plain) if json_only else found.text)
 
 
 @main.command()
@@ -553,6 +633,10 @@ def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: 
 
 
 @main.command()
+@click.argument("model", type=PATH, required=False)
+@click.option("--reference", type=PATH, help="What is right, of a model's file: another one.")
+@of_a_file
+@click.option("--photos", type=PATH, help="Images for a model's file; default: seeded noise.")
 @click.option("--target", type=TARGET, help="Default: the first configured one that can tell.")
 @CONFIG
 @FIRST_PRECISION
@@ -561,12 +645,28 @@ def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: 
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def diff(
-    target: str | None, config: Path, precision: str | None, images: int, json_only: bool
+    model: Path | None,
+    reference: Path | None,
+    photos: Path | None,
+    images: int,
+    json_only: bool,
+    **options: Any,
 ) -> None:
-    """Compare a built model with PyTorch layer by layer, and say where the error jumps."""
+    """Compare a built model with PyTorch layer by layer, and say where the error jumps.
+
+    With MODEL, an ONNX graph or a Core ML package of whomever, its answers are compared with those
+    of --reference, and the layers of two ONNX graphs, too.
+    """
     from pipeline.commands import diff
 
-    found = diff.diff(load_config(config), target, precision=precision, images=images)
+    stated = stated_of(options)
+    if (model is None) != (reference is None):
+        raise click.UsageError("give a model's file and, with --reference, what is right")
+    if model is not None and reference is not None:
+        found = diff.diff_files(model, reference, stated, images=photos, limit=images)
+    else:
+        config = load_config(options["config"])
+        found = diff.diff(config, options["target"], precision=options["precision"], images=images)
     show(json.dumps(found.plain) if json_only else found.text)
 
 

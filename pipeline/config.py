@@ -75,7 +75,8 @@ AUTO = "auto"
 """In place of calibration images: those of the training split, or a part of the validation's."""
 
 OWN_WEIGHTS = "own"
-"""In place of a checkpoint: those that the callable of `model.module` gives its network."""
+"""In place of a checkpoint: those that the callable of `model.module` gives its network, or those
+of the graph of `model.onnx`."""
 
 
 class ModelConfig(Section):
@@ -94,6 +95,11 @@ class ModelConfig(Section):
         description="In place of a name: package.module:callable, which returns an nn.Module of "
         "your own; it is looked for where Python looks, then in the working directory.",
     )
+    onnx: PathText | None = Field(
+        default=None,
+        description="In place of a name: an ONNX graph in float32, which holds its weights; it is "
+        "the reference then, and needs no checkpoint.",
+    )
     checkpoint: PathText = Field(
         description="A checkpoint file (.pth.tar, .pt, .safetensors), or the index of several "
         "(model.safetensors.index.json); 'embedded' for the weights that the package carries; "
@@ -107,13 +113,28 @@ class ModelConfig(Section):
 
     @property
     def title(self) -> str:
-        """Its name, or that of the callable that makes it."""
-        return self.name or str(self.module)
+        """Its name, or that of the callable that makes it, or of its graph's file."""
+        return self.name or self.module or Path(str(self.onnx)).name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_graph(cls, values: Any) -> Any:
+        """A graph holds its weights: nothing else has to be said."""
+        if isinstance(values, dict) and values.get("onnx") and "checkpoint" not in values:
+            return {**values, "checkpoint": OWN_WEIGHTS}
+        return values
 
     @model_validator(mode="after")
     def _one_network(self) -> Self:
-        if (self.name is None) == (self.module is None):
-            raise ValueError("give the network's name, or a module that makes it: one of the two")
+        if sum(stated is not None for stated in (self.name, self.module, self.onnx)) != 1:
+            raise ValueError(
+                "give the network's name, a module that makes it, or its onnx graph: one of them"
+            )
+        if self.onnx and (self.checkpoint != OWN_WEIGHTS or self.ema or self.kwargs):
+            raise ValueError(
+                "an onnx graph holds its weights and is made already: leave out checkpoint, ema "
+                "and kwargs"
+            )
         if self.name and self.checkpoint == OWN_WEIGHTS:
             raise ValueError(
                 f"checkpoint {OWN_WEIGHTS!r} is for a network that a module makes: name a file"
@@ -525,6 +546,7 @@ def _checked(document: yamlfile.Document) -> Config:
         for check in (
             _check_targets,
             _check_batch,
+            _check_opset,
             _check_preprocess,
             _check_memory,
             _check_output,
@@ -578,6 +600,14 @@ def _check_batch(config: Config, document: yamlfile.Document) -> Iterator[str]:
         yield (
             f"{place}: export.batch fixes the batch to {batch}, and bench.batches asks for "
             f"{list(config.bench.batches)}: set bench.batches to [{batch}]"
+        )
+
+
+def _check_opset(config: Config, document: yamlfile.Document) -> Iterator[str]:
+    if config.model.onnx is not None and "opset" in config.export.model_fields_set:
+        yield (
+            f"{document.place(('export', 'opset'))}: export.opset: the graph of model.onnx keeps "
+            "its own operator set: leave it out"
         )
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from calibration.sample import FEWEST
 from pipeline.config import AUTO, OWN_WEIGHTS, Config
+from pipeline.core.checkpoints import require_kind
 from pipeline.core.described import NOTHING, Described, describe
 from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelError, about
 from pipeline.core.hashes import HashCache, Identity, identify
@@ -28,11 +29,16 @@ from pipeline.core.words import shown
 from pipeline.steps.keys import own_code, versions
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from care.data import Dataset
     from care.inference import InferenceForm
+    from care.profile import Cost
+    from pipeline.core.network import Images
     from pipeline.core.preprocess import Pictures, Preprocess
+    from pipeline.core.runner import Runner
+    from pipeline.steps.facts.accuracy import ModuleRange
     from pipeline.steps.step import Progress
 
 EMBEDDED = "embedded"
@@ -123,6 +129,24 @@ class Source:
         with about("model.checkpoint"):
             return describe(path)
 
+    def look(self) -> None:
+        """Look at the weights as far as no framework is needed.
+
+        Raises:
+            ModelError: They are missing, no checkpoint, or say of themselves what makes no sense.
+        """
+        path = self.checkpoint()
+        if path is not None:
+            with about("model.checkpoint"):
+                require_kind(path)
+            _ = self.described
+
+    def weight_files(self) -> Iterator[tuple[str, Path, str]]:
+        """Name, path and SHA-256 of each file that holds weights."""
+        path = self.checkpoint()
+        if path is not None:
+            yield path.name, path, self.checkpoint_hash
+
     def network_inputs(self) -> dict[str, Any]:
         """Everything but the checkpoint that decides what the network computes, for a key."""
         config = self.config
@@ -130,7 +154,7 @@ class Source:
             **({"the code of model.module": self._module_code} if config.model.module else {}),
             "settings name": config.name,
             "settings model": config.model.model_dump(
-                mode="json", exclude={"checkpoint"}, exclude_none=True
+                mode="json", exclude={"checkpoint", "onnx"}, exclude_none=True
             ),
             "settings preprocess": self._preprocess_identity,
             "the labels": self._labels_identity,
@@ -540,6 +564,46 @@ class Source:
                 )
         return module.float()
 
+    @property
+    def graph(self) -> onnx.ModelProto | None:
+        """The graph that was given in place of a network; None where one is exported."""
+        return None
+
+    def cost(self) -> Cost:
+        """What the network costs for one image."""
+        from care.profile import count
+
+        return count(self.module, self.network.input_shape)
+
+    @property
+    def referee(self) -> str:
+        """What computes the answers that artifacts are held against, for people."""
+        import torch
+
+        return f"PyTorch {torch.__version__}, float32, CPU"
+
+    def reference(self) -> Runner:
+        """Gives the answers that artifacts are held against: the network in float32."""
+        from pipeline.targets.pytorch import TorchRunner
+
+        return TorchRunner(self.module)
+
+    def baseline(self, threads: int | None) -> Runner:
+        """What artifacts are timed against.
+
+        Raises:
+            InputError: More threads are asked for than this process may use.
+        """
+        from pipeline.targets.pytorch import TorchRunner
+
+        return TorchRunner(self.module, threads)
+
+    def range_of(self, images: Images) -> ModuleRange | None:
+        """The largest value in the network for some images; None where nothing can look."""
+        from pipeline.targets.pytorch import range_of
+
+        return range_of(self.module, images)
+
     def inference_form(self) -> InferenceForm:
         """A fresh copy of the network in the form that is deployed, and what was done to it."""
         from care.inference import inference_form
@@ -551,10 +615,14 @@ class Source:
         """A fresh copy of the network in the form that is deployed."""
         return self.inference_form().module
 
+    def _check_network(self) -> None:
+        """Refuse one that does not take the images, or has other classes."""
+        self._check_input(self.module)
+
     @cached_property
     def network(self) -> Network:
         """Labels, shape and preprocessing, which every artifact carries."""
-        self._check_input(self.module)
+        self._check_network()
         description = {"model": self.config.model.title}
         if self.config.model.checkpoint == RANDOM:
             description["weights"] = RANDOM_WEIGHTS

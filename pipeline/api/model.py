@@ -71,11 +71,18 @@ class Prediction:
         return self.scores[0]
 
 
-class Model(AbstractContextManager["Model"]):
-    """A built artifact that answers; made by `load`.
+class Answering(AbstractContextManager["Answering"]):
+    """Something that answers on images.
+
+    Args:
+        name: What it is called.
+        network: Labels, input shape and preprocessing.
+        runner: Gives the logits; closed with this.
+        why: Why it is emulated; "" if it is not.
+        precision: What it computes in, for messages.
 
     Attributes:
-        artifact: What was opened: its facts, files and hashes.
+        name: What it is called.
         network: Labels, input shape and preprocessing, as the artifact states them.
         state: "measured" where the artifact's own runtime answers, "emulated" where an executor
             stands for it.
@@ -83,19 +90,17 @@ class Model(AbstractContextManager["Model"]):
         device: What answers, for people.
     """
 
-    def __init__(self, artifact: Artifact, runner: Runner, why: str) -> None:
-        self.artifact = artifact
-        self.network: Network = artifact.network()
+    def __init__(
+        self, name: str, network: Network, runner: Runner, why: str, precision: str
+    ) -> None:
+        self.name = name
+        self.network = network
         self.state = State.EMULATED if why else State.MEASURED
         self.why = why
         self.device = runner.device
         self._runner = runner
+        self._precision = precision
         self._preprocess = Preprocess.from_dict(self.network.preprocess)
-
-    @property
-    def name(self) -> str:
-        """Target and precision, such as "ort/int8"."""
-        return self.artifact.name
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -196,7 +201,7 @@ class Model(AbstractContextManager["Model"]):
         if not np.isfinite(logits).all():
             raise ArtifactError(
                 f"{self.name} gives NaN or infinity for this image: a value leaves the range of "
-                f"{self.artifact.facts.get('precision', 'its precision')}; use another precision"
+                f"{self._precision}; use another precision"
             )
         powers = np.exp(logits.astype(np.float64) - logits.max())
         shares = powers / powers.sum()
@@ -210,6 +215,21 @@ class Model(AbstractContextManager["Model"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class Model(Answering):
+    """A built artifact that answers; made by `load`.
+
+    Attributes:
+        artifact: What was opened: its facts, files and hashes.
+        name: Target and precision, such as "ort/int8".
+        network, state, why, device: See `Answering`.
+    """
+
+    def __init__(self, artifact: Artifact, runner: Runner, why: str) -> None:
+        self.artifact = artifact
+        precision = str(artifact.facts.get("precision", "its precision"))
+        super().__init__(artifact.name, artifact.network(), runner, why, precision)
 
 
 def load(folder: str | Path, *, threads: int | None = None) -> Model:

@@ -9,6 +9,7 @@ from pipeline.core.errors import ArtifactError, GateFailedError
 from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.report import compare as results
 from pipeline.report import compare_pages as pages
+from pipeline.report.history import PREVIOUS, previous
 
 
 def compare(
@@ -23,7 +24,8 @@ def compare(
     """Print what two runs differ in; returns the exit code, 1 where a regression is proven.
 
     Args:
-        baseline: Results' folder that stands for how it was.
+        baseline: Results' folder that stands for how it was, an entry of a history, or "previous"
+            for the newest one of the new results that is another.
         new: The other one.
         markdown: Where to write the same for a pull request.
         html: Where to write a page with the images whose answers changed.
@@ -36,6 +38,8 @@ def compare(
     for path in (markdown, html, junit, json_file):
         if path is not None:
             refuse_foreign_file(path, pages.is_ours)
+    if str(baseline) == PREVIOUS:
+        baseline = previous(new)
     compared = results.compare(baseline, new)
     written: dict[Path | None, Callable[[], str]] = {
         markdown: lambda: pages.markdown(compared),

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
 
+from pipeline.api.files import GRAPH, NormalizesItselfError, Stated, open_file
+from pipeline.api.model import Answering
 from pipeline.commands.artifacts import one_artifact
+from pipeline.commands.inspect import pixels_of
 from pipeline.config import Config
-from pipeline.core.errors import InputError
+from pipeline.core.errors import ArtifactError, InputError, UnsupportedOperatorError, about
+from pipeline.core.figures import compare
+from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.core.screen import styled
 from pipeline.report.terminal import render
 from pipeline.stages.build import BuildStep
@@ -57,6 +63,87 @@ def diff(config: Config, target: str | None, *, precision: str | None, images: i
         "layers": [_finite(row) for row in rows],
     }
     return Difference(_text(rows, at_fault), plain)
+
+
+def diff_files(
+    path: Path, reference: Path, stated: Stated, *, images: Path | None, limit: int
+) -> Difference:
+    """Answers of a model's file beside those of another, on the same images.
+
+    Two ONNX graphs are compared layer by layer, too, as far as names of tensors are shared.
+
+    Args:
+        path: An ONNX graph, or a Core ML package.
+        reference: What is right: one of these, too.
+        stated: What the files do not say of their images.
+        images: A folder of images; None for seeded noise.
+        limit: Most images.
+
+    Raises:
+        InputError: A file is no model, they do not belong together, or something has to be stated.
+    """
+    with _opened(path, stated) as model, _opened(reference, stated) as right:
+        if model.network.input_shape != right.network.input_shape:
+            raise InputError(
+                f"{path} takes images of {model.network.input_shape} (channels, height, width), "
+                f"{reference} of {right.network.input_shape}: these are two networks"
+            )
+        if len(model.labels) != len(right.labels):
+            raise InputError(
+                f"{path} has {len(model.labels)} classes, {reference} {len(right.labels)}: these "
+                "are two networks"
+            )
+        preprocess = Preprocess.from_dict(right.network.preprocess)
+        pixels, how = pixels_of(right.pixels, preprocess, images, limit)
+        compared = compare(model(pixels), right(pixels))
+    rows = _rows_of_graphs(path, reference, Pictures(pixels, preprocess))
+    at_fault = next((row for row in rows if row["jump"]), None)
+    plain = {
+        "file": str(path),
+        "reference": str(reference),
+        "images": len(pixels),
+        "same_class": len(pixels) - compared.flips,
+        "relative_error": _number(compared.relative_error),
+        "max_difference": _number(compared.max_difference),
+        "cosine": _number(compared.cosine),
+        "finite": compared.finite,
+        "jump": _finite(at_fault) if at_fault else None,
+        "layers": [_finite(row) for row in rows],
+    }
+    words = (
+        f"{path} beside {reference}, on {how}: {plain['same_class']} of {len(pixels)} have the "
+        f"same class, relative error of the logits {compared.relative_error:.2g}, largest "
+        f"difference {compared.max_difference:.2g}"
+    )
+    finite = "" if compared.finite else "; some of its logits are not finite"
+    layers = [_text(rows, at_fault)] if rows else []
+    return Difference("\n".join([*layers, words + finite]), plain)
+
+
+def _opened(path: Path, stated: Stated) -> Answering:
+    """The model's file; one that normalizes pixels itself is told nothing of that."""
+    with about(str(path)):
+        try:
+            return open_file(path, stated)
+        except NormalizesItselfError:
+            return open_file(path, replace(stated, mean=None, std=None))
+
+
+def _rows_of_graphs(path: Path, reference: Path, pictures: Pictures) -> list[dict[str, Any]]:
+    """Errors by module of two graphs; none where that cannot be told."""
+    from pipeline.emulate.layers import rows
+    from pipeline.emulate.onnx import layers
+
+    if {path.suffix.lower(), reference.suffix.lower()} != {GRAPH}:
+        return []
+    try:
+        return rows(layers.compare(path, reference, pictures.images))
+    except (ArtifactError, UnsupportedOperatorError):
+        return []  # other names of tensors, or an operation that the executor does not know
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _first_able(config: Config) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline.api.model import Model, Prediction, load
-from pipeline.core.errors import InputError
+from pipeline.api.files import Stated, is_model_file, open_file
+from pipeline.api.model import Answering, Prediction, load
+from pipeline.core.errors import InputError, about
 from pipeline.core.inputs import expanded
 from pipeline.core.listing import images_below
 from pipeline.exports.built import built
@@ -26,6 +27,7 @@ def predict(
     images: Sequence[str],
     artifact: str,
     *,
+    stated: Stated,
     output: Path,
     name: str | None,
     top: int,
@@ -36,7 +38,9 @@ def predict(
 
     Args:
         images: Files, folders of images, or "-" for a list of files on the standard input.
-        artifact: Folder of a built artifact, or its target and, after a slash, its precision.
+        artifact: Folder of a built artifact, or its target and, after a slash, its precision; or a
+            model's file, which may come as the first of the images, too.
+        stated: What a model's file does not say of itself.
         output: Where results lie, for an artifact that is named by its target.
         name: Which results; None if there are but one.
         top: How many classes.
@@ -47,17 +51,33 @@ def predict(
         InputError: There is no such image or artifact.
         DataError: A file is no image that can be used.
     """
+    if is_model_file(images[0]):
+        artifact, images = images[0], images[1:]
     files = list(_files(images))
     if not files:
         raise InputError(f"no images in {', '.join(images)}: name image files or a folder of them")
-    folder = find(artifact, output, name)
-    with load(folder, threads=threads) as model:
+    with _opened(artifact, stated, output, name, threads) as model:
         if as_json:
             for file in files:
                 print(json.dumps(plain(model, model.predict(file, top))), flush=True)
         else:
             print(_text(model, [model.predict(file, top) for file in files]))
     return len(files)
+
+
+def _opened(
+    artifact: str, stated: Stated, output: Path, name: str | None, threads: int | None
+) -> Answering:
+    if is_model_file(artifact):
+        path = Path(expanded(artifact))
+        with about(str(path)):
+            return open_file(path, stated, threads)
+    if stated != Stated():
+        raise InputError(
+            "a built artifact says itself how images are prepared: leave out --labels, --size, "
+            "--crop, --mean and --std, or name a model's file"
+        )
+    return load(find(artifact, output, name), threads=threads)
 
 
 def find(artifact: str, output: Path, name: str | None) -> Path:
@@ -78,7 +98,7 @@ def find(artifact: str, output: Path, name: str | None) -> Path:
     return built(output, folders[0].name, target, precision or None).folder
 
 
-def plain(model: Model, prediction: Prediction) -> dict[str, Any]:
+def plain(model: Answering, prediction: Prediction) -> dict[str, Any]:
     """A prediction as JSON holds it."""
     return {
         "image": prediction.image,
@@ -92,7 +112,7 @@ def plain(model: Model, prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _text(model: Model, predictions: Sequence[Prediction]) -> str:
+def _text(model: Answering, predictions: Sequence[Prediction]) -> str:
     table = Table("image", "class", "probability", "ms", box=None)
     for prediction in predictions:
         took = prediction.milliseconds

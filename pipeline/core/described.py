@@ -65,7 +65,19 @@ def describe(path: Path) -> Described:
     Raises:
         CheckpointError: It cannot be read, or says something else than training writes.
     """
-    stated = stated_metadata(path) or {}
+    return described_by(stated_metadata(path) or {}, path)
+
+
+def described_by(stated: Mapping[str, Any], path: Path) -> Described:
+    """What a file says of itself.
+
+    Args:
+        stated: Its metadata as plain values.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: It says something else than training writes.
+    """
     try:
         return Described(_labels(stated), _preprocess(stated), _hold_out(stated))
     except (ArtifactError, DataError, PreprocessError) as error:

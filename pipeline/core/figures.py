@@ -203,15 +203,30 @@ class Drop:
 
 
 def paired_drop(logits: Floats, reference: Floats, labels: npt.NDArray[np.integer[Any]]) -> Drop:
-    """How much top-1 falls from `reference` to `logits`, (images, classes) each.
+    """How much top-1 falls from `reference` to `logits`, (images, classes) each; see `paired`."""
+    return paired(answers(logits) == labels, answers(reference) == labels)
+
+
+def answers(logits: Floats) -> npt.NDArray[np.int64]:
+    """The class that logits name, (images,); -1 where one is no number.
+
+    Args:
+        logits: (images, classes).
+    """
+    return np.where(np.isnan(logits).any(1), -1, logits.argmax(1)).astype(np.int64)
+
+
+def paired(right: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_]) -> Drop:
+    """How much the share of right answers falls, image by image.
+
+    Args:
+        right: Which answers are right now, (images,).
+        before: Which were before, (images,).
 
     The interval is that of the difference of paired proportions (Agresti and Min, 2005: half an
     image is added to each of the four cells, so that it has a width where the two never differ).
     """
-    right, before = (
-        (values.argmax(1) == labels) & ~np.isnan(values).any(1) for values in (logits, reference)
-    )
-    lost, won, total = int((before & ~right).sum()), int((right & ~before).sum()), len(labels)
+    lost, won, total = int((before & ~right).sum()), int((right & ~before).sum()), len(right)
     b, c, n = lost + 0.5, won + 0.5, total + 2
     centre = (b - c) / n
     spread = Z95 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0)) / n

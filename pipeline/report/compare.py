@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +20,17 @@ import numpy.typing as npt
 from pipeline.core import figures
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Drop
-from pipeline.core.network import Logits
-from pipeline.core.plain import Plain, read_json
+from pipeline.core.plain import Plain
+from pipeline.report.answers import Judged, answers_of, judged_by, read_answers
+from pipeline.report.history import ANSWERS, HISTORY
 from pipeline.report.model import BuiltArtifact, Run
-from pipeline.stages.names import LABELS, LOGITS, PIXELS, SOURCES
-from pipeline.steps.artifact import Artifact
+from pipeline.stages.names import PIXELS
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.library import Library
 
 PixelsOrNone = npt.NDArray[np.uint8] | None
+
+NO_ANSWER = "no finite answer"
 
 NOT_INTERLEAVED = (
     "not comparable: the two were measured in runs of their own; put both in one configuration to "
@@ -141,7 +142,7 @@ class Compared(Plain):
 
 
 def compare(baseline: Path, new: Path) -> Compared:
-    """Compare two results' folders.
+    """Compare two results' folders, or entries of their history.
 
     Args:
         baseline: The one that stands for how it was.
@@ -184,33 +185,29 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 class _Results:
-    """A results' folder, with what its artifacts say."""
+    """A results' folder, or an entry of its history, with what its artifacts answered."""
 
     def __init__(self, folder: Path) -> None:
         self.run = Run.read(folder / RESULTS_FILE)
-        self.library = Library(folder)
         self.built = {each.name: each for each in self.run.artifacts if each.built}
+        self._kept = folder / ANSWERS
+        self._is_entry = folder.parent.name == HISTORY
+        self._library = None if self._is_entry else Library(folder)
 
-    def answers(self, built: BuiltArtifact) -> tuple[Artifact, Logits]:
-        """The artifact with the validation images, and an artifact's logits of them.
+    def judged(self, built: BuiltArtifact) -> Judged:
+        """The validation images, with an artifact's answers.
 
         Raises:
             ArtifactError: They are not there, or not of what was built.
         """
-        samples = self.library.check("validate/samples")
-        validated = self.library.check(f"validate/{built.target}-{built.precision}")
-        if built.built is None or validated.made_from.get(built.name) != built.built.digest:
-            raise ArtifactError(f"{validated.name} is not of this {built.name}: run it again")
-        if LOGITS not in validated.files:
-            raise ArtifactError(built.accuracy.top1.why or "its answers were not kept")
-        return samples, _array(validated.path(LOGITS))
-
-
-def _array(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+        if self._library is None:
+            kept = read_answers(self._kept)
+            if built.name not in kept.given:
+                raise ArtifactError(built.accuracy.top1.why or "its answers were not kept")
+            return kept
+        samples = self._library.check("validate/samples")
+        validated = self._library.check(f"validate/{built.target}-{built.precision}")
+        return judged_by(samples, {built.name: answers_of(validated, built)})
 
 
 def _pair(name: str, before: _Results, after: _Results) -> Pair:
@@ -250,38 +247,26 @@ def _judge(
     Raises:
         ArtifactError: The images or the classes are others, or answers are missing.
     """
-    samples, reference = before.answers(old)
-    other, logits = after.answers(new)
-    sources = _sources(samples)
-    if [digest for _, digest in sources] != [digest for _, digest in _sources(other)]:
+    reference, judged = before.judged(old), after.judged(new)
+    if judged.digest != reference.digest:
         raise ArtifactError("the two runs judged other images: give both the same validation set")
-    labels = samples.network().labels
-    if labels != other.network().labels:
+    if judged.classes != reference.classes:
         raise ArtifactError("the two networks name other classes")
-    right: npt.NDArray[np.int64] = _array(samples.path(LABELS))
-    if logits.shape != reference.shape or len(right) != len(logits):
+    first, second, right = reference.given[old.name], judged.given[new.name], judged.right
+    if not first.shape == second.shape == right.shape == (len(judged.images),):
         raise ArtifactError("the two runs kept answers of other shapes: run both again")
-    first, second = reference.argmax(1), logits.argmax(1)
+    named = (*judged.classes, NO_ANSWER)  # -1 is the last
     changed = tuple(
         ChangedImage(
             number=int(i),
-            image=sources[i][0],
-            label=labels[right[i]],
-            before=labels[first[i]],
-            after=labels[second[i]],
+            image=judged.images[i],
+            label=named[right[i]],
+            before=named[first[i]],
+            after=named[second[i]],
         )
         for i in np.flatnonzero(first != second)
     )
-    return figures.paired_drop(logits, reference, right), changed
-
-
-def _sources(samples: Artifact) -> list[tuple[str, str]]:
-    """Name and hash of each validation image."""
-    found = read_json(samples.path(SOURCES))
-    try:
-        return [(str(name), str(digest)) for name, digest in found]
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{samples.path(SOURCES)} is damaged: build again") from error
+    return figures.paired(second == right, first == right), changed
 
 
 def pixels_of(folder: Path) -> npt.NDArray[np.uint8]:

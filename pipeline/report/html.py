@@ -71,7 +71,12 @@ def _content(run: Run) -> dict[str, Any]:
             ),
         },
         "uses": list(overview.uses(run, cards)),
-        "choices": [*overview.choices(run), *cpu_classes.lines(run), *overview.worst_class(run)],
+        "choices": [
+            *overview.referee(run),
+            *overview.choices(run),
+            *cpu_classes.lines(run),
+            *overview.worst_class(run),
+        ],
         "cost": view.cost(run),
         "not_measured": overview.missing(run, State.NOT_MEASURED),
         "emulated": overview.missing(run, State.EMULATED),

@@ -33,6 +33,7 @@ def page(run: Run) -> str:
         *_artifacts(run, cards),
         "",
         *_list(f"**{use.sentence}** `{use.path}`" for use in overview.uses(run, cards)),
+        *_list(overview.referee(run)),
         *_list(overview.choices(run)),
         *_list(cpu_classes.lines(run)),
         *_list(overview.worst_class(run)),

@@ -304,6 +304,13 @@ def choices(run: Run) -> Iterator[str]:
         yield f"{use}; {'; '.join(f'{name}: {why}' for name, why in choice.why.items())}"
 
 
+def referee(run: Run) -> Iterator[str]:
+    """What the answers are held against, where that is a graph that was given."""
+    by = run.pytorch.top1.by
+    if by and not by.startswith("PyTorch"):
+        yield f"PyTorch stands here for the graph that was given: {by}"
+
+
 def worst_class(run: Run) -> Iterator[str]:
     """The class that suffers most in any artifact, beside what PyTorch makes of its images."""
     found = [(a.name, a.accuracy.by_class) for a in run.artifacts]

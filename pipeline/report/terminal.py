@@ -76,6 +76,7 @@ def _state(artifact: BuiltArtifact) -> str | Text:
 
 def _lines(run: Run) -> Iterator[str]:
     """Which artifact to use, why figures are missing, and what failed."""
+    yield from overview.referee(run)
     yield from overview.choices(run)
     yield from cpu_classes.lines(run)
     yield from overview.worst_class(run)

@@ -10,6 +10,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, refuse_foreign_file, write_atomically
 from pipeline.core.plain import parse_json
 from pipeline.core.seals import sealed
+from pipeline.report import history
 from pipeline.report.gallery import flipped
 from pipeline.report.html import page as html_page
 from pipeline.report.markdown import page as markdown_page
@@ -47,6 +48,7 @@ def refuse_foreign(folder: Path) -> None:
         ArtifactError: There is one.
     """
     refuse_foreign_file(folder / RESULTS_FILE, is_results_file)
+    history.refuse_foreign(folder)
     for name in PAGES:
         refuse_foreign_file(folder / name, _is_page)
 
@@ -76,4 +78,5 @@ def write(config: Config, path: Path, outcome: Outcome) -> Run:
     Stated(config.folder).is_reported()
     for name, page in PAGES.items():
         write_atomically(config.folder / name, page(run))
+    history.keep(config.folder, run)
     return run

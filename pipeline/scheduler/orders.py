@@ -135,9 +135,9 @@ def network_files(source: Source) -> Iterator[tuple[str, Path, str]]:
         Path in a worker's place, the file, and its SHA-256.
     """
     config = source.config
-    checkpoint = source.checkpoint()
-    if checkpoint is not None and config.model.checkpoint != EMBEDDED:
-        yield f"{CHECKPOINT}/{checkpoint.name}", checkpoint, source.checkpoint_hash
+    if config.model.checkpoint != EMBEDDED:
+        for name, path, digest in source.weight_files():
+            yield f"{CHECKPOINT}/{name}", path, digest
     if config.data.labels not in (None, IMAGENET):
         path = source.labels_file(str(config.data.labels))
         yield f"{LABELS}/{path.name}", path, source.hashes.hash(path)
@@ -158,6 +158,8 @@ def config_for_workers(config: Config) -> dict[str, Any]:
     checkpoint = Path(config.model.checkpoint).name
     if config.model.checkpoint not in (EMBEDDED, "random", "own"):
         values["model"]["checkpoint"] = f"../{CHECKPOINT}/{checkpoint}"
+    if config.model.onnx is not None:
+        values["model"]["onnx"] = f"../{CHECKPOINT}/{Path(config.model.onnx).name}"
     if config.data.labels not in (None, IMAGENET):
         values["data"]["labels"] = f"../{LABELS}/{Path(str(config.data.labels)).name}"
     for split in ("validation", "calibration"):

@@ -125,10 +125,18 @@ def make_context(
         source: The network and the images, where something loaded them already.
     """
     if source is None:
-        source = Source(config, HashCache(config.folder / HASHES), progress)
+        source = _kind_of_source(config)(config, HashCache(config.folder / HASHES), progress)
     source.progress = progress
     code = Code(PROJECT, config.folder / IMPORTS)
     return RunContext(config=config, source=source, log=log, progress=progress, code=code)
+
+
+def _kind_of_source(config: Config) -> type[Source]:
+    if config.model.onnx is None:
+        return Source
+    from pipeline.graph_source import GraphSource  # loads onnx, of which others need nothing
+
+    return GraphSource
 
 
 def open_store(config: Config, warn: Callable[[str], object]) -> Shared | None:

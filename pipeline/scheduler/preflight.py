@@ -24,7 +24,6 @@ from calibration.sample import FEWEST
 from pipeline.config import AUTO, Written
 from pipeline.core import machine
 from pipeline.core.callables import imported, locate
-from pipeline.core.checkpoints import require_kind
 from pipeline.core.errors import ConfigError, DataError, ModelError, PipelineError, about
 from pipeline.core.labels import read_labels
 from pipeline.core.listing import Files, Folders
@@ -163,16 +162,10 @@ class _Look:
             yield from self._tried(("model", "module"), located)
         elif stated.name is not None:
             yield from _unknown_name(stated.name)
-        yield from self._tried(("model", "checkpoint"), self._checkpoint)
+        where = "checkpoint" if stated.onnx is None else "onnx"
+        yield from self._tried(("model", where), self.source.look)
         own = self.config.validation.metrics
         yield from self._tried(("validation", "metrics"), lambda: metrics_inputs(own))
-
-    def _checkpoint(self) -> None:
-        path = self.source.checkpoint()
-        if path is not None:
-            with about("model.checkpoint"):
-                require_kind(path)
-            _ = self.source.described  # what it says of itself has to make sense
 
     def _own_metrics(self) -> None:
         with about("validation.metrics"):

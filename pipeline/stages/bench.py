@@ -35,7 +35,6 @@ from pipeline.steps.facts.bench import (
 )
 from pipeline.steps.step import Step
 from pipeline.targets.base import Target
-from pipeline.targets.pytorch import TorchRunner
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -221,7 +220,7 @@ def measure(
             runner, cold[name] = timing.cold_start(open_runner, first)
             runners[name] = stack.enter_context(runner)
             _check_batches(settings.batches, runner, f"{title} {name}")
-        baseline = TorchRunner(context.source.module, settings.threads)
+        baseline = context.source.baseline(settings.threads)
         runners[PYTORCH] = stack.enter_context(baseline)
         measured = _in_turns(context, runners, title, drawn, load_before)
         lasting = {

@@ -14,6 +14,7 @@ from pipeline.core.words import in_short
 from pipeline.graphs.compare import (
     DYNAMIC_IMAGES,
     TOLERANCE,
+    images_for,
     random_images,
     relative_difference,
     run_graph,
@@ -58,23 +59,52 @@ class ExportStep(StageStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Export, strip, describe and check the graph."""
-        from care.profile import count
-
-        source, settings = self.source, self.context.config.export
+        source = self.source
         self.context.progress(0, 3, "loading the network")
-        form, network = source.inference_form(), source.network
-        model, difference = self._export(form.module, network, folder / GRAPH)
+        network = source.network
+        if source.graph is None:
+            form = source.inference_form()
+            how = form.how
+            model, difference = self._export(form.module, network, folder / GRAPH)
+        else:
+            how = "the graph as given"
+            model, difference = self._take(source.graph, network, folder / GRAPH)
         self.beside["checkpoint"] = str(source.checkpoint() or "")
-        cost = count(source.module, network.input_shape)
+        cost = source.cost()
         return ExportFacts(
             parameters=cost.parameters,
             macs=cost.macs,
-            inference_form=form.how,
+            inference_form=how,
             nodes=len(model.graph.node),
-            opset=settings.opset,
+            opset=opset_of(model),
             difference_to_pytorch=difference,
             network=network,
         ).to_facts()
+
+    def _take(
+        self, model: onnx.ModelProto, network: Network, path: Path
+    ) -> tuple[onnx.ModelProto, float]:
+        """Write the graph that was given; returns it, and its difference to the file's.
+
+        Raises:
+            BuildError: It is too large for one file, or computes something else.
+        """
+        import onnx
+
+        _strip(model)
+        _describe(model, network)
+        try:
+            onnx.save(model, path)
+        except ValueError as error:  # protobuf's limit
+            raise BuildError(
+                f"{self.context.config.model.title} is larger than the 2 GB that one file holds"
+            ) from error
+        self.context.progress(2, 3, "comparing with what was given")
+        images = images_for(path, network.input_shape)
+        with self.source.reference() as runner:
+            difference = relative_difference(run_graph(path, images), runner(images))
+        _require_equal(difference, "the graph", "what was given")
+        return model, difference
 
     def _export(
         self, module: nn.Module, network: Network, path: Path
@@ -147,12 +177,21 @@ def _compare(path: Path, module: nn.Module, images: Images) -> float:
     with torch.no_grad():
         expected = module(torch.from_numpy(images)).numpy()
     difference = relative_difference(run_graph(path, images), expected)
+    _require_equal(difference, "the exported graph", "PyTorch")
+    return difference
+
+
+def _require_equal(difference: float, what: str, other: str) -> None:
     if not difference <= TOLERANCE:
         raise BuildError(
-            f"the exported graph differs from PyTorch by {difference:.1e} of the largest "
-            f"logit, more than {TOLERANCE:.0e}: the exporter mistook the network"
+            f"{what} differs from {other} by {difference:.1e} of the largest logit, more than "
+            f"{TOLERANCE:.0e}: the network was mistaken on the way"
         )
-    return difference
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operator set that a graph is of."""
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def reason(error: Exception) -> str:

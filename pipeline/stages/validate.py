@@ -78,20 +78,16 @@ class ReferenceStep(StageStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run the network over the samples."""
-        import torch
-
-        from pipeline.targets.pytorch import TorchRunner, range_of
-
         samples = self.samples.artifact()
         labels = read_labels(samples)
-        with TorchRunner(self.source.module) as runner:
+        by = self.source.referee
+        with self.source.reference() as runner:
             place = place_of_shards(self)
-            logits = run_over(self, runner, len(labels), "PyTorch float32", place)
+            logits = run_over(self, runner, len(labels), by, place)
             pictures = next(batches(samples, RANGE_IMAGES))
-            layers = range_of(self.source.module, pictures.images)
+            layers = self.source.range_of(pictures.images)
         np.save(folder / LOGITS, logits)
         forget(place)
-        by = f"PyTorch {torch.__version__}, float32, CPU"
         top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
         numbers = measured(self, Accuracy(top1, top5), logits, labels)
         return ReferenceFacts(numbers, layers).to_facts()

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import pipeline
 from calibration.sample import CalibrationSet
 from pipeline.core.network import Network
+from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.floats import SHARED
 from pipeline.targets.forms import Form, FormJob
 from pipeline.targets.registry import TARGETS
@@ -152,3 +153,68 @@ def begin(embedded_results: Path) -> Callable[[Path], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def foreign_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a Core ML package of the small network, as others make theirs: (image).
+
+    With an image as its input it normalizes by the mean (0.5, 0.4, 0.3) and the spread (0.25, 0.5,
+    1), and is a classifier; else it takes arrays and gives logits.
+    """
+    made: dict[bool, Path] = {}
+
+    def make(*, image: bool) -> Path:
+        if image not in made:
+            made[image] = tmp_path_factory.mktemp("foreign") / "foreign.mlpackage"
+            with logged(lambda line: None):
+                model = _convert(image=image)
+                model.save(str(made[image]))
+                del model  # and with it a temporary folder
+        return made[image]
+
+    return make
+
+
+def _convert(*, image: bool) -> Any:
+    import coremltools as ct
+    import torch
+
+    from pipeline.emulate.onnx.module import GraphModule
+
+    network = GraphModule(small_model(), (3, 8, 8))
+
+    class Scaled(torch.nn.Module):
+        std: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.register_buffer("std", torch.tensor([0.25, 0.5, 1.0]).reshape(1, 3, 1, 1))
+
+        def forward(self, picture: torch.Tensor) -> torch.Tensor:
+            if not image:
+                logits: torch.Tensor = self.network(picture)
+                return logits
+            scores: torch.Tensor = self.network(picture / self.std).softmax(-1)
+            return scores
+
+    example = (torch.zeros(1, 3, 8, 8),)
+    program = torch.export.export(Scaled().eval(), example).run_decompositions({})
+    bias = [-0.5, -0.4, -0.3]
+    taken = (
+        ct.ImageType("picture", (1, 3, 8, 8), scale=1 / 255, bias=bias)
+        if image
+        else ct.TensorType("picture", (1, 3, 8, 8))
+    )
+    labels = ct.ClassifierConfig(["ant", "bee", "cat", "dog"]) if image else None
+    return ct.convert(
+        program,
+        inputs=[taken],
+        classifier_config=labels,
+        compute_precision=ct.precision.FLOAT32,
+        minimum_deployment_target=ct.target.iOS16,
+        skip_model_load=True,
+    )
+
+

@@ -35,6 +35,7 @@ from pipeline.core.network import in_batches
 from pipeline.emulate import rounding
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
+from pipeline.emulate.onnx.operators.table import Function
 from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
 from pipeline.emulate.ranges import TensorRange, extremes_of
 
@@ -151,6 +152,14 @@ class GraphExecutor:
         """What depends on constants alone, by name: what others read of it, or all; see `keep`."""
         return {name: value.numpy() for name, value in self._constants.items()}
 
+    def held(self) -> dict[str, Tensor]:
+        """What depends on constants alone and others read, by name, as it is stored."""
+        return dict(self._constants)
+
+    def steps(self) -> list[Step]:
+        """What runs, in order: the nodes that depend on the inputs."""
+        return list(self._steps)
+
     def nodes(self) -> list[Node]:
         """The nodes that depend on the inputs, in the order in which they run."""
         return [step.node for step in self._steps]
@@ -189,7 +198,7 @@ class GraphExecutor:
         if self._tf32 and step.dtypes[0] == torch.float32:
             for position in range(_FACTORS.get(node.op_type, 0)):
                 inputs[position] = _in_tf32(inputs[position])
-        outputs = _apply(step, inputs)
+        outputs = apply(step, inputs)
         for name, dtype, output in zip(node.outputs, step.dtypes, outputs, strict=False):
             if name:
                 values[name] = self._store(step, name, dtype, output, inputs)
@@ -338,11 +347,24 @@ def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> Tensor:
     return rounding.round_to(torch.from_numpy(wide), dtype)
 
 
-def _apply(step: Step, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Run the operator's function."""
+def apply(
+    step: Step, inputs: Sequence[Tensor | None], function: Function | None = None
+) -> tuple[Tensor, ...]:
+    """Run a node's operator.
+
+    Args:
+        step: The node.
+        inputs: What it reads; None for what is left out.
+        function: Computes the outputs in place of the operator's own function.
+
+    Raises:
+        ArtifactError: It cannot be carried out on such inputs.
+        UnsupportedOperatorError: Outputs are used that are not computed.
+    """
     node = step.node
+    function = function or step.operator.function
     try:
-        result = step.operator.function(step.call, *inputs)
+        result = function(step.call, *inputs)
     except _MISFITS as error:
         shapes = ", ".join(str(tuple(x.shape)) if x is not None else "-" for x in inputs)
         raise ArtifactError(

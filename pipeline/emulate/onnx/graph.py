@@ -413,7 +413,11 @@ def _module_from_metadata(node: onnx.NodeProto) -> str:
     """torch.onnx records the path of modules, from the root to the operation's own name."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
-            scopes = [s for s in ast.literal_eval(entry.value) if s != _NO_MODULE]
+            try:
+                stated = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                return ""  # somebody else's
+            scopes = [s for s in stated if s != _NO_MODULE] if isinstance(stated, list) else []
             return str(scopes[-2]) if len(scopes) > 1 else ""
     return ""
 

@@ -29,7 +29,8 @@ from pipeline.stages.names import LOGITS, PIXELS
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import Accuracy, ValidationFacts
-from pipeline.steps.facts.bench import PYTORCH, BenchFacts, Measured, Memory, Sustained
+from pipeline.steps.facts.bench import BenchFacts, Measured, Memory, PYTORCH, Sustained
+from pipeline.targets.pytorch import TorchRunner
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 SHADES = 7
@@ -88,7 +89,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     import torch
 
     source = SimpleNamespace(
-        module=torch.nn.Flatten(),
+        baseline=lambda threads: TorchRunner(torch.nn.Flatten(), threads),
         validation=Dataset(),
         pictures=lambda dataset, indices: _shaded(indices),
     )

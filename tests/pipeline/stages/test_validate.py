@@ -25,6 +25,7 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import ReferenceFacts, ValidationFacts
 from pipeline.steps.keys import versions
+from pipeline.targets import pytorch
 
 RIGHT = np.array([0, 1, 1, 0])
 REFERENCE = np.array([[2.0, 1], [1, 2], [1, 2], [1, 2]], np.float32)
@@ -147,7 +148,9 @@ class Steps:
             progress=lambda *told: self.told.append(told),
             config=SimpleNamespace(validation=SimpleNamespace(batch=2, shard=1000, metrics=None)),
             source=SimpleNamespace(
-                module=Flat(),
+                referee=f"PyTorch {torch.__version__}, float32, CPU",
+                reference=lambda: pytorch.TorchRunner(Flat()),
+                range_of=lambda images: pytorch.range_of(Flat(), images),
                 checkpoint_hash="c0ffee",
                 network_inputs=lambda: {"settings name": "toy"},
                 tools=lambda: {"torch": "2"},
@@ -351,7 +354,7 @@ def test_pytorch_is_what_artifacts_are_held_against(steps: Steps, tmp_path: Path
     assert step.inputs() == {"settings name": "toy"}
     assert step.tools() == {"torch": "2"}
     assert (step.stage, step.name) == ("validate", "validate/pytorch")
-    assert steps.told[0] == (0, IMAGES, "PyTorch float32")
+    assert steps.told[0] == (0, IMAGES, f"PyTorch {torch.__version__}, float32, CPU")
 
 
 def votes(right: int, total: int) -> np.ndarray:

@@ -91,6 +91,15 @@ def test_operations_outside_of_modules_have_no_module(make_model: MakeModel) -> 
     assert (node.module, node.block) == ("", "")
 
 
+@pytest.mark.parametrize("scopes", ["['a'", "7", "[" * 500 + "]" * 500, "a.b()"])
+def test_names_of_modules_that_somebody_else_wrote_say_nothing(
+    make_model: MakeModel, scopes: str
+) -> None:
+    model = make_model("y = Relu(x)", (1,))
+    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    assert load_graph(model).nodes[0].module == ""
+
+
 def test_module_from_a_traced_name(make_model: MakeModel) -> None:
     model = make_model("y = Relu(x)", (2, 2))
     model.graph.node[0].name = "/stages/stages.2/blocks/blocks.0/act/Relu"
