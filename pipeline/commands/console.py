@@ -70,6 +70,9 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
     def planned(self, steps: Sequence[Step]) -> None:
         """The steps that will be looked at."""
 
+    def costs(self, lines: Sequence[str]) -> None:
+        """What the run takes, before it begins."""
+
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
 
@@ -98,6 +101,10 @@ class JsonConsole(QuietConsole):
         super().__init__(screen)
         self.pace = _Pace(clock)
         self.name = ""
+
+    def costs(self, lines: Sequence[str]) -> None:
+        """What the run takes, before it begins."""
+        self._write({"event": "costs", "lines": list(lines)})
 
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
@@ -178,6 +185,13 @@ class RichConsole(QuietConsole):
         """Take the bar away."""
         self.bar.stop()
         super().close()
+
+    def costs(self, lines: Sequence[str]) -> None:
+        """What the run takes, before it begins."""
+        from pipeline.core.screen import styled
+
+        for line in lines:
+            self.console.print(styled(printable(line), "dim"), soft_wrap=True)
 
     def planned(self, steps: Sequence[Step]) -> None:
         """The steps that will be looked at."""

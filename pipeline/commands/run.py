@@ -15,10 +15,11 @@ from pipeline.api.results import carry_out, refuse_foreign
 from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config, FleetConfig, Written
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.words import shown
 from pipeline.report.overview import verdict
 from pipeline.report.terminal import summary
+from pipeline.scheduler.estimate import Estimates
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.plan import Selection, make_context
 from pipeline.scheduler.preflight import require_sound
@@ -26,6 +27,7 @@ from pipeline.scheduler.side_by_side import Running, local
 from pipeline.source import Source
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
+from pipeline.steps.step import Step
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -59,6 +61,7 @@ def run(
         LOOKS[look](screen) as console,
         elsewhere(config, jobs, first.source, console.warn) as running,
     ):
+        console.costs(_costs(first, selection))
         came_to = carry_out(written, path, selection, log, console, first, told, running)
         if isinstance(console, JsonConsole):
             console.summary(
@@ -116,6 +119,16 @@ def _looking(config: Config) -> RunContext:
     return make_context(config, lambda line: None, QuietConsole(sys.stderr).progress)
 
 
+def _costs(context: RunContext, selection: Selection) -> list[str]:
+    """What the run takes, in words; nothing where only the run itself can tell what is wrong."""
+    try:
+        reasons = plan_run(context, selection, verify=False)
+        is_needed = any(why is not None for _, why in reasons)
+        return Estimates(context).lines(reasons) if is_needed else []
+    except (PipelineError, OSError):
+        return []
+
+
 def dry_run(written: Written, selection: Selection) -> str:
     """The plan, with the reason for every step.
 
@@ -126,9 +139,17 @@ def dry_run(written: Written, selection: Selection) -> str:
     refuse_foreign(config, selection)
     context = _looking(config)
     require_sound(written, context, selection, load=False)
-    rows = [
-        (step.stage, step.name, why or "up to date") for step, why in plan_run(context, selection)
-    ]
+    estimates, reasons = Estimates(context), plan_run(context, selection)
+    rows = [_row(step, why, estimates) for step, why in reasons]
     # Lines, not a table: reasons may name long paths, and scripts read this.
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows)
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows]
+    costs = estimates.lines(reasons)
+    return "\n".join([*lines, "", *costs] if costs else lines)
+
+
+def _row(step: Step, why: str | None, estimates: Estimates) -> tuple[str, str, str]:
+    """A line of the plan: what a step is, why it runs, and how long it takes."""
+    if why is None:
+        return step.stage, step.name, "up to date"
+    return step.stage, step.name, f"{why}; {estimates.in_words(step)}"

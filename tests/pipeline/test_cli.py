@@ -140,6 +140,7 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
     assert run.stdout.splitlines()[-1] == "CODE 0 []"
     events = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("{")]
     assert {event["state"] for event in events if event["event"] == "finished"} == {"up to date"}
+    assert events[0] == {"event": "costs", "lines": []}
     assert (events[-1]["event"], events[-1]["exit_code"]) == ("summary", 0)
     assert events[-1]["use"] == {"trt": "fp16", "ort": "fp32", "coreml": "fp16"}
 
@@ -147,7 +148,8 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
 def planned(path: Path, *options: str) -> set[str]:
     """Names of the steps that would run."""
     output = invoke("run", str(path), "--dry-run", *options).output
-    rows = [line.strip().split(maxsplit=2) for line in output.splitlines()]
+    plan = output.partition("\n\n")[0]  # what it costs comes after
+    rows = [line.strip().split(maxsplit=2) for line in plan.splitlines()]
     return {row[1] for row in rows if len(row) == 3 and row[2] != "up to date"}
 
 
@@ -169,6 +171,10 @@ def test_only_what_a_change_touches_would_run(copied: tuple[Path, Path]) -> None
     edit(path, '["8.9"]', '["8.6"]')
     assert planned(path) == {"trt/fp16", "validate/trt-fp16", "bench/trt"}
     assert planned(path, "--target", "ort") == set()
+    output = invoke("run", str(path), "--dry-run").output
+    assert re.search(r"trt/fp16 .* about \d+ s, as last time$", output, re.MULTILINE)
+    assert re.search(r"^3 steps to run: about \d+ s", output, re.MULTILINE)
+    assert re.search(r"^with 50,000 validation images all steps: about \d", output, re.MULTILINE)
 
 
 def test_another_checkpoint_rebuilds_everything(copied: tuple[Path, Path]) -> None:

@@ -7,7 +7,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.commands.console import EVERY_S, JsonConsole, RichConsole
+from pipeline.commands.console import EVERY_S, JsonConsole, QuietConsole, RichConsole
 
 STEP: Any = SimpleNamespace(stage="build", name="ort/int8")
 
@@ -63,3 +63,17 @@ def test_json_tells_progress_and_ends_with_a_summary() -> None:
         "what": "building",
     }
     assert events[2] == {"event": "summary", "exit_code": 0, "use": {"ort": "int8"}}
+
+
+def test_what_a_run_takes_is_told_before_it_begins() -> None:
+    line = "3 steps to run: about 1 min, as long as [last] time"
+    screen = io.StringIO()
+    with RichConsole(screen, Clock()) as console:
+        console.costs([line])
+    assert line in screen.getvalue()
+    screen = io.StringIO()
+    JsonConsole(screen, Clock()).costs([line])
+    assert json.loads(screen.getvalue()) == {"event": "costs", "lines": [line]}
+    screen = io.StringIO()
+    QuietConsole(screen).costs([line])
+    assert screen.getvalue() == ""
