@@ -23,6 +23,22 @@ MOST_BUSY = 0.5
 """Share of the granted CPUs that other processes may keep busy."""
 
 
+def doubt_about(calls: int, load_before: float, cpus: int) -> str:
+    """Why a latency is not to be trusted; "" if it is.
+
+    Args:
+        calls: How many were timed.
+        load_before: CPUs that other processes kept busy before.
+        cpus: CPUs that this process may use.
+    """
+    reasons = []
+    if calls < FEWEST_CALLS:
+        reasons.append(f"only {calls} calls were timed, and {FEWEST_CALLS} are needed")
+    if load_before > MOST_BUSY * cpus:
+        reasons.append(f"other processes kept {load_before:.1f} of {cpus} CPUs busy")
+    return "; ".join(reasons)
+
+
 @dataclass(frozen=True)
 class BatchLatency(Plain):
     """What was timed at one batch size, all runners interleaved.
@@ -95,16 +111,8 @@ class Measured(Facts):
 
     def doubt(self, runner: str) -> str:
         """Why the latency of a runner is not to be trusted; "" if it is."""
-        reasons = []
         calls = self.batches[self.first_batch].phases[runner][ENGINE].samples
-        if calls < FEWEST_CALLS:
-            reasons.append(f"only {calls} calls were timed, and {FEWEST_CALLS} are needed")
-        if self.load_before > MOST_BUSY * self.machine.cpus_granted:
-            reasons.append(
-                f"other processes kept {self.load_before:.1f} of {self.machine.cpus_granted} CPUs "
-                "busy"
-            )
-        return "; ".join(reasons)
+        return doubt_about(calls, self.load_before, self.machine.cpus_granted)
 
     def headline(self, runner: str) -> Number:
         """Median engine time of a runner at the first batch size."""
