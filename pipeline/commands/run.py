@@ -17,7 +17,7 @@ from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config, FleetConfig, Written
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.words import shown
-from pipeline.report.overview import verdict
+from pipeline.report.overview import told_first, verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.estimate import Estimates
 from pipeline.scheduler.execute import dry_run as plan_run
@@ -68,6 +68,7 @@ def run(
                 exit_code=came_to.exit_code,
                 verdict=verdict(came_to).line,
                 use={target: choice.precision for target, choice in came_to.choice.items()},
+                alerts=list(told_first(came_to)),
                 report=f"{came_to.folder}/report.html",
                 results=f"{came_to.folder}/results.json",
             )

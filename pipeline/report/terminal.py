@@ -88,14 +88,3 @@ def _lines(run: Run) -> Iterator[str]:
                 yield f"{artifact.target} {what} not measured: {figure.why}"
     for gate in run.gates.failures:
         yield f"gate failed: {gate}"
-    yield from _doubts(run)
-
-
-def _doubts(run: Run) -> Iterator[str]:
-    """Gates that cannot be told, those of one reason on one line."""
-    by_reason: dict[str, list[str]] = {}
-    for doubt in run.gates.doubts:
-        if not doubt.fails:
-            by_reason.setdefault(doubt.words, []).append(f"{doubt.target}/{doubt.precision}")
-    for reason, names in by_reason.items():
-        yield f"gate in doubt: {', '.join(names)}: {reason}"

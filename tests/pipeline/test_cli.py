@@ -143,6 +143,7 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
     assert events[0] == {"event": "costs", "lines": []}
     assert (events[-1]["event"], events[-1]["exit_code"]) == ("summary", 0)
     assert events[-1]["use"] == {"trt": "fp16", "ort": "fp32", "coreml": "fp16"}
+    assert any("only 5 calls were timed" in line for line in events[-1]["alerts"])
 
 
 def planned(path: Path, *options: str) -> set[str]:

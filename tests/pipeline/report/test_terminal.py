@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.report import terminal
-from pipeline.report.model import GateDoubt, GateReport, Run
+from pipeline.report.model import GateReport, Run
 from tests.pipeline.report.changed import hasty, with_artifact
 from tests.pipeline.report.making import STEPS, Partial
 
@@ -77,17 +77,6 @@ def test_words_are_no_markup(run: Run) -> None:
 def test_a_run_without_gates_says_so(run: Run) -> None:
     run = replace(run, exit_code=0, steps=run.steps[:3], gates=GateReport())
     assert "Everything was built; no gate is set (exit code 0: fine)" in terminal.summary(run)
-
-
-def test_gates_in_doubt_for_one_reason_are_one_line(run: Run) -> None:
-    doubts = tuple(
-        GateDoubt(target, "fp16", "top-1 drop", "max_top1_drop", 0.01, 0.0, "40 images", False)
-        for target in ("trt", "coreml")
-    )
-    text = words(replace(run, gates=replace(run.gates, doubts=doubts)))
-    line = "gate in doubt: trt/fp16, coreml/fp16: top-1 drop is 0, max_top1_drop allows 0.01"
-    assert text.count("gate in doubt") == 1
-    assert line in text
 
 
 def test_tables_have_the_width_that_is_asked_for() -> None:
