@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.core.commandline import Group
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
@@ -46,6 +47,12 @@ class TargetName(ParamType):
             self.fail(f"{value!r} is no target{nearest_or_all(str(value), self._names())}", param)
         return str(value)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so."""
+        return [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
+
     def _names(self) -> list[str]:
         return [*TARGETS, *self.further]
 
@@ -69,6 +76,12 @@ class UserPath(PathType):
             self.fail(f"{shown(path)} {problem}", param, ctx)
         return Path(path)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Files and folders, which the shell knows."""
+        return [CompletionItem(incomplete, type="file")]
+
 
 class ResultsName(ParamType):
     """The name of results, as a configuration may call them: one folder, not a way out of it."""
@@ -84,6 +97,20 @@ class ResultsName(ParamType):
                 f"{value!r} is no name of results: give the `name` of their configuration", param
             )
         return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The results that there are."""
+        from pipeline.core.errors import InputError
+        from pipeline.steps.folders import results_folders
+
+        try:
+            folders = results_folders(Path(ctx.params.get("output") or "engines"))
+        except InputError:
+            return []
+        names = [folder.name for folder in folders]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 PATH = UserPath(why_no_path)
@@ -168,6 +195,8 @@ def main() -> None:
 )
 @click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show what goes to the log.")
+@click.option("--junit", type=PATH, help="Also write steps and gates as JUnit XML, for CI.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -183,6 +212,8 @@ def run(
     insecure: bool,
     quiet: bool,
     log_json: bool,
+    verbose: bool,
+    junit: Path | None,
 ) -> None:
     """Build, validate and measure all that CONFIG (default: pipeline.yaml) names.
 
@@ -201,7 +232,17 @@ def run(
         show(run.dry_run(written, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
-    ctx.exit(run.run(written, config, selection, look=look, wait_s=wait, jobs=jobs))
+    code = run.run(
+        written,
+        config,
+        selection,
+        look=look,
+        wait_s=wait,
+        jobs=jobs,
+        verbose=verbose,
+        junit=junit,
+    )
+    ctx.exit(code)
 
 
 @main.command()

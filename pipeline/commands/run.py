@@ -16,7 +16,9 @@ from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config, FleetConfig, Written
 from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.core.words import shown
+from pipeline.report.junit import is_junit, run_as_junit
 from pipeline.report.overview import told_first, verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.estimate import Estimates
@@ -40,8 +42,20 @@ def run(
     look: str,
     wait_s: float,
     jobs: int = 1,
+    verbose: bool = False,
+    junit: Path | None = None,
 ) -> int:
     """Run the pipeline, print its summary and return the exit code.
+
+    Args:
+        written: The configuration.
+        path: Where it was read.
+        selection: Which steps.
+        look: One of `LOOKS`.
+        wait_s: How long to wait for another run.
+        jobs: Steps at once.
+        verbose: Show the lines of the log as well.
+        junit: Where to write steps and gates as JUnit XML.
 
     Raises:
         ConfigError: The run cannot succeed; all that is wrong. Nothing was written.
@@ -52,6 +66,8 @@ def run(
 
         require_sound_fleet(config)
     refuse_foreign(config, selection)
+    if junit is not None:
+        refuse_foreign_file(junit, is_junit)
     first = _looking(config)
     told = require_sound(written, first, selection)
     with (
@@ -61,6 +77,8 @@ def run(
         LOOKS[look](screen) as console,
         elsewhere(config, jobs, first.source, console.warn) as running,
     ):
+        if verbose:
+            log.also = console.logged
         console.costs(_costs(first, selection))
         came_to = carry_out(written, path, selection, log, console, first, told, running)
         if isinstance(console, JsonConsole):
@@ -72,6 +90,8 @@ def run(
                 report=f"{came_to.folder}/report.html",
                 results=f"{came_to.folder}/results.json",
             )
+    if junit is not None:
+        write_atomically(junit, run_as_junit(came_to), is_junit)
     if look != "json":
         print(summary(came_to))
     return came_to.exit_code
