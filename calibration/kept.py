@@ -35,6 +35,12 @@ class Kept:
         if path is not None and path.exists():
             self._read(path)
 
+    @staticmethod
+    def is_ours(path: Path) -> bool:
+        """Whether a file holds evaluations of a search."""
+        with path.open("rb") as stream:
+            return stream.readline(100).rstrip(b"\n") == MARK.encode()
+
     def outcome(self, key: str, evaluate: Callable[[], Outcome]) -> Outcome:
         """What is known of a graph, or else what its evaluation gives, which is then kept.
 

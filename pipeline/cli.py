@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.core.commandline import Group
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
@@ -52,6 +53,12 @@ class TargetName(ParamType):
             self.fail(f"{value!r} is no target{nearest_or_all(str(value), self._names())}", param)
         return str(value)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin so."""
+        return [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
+
     def _names(self) -> list[str]:
         return [*TARGETS, *self.further]
 
@@ -88,6 +95,12 @@ class UserPath(PathType):
             self.fail(f"{shown(path)} {problem}", param, ctx)
         return Path(path)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Files and folders, which the shell knows."""
+        return [CompletionItem(incomplete, type="file")]
+
 
 class ResultsName(ParamType):
     """The name of results, as a configuration may call them: one folder, not a way out of it."""
@@ -103,6 +116,20 @@ class ResultsName(ParamType):
                 f"{value!r} is no name of results: give the `name` of their configuration", param
             )
         return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The results that there are."""
+        from pipeline.core.errors import InputError
+        from pipeline.steps.folders import results_folders
+
+        try:
+            folders = results_folders(Path(ctx.params.get("output") or "engines"))
+        except InputError:
+            return []
+        names = [folder.name for folder in folders]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 PATH = UserPath(why_no_path)
@@ -175,6 +202,19 @@ def stated_of(options: dict[str, Any]) -> Stated:
     return Stated(**{name: options.pop(name) for name in ("labels", "size", "crop", "mean", "std")})
 
 
+ALONE = click.option(
+    "--artifact",
+    "artifacts",
+    type=PATH,
+    multiple=True,
+    metavar="FOLDER",
+    help="The folder of an artifact, wherever it lies, in place of --target.",
+)
+DATA = click.option(
+    "--data",
+    help="With --artifact: images, such as folder:PATH; default: its golden ones.",
+)
+
 AS_CPU = click.option(
     "--as-cpu",
     type=click.Choice(("avx512-vnni", "avx512", "avx2-vnni", "avx2")),
@@ -221,6 +261,8 @@ def main() -> None:
 )
 @click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show what goes to the log.")
+@click.option("--junit", type=PATH, help="Also write steps and gates as JUnit XML, for CI.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -236,6 +278,8 @@ def run(
     insecure: bool,
     quiet: bool,
     log_json: bool,
+    verbose: bool,
+    junit: Path | None,
 ) -> None:
     """Build, validate and measure all that CONFIG (default: pipeline.yaml) names.
 
@@ -254,7 +298,17 @@ def run(
         show(run.dry_run(written, selection))
         return
     look = "json" if log_json else "quiet" if quiet else "rich"
-    ctx.exit(run.run(written, config, selection, look=look, wait_s=wait, jobs=jobs))
+    code = run.run(
+        written,
+        config,
+        selection,
+        look=look,
+        wait_s=wait,
+        jobs=jobs,
+        verbose=verbose,
+        junit=junit,
+    )
+    ctx.exit(code)
 
 
 @main.command()
@@ -307,23 +361,33 @@ def load_config(path: Path) -> Config:
 
 
 @main.command()
-@click.argument("name", type=RESULTS, required=False)
+@click.argument("what", type=PATH, required=False, metavar="[NAME|PATH]")
 @OUTPUT
+@click.option("--key", type=PATH, help="Public key, PEM, of who should have signed the bundle.")
 @click.pass_context
-def check(ctx: click.Context, name: str | None, output: Path) -> None:
-    """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model."""
+def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None) -> None:
+    """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model.
+
+    NAME is one of the results. PATH is what came alone, and needs nothing else here: an artifact's
+    folder; or a bundle, packed or unpacked.
+    """
     from pipeline.commands import check
 
-    ctx.exit(check.check(output, name))
+    if what is not None and check.is_alone(what):
+        ctx.exit(check.check_alone(what, key))
+    if key is not None:
+        raise click.UsageError("--key is for a bundle: name its archive or folder")
+    ctx.exit(check.check(output, None if what is None else RESULTS(str(what))))
 
 
 @main.command()
 @click.option(
     "--target",
     type=TargetName("torch"),
-    required=True,
     help="What to measure; torch is the baseline alone.",
 )
+@ALONE
+@DATA
 @CONFIG
 @click.option("--batch", type=click.IntRange(1), multiple=True, help="Batch sizes.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
@@ -356,15 +420,35 @@ def check(ctx: click.Context, name: str | None, output: Path) -> None:
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def bench(
-    target: str, json_only: bool, imported: Path | None, device: str | None, **options: Any
+    target: str | None,
+    artifacts: tuple[Path, ...],
+    data: str | None,
+    json_only: bool,
+    imported: Path | None,
+    device: str | None,
+    **options: Any,
 ) -> None:
     """Measure latency: a table, and one JSON object as the last line.
 
-    The target's artifacts must have been built by `run`. Off the right hardware it says what is
-    missing and exits with code 4.
+    The target's artifacts must have been built by `run`; with --artifact, their folders are enough.
+    Off the right hardware it says what is missing and exits with code 4.
     """
     from pipeline.commands import bench
 
+    target = _one_of(target, artifacts, data)
+    if target is None:
+        from pipeline.commands import alone
+
+        chosen = [name for name in _OF_RUNS if options.pop(name)]
+        if chosen or imported is not None or device is not None:
+            raise click.UsageError(
+                "--precision, --profile, --contended, --as-cpu, --device and --import are for "
+                "--target"
+            )
+        del options["config"]
+        report = alone.bench_alone(artifacts, data=data, **options)
+        _print_report(report.text, report.plain, json_only)
+        return
     config = load_config(options.pop("config"))
     if imported is not None or device is not None:
         from pipeline.commands import devices
@@ -385,31 +469,70 @@ def bench(
         show(text)
         return
     report = bench.bench(config, target, **options)
+    _print_report(report.text, report.plain, json_only)
+
+
+_OF_RUNS = ("precision", "profile", "contended", "as_cpu")
+"""Options of `bench` that need the configuration of a run."""
+
+
+def _one_of(target: str | None, artifacts: tuple[Path, ...], data: str | None) -> str | None:
+    """The target that is asked for; None for artifacts that lie alone.
+
+    Raises:
+        UsageError: Neither or both are named, or images without an artifact.
+    """
+    if (target is None) == (not artifacts):
+        raise click.UsageError(
+            "name --target, for what a run of the configuration built, or --artifact FOLDER"
+        )
+    if data is not None and not artifacts:
+        raise click.UsageError("--data is for --artifact; a configuration names its own images")
+    return target
+
+
+def _print_report(text: str, plain: dict[str, Any], json_only: bool) -> None:
     if not json_only:
-        click.echo(report.text)
-    click.echo(json.dumps(report.plain))
+        click.echo(text)
+    click.echo(json.dumps(plain))
 
 
 @main.command()
-@click.option("--target", type=TARGET, required=True, help="Whose artifacts to judge.")
+@click.option("--target", type=TARGET, help="Whose artifacts to judge.")
+@ALONE
+@DATA
 @CONFIG
 @click.option("--precision", multiple=True, help="Only these precisions.")
 @AS_CPU
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def validate(
-    target: str, config: Path, precision: tuple[str, ...], as_cpu: str | None, json_only: bool
+    target: str | None,
+    artifacts: tuple[Path, ...],
+    data: str | None,
+    config: Path,
+    precision: tuple[str, ...],
+    as_cpu: str | None,
+    json_only: bool,
 ) -> None:
     """Judge accuracy: a table, and one JSON object as the last line.
 
-    On the images that `run` decoded, against PyTorch's answers; nothing is kept. With --as-cpu,
-    says what is missing and exits with code 4 where this machine cannot play that class.
+    On the images that `run` decoded, against PyTorch's answers; nothing is kept. With --artifact a
+    folder is enough: on its golden images it has to give what it gave where it was built (else exit
+    code 1), and --data names others, with their classes. With --as-cpu, says what is missing and
+    exits with code 4 where this machine cannot play that class.
     """
     from pipeline.commands import validate
 
-    judged = validate.validate(load_config(config), target, precision=precision, as_cpu=as_cpu)
-    if not json_only:
-        click.echo(judged.text)
-    click.echo(json.dumps(judged.plain))
+    target = _one_of(target, artifacts, data)
+    if target is None:
+        from pipeline.commands import alone
+
+        if precision or as_cpu:
+            raise click.UsageError("--precision and --as-cpu are for --target")
+        judged = alone.validate_alone(artifacts, data=data)
+    else:
+        judged = validate.validate(load_config(config), target, precision=precision, as_cpu=as_cpu)
+    _print_report(judged.text, judged.plain, json_only)
 
 
 @main.command()
@@ -839,11 +962,20 @@ def verify_store(ctx: click.Context, config: Path) -> None:
 @OUTPUT
 @click.option("--file", type=PATH, help="The archive, a new file; default: NAME.tar.gz.")
 @click.option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
-def bundle(name: str, output: Path, file: Path | None, targets: tuple[str, ...]) -> None:
-    """Pack what the last run of NAME said to use into one archive that travels alone."""
+@click.option(
+    "--sign", "key", type=PATH, help="Private ed25519 key, PEM, that signs the checksums."
+)
+def bundle(
+    name: str, output: Path, file: Path | None, targets: tuple[str, ...], key: Path | None
+) -> None:
+    """Pack what the last run of NAME said to use into one archive that travels alone.
+
+    With checksums, golden images, labels, preprocessing and a README. `check` verifies it, its
+    signature, too.
+    """
     from pipeline.commands import export
 
-    show(export.export_bundle(output, name, file, targets=targets))
+    show(export.export_bundle(output, name, file, targets=targets, key=key))
 
 
 @main.command()

@@ -39,9 +39,35 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert len(COMMANDS) >= 10
 
 
+def test_each_command_of_the_list_says_what_it_answers() -> None:
+    part = README.partition("Build, validate and measure:")[2].partition("What was built travels")[
+        0
+    ]
+    lines = [line for line in part.splitlines() if line.startswith("    ")]
+    assert len(lines) > 20
+    assert [line for line in lines if not re.search(r" {2,}# \w", line)] == []
+
+
+def test_ones_own_model_takes_eight_lines_of_yaml_and_ten_of_python() -> None:
+    section = README.partition("## Your own network")[2].partition("### From a folder")[0]
+    for language, most in (("yaml", 8), ("python", 10)):
+        block = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+        assert block is not None
+        assert len(block[1].splitlines()) <= most
+
+
+def test_every_command_of_the_program_is_named() -> None:
+    known = command_of("pipeline")
+    assert isinstance(known, click.Group)
+    named = {
+        re.split(r"-m pipeline ", line)[1].split()[0] for line in COMMANDS if "pipeline " in line
+    }
+    assert set(known.commands) - named == set()
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command_lines_parse(line: str) -> None:
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     rest = words[words.index("-m") + 1 :]
     if rest[0] == "-m" or "torchrun" in words:
         rest = words[len(words) - words[::-1].index("-m") :]
@@ -103,7 +129,7 @@ def photographs(folder: Path) -> None:
 
 def run(folder: Path, line: str, *more: str) -> str:
     """Run a line of the README, in a folder that holds nothing but photographs and weights."""
-    words = [SMALL.get(word, word) for word in shlex.split(line)[1:]]
+    words = [SMALL.get(word, word) for word in shlex.split(line, comments=True)[1:]]
     if "--artifact" not in words:
         words = ["coreml/fp16" if word == "coreml" else word for word in words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

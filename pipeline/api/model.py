@@ -272,7 +272,7 @@ def _graph_of(artifact: Artifact, missing: str) -> Path | None:
     runtime = TARGETS[str(artifact.facts["target"])]
     if runtime.precisions.get(str(artifact.facts.get("precision"))) == MODULE:
         return None
-    results = artifact.folder.parents[1]
+    results = artifact.folder.absolute().parents[1]
     for name, digest in artifact.made_from.items():
         folder = results / name
         if not name.startswith("precision/") or not folder.is_dir():

@@ -15,7 +15,7 @@ from pipeline.commands.validate import in_words, restrict
 from pipeline.config import Config
 from pipeline.core import contention
 from pipeline.core.errors import InputError, UnavailableError
-from pipeline.core.figures import measured_here
+from pipeline.core.figures import LatencySummary, measured_here
 from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages import bench as stages_bench
@@ -201,12 +201,23 @@ def _profile_tables(profiles: Mapping[str, Profile]) -> Iterator[Any]:
 
 def _latencies(measured: Measured) -> Table:
     """Latency by batch size, runner and phase."""
+    return latency_table({batch: latency.phases for batch, latency in measured.batches.items()})
+
+
+def latency_table(
+    by_batch: Mapping[int, Mapping[str, Mapping[str, LatencySummary]]],
+) -> Table:
+    """A table of latencies.
+
+    Args:
+        by_batch: Timed calls in sum, by batch size, name and phase.
+    """
     table = Table(
         *("batch", "what", "phase", "p50 ms", "95 % interval", "p90 (at most)", "p99 (at most)"),
         *("n", "images/s"),
     )
-    for batch, latency in measured.batches.items():
-        for name, phases in latency.phases.items():
+    for batch, by_name in by_batch.items():
+        for name, phases in by_name.items():
             for phase, calls in phases.items():
                 low, high = calls.p50_interval
                 table.add_row(

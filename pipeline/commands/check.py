@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.core.errors import ArtifactError, GateFailedError, PipelineError
+from pipeline.core.errors import ArtifactError, GateFailedError, InputError, PipelineError
 from pipeline.core.replacing import cannot_read, is_set_aside, is_temporary
 from pipeline.core.screen import styled
+from pipeline.core.signing import Verifier
 from pipeline.core.words import in_short, printable
+from pipeline.exports.unpacked import is_bundle, opened
 from pipeline.report.model import Run
 from pipeline.report.terminal import render
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import RESULTS_FILE, results_folders
 from pipeline.steps.library import Library
 from pipeline.targets.registry import TARGETS
+
+_FETCH = "do not use it: fetch it again from where it was built"
 
 
 @dataclass(frozen=True)
@@ -111,20 +115,79 @@ def _look(artifact: Artifact) -> str:
     return "hashes"
 
 
+def is_alone(path: Path) -> bool:
+    """Whether a path is of what travels alone: an artifact's folder, or a bundle."""
+    return (path / MANIFEST).is_file() or is_bundle(path)
+
+
+def check_alone(path: Path, key: Path | None) -> int:
+    """Check an artifact that was copied alone, or a bundle; print it and return the exit code.
+
+    Args:
+        path: The artifact's folder; or a bundle, packed or unpacked.
+        key: The public key of who should have signed the bundle; None to ask for none.
+
+    Raises:
+        InputError: The key is none, or an artifact alone has no signature to verify.
+        UnavailableError: What verifies signatures is not installed.
+    """
+    verifier = None if key is None else Verifier(key)
+    if not is_bundle(path):
+        if key is not None:
+            raise InputError(f"{path} is an artifact, and signatures are of bundles: give one")
+        return _told([_alone(path)], _FETCH)
+    return _told(_bundle(path, verifier), _FETCH)
+
+
+def _alone(folder: Path) -> Finding:
+    """One artifact, by its own manifest: what it was made from does not lie here."""
+    name = str(folder)
+    try:
+        artifact = Artifact.read(folder)
+        artifact.verify()
+        return Finding(name, artifact.size, _open(artifact), "")
+    except PipelineError as error:
+        return Finding(name, 0, "", str(error))
+    except OSError as error:
+        return Finding(name, 0, "", printable(cannot_read(error.filename or folder, error)))
+
+
+def _bundle(path: Path, verifier: Verifier | None) -> Iterator[Finding]:
+    """A bundle's checksums and signature, then its artifacts."""
+    try:
+        with opened(path) as bundle:
+            signed = bundle.signature(verifier)
+            bundle.verify()
+            artifacts = bundle.artifacts()
+            yield Finding(f"{path}", 0, f"checksums; {signed}", "")
+            for artifact in artifacts:
+                found = _alone(artifact.folder)
+                yield replace(found, name=artifact.name)
+    except (PipelineError, OSError) as error:
+        why = str(error) if isinstance(error, PipelineError) else cannot_read(path, error)
+        yield Finding(f"{path}", 0, "", printable(why))
+
+
 def check(output: Path, name: str | None) -> int:
     """Check what lies under `output`, print what was found and return the exit code."""
+    folders = results_folders(output, name)
+    remedy = "rebuild what is damaged with: python -m pipeline run CONFIG"
+    return _told((finding for folder in folders for finding in findings(folder)), remedy)
+
+
+def _told(found: Iterable[Finding], remedy: str) -> int:
+    """Print what was found, and how to mend what is damaged; returns the exit code."""
     table = Table("artifact", "MB", "opened by", "", box=None)
     problems: list[str] = []
-    for folder in results_folders(output, name):
-        for finding in findings(folder):
-            size = f"{finding.size / 1e6:.2f}"
-            state = styled("damaged", "red") if finding.problem else styled("ok", "green")
-            table.add_row(finding.name, size, finding.opened, state)
-            if finding.problem:
-                problems.append(f"{finding.name}: {finding.problem}")
+    for finding in found:
+        size = f"{finding.size / 1e6:.2f}" if finding.size else ""
+        state = styled("damaged", "red") if finding.problem else styled("ok", "green")
+        table.add_row(finding.name, size, finding.opened, state)
+        if finding.problem:
+            problems.append(f"{finding.name}: {finding.problem}")
     print(render(table))
     for problem in problems:
         print(problem)
     if problems:
-        print("rebuild what is damaged with: python -m pipeline run CONFIG", file=sys.stderr)
+        print(remedy, file=sys.stderr)
     return GateFailedError.exit_code if problems else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.kept import Kept
 from pipeline.core.hashes import HashCache
 from pipeline.core.replacing import Whose, is_set_aside
 from pipeline.stages.shards import kept_in, remove
@@ -73,13 +74,21 @@ def _in(folder: Path, *, set_aside: bool) -> Iterator[Found]:
         path = folder / name
         if path.is_file() and not path.is_symlink() and is_ours(path):
             yield Found(path, path.stat().st_size, "cache", _remove)
-    for path in kept_in(folder / EVALUATIONS):
-        yield Found(path, _size(path), "of a validation that did not end", remove)
+    yield from _evaluations(folder / EVALUATIONS)
     if set_aside:
         for depth in range(1, DEEPEST + 1):
             for path in sorted(folder.glob("/".join("*" * depth))):
                 if path.is_dir() and not path.is_symlink() and _is_aside(path, folder):
                     yield Found(path, _size(path), "set aside", _remove)
+
+
+def _evaluations(folder: Path) -> Iterator[Found]:
+    """What validations and searches kept that did not end."""
+    for path in kept_in(folder):
+        yield Found(path, _size(path), "of a validation that did not end", remove)
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.is_file() and not path.is_symlink() and Kept.is_ours(path):
+            yield Found(path, path.stat().st_size, "of a search that did not end", _remove)
 
 
 def _is_aside(path: Path, folder: Path) -> bool:

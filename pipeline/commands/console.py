@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Self, TextIO
 
-from pipeline.core.words import printable
+from pipeline.core.words import duration, printable
 from pipeline.steps.step import StageResult, State, Step
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ EVERY_S = 60.0
 
 
 class _Pace:
-    """Says when a line of progress is due.
+    """Says when a line of progress is due, and how long what it tells of will take.
 
     Args:
         clock: Tells the time in seconds.
@@ -37,10 +37,28 @@ class _Pace:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.last = clock()
+        self._first: tuple[object, int, float] | None = None
 
     def begin(self) -> None:
         """A step begins: its first line is due after a while only."""
         self.last = self.clock()
+        self._first = None
+
+    def left(self, done: int, total: int | None, what: str) -> float | None:
+        """Seconds until all of it is done, at the pace since it was first told of.
+
+        Args:
+            done: How much is done.
+            total: Of how much; None if that is unknown.
+            what: What is being done: of something else the pace is another.
+        """
+        now = self.clock()
+        if self._first is None or self._first[0] != (what, total) or done < self._first[1]:
+            self._first = ((what, total), done, now)
+        _, before, start = self._first
+        if total is None or done <= before:
+            return None
+        return (now - start) / (done - before) * (total - done)
 
     def is_due(self) -> bool:
         """Whether enough time has passed since the last line."""
@@ -70,6 +88,9 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
     def planned(self, steps: Sequence[Step]) -> None:
         """The steps that will be looked at."""
 
+    def costs(self, lines: Sequence[str]) -> None:
+        """What the run takes, before it begins."""
+
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
 
@@ -85,6 +106,10 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
         """Something went wrong that ends nothing."""
         self.screen.write(printable(f"warning: {text}") + "\n")
 
+    def logged(self, line: str) -> None:
+        """A line of the log, where these are asked for."""
+        self.screen.write(printable(line) + "\n")
+
 
 class JsonConsole(QuietConsole):
     """Writes one JSON object a line for every event; the last one sums the run up.
@@ -99,6 +124,10 @@ class JsonConsole(QuietConsole):
         self.pace = _Pace(clock)
         self.name = ""
 
+    def costs(self, lines: Sequence[str]) -> None:
+        """What the run takes, before it begins."""
+        self._write({"event": "costs", "lines": list(lines)})
+
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
         self.name = step.name
@@ -107,9 +136,10 @@ class JsonConsole(QuietConsole):
 
     def progress(self, done: int, total: int | None = None, what: str = "") -> None:
         """How far the running step is, every so often."""
+        left = self.pace.left(done, total, what)
         if self.pace.is_due():
             event = {"event": "progress", "name": self.name, "done": done, "total": total}
-            self._write({**event, "what": what})
+            self._write({**event, "what": what, "left_s": None if left is None else round(left)})
 
     def finished(self, result: StageResult) -> None:
         """A step ended."""
@@ -119,6 +149,10 @@ class JsonConsole(QuietConsole):
     def warn(self, text: str) -> None:
         """Something went wrong that ends nothing."""
         self._write({"event": "warning", "text": text})
+
+    def logged(self, line: str) -> None:
+        """A line of the log, where these are asked for."""
+        self._write({"event": "log", "text": line})
 
     def summary(self, **told: object) -> None:
         """How the run ended."""
@@ -179,6 +213,13 @@ class RichConsole(QuietConsole):
         self.bar.stop()
         super().close()
 
+    def costs(self, lines: Sequence[str]) -> None:
+        """What the run takes, before it begins."""
+        from pipeline.core.screen import styled
+
+        for line in lines:
+            self.console.print(styled(printable(line), "dim"), soft_wrap=True)
+
     def planned(self, steps: Sequence[Step]) -> None:
         """The steps that will be looked at."""
         self.total = len(steps)
@@ -192,9 +233,11 @@ class RichConsole(QuietConsole):
     def progress(self, done: int, total: int | None = None, what: str = "") -> None:
         """How far the running step is; without a step, what is being done."""
         text = printable(" · ".join(part for part in (self.name, what) if part))
+        left = self.pace.left(done, total, what)
         if not self.console.is_terminal and self.pace.is_due():
             far = f" {done}/{total}" if total else ""
-            self.console.print(f"{text}{far}", soft_wrap=True)
+            until = "" if left is None else f", about {duration(left)} left"
+            self.console.print(f"{text}{far}{until}", soft_wrap=True)
         if not self.bar.task_ids:
             self.bar.add_task(text, total=total)
         self.bar.update(self.bar.task_ids[0], completed=done, total=total, description=text)
@@ -221,3 +264,9 @@ class RichConsole(QuietConsole):
         from pipeline.core.screen import styled
 
         self.console.print(styled(f"warning: {text}", "yellow"), soft_wrap=True)
+
+    def logged(self, line: str) -> None:
+        """A line of the log, where these are asked for."""
+        from pipeline.core.screen import styled
+
+        self.console.print(styled(line, "dim"), soft_wrap=True)

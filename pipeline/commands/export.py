@@ -60,7 +60,9 @@ def export_golden(
     return f"wrote {golden.export(artifact, folder)}, the kit of {artifact.name}"
 
 
-def export_bundle(output: Path, name: str, path: Path | None, *, targets: Sequence[str]) -> str:
+def export_bundle(
+    output: Path, name: str, path: Path | None, *, targets: Sequence[str], key: Path | None = None
+) -> str:
     """Write the artifacts that the last run said to use into one archive; returns what was written.
 
     Args:
@@ -68,17 +70,27 @@ def export_bundle(output: Path, name: str, path: Path | None, *, targets: Sequen
         name: Which results.
         path: The archive; None for NAME.tar.gz.
         targets: These targets; empty for all that the run chose something of.
+        key: A private key that signs the archive's checksums; None for no signature.
 
     Raises:
-        InputError: There is no such artifact, or the archive is there already.
+        InputError: There is no such artifact, the archive is there already, or the key is none.
         ArtifactError: Something is not what was stated.
+        UnavailableError: What signs is not installed.
     """
+    from pipeline.core.signing import Signer
     from pipeline.exports.bundle import write_bundle
+
+    signer = None if key is None else Signer(key)
 
     run = Run.read(results_folders(output, name)[0] / RESULTS_FILE)
     chosen = [t for t, choice in run.choice.items() if choice.precision is not None]
     artifacts = [built(output, name, target, None) for target in targets or chosen]
     place = path or Path(f"{name}.tar.gz")
-    written = write_bundle(artifacts, exported_network(output, name), name, place)
+    notes: list[str] = []
+    network = exported_network(output, name)
+    written = write_bundle(artifacts, network, name, place, signer=signer, say=notes.append)
     names = ", ".join(artifact.name for artifact in artifacts)
-    return f"wrote {written} ({written.stat().st_size / 1e6:.2f} MB): {names}"
+    if signer is not None:
+        notes.append(f"signed with the key {signer.fingerprint}")
+    told = f"wrote {written} ({written.stat().st_size / 1e6:.2f} MB): {names}"
+    return "\n".join([told, *notes])

@@ -13,16 +13,20 @@ from pipeline.api.results import carry_out, refuse_foreign
 from pipeline.commands.artifacts import log_of
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.config import Config, FleetConfig, Written
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.core.words import shown
-from pipeline.report.overview import verdict
+from pipeline.report.junit import is_junit, run_as_junit
+from pipeline.report.overview import told_first, verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.elsewhere import require_sound_place
+from pipeline.scheduler.estimate import Estimates
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.plan import Selection, make_context
 from pipeline.scheduler.preflight import require_sound
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
+from pipeline.steps.step import Step
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -35,8 +39,20 @@ def run(
     look: str,
     wait_s: float,
     jobs: int = 1,
+    verbose: bool = False,
+    junit: Path | None = None,
 ) -> int:
     """Run the pipeline, print its summary and return the exit code.
+
+    Args:
+        written: The configuration.
+        path: Where it was read.
+        selection: Which steps.
+        look: One of `LOOKS`.
+        wait_s: How long to wait for another run.
+        jobs: Steps at once.
+        verbose: Show the lines of the log as well.
+        junit: Where to write steps and gates as JUnit XML.
 
     Raises:
         ConfigError: The run cannot succeed; all that is wrong. Nothing was written.
@@ -44,6 +60,8 @@ def run(
     config = written.config
     require_sound_place(config)
     refuse_foreign(config, selection)
+    if junit is not None:
+        refuse_foreign_file(junit, is_junit)
     first = _looking(config)
     told = require_sound(written, first, selection)
     with (
@@ -52,15 +70,21 @@ def run(
         log.captured() as screen,
         LOOKS[look](screen) as console,
     ):
+        if verbose:
+            log.also = console.logged
+        console.costs(_costs(first, selection))
         came_to = carry_out(written, path, selection, log, console, first, told, jobs)
         if isinstance(console, JsonConsole):
             console.summary(
                 exit_code=came_to.exit_code,
                 verdict=verdict(came_to).line,
                 use={target: choice.precision for target, choice in came_to.choice.items()},
+                alerts=list(told_first(came_to)),
                 report=f"{came_to.folder}/report.html",
                 results=f"{came_to.folder}/results.json",
             )
+    if junit is not None:
+        write_atomically(junit, run_as_junit(came_to), is_junit)
     if look != "json":
         print(summary(came_to))
     return came_to.exit_code
@@ -94,6 +118,16 @@ def _looking(config: Config) -> RunContext:
     return make_context(config, lambda line: None, QuietConsole(sys.stderr).progress)
 
 
+def _costs(context: RunContext, selection: Selection) -> list[str]:
+    """What the run takes, in words; nothing where only the run itself can tell what is wrong."""
+    try:
+        reasons = plan_run(context, selection, verify=False)
+        is_needed = any(why is not None for _, why in reasons)
+        return Estimates(context).lines(reasons) if is_needed else []
+    except (PipelineError, OSError):
+        return []
+
+
 def dry_run(written: Written, selection: Selection) -> str:
     """The plan, with the reason for every step.
 
@@ -104,9 +138,17 @@ def dry_run(written: Written, selection: Selection) -> str:
     refuse_foreign(config, selection)
     context = _looking(config)
     require_sound(written, context, selection, load=False)
-    rows = [
-        (step.stage, step.name, why or "up to date") for step, why in plan_run(context, selection)
-    ]
+    estimates, reasons = Estimates(context), plan_run(context, selection)
+    rows = [_row(step, why, estimates) for step, why in reasons]
     # Lines, not a table: reasons may name long paths, and scripts read this.
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows)
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {why}" for a, b, why in rows]
+    costs = estimates.lines(reasons)
+    return "\n".join([*lines, "", *costs] if costs else lines)
+
+
+def _row(step: Step, why: str | None, estimates: Estimates) -> tuple[str, str, str]:
+    """A line of the plan: what a step is, why it runs, and how long it takes."""
+    if why is None:
+        return step.stage, step.name, "up to date"
+    return step.stage, step.name, f"{why}; {estimates.in_words(step)}"

@@ -49,6 +49,16 @@ def nearest_or_all(word: str, known: Iterable[str]) -> str:
     return nearest(word, words) or f"; known are {', '.join(words)}"
 
 
+def duration(seconds: float) -> str:
+    """About how long something takes, such as "12 s", "3 min" or "2 h 5 min"; at least "1 s"."""
+    if round(seconds) < 60:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def in_short(error: BaseException) -> str:
     """Kind and first line of an error, of bounded length."""
     text = str(error).strip().partition("\n")[0]

@@ -2,11 +2,13 @@
 
     NAME/README.md          how to run each with its runtime alone, in twenty lines
          SHA256SUMS         of every file, as `sha256sum -c` takes it
+         SHA256SUMS.sig     its signature, where the user gave a key; see `pipeline.core.signing`
          manifest.json      which artifacts, with their digests, seals and versions
          labels.txt         a class a line, in the order of the logits
          preprocess.json    how an image becomes the network's input
          LICENSE            of the program that built them
          TARGET/PRECISION/  the artifact, whole, with its artifact.json
+         golden/TARGET-PRECISION/   its golden kit: images, what it gives for them, check.py
 
 Equal artifacts give equal bytes: times and owners of files are left out.
 """
@@ -18,7 +20,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +29,9 @@ from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.files import read_regular
 from pipeline.core.network import Network
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
+from pipeline.core.signing import Signer
+from pipeline.exports.golden import FOLDER, kit_of, write_kit
+from pipeline.exports.unpacked import MANIFEST_FILE, SIGNATURE, SUMS
 from pipeline.steps.artifact import MANIFEST, Artifact
 
 _MOST = 8 * 2**30
@@ -34,31 +40,39 @@ _MOST = 8 * 2**30
 README = """\
 # {name}
 
-Built by CARE Deploy. `sha256sum -c SHA256SUMS` tells whether all arrived.
+Built by CARE Deploy. `sha256sum -c SHA256SUMS` tells whether all arrived whole.
 
 {artifacts}
 
-`labels.txt` has a class a line, in the order of the logits; `preprocess.json` says how an image
-becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`,
-the crop has `size` pixels a side, values of 0 to 1 lose `mean` and are divided by `std`,
-channels first.
+`labels.txt` has a class a line, in the order of the logits. `preprocess.json` says how an image
+becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`, the
+crop has `size` pixels a side, values of 0 to 1 lose `mean`, are divided by `std`, channels first.
 
-With ONNX Runtime alone (`image` is float32, 1 x channels x size x size):
+    session = onnxruntime.InferenceSession("{example}/model.onnx")   # ONNX Runtime alone
+    logits = session.run(None, {{"image": image}})[0]   # float32, 1 x {shape}
+    python golden/{kit}/check.py {example}/model.onnx   # does it compute here what was built?
 
-    session = onnxruntime.InferenceSession("ort/PRECISION/model.onnx")
-    logits = session.run(None, {{"image": image}})[0]
+A Core ML package takes an image and answers with class names: add it to an app in Xcode. An engine
+is opened by the version of TensorRT that `manifest.json` names. With CARE Deploy installed:
 
-A Core ML package takes an image and answers with class names: add it to an app with Xcode. An
-engine of TensorRT is opened by the version of the library that `manifest.json` names. With CARE
-Deploy installed, each of them answers by itself:
-
-    care-deploy predict photo.jpg --artifact TARGET/PRECISION
+    care-deploy check .
+    care-deploy predict photo.jpg --artifact {first}
+    care-deploy bench --artifact {first}
+    care-deploy validate --artifact {first} --data folder:PHOTOS
 
 The weights have the licence of whoever trained them; LICENSE is that of the program.
 """
 
 
-def write_bundle(artifacts: Sequence[Artifact], network: Network, name: str, path: Path) -> Path:
+def write_bundle(
+    artifacts: Sequence[Artifact],
+    network: Network,
+    name: str,
+    path: Path,
+    *,
+    signer: Signer | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Path:
     """Write an archive.
 
     Args:
@@ -66,6 +80,8 @@ def write_bundle(artifacts: Sequence[Artifact], network: Network, name: str, pat
         network: Labels and preprocessing.
         name: The folder in the archive.
         path: Where, such as "NAME.tar.gz"; a file that is there stays.
+        signer: Signs the checksums; None for no signature.
+        say: Is told which artifact travels without a golden kit, and why.
 
     Returns:
         The path.
@@ -78,9 +94,11 @@ def write_bundle(artifacts: Sequence[Artifact], network: Network, name: str, pat
         raise InputError(f"nothing of {name} is chosen to ship: build it, or name --target")
     if path.exists():
         raise InputError(f"{path} is there already: name another file, or remove it first")
-    files = dict(_files(artifacts, network, name))
+    files = dict(_files(artifacts, network, name, say))
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {file}\n" for file, data in files.items())
-    files["SHA256SUMS"] = sums.encode()
+    files[SUMS] = sums.encode()
+    if signer is not None:
+        files[SIGNATURE] = signer.sign(files[SUMS])
     try:
         with workspace(path) as new:
             new.write_bytes(_archive(files, name))
@@ -91,18 +109,15 @@ def write_bundle(artifacts: Sequence[Artifact], network: Network, name: str, pat
 
 
 def _files(
-    artifacts: Sequence[Artifact], network: Network, name: str
+    artifacts: Sequence[Artifact], network: Network, name: str, say: Callable[[str], object]
 ) -> Iterator[tuple[str, bytes]]:
-    lines = "\n".join(
-        f"- `{artifact.name}`, {artifact.size / 1e6:.2f} MB" for artifact in artifacts
-    )
     stated = [
         {"name": a.name, "digest": a.digest, "seal": a.seal, "tools": dict(a.tools)}
         for a in artifacts
     ]
-    yield "README.md", README.format(name=name, artifacts=lines).encode()
+    yield "README.md", _readme(artifacts, network, name).encode()
     yield (
-        "manifest.json",
+        MANIFEST_FILE,
         (json.dumps({"name": name, "artifacts": stated}, indent=1) + "\n").encode(),
     )
     yield "labels.txt", "".join(f"{label}\n" for label in network.labels).encode()
@@ -115,6 +130,37 @@ def _files(
                 raise ArtifactError(f"{artifact.folder / file} has changed: run again")
             yield f"{artifact.name}/{file}", data
         yield f"{artifact.name}/{MANIFEST}", read_regular(artifact.folder / MANIFEST, _MOST)
+        yield from _golden(artifact, say)
+
+
+def _readme(artifacts: Sequence[Artifact], network: Network, name: str) -> str:
+    """How to run what is in the archive, with names of what is in it."""
+    names = [artifact.name for artifact in artifacts]
+    # What ONNX Runtime runs, it runs anywhere.
+    portable = [each for each in names if each.startswith("ort/")]
+    example = portable[0] if portable else "ort/PRECISION"
+    lines = [f"- `{artifact.name}`, {artifact.size / 1e6:.2f} MB" for artifact in artifacts]
+    return README.format(
+        name=name,
+        artifacts="\n".join(lines),
+        example=example,
+        kit=example.replace("/", "-"),
+        shape=" x ".join(map(str, network.input_shape)),
+        first=(portable or names)[0],
+    )
+
+
+def _golden(artifact: Artifact, say: Callable[[str], object]) -> Iterator[tuple[str, bytes]]:
+    """The files of an artifact's golden kit; none where it has none."""
+    kit = kit_of(artifact)
+    if isinstance(kit, str):
+        say(f"{artifact.name} without golden images: {kit}")
+        return
+    with tempfile.TemporaryDirectory(prefix="care-deploy-") as temporary:
+        folder = Path(temporary) / FOLDER
+        write_kit(kit, folder)
+        for path in sorted(folder.iterdir()):
+            yield f"{FOLDER}/{artifact.name.replace('/', '-')}/{path.name}", path.read_bytes()
 
 
 def _licence() -> str:

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import ArtifactError, InputError
-from pipeline.core.network import Logits, Network
+from pipeline.core.files import read_regular
+from pipeline.core.network import Logits, Network, Pixels
+from pipeline.core.plain import read_json
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.stages.names import CARD, CARD_PIXELS, GOLDEN_INPUT, GOLDEN_PIXELS, LOGITS, PYTORCH
 from pipeline.steps.artifact import Artifact
@@ -39,6 +41,7 @@ CHECK_TENSORRT = "check_tensorrt.cpp"
 TRITON_CLIENT = "triton_client.py"
 README = "README.md"
 FORMAT = "care-deploy/golden/1"
+_MOST_OF_VALUES = 2**30
 
 _SHARED = (GOLDEN_PIXELS, GOLDEN_INPUT, PYTORCH, CARD, CARD_PIXELS)
 
@@ -84,6 +87,81 @@ class Served:
     source: str
     result: str
     batch: int
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden images of an artifact, wherever they were found.
+
+    Attributes:
+        pixels: uint8 (images, height, width, channels).
+        logits: What the artifact gives for them, (images, classes).
+        labels: Their classes, (images,).
+        tolerance: Largest error against `logits` that a device may have.
+        mean_tolerance: Largest mean of them.
+        state: How `logits` came about: "measured" or "emulated".
+    """
+
+    pixels: Pixels
+    logits: Logits
+    labels: tuple[int, ...]
+    tolerance: float
+    mean_tolerance: float
+    state: str
+
+
+def golden_of(artifact: Artifact) -> Golden | str:
+    """An artifact's golden images, out of the bundle or the results in which it lies.
+
+    Returns:
+        The images, or why there are none.
+
+    Raises:
+        ArtifactError: Those of the bundle are damaged, or of another artifact.
+    """
+    packed = artifact.folder.parents[1] / FOLDER / artifact.name.replace("/", "-")
+    if (packed / KIT).is_file():
+        return _packed(packed, artifact)
+    kit = kit_of(artifact)
+    if isinstance(kit, str):
+        return kit
+    pixels = np.fromfile(kit.images.path(GOLDEN_PIXELS), "u1")
+    return Golden(
+        pixels.reshape(kit.facts.pixels_shape),
+        kit.logits,
+        kit.facts.labels,
+        kit.expected.tolerance,
+        kit.expected.mean_tolerance,
+        kit.state,
+    )
+
+
+def _packed(folder: Path, artifact: Artifact) -> Golden:
+    stated = read_json(folder / KIT)
+    try:
+        if stated["format"] != FORMAT or stated["digest"] != artifact.digest:
+            raise ArtifactError(f"{folder} is of another {artifact.name} than {artifact.folder}")
+        images, classes = int(stated["images"]), int(stated["classes"])
+        depth, height, width = artifact.network().input_shape
+        pixels = _values(folder / GOLDEN_PIXELS, "u1", (images, height, width, depth))
+        return Golden(
+            pixels,
+            _values(folder / OWN_LOGITS, "<f4", (images, classes)),
+            tuple(int(label) for label in stated["labels"]),
+            float(stated["tolerance"]),
+            float(stated["mean_tolerance"]),
+            str(stated["logits"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(f"{folder / KIT} is damaged") from error
+
+
+def _values(path: Path, kind: str, shape: tuple[int, ...]) -> Any:
+    try:
+        data = read_regular(path, _MOST_OF_VALUES)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing") from error
+    return np.frombuffer(data, kind).reshape(shape)
 
 
 def kit_of(artifact: Artifact) -> Kit | str:

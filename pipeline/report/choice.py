@@ -39,7 +39,7 @@ def choose(
     for artifact in able[1:]:
         other, doubt = artifact.precision, artifact.why_not
         if other not in samples or best not in samples:
-            why[other] = doubt or f"comes after {best} in the configuration, and {_unknown(able)}"
+            why[other] = doubt or f"not shown to be faster than {best}: {_unknown(able)}"
             continue
         compared = ratio(samples[other], samples[best])
         low, high = compared.interval

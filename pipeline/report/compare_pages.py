@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from pipeline.core.words import printable
 from pipeline.report.compare import NOT_INTERLEAVED, Compared, Pair
 from pipeline.report.gallery import thumbnail
 from pipeline.report.html import template
+from pipeline.report.junit import Case, suite
 from pipeline.report.terminal import render
 
 MARK = "CARE Deploy comparison"
@@ -47,19 +47,17 @@ def markdown(compared: Compared) -> str:
 
 def junit(compared: Compared) -> str:
     """A test case an artifact: it fails where the new run is proven to be worse."""
-    suite = ElementTree.Element("testsuite", name=MARK, tests=str(len(compared.pairs)))
-    failed = 0
-    for pair in compared.pairs:
-        case = ElementTree.SubElement(suite, "testcase", classname="accuracy", name=pair.name)
-        if pair.verdict == "worse" or pair.only_in == "baseline":
-            failed += 1
-            message = f"{pair.name}: {pair.verdict}, top-1 {_top1(pair)}"
-            ElementTree.SubElement(case, "failure", message=printable(message))
-        elif pair.verdict == "cannot be told":
-            ElementTree.SubElement(case, "skipped", message=printable(pair.why_not))
-    suite.set("failures", str(failed))
-    ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return suite(MARK, (_case(pair) for pair in compared.pairs))
+
+
+def _case(pair: Pair) -> Case:
+    is_worse = pair.verdict == "worse" or pair.only_in == "baseline"
+    return Case(
+        "accuracy",
+        pair.name,
+        failure=f"{pair.name}: {pair.verdict}, top-1 {_top1(pair)}" if is_worse else "",
+        skipped=pair.why_not if pair.verdict == "cannot be told" else "",
+    )
 
 
 def html(compared: Compared, pixels: npt.NDArray[np.uint8] | None) -> str:

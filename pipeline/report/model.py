@@ -230,11 +230,13 @@ class GateDoubt(Plain):
     why: str
     fails: bool
 
+    @property
+    def words(self) -> str:
+        """What cannot be told, without the artifact's name."""
+        return f"{self.figure} is {self.value:.4g}, {self.gate} allows {self.limit:g}; {self.why}"
+
     def __str__(self) -> str:
-        return (
-            f"{self.target}/{self.precision}: {self.figure} is {self.value:.4g}, {self.gate} "
-            f"allows {self.limit:g}; {self.why}"
-        )
+        return f"{self.target}/{self.precision}: {self.words}"
 
 
 @dataclass(frozen=True)

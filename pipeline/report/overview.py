@@ -117,6 +117,11 @@ def _gates_in_words(gates: GateReport) -> str:
     return f", and no gate failed{left}{told}"
 
 
+def told_first(run: Run) -> Iterator[str]:
+    """The same as `alerts`, for who has no cards."""
+    return alerts(run, [view.card(run, artifact) for artifact in run.artifacts])
+
+
 def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     """What a reader should know before any figure, though nothing failed."""
     yield from run.problems
@@ -145,7 +150,18 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
                 f"{target}: latency is not to be trusted: {doubt}; no gate and no choice uses it, "
                 "measure again"
             )
+    yield from _doubts(run.gates)
     yield from remarks(run)
+
+
+def _doubts(gates: GateReport) -> Iterator[str]:
+    """Gates that cannot be told, those of one reason together; what counts as failed is told so."""
+    by_reason: dict[str, list[str]] = {}
+    for doubt in gates.doubts:
+        if not doubt.fails:
+            by_reason.setdefault(doubt.words, []).append(f"{doubt.target}/{doubt.precision}")
+    for reason, names in by_reason.items():
+        yield f"gate in doubt: {', '.join(names)}: {reason}"
 
 
 def remarks(run: Run) -> Iterator[str]:

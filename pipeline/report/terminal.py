@@ -89,6 +89,3 @@ def _lines(run: Run) -> Iterator[str]:
                 yield f"{artifact.target} {what} not measured: {figure.why}"
     for gate in run.gates.failures:
         yield f"gate failed: {gate}"
-    for doubt in run.gates.doubts:
-        if not doubt.fails:
-            yield f"gate in doubt: {doubt}"

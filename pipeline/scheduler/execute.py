@@ -56,21 +56,31 @@ class Outcome:
         return max((end.error.exit_code for end in self.results if end.error), default=0)
 
 
-def dry_run(context: RunContext, selection: Selection) -> list[tuple[Step, str | None]]:
-    """Every selected step and why it would run; None where it is up to date."""
+def dry_run(
+    context: RunContext, selection: Selection, *, verify: bool = True
+) -> list[tuple[Step, str | None]]:
+    """Every selected step and why it would run; None where it is up to date.
+
+    Args:
+        context: What the steps work with.
+        selection: Which steps.
+        verify: Whether to hash what is there: damage is a reason, too.
+    """
     reasons: dict[Step, str | None] = {}
     for step in selection.select(plan(context)):
-        reasons[step] = _reason(step, selection, reasons)
+        reasons[step] = _reason(step, selection, reasons, verify)
     return list(reasons.items())
 
 
-def _reason(step: Step, selection: Selection, reasons: dict[Step, str | None]) -> str | None:
+def _reason(
+    step: Step, selection: Selection, reasons: dict[Step, str | None], verify: bool
+) -> str | None:
     if selection.forces(step):
         return ASKED_FOR
     for required in step.requires:
         if reasons.get(required):
             return f"made from {required.name}, which runs"
-    return step.stale()
+    return step.stale(verify=verify)
 
 
 def execute(

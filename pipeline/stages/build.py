@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.kept import Kept
 from pipeline.core.errors import BuildError, InputError
 from pipeline.core.network import Network
 from pipeline.core.preprocess import Pictures
@@ -14,6 +15,7 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_pictures
 from pipeline.stages.names import GRAPH, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
+from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.step import Step
 from pipeline.targets.base import MODULE, BuildJob
 from pipeline.targets.registry import TARGETS
@@ -92,6 +94,8 @@ class BuildStep(TargetStep):
         def calibration(count: int) -> Pictures:
             return read_pictures(self.calibration.artifact())[:count]
 
+        name = f"{self.name.replace('/', '-')}-{self.key()[:16]}.jsonl"
+        place = context.folder / EVALUATIONS / name
         job = BuildJob(
             network=self._network(),
             precision=self.precision,
@@ -101,6 +105,7 @@ class BuildStep(TargetStep):
             calibration=calibration,
             batch=context.config.export.fixed_batch,
             log=context.log,
+            evaluations=place,
         )
         try:
             facts = self.runtime.build(job, folder)
@@ -108,6 +113,7 @@ class BuildStep(TargetStep):
             if self.graph is None or not self.graph.simplify.artifact().facts["simplified"]:
                 raise
             facts = self._build_from_exported(self.graph, job, folder, refusal)
+        Kept(place).forget()
         if self.runtime.timed:
             facts["measured_on"] = self.machine()
         stated = {"target": self.runtime.name, "precision": self.precision}

@@ -77,9 +77,9 @@ class SimplifyStep(StageStep):
             fault=refusal is not None and refusal.fault,
         ).to_facts()
 
-    def stale(self) -> str | None:
+    def stale(self, *, verify: bool = True) -> str | None:
         """See `Step.stale`; a crash of the tool is no property of the graph: it is tried again."""
-        why = super().stale()
+        why = super().stale(verify=verify)
         if why is None and self.artifact().facts.get("fault"):
             return "onnxsim failed the last time"
         return why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,7 +269,8 @@ def run_over(
     shards = Shards(place, size_of(step.context.config.validation.shard, size), size)
     results = shards.resume(runner)
     part: list[Logits] = []
-    done = shards.images * len(results)
+    done = before = shards.images * len(results)
+    start = time.monotonic()
     with freed_memory_kept():
         for pictures in batches(step.samples.artifact(), size, done):
             step.context.progress(done, total, what)
@@ -279,6 +281,9 @@ def run_over(
                 part = []
                 if done < total:
                     shards.keep(results[-1], runner)
+    if total > before:
+        each = (time.monotonic() - start) / (total - before)
+        step.beside["images_seconds"] = round(each * total, 3)
     return np.concatenate(results)
 
 

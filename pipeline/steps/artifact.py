@@ -311,12 +311,15 @@ class Made(Facts):
         date: Day and time, as "YYYY-MM-DD hh:mm".
         checkpoint: Path of the checkpoint, where it was read.
         data: Where the images lay.
+        images_seconds: How long of `seconds` went to what is done for each image, of all images,
+            also of those that an earlier run had done already; None where nothing tells.
     """
 
     seconds: float | None = None
     date: str = ""
     checkpoint: str = ""
     data: str = ""
+    images_seconds: float | None = None
 
 
 def _check_format(path: Path, found: Any, seal: str) -> None:

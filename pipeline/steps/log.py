@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -46,6 +46,8 @@ class Log:
                 raise ArtifactError(cannot_write(path, error)) from error
             self.stream = _appending(Path(os.devnull))
         self.lock = threading.Lock()
+        self.also: Callable[[str], object] | None = None
+        """Takes every line as well, such as a screen."""
         if self.stream.tell() == 0:
             self._write(f"{HEADER}\n")
 
@@ -53,6 +55,8 @@ class Log:
         """Write a line with the time of day."""
         with self.lock:
             self._write(f"{time.strftime('%H:%M:%S')} {printable(line.rstrip())}\n")
+        if self.also is not None:
+            self.also(line.rstrip())
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):

@@ -204,13 +204,17 @@ class Step(ABC):
             known[self.name] = Artifact.read(self.folder)
         return known[self.name]
 
-    def stale(self) -> str | None:
-        """Why the step has to run, or None if its artifact is up to date and undamaged."""
+    def stale(self, *, verify: bool = True) -> str | None:
+        """Why the step has to run, or None if its artifact is up to date and undamaged.
+
+        Args:
+            verify: Whether to hash its files, too: of many images that takes a while.
+        """
         self.context.artifacts.pop(self.name, None)
         if not self.folder.exists():
             return "not built yet"
         try:
-            existing = self.verified()
+            existing = self.verified() if verify else self.artifact()
         except ArtifactError as error:
             return f"damaged: {error}"
         if existing.inputs is None:

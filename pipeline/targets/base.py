@@ -92,6 +92,8 @@ class BuildJob:
         calibration: Gives calibration images: at most so many as asked for.
         batch: Fixed batch size, or None for a dynamic one.
         log: Takes a line of the runtime's chatter for the log file.
+        evaluations: A file in which a search keeps what it evaluated, so that one that is killed
+            goes on; None to keep nothing. Its name stands for all that decides an evaluation.
     """
 
     network: Network
@@ -102,6 +104,7 @@ class BuildJob:
     calibration: Callable[[int], Pictures]
     batch: int | None
     log: Callable[[str], None]
+    evaluations: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -216,5 +216,3 @@ def _convert(*, image: bool) -> Any:
         minimum_deployment_target=ct.target.iOS16,
         skip_model_load=True,
     )
-
-

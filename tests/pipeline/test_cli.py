@@ -141,14 +141,17 @@ def test_a_second_run_imports_no_runtime_and_does_nothing(config: Path, finished
     assert run.stdout.splitlines()[-1] == "CODE 0 []"
     events = [json.loads(line) for line in run.stderr.splitlines() if line.startswith("{")]
     assert {event["state"] for event in events if event["event"] == "finished"} == {"up to date"}
+    assert events[0] == {"event": "costs", "lines": []}
     assert (events[-1]["event"], events[-1]["exit_code"]) == ("summary", 0)
     assert events[-1]["use"] == {"trt": "fp16", "ort": "fp32", "coreml": "fp16"}
+    assert any("calls were timed, and 30 are needed" in line for line in events[-1]["alerts"])
 
 
 def planned(path: Path, *options: str) -> set[str]:
     """Names of the steps that would run."""
     output = invoke("run", str(path), "--dry-run", *options).output
-    rows = [line.strip().split(maxsplit=2) for line in output.splitlines()]
+    plan = output.partition("\n\n")[0]  # what it costs comes after
+    rows = [line.strip().split(maxsplit=2) for line in plan.splitlines()]
     return {row[1] for row in rows if len(row) == 3 and row[2] != "up to date"}
 
 
@@ -170,6 +173,10 @@ def test_only_what_a_change_touches_would_run(copied: tuple[Path, Path]) -> None
     edit(path, '["8.9"]', '["8.6"]')
     assert planned(path) == {"trt/fp16", "validate/trt-fp16", "bench/trt"}
     assert planned(path, "--target", "ort") == set()
+    output = invoke("run", str(path), "--dry-run").output
+    assert re.search(r"trt/fp16 .* about \d+ s, as last time$", output, re.MULTILINE)
+    assert re.search(r"^3 steps to run: about \d+ s", output, re.MULTILINE)
+    assert re.search(r"^with 50,000 validation images all steps: about \d", output, re.MULTILINE)
 
 
 def test_another_checkpoint_rebuilds_everything(copied: tuple[Path, Path]) -> None:
@@ -294,6 +301,53 @@ def test_a_run_of_one_stage_claims_no_more(copied: tuple[Path, Path], tmp_path: 
     assert "not selected in this run" in text
     assert "was not built" not in text
     assert "Everything was built" not in text
+
+
+def test_the_log_is_shown_and_ci_is_told_where_that_is_asked_for(
+    copied: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, _ = copied
+    junit = tmp_path / "junit.xml"
+    options = ("--only", "bench", "--target", "ort", "--force", "--log-json", "-v")
+    result = process("run", str(path), *options, "--junit", str(junit))
+    assert result.returncode == 0, result.stderr
+    events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    assert {"event": "log", "text": "bench/ort: asked for"} in events
+    text = junit.read_text()
+    assert 'classname="bench" name="bench/ort"' in text
+    assert 'classname="gates" name="ort/fp32"' in text
+    assert 'failures="0"' in text
+    junit.write_text("precious")
+    result = process("run", str(path), *options, "--junit", str(junit))
+    assert (result.returncode, junit.read_text()) == (2, "precious")
+
+
+def completed(words: str, folder: Path) -> list[str]:
+    """What a shell offers for the last of some words."""
+    program = "from pipeline.cli import main; main(prog_name='care-deploy')"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "_CARE_DEPLOY_COMPLETE": "bash_complete",
+    }
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_shell_completes_commands_options_targets_and_results(tmp_path: Path) -> None:
+    (tmp_path / "engines/trial/onnx").mkdir(parents=True)
+    (tmp_path / "engines/trial/onnx" / MANIFEST).write_text("{}")
+    assert "plain,bundle" in completed("care-deploy bu", tmp_path)
+    assert "plain,--dry-run" in completed("care-deploy run --dry", tmp_path)
+    assert completed("care-deploy bench --target co", tmp_path) == ["plain,coreml", "plain,coreai"]
+    assert completed("care-deploy bundle tr", tmp_path) == ["plain,trial"]
+    assert completed("care-deploy run pipel", tmp_path) == ["file,pipel"]
+    assert not any(completed("care-deploy bundle tr", tmp_path / "engines"))
 
 
 def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:

@@ -34,6 +34,27 @@ MOST_BUSY = 0.5
 VALID = "valid"
 
 
+def doubt_about(calls: int, load_before: float, cpus: int) -> str:
+    """Why a latency is not to be trusted; "" if it is.
+
+    Args:
+        calls: How many were timed.
+        load_before: CPUs that other processes kept busy before.
+        cpus: CPUs that this process may use.
+    """
+    return "; ".join((*_few(calls), *_busy(load_before, cpus)))
+
+
+def _few(calls: int) -> Iterator[str]:
+    if calls < FEWEST_CALLS:
+        yield f"only {calls} calls were timed, and {FEWEST_CALLS} are needed"
+
+
+def _busy(load: float, cpus: int) -> Iterator[str]:
+    if load > MOST_BUSY * cpus:
+        yield f"other processes kept {load:.1f} of {cpus} CPUs busy"
+
+
 @dataclass(frozen=True)
 class BatchLatency(Plain):
     """What was timed at one batch size, all runners interleaved.
@@ -183,18 +204,12 @@ class Measured(Facts):
 
     def doubt(self, runner: str) -> str:
         """Why the latency of a runner is not to be trusted; "" if it is."""
-        reasons = []
         calls = self.batches[self.first_batch].phases[runner][ENGINE].samples
-        if calls < FEWEST_CALLS:
-            reasons.append(f"only {calls} calls were timed, and {FEWEST_CALLS} are needed")
-        reasons += self._faults(runner)
-        return "; ".join(reasons)
+        return "; ".join((*_few(calls), *self._faults(runner)))
 
     def _faults(self, runner: str) -> Iterator[str]:
         """What is against a measurement, however many calls there are."""
-        busy = max(self.load_before, self.load_during or 0.0)
-        if busy > MOST_BUSY * self.machine.cpus_granted:
-            yield f"other processes kept {busy:.1f} of {self.machine.cpus_granted} CPUs busy"
+        yield from _busy(max(self.load_before, self.load_during or 0.0), self.machine.cpus_granted)
         if runner in self.answers and (problem := self.answers[runner].problem):
             yield problem
         if runner in self.repeated and (problem := self.repeated[runner].problem):

@@ -81,6 +81,7 @@ def _stored(*schemes: Scheme) -> Callable[[Any, BuildJob], tuple[Any, Facts]]:
 def _searched(model: Any, job: BuildJob) -> tuple[Any, Facts]:
     import torch
 
+    from calibration.kept import Kept
     from pipeline.targets.coreml.convert import finish
     from pipeline.targets.coreml.search import Search, tried
 
@@ -92,7 +93,14 @@ def _searched(model: Any, job: BuildJob) -> tuple[Any, Facts]:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "float16.mlpackage")
         finish(model, job.network, package, "fp16")
-        search = Search(package, pictures.pixels, reference, options.weight_threshold, Path(folder))
+        search = Search(
+            package,
+            pictures.pixels,
+            reference,
+            options.weight_threshold,
+            Path(folder),
+            Kept(job.evaluations),
+        )
         best, mixes = search.run(options.max_top1_drop, limit)
     return apply_mixed(model, best.schemes), {
         "calibration_images": len(pictures),

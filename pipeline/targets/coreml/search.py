@@ -11,17 +11,21 @@ than the loss of top-1, so that the limit holds without labels.
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calibration.kept import Kept
+from calibration.sensitivity import Outcome
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
+from pipeline.core.files import digest_of, file_hash
 from pipeline.core.network import Logits, Pixels
 from pipeline.steps.facts.graphs import TriedCompression
 from pipeline.targets.coreml import package as saved
@@ -127,16 +131,25 @@ class Search:
         reference: PyTorch's float32 logits of them, (images, classes).
         threshold: Tensors with at most so many values stay in float16.
         workspace: A folder for packages that are made to be evaluated.
+        kept: Remembers evaluations, so that a search that was killed goes on.
     """
 
     def __init__(
-        self, package: Path, pixels: Pixels, reference: Logits, threshold: int, workspace: Path
+        self,
+        package: Path,
+        pixels: Pixels,
+        reference: Logits,
+        threshold: int,
+        workspace: Path,
+        kept: Kept | None = None,
     ) -> None:
         self._weights = WeightFile(package, threshold)
         self._pixels, self._reference = pixels, reference
         self._trial = workspace / "trial.mlpackage"
         self._size = saved.size(package)
         self._errors: dict[tuple[str, Scheme], float] = {}
+        self._kept = kept or Kept()
+        self._digest = file_hash(package / saved.WEIGHTS / "weight.bin")
         if not self._weights.tensors:
             raise BuildError(
                 f"auto: no weight has more than {threshold} values: lower weight_threshold"
@@ -183,13 +196,31 @@ class Search:
     def sensitivities(self) -> dict[tuple[str, Scheme], float]:
         """Mean squared error of the logits when one tensor alone is stored in one way."""
         pixels = self._pixels[: min(24, max(4, _EVALUATIONS // len(self._simulated)))]
-        unchanged = self._logits({}, pixels)
+        # Its logits are needed only where something is evaluated anew.
+        unchanged = functools.cache(lambda: self._logits({}, pixels))
         return {
-            (name, scheme): float(
-                np.mean((self._logits({name: values}, pixels) - unchanged) ** 2, dtype=np.float64)
-            )
-            for (name, scheme), values in self._simulated.items()
+            (name, scheme): self._moved(name, scheme, pixels, unchanged)
+            for name, scheme in self._simulated
         }
+
+    def _moved(
+        self, name: str, scheme: Scheme, pixels: Pixels, unchanged: Callable[[], Logits]
+    ) -> float:
+        """Mean squared error of the logits with one tensor stored in one way."""
+
+        def evaluate() -> Outcome:
+            logits = self._logits({name: self._simulated[name, scheme]}, pixels)
+            before = unchanged()
+            moved = float(np.mean((logits - before) ** 2, dtype=np.float64))
+            same = float((logits.argmax(1) == before.argmax(1)).mean())
+            return Outcome(same, same, moved)
+
+        return self._kept.outcome(self._key({name: scheme}, len(pixels)), evaluate).logit_error
+
+    def _key(self, schemes: Mapping[str, Scheme], images: int) -> str:
+        """By what an evaluation is kept: the weights, how they are stored, and how many images."""
+        stored = {name: scheme.name for name, scheme in schemes.items()}
+        return digest_of({"weights": self._digest, "stored": stored, "images": images})
 
     def weights(self, best: Mix) -> list[dict[str, Any]]:
         """For each weight tensor how far storing it alone moved the logits, and what was chosen.
@@ -239,8 +270,14 @@ class Search:
         return mixes
 
     def _evaluated(self, schemes: Mapping[str, Scheme]) -> Mix:
-        values = {name: self._simulated[name, scheme] for name, scheme in schemes.items()}
-        found = figures.compare(self._logits(values, self._pixels), self._reference)
+        def evaluate() -> Outcome:
+            values = {name: self._simulated[name, scheme] for name, scheme in schemes.items()}
+            found = figures.compare(self._logits(values, self._pixels), self._reference)
+            return Outcome(found.agreement, found.agreement, found.relative_error)
+
+        # All images against PyTorch, where a single tensor is held against the package itself.
+        key = f"mix-{self._key(schemes, len(self._pixels))}"
+        found = self._kept.outcome(key, evaluate)
         tensors = self._weights.tensors
         saved_bytes = sum(tensors[n].nbytes - s.bytes(tensors[n]) for n, s in schemes.items())
         return Mix(schemes, self._size - saved_bytes, 1 - found.agreement)

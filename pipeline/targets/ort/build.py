@@ -95,6 +95,7 @@ def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -
             optimize(model, [*for_ort(other), *finish_blocked(other)])
             _save(model, folder / OTHER_BLOCKED, job)
             facts["layout"]["other"] = other
+            facts["alternatives"].append(OTHER_BLOCKED)
     _log(job, applied)
     return facts
 

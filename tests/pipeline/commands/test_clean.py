@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from calibration.kept import MARK
 from pipeline.cli import main
 from pipeline.core.hashes import HashCache
 from tests.pipeline.report.making import Maker, configured
@@ -77,3 +78,12 @@ def test_what_a_killed_validation_kept_goes(results: Path) -> None:
     assert not (results / ".evaluations" / "validate-ort-fp32-0123").exists()
     assert (results / ".evaluations" / "mine" / "0.npy").exists()
     assert there == {"notes.txt", "0.npy"}
+
+
+def test_what_a_killed_search_kept_goes(results: Path) -> None:
+    kept, mine = (results / ".evaluations" / name for name in ("ort-int8-0123.jsonl", "my.jsonl"))
+    kept.parent.mkdir()
+    kept.write_text(f"{MARK}\n{{}}")
+    mine.write_text("precious")
+    assert "of a search that did not end" in clean(results)
+    assert (kept.exists(), mine.read_text()) == (False, "precious")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.core.errors import ConfigError, DataError, about
-from pipeline.core.words import in_short, nearest, nearest_or_all, printable, shown
+from pipeline.core.words import duration, in_short, nearest, nearest_or_all, printable, shown
 
 KNOWN = ["care_s0", "care_s1", "mlla_t"]
 
@@ -59,3 +59,18 @@ def test_messages_of_errors_are_printable() -> None:
         raise DataError("class \x1b[2J\ud800")
     assert str(caught.value) == "data: class \\x1b[2J\\ud800"
     assert str(ConfigError("a\nb")) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "1 s"),
+        (0.4, "1 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3599, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tarfile
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -74,3 +75,37 @@ def test_what_changed_meanwhile_does_not_leave(artifacts: list[Artifact], tmp_pa
     assert not (tmp_path / "net.tar.gz").exists()
     with pytest.raises(InputError, match="nothing of net is chosen"):
         write_bundle([], NETWORK, "net", tmp_path / "net.tar.gz")
+
+
+def test_the_readme_has_twenty_lines_and_names_what_is_there(
+    artifacts: list[Artifact], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    path = write_bundle(artifacts, NETWORK, "net", tmp_path / "net.tar.gz", say=said.append)
+    text = (unpacked(path, tmp_path / "there") / "README.md").read_text()
+    assert len([line for line in text.splitlines() if line]) <= 20
+    assert 'InferenceSession("ort/fp32/model.onnx")' in text
+    assert "predict photo.jpg --artifact ort/fp32" in text
+    # These were not validated, and so have no golden images.
+    assert [line.partition(":")[0] for line in said] == [
+        "ort/fp32 without golden images",
+        "trt/fp16 without golden images",
+    ]
+
+
+def test_the_checksums_are_signed_with_the_users_key(
+    artifacts: list[Artifact], tmp_path: Path
+) -> None:
+    class Stamp:
+        """Signs nothing; `pipeline.core.signing` is tested by itself."""
+
+        def sign(self, data: bytes) -> bytes:
+            return hashlib.sha512(data).digest()
+
+    path = write_bundle(
+        artifacts, NETWORK, "net", tmp_path / "net.tar.gz", signer=cast(Any, Stamp())
+    )
+    there = unpacked(path, tmp_path / "there")
+    sums = (there / "SHA256SUMS").read_bytes()
+    assert (there / "SHA256SUMS.sig").read_bytes() == hashlib.sha512(sums).digest()
+    assert b"SHA256SUMS" not in sums

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -205,8 +206,8 @@ def test_every_figure_of_an_artifact_is_there(run: Run) -> None:
         "largest difference of logits",
         "latency, median",
         "cold start",
-        "of the time of PyTorch",
-        "of the time of fp32",
+        "Batch 1, against PyTorch: 5.0 x faster",
+        "Batch 1, against fp32: 1.7 x faster",
         "end to end",
         "too few samples",
         "Graph passes",
@@ -511,6 +512,9 @@ const look = () => {{
   document.querySelector("output").textContent = JSON.stringify({{
     width: frame.contentWindow.innerWidth, scroll: page.documentElement.scrollWidth,
     out: out.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
+    beside: [...page.querySelectorAll("td .badge")]
+      .filter(e => e.getBoundingClientRect().right > e.closest("td").getBoundingClientRect().right)
+      .map(e => e.textContent),
     dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches,
     page: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
   }});
@@ -525,9 +529,12 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out_in_a_browser(run: Run, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize("change", [lambda run: run, hasty])
+def test_nothing_sticks_out_in_a_browser(
+    run: Run, tmp_path: Path, width: int, change: Callable[[Run], Run]
+) -> None:
     file = tmp_path / "frame.html"
-    file.write_text(framed(html.page(run), width))
+    file.write_text(framed(html.page(change(run)), width))
     dom = chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
     found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
     assert found, dom[-2000:]
@@ -535,6 +542,7 @@ def test_nothing_sticks_out_in_a_browser(run: Run, tmp_path: Path, width: int) -
     assert told["width"] == width
     assert told["scroll"] <= told["width"]
     assert told["out"] == []
+    assert told["beside"] == []
 
 
 @needs_chromium

@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.core.figures import Number, State
 from pipeline.core.runner import Numerics
-from pipeline.report import overview, view
+from pipeline.report import html, markdown, overview, terminal, view
 from pipeline.report.facts import Pairs
-from pipeline.report.model import Choice, GateReport, Run, StepEnd
+from pipeline.report.model import Choice, GateDoubt, GateReport, Run, StepEnd
 from pipeline.steps.facts.accuracy import ByClass, EmulationError, ModuleRange, NarrowSums
 from pipeline.steps.facts.graphs import RaisedPart, RepairFacts
 from pipeline.steps.step import State as StepState
@@ -297,3 +297,18 @@ def test_a_repair_that_fails_on_the_validation_images_is_told(
         "trt/fp16: the repair does not hold on the validation images: least headroom 3.9, where 4"
     )
     assert any(line.startswith(told) for line in found) is not holds
+
+
+def test_gates_in_doubt_for_one_reason_are_told_once_and_everywhere(run: Run) -> None:
+    doubts = tuple(
+        GateDoubt(target, "fp16", "top-1 drop", "max_top1_drop", 0.01, 0.0, "16 seen", fails)
+        for target, fails in (("trt", False), ("coreml", False), ("ort", True))
+    )
+    changed = replace(run, gates=replace(run.gates, doubts=doubts))
+    line = (
+        "gate in doubt: trt/fp16, coreml/fp16: top-1 drop is 0, max_top1_drop allows 0.01; 16 seen"
+    )
+    assert [found for found in alerts(changed) if "in doubt" in found] == [line]
+    terminal_text = " ".join(terminal.summary(changed).split())
+    for text in (terminal_text, markdown.page(changed), html.page(changed)):
+        assert text.count(line) == 1

@@ -93,6 +93,9 @@ def test_a_sound_configuration_is_planned_and_nothing_is_written(project: Path) 
     result = CliRunner().invoke(main, ["run", str(path), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "ort/int8" in result.output
+    # Nothing was measured yet, and the plan says so rather than nothing.
+    assert "not built yet; time not known yet" in result.output
+    assert "with 50,000 validation images all steps: time not known yet" in result.output
     assert sorted(project.rglob("*")) == before
 
 

@@ -29,7 +29,7 @@ from pipeline.stages.names import LOGITS, PIXELS
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import Accuracy, ValidationFacts
-from pipeline.steps.facts.bench import BenchFacts, Measured, Memory, PYTORCH, Sustained
+from pipeline.steps.facts.bench import PYTORCH, BenchFacts, Measured, Memory, Sustained
 from pipeline.targets.pytorch import TorchRunner
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

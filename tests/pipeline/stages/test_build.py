@@ -12,6 +12,8 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from calibration.kept import Kept
+from calibration.sensitivity import Outcome
 from pipeline.cli import main
 from pipeline.core.errors import BuildError, UnsupportedOperatorError
 from pipeline.core.runner import Runner
@@ -48,6 +50,8 @@ class Choosy(Target):
     def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
         assert job.graph is not None
         (folder / "half").write_text("left by a build that fails")
+        assert job.evaluations is not None
+        Kept(job.evaluations).outcome("a graph", lambda: Outcome(1.0, 1.0, 0.0))
         if job.precision == "never" or (
             job.precision == "picky" and job.graph.name != "graph.onnx"
         ):
@@ -109,3 +113,7 @@ def test_refusals_are_worked_around_or_told(choosy: None, tmp_path: Path) -> Non
     gap = Artifact.read(folder / "validate/choosy-gap").facts["numbers"]["top1"]
     assert gap["state"] == "not measured"
     assert "no such device is here; and it cannot be emulated: operator Fancy" in gap["why"]
+
+    # What searches evaluated is kept for the next run where a build failed, and nowhere else.
+    kept = [path.name.rpartition("-")[0] for path in (folder / ".evaluations").iterdir()]
+    assert kept == ["choosy-never"]

@@ -85,3 +85,13 @@ def test_a_full_disk_loses_lines_and_ends_nothing() -> None:
         log.stream = stream
         log._write("lost\n")
         log.close()
+
+
+def test_every_line_goes_elsewhere_as_well(tmp_path: Path) -> None:
+    log, told = Log(tmp_path / "run.log"), list[str]()
+    log("before")
+    log.also = told.append
+    log("a line\n")
+    log.close()
+    assert told == ["a line"]
+    assert (tmp_path / "run.log").read_text().count("a line") == 1

@@ -181,6 +181,16 @@ def test_a_finished_step_need_not_run(make: Make) -> None:
         Other(make().context, "none").artifact()
 
 
+def test_a_look_without_hashing_sees_all_but_damage(make: Make) -> None:
+    made = make().run()
+    next(path for path in made.folder.iterdir() if path.name in made.files).write_text("other")
+    assert make().stale(verify=False) is None
+    assert (make().stale() or "").startswith("damaged: ")
+    step = make()
+    step.settings.update(more=2)
+    assert step.stale(verify=False) == "changed: more"
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

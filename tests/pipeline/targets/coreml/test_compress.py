@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from calibration.kept import Kept
 from pipeline.core import figures
 from pipeline.core.errors import BuildError
 from pipeline.core.network import Network
@@ -197,6 +198,37 @@ def test_search_says_what_is_out_of_reach(search: Search) -> None:
         search.run(max_changed=0.05, max_size=10)
     with pytest.raises(BuildError, match="max_top1_drop"):
         search.run(max_changed=-1.0, max_size=None)
+
+
+def test_a_search_that_was_killed_goes_on(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    logits = search._logits
+
+    def counted(values: Any, pixels: Any) -> Any:
+        asked.append(len(values))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return logits(values, pixels)
+
+    place = tmp_path / "kept.jsonl"
+    monkeypatch.setattr(search, "_logits", counted)
+    monkeypatch.setattr(search, "_kept", Kept(place))
+    with pytest.raises(KeyboardInterrupt):
+        search.run(max_changed=0.05, max_size=None)
+    done = len(asked)
+    monkeypatch.setattr(search, "_kept", Kept(place))
+    found = search.run(max_changed=0.05, max_size=None)
+    evaluated = len(asked) - done
+    monkeypatch.setattr(search, "_kept", Kept())
+    assert search.run(max_changed=0.05, max_size=None) == found
+    # Four were made before it was killed, one of them that of the package as it is.
+    assert len(asked) - done - evaluated == evaluated + 3
+    monkeypatch.setattr(search, "_kept", Kept(place))
+    before = len(asked)
+    assert search.run(max_changed=0.05, max_size=None) == found
+    assert len(asked) == before
 
 
 def test_auto_builds_what_the_search_chose(build: Build) -> None:

@@ -229,6 +229,8 @@ def test_both_widths_of_blocks_are_there(built: Artifact) -> None:
     layout = built.facts["layout"]
     assert {layout["block"], layout["other"]} == {8, 16}
     assert set(built.files) == {PORTABLE, BLOCKED, OTHER_BLOCKED, PROBE}
+    # One of the three is shipped, and its size is the artifact's.
+    assert set(built.facts["alternatives"]) == {BLOCKED, OTHER_BLOCKED, PROBE}
     assert built.facts["decided_on"] == certificate.here()
 
 

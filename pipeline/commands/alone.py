@@ -1,0 +1,304 @@
+"""Artifacts alone: what `bench` and `validate` do with folders that were copied here.
+
+Nothing else is needed: no configuration, no checkpoint, no validation set. Images are the golden
+ones that travel in a bundle or lie in the results, or those that the user names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.api.model import Model, load
+from pipeline.commands.bench import BenchReport, latency_table
+from pipeline.commands.validate import Judged
+from pipeline.config import BenchConfig
+from pipeline.core import figures, machine, timing
+from pipeline.core.errors import (
+    ArtifactError,
+    DataError,
+    GateFailedError,
+    InputError,
+    UnavailableError,
+    about,
+)
+from pipeline.core.figures import measured_here
+from pipeline.core.labels import imagenet_labels
+from pipeline.core.network import Network, Pixels
+from pipeline.core.preprocess import Pictures, Preprocess
+from pipeline.core.runner import Runner
+from pipeline.core.words import shown
+from pipeline.exports.golden import Golden, golden_of
+from pipeline.report import text
+from pipeline.report.terminal import render
+from pipeline.stages.validate import accuracy
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.bench import doubt_about
+from pipeline.targets.registry import TARGETS
+
+NOISE = "seeded noise"
+_IMAGENET = 1000
+"""Classes of ImageNet-1k, whose folders have other names than its classes."""
+_AT_ONCE = 64
+"""Images that are decoded before they are judged: a whole set need not fit into memory."""
+
+
+def artifact_alone(folder: Path) -> Artifact:
+    """A built artifact, whole as its own manifest tells.
+
+    Raises:
+        ArtifactError: The folder holds none, or a damaged one.
+    """
+    # Golden images lie beside it: above `.` there is no path without this.
+    artifact = Artifact.read(folder.absolute())
+    if artifact.kind != "build" or artifact.facts.get("target") not in TARGETS:
+        raise ArtifactError(f"{folder} is no built model but {shown(artifact.name)}")
+    artifact.verify()
+    return artifact
+
+
+def bench_alone(
+    folders: Sequence[Path],
+    *,
+    data: str | None = None,
+    batch: Sequence[int] = (),
+    **settings: Any,
+) -> BenchReport:
+    """Measure artifacts that lie anywhere, interleaved with each other.
+
+    Args:
+        folders: Their folders.
+        data: Images to measure on; None for the golden ones, or noise where there are none.
+        batch: Batch sizes.
+        settings: What differs from the defaults of `bench` in a configuration.
+
+    Raises:
+        ArtifactError: One of them is damaged.
+        InputError: They are of networks with different inputs, or two have the same name.
+        UnavailableError: This machine does not run all of them.
+    """
+    stated = {name: value for name, value in settings.items() if value is not None}
+    if batch:
+        stated["batches"] = tuple(batch)
+    protocol = BenchConfig(**stated)
+    artifacts = {_name(folder): artifact_alone(folder) for folder in folders}
+    if len(artifacts) < len(folders):
+        raise InputError("the same artifact was named twice")
+    _require_runnable(artifacts)
+    load_before = machine.load()
+    one, images_are = _one_picture(list(artifacts.values()), data)
+    limits = timing.Protocol(protocol.warmup, protocol.samples, protocol.max_seconds)
+    with ExitStack() as stack:
+        runners: dict[str, Runner] = {}
+        for name, artifact in artifacts.items():
+            opened = TARGETS[str(artifact.facts["target"])].open(artifact, threads=protocol.threads)
+            runners[name] = stack.enter_context(opened)
+            _require_batches(name, opened, protocol.batches)
+        timed = {
+            size: timing.interleaved(runners, one.repeated(size).prepared(), limits)
+            for size in protocol.batches
+        }
+        devices = {name: runner.device for name, runner in runners.items()}
+    summed = {
+        size: {
+            name: {phase: calls.summary() for phase, calls in phases.items()}
+            for name, phases in by_name.items()
+        }
+        for size, by_name in timed.items()
+    }
+    granted = machine.Machine.here().cpus_granted
+    fewest = min(len(calls[timing.ENGINE].samples) for calls in timed[protocol.batches[0]].values())
+    doubt = doubt_about(fewest, load_before, granted)
+    lines = [f"{name}: {device}" for name, device in devices.items()]
+    lines.append(f"{measured_here()}, on {images_are}")
+    if doubt:
+        lines.append(f"(!) latency is not to be trusted: {doubt}")
+    plain = {
+        "state": str(measured_here()),
+        "images": images_are,
+        "doubt": doubt,
+        "devices": devices,
+        "batches": {
+            size: {
+                name: {phase: calls.to_dict() for phase, calls in phases.items()}
+                for name, phases in by_name.items()
+            }
+            for size, by_name in summed.items()
+        },
+    }
+    return BenchReport(render(latency_table(summed), *lines), plain)
+
+
+def _name(folder: Path) -> str:
+    return folder.as_posix().rstrip("/")
+
+
+def _require_runnable(artifacts: dict[str, Artifact]) -> None:
+    reasons = {}
+    for name, artifact in artifacts.items():
+        why = TARGETS[str(artifact.facts["target"])].missing(artifact)
+        if why is not None:
+            reasons[name] = why
+    if reasons:
+        told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise UnavailableError(f"not measured: {told}")
+
+
+def _require_batches(name: str, runner: Runner, batches: Sequence[int]) -> None:
+    for size in batches:
+        if not runner.smallest <= size <= (runner.largest or size):
+            raise InputError(
+                f"{name} takes batches of {runner.smallest} to {runner.largest}, not {size}"
+            )
+
+
+def _one_picture(artifacts: Sequence[Artifact], data: str | None) -> tuple[Pictures, str]:
+    """One picture for all of them, and what it is."""
+    network = artifacts[0].network()
+    if any(each.network().input_shape != network.input_shape for each in artifacts):
+        raise InputError("the artifacts take images of different sizes: measure them one by one")
+    preprocess = Preprocess.from_dict(network.preprocess)
+    if data is not None:
+        return Pictures(_first_image(data, preprocess), preprocess), f"an image of {data}"
+    golden = golden_of(artifacts[0])
+    if isinstance(golden, Golden):
+        return Pictures(golden.pixels[:1], preprocess), "golden images"
+    depth, height, width = network.input_shape
+    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, depth), dtype=np.uint8)
+    return Pictures(noise, preprocess), NOISE
+
+
+def _first_image(data: str, preprocess: Preprocess) -> Pixels:
+    """The first image of a dataset, (1, height, width, channels); classes do not matter."""
+    from care.data import open_images
+
+    with about("--data"):
+        return preprocess.pixels(open_images(data, "validation").image(0))[None]
+
+
+def validate_alone(folders: Sequence[Path], *, data: str | None = None) -> Judged:
+    """Judge artifacts that lie anywhere: against their golden logits, or on labelled images.
+
+    Args:
+        folders: Their folders.
+        data: Images with their classes; None for the golden ones.
+
+    Raises:
+        ArtifactError: One of them is damaged.
+        InputError: There are neither golden images nor others.
+        GateFailedError: One does not give what it gave where it was built.
+        UnavailableError: This machine can neither run nor emulate it.
+    """
+    lines, plain, failed = [], {}, []
+    for folder in folders:
+        name, artifact = _name(folder), artifact_alone(folder)
+        with load(artifact.folder) as model:
+            if data is None:
+                words, facts = _against_golden(model, artifact)
+                if not facts["holds"]:
+                    failed.append(name)
+            else:
+                words, facts = _on_images(model, artifact, data)
+        lines.append(f"{name}: {words}; {model.state}: {model.device}")
+        plain[name] = {**facts, "state": str(model.state), "by": model.device}
+    if failed:
+        raise GateFailedError("\n".join(lines))
+    return Judged("\n".join(lines), {"images": data or "golden", "artifacts": plain})
+
+
+def _against_golden(model: Model, artifact: Artifact) -> tuple[str, dict[str, Any]]:
+    """Whether it gives for its golden images what it gave where it was built."""
+    golden = golden_of(artifact)
+    if isinstance(golden, str):
+        raise InputError(
+            f"there are no golden images of {artifact.folder} ({golden}): name images with their "
+            "classes, --data folder:PATH, or take a bundle, which carries golden ones"
+        )
+    logits = model(golden.pixels)
+    errors = _errors(logits, golden.logits)
+    same = int((logits.argmax(1) == golden.logits.argmax(1)).sum())
+    largest, mean = float(errors.max()), float(errors.mean())
+    holds = largest <= golden.tolerance and mean <= golden.mean_tolerance
+    words = (
+        f"{'holds' if holds else 'DOES NOT HOLD'}: the same class for {same} of {len(logits)} "
+        f"golden images; largest error of logits {largest:.2g}, {golden.tolerance:.2g} allowed"
+    )
+    return words, {
+        "holds": holds,
+        "same_class": same,
+        "images": len(logits),
+        "error": largest,
+        "tolerance": golden.tolerance,
+    }
+
+
+def _errors(logits: Any, expected: Any) -> Any:
+    """Norm of each image's difference, relative to the norm of what was expected."""
+    size = np.maximum(np.linalg.norm(expected, axis=1), np.finfo(np.float32).tiny)
+    errors = np.linalg.norm(logits - expected, axis=1) / size
+    return np.where(np.isfinite(errors), errors, np.inf)
+
+
+def _on_images(model: Model, artifact: Artifact, data: str) -> tuple[str, dict[str, Any]]:
+    """Top-1 and top-5 on images with their classes."""
+    parts, labels = [], []
+    for pixels, known in _labelled(artifact, data):
+        parts.append(model(pixels))
+        labels += known
+    logits, right = np.concatenate(parts), np.array(labels)
+    top1, top5 = accuracy(logits, right, figures.State(str(model.state)), model.device, "")
+    words = f"top-1 {text.percent(top1)} ({text.percent_interval(top1)})"
+    return f"{words}, top-5 {text.percent(top5)} of {len(labels)} images", {
+        "images": len(labels),
+        "top1": top1.to_dict(),
+        "top5": top5.to_dict(),
+    }
+
+
+def _labelled(artifact: Artifact, data: str) -> Iterator[tuple[Pixels, list[int]]]:
+    """Images of the user's, some at a time, with their classes among the artifact's.
+
+    Raises:
+        DataError: They cannot be read, or show a class that the network does not have.
+    """
+    from care.data import open_dataset
+
+    network = artifact.network()
+    preprocess = Preprocess.from_dict(network.preprocess)
+    with about("--data"):
+        dataset = open_dataset(data, "validation")
+        classes = _classes(network, dataset.classes, dataset.names_known)
+        for start in range(0, len(dataset), _AT_ONCE):
+            indices = range(start, min(start + _AT_ONCE, len(dataset)))
+            pixels = np.stack([preprocess.pixels(dataset.image(index)) for index in indices])
+            yield pixels, [classes[dataset.label(index)] for index in indices]
+
+
+def _classes(network: Network, names: Sequence[str], names_known: bool) -> list[int]:
+    """For every class of some images, its index among the logits.
+
+    Raises:
+        DataError: The network does not have one of them.
+    """
+    if not names_known:
+        if len(names) > len(network.labels):
+            raise DataError(
+                f"the images have {len(names)} classes, and the network {len(network.labels)}"
+            )
+        return list(range(len(names)))
+    order = {label: index for index, label in enumerate(network.labels)}
+    if len(order) == _IMAGENET:
+        identifiers, readable = imagenet_labels()
+        if network.labels == readable:
+            order |= {identifier: index for index, identifier in enumerate(identifiers)}
+    unknown = [name for name in names if name not in order]
+    if unknown:
+        raise DataError(
+            f"the class {shown(unknown[0])!r} is none of the network's, which are "
+            f"{shown(', '.join(network.labels))}: name the folders after these"
+        )
+    return [order[name] for name in names]
