@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.api.model import Model, load
+from pipeline.api.model import Answering, load
 from pipeline.commands.bench import BenchReport, latency_table
 from pipeline.commands.validate import Judged
 from pipeline.config import BenchConfig
@@ -35,12 +35,16 @@ from pipeline.core.words import shown
 from pipeline.exports.golden import Golden, golden_of
 from pipeline.report import text
 from pipeline.report.terminal import render
+from pipeline.stages.drawn import Drawn
 from pipeline.stages.validate import accuracy
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.bench import doubt_about
 from pipeline.targets.registry import TARGETS
 
 NOISE = "seeded noise"
+
+_SOME = 16
+"""Images to measure on: as many as golden ones."""
 _IMAGENET = 1000
 """Classes of ImageNet-1k, whose folders have other names than its classes."""
 _AT_ONCE = 64
@@ -90,7 +94,8 @@ def bench_alone(
         raise InputError("the same artifact was named twice")
     _require_runnable(artifacts)
     load_before = machine.load()
-    one, images_are = _one_picture(list(artifacts.values()), data)
+    pictures, images_are = _pictures(list(artifacts.values()), data)
+    drawn = Drawn(pictures)
     limits = timing.Protocol(protocol.warmup, protocol.samples, protocol.max_seconds)
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
@@ -99,7 +104,7 @@ def bench_alone(
             runners[name] = stack.enter_context(opened)
             _require_batches(name, opened, protocol.batches)
         timed = {
-            size: timing.interleaved(runners, one.repeated(size).prepared(), limits)
+            size: timing.interleaved(runners, drawn.batches(size), limits)
             for size in protocol.batches
         }
         devices = {name: runner.device for name, runner in runners.items()}
@@ -156,28 +161,30 @@ def _require_batches(name: str, runner: Runner, batches: Sequence[int]) -> None:
             )
 
 
-def _one_picture(artifacts: Sequence[Artifact], data: str | None) -> tuple[Pictures, str]:
-    """One picture for all of them, and what it is."""
+def _pictures(artifacts: Sequence[Artifact], data: str | None) -> tuple[Pictures, str]:
+    """Distinct pictures for all of them, and what they are."""
     network = artifacts[0].network()
     if any(each.network().input_shape != network.input_shape for each in artifacts):
         raise InputError("the artifacts take images of different sizes: measure them one by one")
     preprocess = Preprocess.from_dict(network.preprocess)
     if data is not None:
-        return Pictures(_first_image(data, preprocess), preprocess), f"an image of {data}"
+        return Pictures(_first_images(data, preprocess), preprocess), f"images of {data}"
     golden = golden_of(artifacts[0])
     if isinstance(golden, Golden):
-        return Pictures(golden.pixels[:1], preprocess), "golden images"
+        return Pictures(golden.pixels, preprocess), "golden images"
     depth, height, width = network.input_shape
-    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, depth), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (_SOME, height, width, depth), dtype=np.uint8)
     return Pictures(noise, preprocess), NOISE
 
 
-def _first_image(data: str, preprocess: Preprocess) -> Pixels:
-    """The first image of a dataset, (1, height, width, channels); classes do not matter."""
+def _first_images(data: str, preprocess: Preprocess) -> Pixels:
+    """Some images of a dataset, (images, height, width, channels); classes do not matter."""
     from care.data import open_images
 
     with about("--data"):
-        return preprocess.pixels(open_images(data, "validation").image(0))[None]
+        dataset = open_images(data, "validation")
+        some = range(min(_SOME, len(dataset)))
+        return np.stack([preprocess.pixels(dataset.image(i)) for i in some])
 
 
 def validate_alone(folders: Sequence[Path], *, data: str | None = None) -> Judged:
@@ -210,7 +217,7 @@ def validate_alone(folders: Sequence[Path], *, data: str | None = None) -> Judge
     return Judged("\n".join(lines), {"images": data or "golden", "artifacts": plain})
 
 
-def _against_golden(model: Model, artifact: Artifact) -> tuple[str, dict[str, Any]]:
+def _against_golden(model: Answering, artifact: Artifact) -> tuple[str, dict[str, Any]]:
     """Whether it gives for its golden images what it gave where it was built."""
     golden = golden_of(artifact)
     if isinstance(golden, str):
@@ -243,7 +250,7 @@ def _errors(logits: Any, expected: Any) -> Any:
     return np.where(np.isfinite(errors), errors, np.inf)
 
 
-def _on_images(model: Model, artifact: Artifact, data: str) -> tuple[str, dict[str, Any]]:
+def _on_images(model: Answering, artifact: Artifact, data: str) -> tuple[str, dict[str, Any]]:
     """Top-1 and top-5 on images with their classes."""
     parts, labels = [], []
     for pixels, known in _labelled(artifact, data):

@@ -412,10 +412,6 @@ class Pictures:
         """Some of them, such as `pictures[:8]`."""
         return Pictures(self.pixels[part], self.preprocess)
 
-    def repeated(self, times: int) -> Pictures:
-        """Each picture so many times, one after the other."""
-        return Pictures(np.repeat(self.pixels, times, 0), self.preprocess)
-
     def prepared(self) -> Pictures:
         """The same, normalized by now: nobody who times a call waits for it."""
         assert len(self.images) == len(self)

@@ -122,7 +122,7 @@ def test_without_golden_images_latency_is_measured_on_noise(there: Path) -> None
     result = invoke(
         "bench", "--artifact", "ort/fp32", "--json", "--data", f"folder:{folder}", *FAST
     )
-    assert json.loads(result.output)["images"] == f"an image of folder:{folder}"
+    assert json.loads(result.output)["images"] == f"images of folder:{folder}"
 
 
 def test_what_cannot_run_here_is_exit_code_4(there: Path) -> None:

@@ -58,9 +58,7 @@ def test_pictures_are_pixels_and_what_becomes_of_them() -> None:
     last = pictures[1:]
     np.testing.assert_array_equal(last.pixels, pictures.pixels[1:])
     np.testing.assert_array_equal(last.images, pictures.images[1:])
-    twice = pictures[:2].repeated(2)
-    np.testing.assert_array_equal(twice.images, pictures.images[[0, 0, 1, 1]])
-    assert "images" in vars(twice[:1].prepared())
+    assert "images" in vars(pictures[:1].prepared())
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "bicubic", "lanczos"])

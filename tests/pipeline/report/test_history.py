@@ -97,6 +97,7 @@ def test_results_are_compared_with_an_entry_image_by_image(project: Path) -> Non
         CLASSES[i] for i in before.given["ort/fp32"] if i != 2
     ]
     (back,) = compare(MINE, history.previous(MINE)).pairs
+    assert pair.drop is not None
     assert back.drop == pytest.approx(-pair.drop)
     (between,) = compare(*history.entries(MINE)).pairs
     assert between.drop == pair.drop
