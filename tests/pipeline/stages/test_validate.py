@@ -329,6 +329,7 @@ def test_what_decides_a_validation_is_in_its_key(steps: Steps) -> None:
     assert step.inputs() == {
         "what this machine lacks": "no such device",
         "network": NETWORK.to_dict(),
+        "settings validation": {"batch": 2},
     }
     assert step.tools() == {**versions("numpy", "torch"), "toy": "1"}
     made_from = ["toy/fp8", "validate/samples", "validate/pytorch", "validate/golden"]
