@@ -352,7 +352,7 @@ def test_pytorch_is_what_artifacts_are_held_against(steps: Steps, tmp_path: Path
         "validate/samples": steps.samples.artifact().digest,
         "checkpoint": "c0ffee",
     }
-    assert step.inputs() == {"settings name": "toy"}
+    assert step.inputs() == {"settings name": "toy", "settings validation": {"batch": 2}}
     assert step.tools() == {"torch": "2"}
     assert (step.stage, step.name) == ("validate", "validate/pytorch")
     assert steps.told[0] == (0, IMAGES, f"PyTorch {torch.__version__}, float32, CPU")
