@@ -51,8 +51,8 @@ def _default_units(program: Program) -> Finding:
         return Finding("float16 by default", "fine", "everything computes in float32")
     advice = (
         "on a device compare the logits of the default with those of cpu_only before you ship: "
-        f"a float16 model gave wrong numbers without an error there ({_REPORTS}/115); the program "
-        "of export coreml-bench --target coreai does so"
+        f"a float16 model gave wrong numbers without an error there ({_REPORTS}/115); bench "
+        "--target coreai --device mac and the program of export coreml-bench --target coreai do so"
     )
     found = "computes in float16, which the default may give to the Neural Engine"
     return Finding("float16 by default", "advice", found, advice)
