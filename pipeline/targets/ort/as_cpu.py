@@ -172,6 +172,7 @@ def _cache() -> Path:
 
 def _copies() -> Path:
     """A folder with copies of the runtimes whose CPUID is replaced, made at the first use."""
+    _forget_copies()
     found = {name: folder for name in PACKAGES if (folder := _installed(name))}
     known = [f"{name} {_version(name)} {folder}" for name, folder in found.items()]
     known.append(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
@@ -193,6 +194,11 @@ def _copies() -> Path:
             if not kept.exists():  # else another process was first
                 raise
     return kept
+
+
+def _forget_copies() -> None:
+    """Take copies out of the search path: a process that a restricted one spawned inherits them."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry).parent != _cache()]
 
 
 def _installed(name: str) -> Path | None:

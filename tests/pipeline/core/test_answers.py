@@ -51,6 +51,8 @@ def test_what_is_not_finite_equals_itself_alone() -> None:
     assert drawn((0, broken)).against([broken]).wrong == 0
     assert drawn((0, broken)).against(JUDGED).wrong == 1
     assert drawn((0, JUDGED[0])).against([broken]).wrong == 1
+    nothing = np.zeros((1, 2), np.float32)
+    assert drawn((0, np.full((1, 2), np.nan, np.float32))).against([nothing]).wrong == 1
 
 
 def test_logits_of_another_network_are_wrong() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
 import subprocess
@@ -141,6 +142,48 @@ def test_onnx_runtime_takes_the_kernels_of_the_class(tmp_path: Path) -> None:
         "print(block_size(probe), machine.kernels(), figures.measured_here())\n"
     )
     assert done.stdout == "8 AVX2 measured here, restricted\n", done.stderr
+
+
+def test_copies_in_an_inherited_search_path_are_not_copied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copies = tmp_path / "care-deploy" / "as-cpu-0123456789abcdef"
+    (copies / "onnxruntime").mkdir(parents=True)
+    (copies / "onnxruntime" / "__init__.py").touch()
+    others = ["", *sys.path]
+    monkeypatch.setattr(sys, "path", [str(copies), *others])
+    as_cpu._forget_copies()
+    assert sys.path == others
+    found = as_cpu._installed("onnxruntime")
+    assert found is not None
+    assert copies not in found.parents
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_process_that_a_restricted_one_spawned_can_be_restricted_too(tmp_path: Path) -> None:
+    (tmp_path / "spawning.py").write_text(
+        "import multiprocessing\n"
+        "from pipeline.core import cpu_classes, machine\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        "def enter():\n"
+        "    as_cpu.enter(cpu_classes.named('avx2'))\n"
+        "    import onnxruntime\n"
+        "    print(machine.kernels())\n"
+        "if __name__ == '__main__':\n"
+        "    enter()\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=enter)\n"
+        "    child.start()\n"
+        "    child.join()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "spawning.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(as_cpu.__file__).parents[3])},
+    )
+    assert done.stdout == "AVX2\nAVX2\n", done.stderr
 
 
 @needs_compiler
