@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.files import read_regular
-from pipeline.core.network import Network
+from pipeline.core.network import LICENCE_REMARK, Network
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.steps.artifact import MANIFEST, Artifact
 
@@ -54,7 +54,7 @@ Deploy installed, each of them answers by itself:
 
     care-deploy predict photo.jpg --artifact TARGET/PRECISION
 
-The weights have the licence of whoever trained them; LICENSE is that of the program.
+{licence} LICENSE is that of the program.
 """
 
 
@@ -100,7 +100,8 @@ def _files(
         {"name": a.name, "digest": a.digest, "seal": a.seal, "tools": dict(a.tools)}
         for a in artifacts
     ]
-    yield "README.md", README.format(name=name, artifacts=lines).encode()
+    licence = _licence_of_weights(network)
+    yield "README.md", README.format(name=name, artifacts=lines, licence=licence).encode()
     yield (
         "manifest.json",
         (json.dumps({"name": name, "artifacts": stated}, indent=1) + "\n").encode(),
@@ -115,6 +116,14 @@ def _files(
                 raise ArtifactError(f"{artifact.folder / file} has changed: run again")
             yield f"{artifact.name}/{file}", data
         yield f"{artifact.name}/{MANIFEST}", read_regular(artifact.folder / MANIFEST, _MOST)
+
+
+def _licence_of_weights(network: Network) -> str:
+    """What the network says of it, in a sentence."""
+    stated, remark = (network.description.get(key) for key in ("license", LICENCE_REMARK))
+    told = f" ({remark})" if remark else ""
+    owner = f"the licence {stated}" if stated else "the licence of whoever trained them"
+    return f"The weights have {owner}{told};"
 
 
 def _licence() -> str:

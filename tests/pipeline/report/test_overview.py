@@ -297,3 +297,28 @@ def test_a_repair_that_fails_on_the_validation_images_is_told(
         "trt/fp16: the repair does not hold on the validation images: least headroom 3.9, where 4"
     )
     assert any(line.startswith(told) for line in found) is not holds
+
+
+def test_a_licence_that_keeps_something_back_is_told_before_all_figures(run: Run) -> None:
+    assert run.export is not None
+    remark = "the licence of the weights, cc-by-nc-4.0, forbids commercial use"
+    said = {"license": "cc-by-nc-4.0", "license_remark": remark}
+    network = replace(run.export.facts.network, description=said)
+    facts = replace(run.export.facts, network=network)
+    licensed = replace(run, export=replace(run.export, facts=facts), problems=())
+    assert alerts(licensed)[0] == remark
+    assert ("licence of the weights", "cc-by-nc-4.0") in view.cost(licensed)
+    assert remark not in alerts(run)
+
+
+def test_a_graph_that_was_given_is_said_to_be_the_reference(run: Run) -> None:
+    assert list(overview.referee(run)) == []
+    assert run.reference is not None
+    numbers = run.reference.facts.numbers
+    by = replace(numbers.top1, by="ONNX Runtime 1.31.1, the graph in float32, CPU")
+    facts = replace(run.reference.facts, numbers=replace(numbers, top1=by))
+    given = replace(run, reference=replace(run.reference, facts=facts))
+    assert list(overview.referee(given)) == [
+        "PyTorch stands here for the graph that was given: "
+        "ONNX Runtime 1.31.1, the graph in float32, CPU"
+    ]
