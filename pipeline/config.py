@@ -103,7 +103,8 @@ class ModelConfig(Section):
     checkpoint: PathText = Field(
         description="A checkpoint file (.pth.tar, .pt, .safetensors), or the index of several "
         "(model.safetensors.index.json); 'embedded' for the weights that the package carries; "
-        "'random' for random weights, to try the pipeline; 'own' for those that the callable of "
+        "'pretrained' for those that timm has of its network; 'random' for random weights, to try "
+        "the pipeline; 'own' for those that the callable of "
         "`module` gives its network."
     )
     ema: bool = Field(default=False, description="Take the averaged weights of the checkpoint.")
@@ -139,7 +140,7 @@ class ModelConfig(Section):
             raise ValueError(
                 f"checkpoint {OWN_WEIGHTS!r} is for a network that a module makes: name a file"
             )
-        if self.module and self.checkpoint in ("embedded", "random"):
+        if self.module and self.checkpoint in ("embedded", "pretrained", "random"):
             raise ValueError(
                 f"checkpoint {self.checkpoint!r} is for named networks: name a file, or 'own' for "
                 "the weights that the callable gives its network"

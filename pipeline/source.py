@@ -23,7 +23,7 @@ from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelE
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split, parse
-from pipeline.core.network import Network
+from pipeline.core.network import LICENCE_REMARK, Network
 from pipeline.core.shards import weights_hash
 from pipeline.core.words import shown
 from pipeline.steps.keys import own_code, versions
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from care.data import Dataset
     from care.inference import InferenceForm
+    from care.pretrained import Pretrained
     from care.profile import Cost
     from pipeline.core.network import Images
     from pipeline.core.preprocess import Pictures, Preprocess
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pipeline.steps.step import Progress
 
 EMBEDDED = "embedded"
+PRETRAINED = "pretrained"
 RANDOM = "random"
 IMAGENET = "imagenet-1k"
 TIMM_PREFIX = "timm/"
@@ -88,12 +90,29 @@ class Source:
                     "name a checkpoint file"
                 )
             return path
+        if self.published is not None:
+            return self.published.path
         path = Path(stated).expanduser()
         if not path.is_file():
             raise ModelError(
                 f"model.checkpoint: {path} is no file: name a checkpoint, or '{EMBEDDED}'"
             )
         return path
+
+    @cached_property
+    def published(self) -> Pretrained | None:
+        """The weights that timm has of the network, where these are asked for.
+
+        Raises:
+            ModelError: There are none, or they cannot be had.
+        """
+        stated = self.config.model
+        if stated.checkpoint != PRETRAINED:
+            return None
+        from care.pretrained import fetch
+
+        with about("model.checkpoint"):
+            return fetch(str(stated.name).removeprefix(TIMM_PREFIX))
 
     @cached_property
     def checkpoint_hash(self) -> str:
@@ -626,6 +645,8 @@ class Source:
         description = {"model": self.config.model.title}
         if self.config.model.checkpoint == RANDOM:
             description["weights"] = RANDOM_WEIGHTS
+        if self.published is not None:
+            description |= _licence_of(self.published)
         return Network(
             name=self.config.name,
             labels=self.classes[1],
@@ -654,6 +675,18 @@ class Source:
         """The first validation images, at most so many."""
         dataset = self.validation
         return self.pictures(dataset, range(min(count, len(dataset))))
+
+
+def _licence_of(weights: Pretrained) -> dict[str, str]:
+    """What artifacts say of published weights: their name and licence, and what that means."""
+    from care.pretrained import remark
+
+    said = {
+        "weights": f"timm's {weights.name}",
+        "license": weights.licence,
+        LICENCE_REMARK: remark(weights.licence),
+    }
+    return {name: text for name, text in said.items() if text}
 
 
 def _has_training(uri: str) -> bool:

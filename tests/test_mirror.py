@@ -44,6 +44,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/graphs/qdq.py": ("pipeline/targets/tensorrt/test_quantize.py", "its only user"),
     "pipeline/graphs/qdq_ort.py": ("pipeline/targets/ort/test_quantize.py", "its only user"),
     "pipeline/scheduler/elsewhere.py": ("pipeline/api/test_results.py", "places of a run"),
+    "pipeline/report/answers.py": ("pipeline/report/test_history.py", "what a history keeps"),
     "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),
     "pipeline/scheduler/processes.py": (
         "pipeline/scheduler/test_side_by_side.py",

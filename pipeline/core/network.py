@@ -26,6 +26,10 @@ Logits = npt.NDArray[np.float32]
 """(batch, classes), before any softmax."""
 
 
+LICENCE_REMARK = "license_remark"
+"""In a network's description: what the licence of its weights keeps from who ships them."""
+
+
 @dataclass(frozen=True)
 class Network(Plain):
     """What every artifact carries of the network that it was made from.

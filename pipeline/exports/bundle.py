@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.files import read_regular
-from pipeline.core.network import Network
+from pipeline.core.network import LICENCE_REMARK, Network
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.core.signing import Signer
 from pipeline.exports.golden import FOLDER, kit_of, write_kit
@@ -60,7 +60,7 @@ is opened by the version of TensorRT that `manifest.json` names. With CARE Deplo
     care-deploy bench --artifact {first}
     care-deploy validate --artifact {first} --data folder:PHOTOS
 
-The weights have the licence of whoever trained them; LICENSE is that of the program.
+{licence} LICENSE is that of the program.
 """
 
 
@@ -147,6 +147,7 @@ def _readme(artifacts: Sequence[Artifact], network: Network, name: str) -> str:
         kit=example.replace("/", "-"),
         shape=" x ".join(map(str, network.input_shape)),
         first=(portable or names)[0],
+        licence=_licence_of_weights(network),
     )
 
 
@@ -161,6 +162,14 @@ def _golden(artifact: Artifact, say: Callable[[str], object]) -> Iterator[tuple[
         write_kit(kit, folder)
         for path in sorted(folder.iterdir()):
             yield f"{FOLDER}/{artifact.name.replace('/', '-')}/{path.name}", path.read_bytes()
+
+
+def _licence_of_weights(network: Network) -> str:
+    """What the network says of it, in a sentence."""
+    stated, remark = (network.description.get(key) for key in ("license", LICENCE_REMARK))
+    told = f" ({remark})" if remark else ""
+    owner = f"the licence {stated}" if stated else "the licence of whoever trained them"
+    return f"The weights have {owner}{told};"
 
 
 def _licence() -> str:

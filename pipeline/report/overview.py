@@ -8,6 +8,7 @@ from statistics import median
 
 from calibration.budget import Budget
 from pipeline.core.figures import State, ratio
+from pipeline.core.network import LICENCE_REMARK
 from pipeline.core.runner import Numerics
 from pipeline.report import text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, GateReport, Run
@@ -125,6 +126,8 @@ def told_first(run: Run) -> Iterator[str]:
 def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     """What a reader should know before any figure, though nothing failed."""
     yield from run.problems
+    if run.network and (remark := run.network.description.get(LICENCE_REMARK)):
+        yield remark
     layers = run.reference.facts.range if run.reference else None
     if layers and layers.words and any(artifact.overflowed for artifact in run.artifacts):
         yield layers.words

@@ -436,6 +436,8 @@ def cost(run: Run) -> tuple[tuple[str, str], ...]:
     facts, pairs = run.export.facts, []
     if model := facts.network.description.get("model"):
         pairs.append(("network", model))
+    if licence := facts.network.description.get("license"):
+        pairs.append(("licence of the weights", licence))
     if facts.parameters:
         pairs.append(("parameters", f"{facts.parameters / 1e6:.2f} million"))
     if facts.macs:

@@ -20,7 +20,7 @@ from pipeline.core.errors import ArtifactError, PipelineError, UnforeseenError
 from pipeline.core.files import digest_of
 from pipeline.core.plain import Plain, parse_json
 from pipeline.core.words import shown
-from pipeline.source import EMBEDDED, IMAGENET, Source
+from pipeline.source import EMBEDDED, IMAGENET, PRETRAINED, Source
 from pipeline.steps.keys import Code
 from pipeline.store.parcels import Parcel
 
@@ -135,7 +135,7 @@ def network_files(source: Source) -> Iterator[tuple[str, Path, str]]:
         Path in a worker's place, the file, and its SHA-256.
     """
     config = source.config
-    if config.model.checkpoint != EMBEDDED:
+    if config.model.checkpoint not in (EMBEDDED, PRETRAINED):
         for name, path, digest in source.weight_files():
             yield f"{CHECKPOINT}/{name}", path, digest
     if config.data.labels not in (None, IMAGENET):
@@ -156,7 +156,7 @@ def config_for_workers(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"store", "fleet"})
     values["output"] = f"../{RESULTS}"
     checkpoint = Path(config.model.checkpoint).name
-    if config.model.checkpoint not in (EMBEDDED, "random", "own"):
+    if config.model.checkpoint not in (EMBEDDED, PRETRAINED, "random", "own"):
         values["model"]["checkpoint"] = f"../{CHECKPOINT}/{checkpoint}"
     if config.model.onnx is not None:
         values["model"]["onnx"] = f"../{CHECKPOINT}/{Path(config.model.onnx).name}"

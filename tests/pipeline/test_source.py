@@ -582,3 +582,57 @@ def test_weights_may_lie_in_several_files(make: Make, project: Path) -> None:
     (project / "m-1.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.checkpoint: .* m-1\.safetensors is missing"):
         _ = make(model={"checkpoint": "m.index.json"}).checkpoint_hash
+
+
+# ------------------------------------------------------------------ published weights
+
+
+@pytest.fixture
+def published(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The weights of a network, as if they came from the Hub, and names of its 1000 classes."""
+    import huggingface_hub
+
+    model = timm.create_model("test_resnet", num_classes=1000)
+    torch.save(model.state_dict(), project / "hub.pt")
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repository, file, **more: str(project / "hub.pt")
+    )
+    names = [*CLASSES, *(f"class {number}" for number in range(997))]
+    (project / "labels.txt").write_text("\n".join(names))
+    return project / "hub.pt"
+
+
+PUBLISHED = {
+    "model": {"name": "timm/test_resnet", "checkpoint": "pretrained"},
+    "data": {"validation": "folder:data", "labels": "labels.txt"},
+}
+
+
+def test_published_weights_are_a_checkpoint_with_a_licence(make: Make, published: Path) -> None:
+    source = make(**PUBLISHED)
+    assert source.checkpoint() == published
+    assert source.checkpoint_hash == file_hash(published)
+    said = source.network.description
+    assert (said["license"], said["weights"]) == ("apache-2.0", "timm's test_resnet.r160_in1k")
+    assert "license_remark" not in said
+    state = torch.load(published, weights_only=True)
+    first = next(iter(state))
+    assert torch.equal(source.module.state_dict()[first], state[first])
+
+
+def test_a_licence_that_forbids_commerce_is_remarked(
+    make: Make, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from care import pretrained
+
+    monkeypatch.setattr(pretrained, "_known", lambda stated: "cc-by-nc-4.0")
+    said = make(**PUBLISHED).network.description
+    assert said["license_remark"] == (
+        "the licence of the weights, cc-by-nc-4.0, forbids commercial use"
+    )
+
+
+def test_published_weights_are_for_named_networks() -> None:
+    stated = {**CONFIG, "model": {"module": "a.b:c", "checkpoint": "pretrained"}}
+    with pytest.raises(ConfigError, match="checkpoint 'pretrained' is for named networks"):
+        config.from_mapping(stated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tarfile
@@ -52,6 +53,24 @@ def test_all_that_is_needed_is_in_it_and_its_sums_hold(
         assert arrived.seal == artifact.seal
     stated = json.loads((there / "manifest.json").read_text())["artifacts"]
     assert [each["seal"] for each in stated] == [artifact.seal for artifact in artifacts]
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({}, "The weights have the licence of whoever trained them; LICENSE is"),
+        (
+            {"license": "cc-by-nc-4.0", "license_remark": "forbids commercial use"},
+            "The weights have the licence cc-by-nc-4.0 (forbids commercial use); LICENSE is",
+        ),
+    ],
+)
+def test_the_licence_of_the_weights_is_said(
+    artifacts: list[Artifact], tmp_path: Path, description: dict[str, str], words: str
+) -> None:
+    network = dataclasses.replace(NETWORK, description=description)
+    path = write_bundle(artifacts, network, "net", tmp_path / "net.tar.gz")
+    assert words in (unpacked(path, tmp_path / "there") / "README.md").read_text()
 
 
 def test_equal_artifacts_give_equal_bytes(artifacts: list[Artifact], tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def test_results_are_compared_with_an_entry_image_by_image(project: Path) -> Non
         CLASSES[i] for i in before.given["ort/fp32"] if i != 2
     ]
     (back,) = compare(MINE, history.previous(MINE)).pairs
-    assert pair.drop is not None
-    assert back.drop == pytest.approx(-pair.drop)
+    assert (back.drop, pair.drop) == (
+        pytest.approx((won - lost) / 12),
+        pytest.approx((lost - won) / 12),
+    )
     (between,) = compare(*history.entries(MINE)).pairs
     assert between.drop == pair.drop
 

@@ -312,3 +312,28 @@ def test_gates_in_doubt_for_one_reason_are_told_once_and_everywhere(run: Run) ->
     terminal_text = " ".join(terminal.summary(changed).split())
     for text in (terminal_text, markdown.page(changed), html.page(changed)):
         assert text.count(line) == 1
+
+
+def test_a_licence_that_keeps_something_back_is_told_before_all_figures(run: Run) -> None:
+    assert run.export is not None
+    remark = "the licence of the weights, cc-by-nc-4.0, forbids commercial use"
+    said = {"license": "cc-by-nc-4.0", "license_remark": remark}
+    network = replace(run.export.facts.network, description=said)
+    facts = replace(run.export.facts, network=network)
+    licensed = replace(run, export=replace(run.export, facts=facts), problems=())
+    assert alerts(licensed)[0] == remark
+    assert ("licence of the weights", "cc-by-nc-4.0") in view.cost(licensed)
+    assert remark not in alerts(run)
+
+
+def test_a_graph_that_was_given_is_said_to_be_the_reference(run: Run) -> None:
+    assert list(overview.referee(run)) == []
+    assert run.reference is not None
+    numbers = run.reference.facts.numbers
+    by = replace(numbers.top1, by="ONNX Runtime 1.31.1, the graph in float32, CPU")
+    facts = replace(run.reference.facts, numbers=replace(numbers, top1=by))
+    given = replace(run, reference=replace(run.reference, facts=facts))
+    assert list(overview.referee(given)) == [
+        "PyTorch stands here for the graph that was given: "
+        "ONNX Runtime 1.31.1, the graph in float32, CPU"
+    ]

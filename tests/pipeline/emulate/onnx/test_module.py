@@ -137,3 +137,23 @@ def test_another_size_of_images_is_refused_with_the_node(make_model: MakeModel) 
     model = make_model("m = MatMul(x, w) y = Flatten(m)", ("N", *SHAPE), {"w": SQUARE})
     with pytest.raises(ArtifactError, match=r"\(MatMul\) cannot run on inputs of shape"):
         GraphModule(model, (3, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [
+        ("bilinear resizing", "aten.upsample_bilinear2d.vec"),
+        ("nearest resizing", "aten.upsample_nearest2d.vec"),
+        ("a norm and GELU", "aten.gelu.default"),
+        ("a convolution and pooling", "aten.relu.default"),
+    ],
+)
+def test_operators_are_exported_as_converters_know_them(
+    make_model: MakeModel, kind: str, operator: str
+) -> None:
+    body, constants = GRAPHS[kind]
+    module = GraphModule(make_model(body, ("N", *SHAPE), constants), SHAPE)
+    program = torch.export.export(module, (torch.zeros(1, *SHAPE),)).run_decompositions({})
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert operator in called
+    assert not any("float64" in str(node.meta.get("val")) for node in program.graph.nodes)
