@@ -268,6 +268,7 @@ class Use:
         path: Its folder.
         sentence: What speaks for it, in one sentence.
         others: What speaks against the others, a line each.
+        runs_here: Whether the machine that judged it runs it, too.
     """
 
     title: str
@@ -275,6 +276,7 @@ class Use:
     path: str
     sentence: str
     others: tuple[str, ...]
+    runs_here: bool
 
 
 def uses(run: Run, cards: Sequence[view.Card]) -> Iterator[Use]:
@@ -290,6 +292,7 @@ def uses(run: Run, cards: Sequence[view.Card]) -> Iterator[Use]:
             card.path,
             f"{artifact.title}: ship {artifact.name}: {told}.",
             tuple(f"{artifact.target}/{name}: {why}" for name, why in others.items()),
+            artifact.accuracy.top1.state is State.MEASURED,
         )
 
 
