@@ -179,7 +179,7 @@ def _accuracy_size(run: Run) -> Iterator[Plot]:
         title,
         plots.scatter("accuracy-size", points, words, log=_wide(points)),
         "Bars are 95 % intervals. Filled: accuracy measured; hollow: emulated. A size is "
-        "that of all files of the artifact.",
+        "that of what is shipped.",
     )
 
 

@@ -271,6 +271,7 @@ class Use:
         path: Its folder.
         sentence: What speaks for it, in one sentence.
         others: What speaks against the others, a line each.
+        runs_here: Whether the machine that judged it runs it, too.
     """
 
     title: str
@@ -278,6 +279,7 @@ class Use:
     path: str
     sentence: str
     others: tuple[str, ...]
+    runs_here: bool
 
 
 def uses(run: Run, cards: Sequence[view.Card]) -> Iterator[Use]:
@@ -293,6 +295,7 @@ def uses(run: Run, cards: Sequence[view.Card]) -> Iterator[Use]:
             card.path,
             f"{artifact.title}: ship {artifact.name}: {told}.",
             tuple(f"{artifact.target}/{name}: {why}" for name, why in others.items()),
+            artifact.accuracy.top1.state is State.MEASURED,
         )
 
 

@@ -359,9 +359,10 @@ def test_what_to_ship_has_a_sentence_a_path_and_a_way_to_run_it(run: Run) -> Non
     page = Page(html.page(run))
     sentence = "ort/fp32: top-1 90.33 % (measured), 0.00 points lost to PyTorch, 3.0 x faster"
     assert sentence in page.text
-    assert page.text.count(f"{run.folder}/ort/fp32") == 2  # what to ship, and its card
-    assert f"python -m pipeline predict photo.jpg --artifact {run.folder}/trt/fp16" in page.text
-    assert f'pipeline.load("{run.folder}/trt/fp16").predict("photo.jpg")' in page.text
+    # What to ship, its card, and how to run it: of those to ship it is the one that runs here.
+    assert page.text.count(f"{run.folder}/ort/fp32") == 4
+    assert f"python -m pipeline predict photo.jpg --artifact {run.folder}/ort/fp32" in page.text
+    assert f'pipeline.load("{run.folder}/ort/fp32").predict("photo.jpg")' in page.text
     assert "<script" not in html.page(run)
 
 
@@ -515,6 +516,8 @@ const look = () => {{
     beside: [...page.querySelectorAll("td .badge")]
       .filter(e => e.getBoundingClientRect().right > e.closest("td").getBoundingClientRect().right)
       .map(e => e.textContent),
+    cut: [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth)
+      .map(e => e.innerText.slice(0, 80)),
     dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches,
     page: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
   }});
@@ -543,6 +546,19 @@ def test_nothing_sticks_out_in_a_browser(
     assert told["scroll"] <= told["width"]
     assert told["out"] == []
     assert told["beside"] == []
+
+
+@needs_chromium
+def test_no_table_is_cut_off_on_paper(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "frame.html"
+    # As wide as what a browser prints on A4; nobody scrolls on paper.
+    page = html.page(hasty(run)).replace("@media print", "@media screen")
+    file.write_text(framed(page, 718))
+    dom = chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
+    found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
+    assert found, dom[-2000:]
+    told = json.loads(html_escapes.unescape(found[1]))
+    assert (told["cut"], told["beside"]) == ([], [])
 
 
 @needs_chromium
