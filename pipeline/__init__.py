@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api.model import Model, Prediction, Score, load
-    from pipeline.api.results import Observer, Results, run
+    from pipeline.api.results import Results, run
     from pipeline.core.errors import PipelineError
+    from pipeline.scheduler.execute import Observer
 
 __all__ = ["Model", "Observer", "PipelineError", "Prediction", "Results", "Score", "load", "run"]
 
 _PLACES = {
     "Model": "pipeline.api.model",
-    "Observer": "pipeline.api.results",
+    "Observer": "pipeline.scheduler.execute",
     "PipelineError": "pipeline.core.errors",
     "Prediction": "pipeline.api.model",
     "Results": "pipeline.api.results",

@@ -16,8 +16,8 @@ from pipeline.core.hashes import HashCache
 from pipeline.core.words import nearest_or_all
 from pipeline.report import write
 from pipeline.report.model import BuiltArtifact, Run
-from pipeline.scheduler import execute
 from pipeline.scheduler.elsewhere import elsewhere, require_sound_place
+from pipeline.scheduler.execute import Observer, execute
 from pipeline.scheduler.plan import STAGES, Selection, make_context, open_store, plan
 from pipeline.scheduler.preflight import require_sound
 from pipeline.stages.context import RunContext
@@ -34,7 +34,6 @@ from pipeline.steps.folders import (
 )
 from pipeline.steps.log import Log, is_log
 from pipeline.steps.stated import is_unreported
-from pipeline.steps.step import StageResult, Step
 from pipeline.targets.registry import TARGETS
 
 
@@ -118,25 +117,6 @@ def _value(number: Number | None) -> float | None:
     return number.value if number else None
 
 
-class Observer:
-    """Is told what a run does; derive from it to show it."""
-
-    def planned(self, steps: Sequence[Step]) -> None:
-        """The steps that will be looked at, in order."""
-
-    def started(self, step: Step, why: str) -> None:
-        """A step begins, and why it has to run."""
-
-    def progress(self, done: int, total: int | None = None, what: str = "") -> None:
-        """How far the running step is."""
-
-    def finished(self, result: StageResult) -> None:
-        """A step ended."""
-
-    def warn(self, text: str) -> None:
-        """Something went wrong that ends nothing."""
-
-
 def run(
     config: str | Path | Mapping[str, Any],
     *,
@@ -196,7 +176,7 @@ def carry_out(
     path: Path,
     selection: Selection,
     log: Log,
-    observer: execute.Observer,
+    observer: Observer,
     first: RunContext,
     told: str,
     jobs: int,
@@ -222,7 +202,7 @@ def carry_out(
     context = make_context(config, log, observer.progress, first.source)
     store = open_store(config, observer.warn)
     with elsewhere(config, jobs, first.source, observer.warn) as running:
-        outcome = execute.execute(context, selection, observer, store, running)
+        outcome = execute(context, selection, observer, store, running)
     return write.write(config, path, outcome)
 
 

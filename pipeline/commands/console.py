@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Self, TextIO
 
 from pipeline.core.words import duration, printable
+from pipeline.scheduler.execute import Observer
 from pipeline.steps.step import StageResult, State, Step
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class _Pace:
         return True
 
 
-class QuietConsole(AbstractContextManager["QuietConsole"]):
+class QuietConsole(Observer, AbstractContextManager["QuietConsole"]):
     """Shows failures only.
 
     Args:
@@ -85,17 +86,8 @@ class QuietConsole(AbstractContextManager["QuietConsole"]):
         """Show what is not shown yet."""
         self.screen.flush()
 
-    def planned(self, steps: Sequence[Step]) -> None:
-        """The steps that will be looked at."""
-
     def costs(self, lines: Sequence[str]) -> None:
         """What the run takes, before it begins."""
-
-    def started(self, step: Step, why: str) -> None:
-        """A step begins."""
-
-    def progress(self, done: int, total: int | None = None, what: str = "") -> None:
-        """How far the running step is."""
 
     def finished(self, result: StageResult) -> None:
         """A step ended."""

@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
@@ -19,8 +18,8 @@ from pipeline.steps.step import StageResult, State, Step
 from pipeline.store.shared import Shared
 
 
-class Observer(Protocol):
-    """Who is told what happens."""
+class Observer:
+    """Is told what a run does; derive from it to show it."""
 
     def planned(self, steps: Sequence[Step]) -> None:
         """The steps that will be looked at, in order."""

@@ -10,12 +10,11 @@ from typing import Any, cast
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.scheduler import execute
-from pipeline.scheduler.execute import Outcome
+from pipeline.scheduler.execute import Observer, Outcome, execute
 from pipeline.scheduler.plan import Selection
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.step import StageResult, Step
+from pipeline.steps.step import Step
 from pipeline.store.address import parse
 from pipeline.store.entries import Entries
 from pipeline.store.objects import Objects
@@ -65,19 +64,11 @@ class Timed(ToyStep):
         return {"machine": self.machine.kind}
 
 
-class Quiet:
+class Quiet(Observer):
     """An observer that remembers warnings."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-
-    def planned(self, steps: Any) -> None: ...
-
-    def started(self, step: Step, why: str) -> None: ...
-
-    def progress(self, done: int, total: int | None = None, what: str = "") -> None: ...
-
-    def finished(self, result: StageResult) -> None: ...
 
     def warn(self, text: str) -> None:
         self.machine.said.append(text)
@@ -99,7 +90,7 @@ def context_of(machine: Machine) -> RunContext:
 
 def run(machine: Machine, store: Shared | None, selection: Selection | None = None) -> Outcome:
     machine.built.clear()
-    return execute.execute(context_of(machine), selection or Selection(), Quiet(machine), store)
+    return execute(context_of(machine), selection or Selection(), Quiet(machine), store)
 
 
 def digests(machine: Machine) -> dict[str, str]:
