@@ -300,6 +300,15 @@ def restrict(as_cpu: str | None) -> None:
         enter(cpu_classes.named(as_cpu))
 
 
+def play(as_cpu: str | None) -> None:
+    """Restrict this process, or end it with a word where that cannot be done."""
+    try:
+        restrict(as_cpu)
+    except PipelineError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
 @contextlib.contextmanager
 def running(
     found: list[Contender], threads: int, batch: int
@@ -449,6 +458,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row for every contender."""
     with running(found, threads, batch) as (pipes, why):
+        if BASELINE in why:
+            raise click.ClickException(f"the {BASELINE} does not run: {why[BASELINE]}")
         times = take_turns(pipes, seconds)
     rows: list[dict[str, Any]] = []
     for contender in found:
@@ -582,7 +593,7 @@ def main(
     docs: Path | None,
     as_cpu: str | None,
 ) -> None:
-    restrict(as_cpu)
+    play(as_cpu)
     available = granted()
     if quick:
         models, batches, counts, seconds = ("care_s0",), (1,), (available,), min(seconds, 8.0)

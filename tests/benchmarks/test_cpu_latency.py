@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
+import cpu_latency
 import numpy as np
 import onnx
 import pytest
@@ -108,6 +112,26 @@ def test_bfloat16_is_asked_for_only_where_the_cpu_has_it(
     pipe: Any = Pipe()
     serve(pipe, Contender("OpenVINO", "openvino", "x.onnx", {"precision": "bf16"}), 1, 1, None)
     assert pipe.told == [words]
+
+
+def test_a_class_that_this_cpu_cannot_play_is_exit_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    def enter(cls: Any) -> None:
+        raise UnavailableError(f"as {cls.name} not measured: this CPU has no avx_vnni")
+
+    monkeypatch.setattr(cpu_latency, "enter", enter)
+    result = CliRunner().invoke(main, ["--as-cpu", "avx2-vnni"])
+    assert result.exit_code == 4
+    assert "as avx2-vnni not measured: this CPU has no avx_vnni" in result.output
+
+
+def test_without_a_baseline_there_is_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def running(*arguments: Any) -> Iterator[Any]:
+        yield {"ours fp32": None}, {"published path": "no memory"}
+
+    monkeypatch.setattr(cpu_latency, "running", running)
+    with pytest.raises(click.ClickException, match="the published path does not run: no memory"):
+        cpu_latency.measure("care_s0", [], 1, 1, 0.1)
 
 
 def test_more_threads_than_granted_are_refused() -> None:
