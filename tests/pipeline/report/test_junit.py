@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from pipeline.report.junit import Case, is_junit, run_as_junit, suite
-from pipeline.report.model import Run
+from pipeline.report.model import GateReport, Run
 from tests.pipeline.report.making import Partial
 
 
@@ -38,9 +39,14 @@ def test_steps_and_gates_are_cases(run: Run) -> None:
     assert int(root["tests"]) == len(run.steps) + len(run.artifacts)
 
 
-def test_without_gates_there_are_none(partial: Partial) -> None:
+def test_without_gates_there_are_none(run: Run) -> None:
+    found = cases(run_as_junit(replace(run, gates=GateReport())))
+    assert ("build", "ort/fp32") in found
+    assert "gates" not in {group for group, _ in found}
+
+
+def test_gates_of_what_was_not_built_are_skipped(partial: Partial) -> None:
     found = cases(run_as_junit(partial("export", there=False)))
-    assert ("gates", "ort/fp32") in found
     assert found["gates", "ort/fp32"].find("skipped") is not None
 
 
