@@ -20,11 +20,12 @@ from pipeline.config import AUTO, OWN_WEIGHTS, Config
 from pipeline.core.checkpoints import require_kind
 from pipeline.core.described import NOTHING, Described, describe
 from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelError, about
+from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache, Identity, identify
 from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split, parse
 from pipeline.core.network import LICENCE_REMARK, Network
-from pipeline.core.shards import weights_hash
+from pipeline.core.shards import weight_files, weights_hash
 from pipeline.core.words import shown
 from pipeline.steps.keys import own_code, versions
 
@@ -164,7 +165,8 @@ class Source:
         """Name, path and SHA-256 of each file that holds weights."""
         path = self.checkpoint()
         if path is not None:
-            yield path.name, path, self.checkpoint_hash
+            for file in weight_files(path):
+                yield file.name, file, file_hash(file)
 
     def network_inputs(self) -> dict[str, Any]:
         """Everything but the checkpoint that decides what the network computes, for a key."""

@@ -100,6 +100,16 @@ def weights_hash(path: Path) -> str:
     return shards.hash((name, file_hash(shards.path(name))) for name in shards.files)
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files of a checkpoint: itself, and what it names where it is an index.
+
+    Raises:
+        CheckpointError: It is an index that names what it may not, or what is not there.
+    """
+    shards = read_shards(path)
+    return [path, *(shards.path(name) for name in shards.files)] if shards else [path]
+
+
 def _holders(stated: object, path: Path) -> dict[str, str]:
     if not isinstance(stated, dict) or not stated:
         raise CheckpointError(

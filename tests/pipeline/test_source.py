@@ -275,6 +275,19 @@ def test_weights_are_those_of_the_checkpoint(make: Make, project: Path) -> None:
         _ = make(model={"checkpoint": "own.pt"}).module
 
 
+def test_files_of_weights_are_named_one_by_one(make: Make, project: Path) -> None:
+    """Each travels to a worker under its own hash, the shards of an index too."""
+    (project / "a.safetensors").write_bytes(b"a shard")
+    index = project / "own.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
+    found = list(make(model={"checkpoint": index.name}).weight_files())
+    assert found == [
+        (path.name, path.relative_to(project), file_hash(path))
+        for path in (index, project / "a.safetensors")
+    ]
+    assert list(make().weight_files()) == []
+
+
 def test_arguments_reach_the_network(make: Make) -> None:
     source = make(model={"kwargs": {"drop_rate": 0.25}})
     assert source.module.drop_rate == 0.25

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import CheckpointError
-from pipeline.core.shards import read_shards, weights_hash
+from pipeline.core.shards import read_shards, weight_files, weights_hash
 
 MAP = {"a": "m-1.safetensors", "b": "m-2.safetensors", "c": "m-1.safetensors"}
 
@@ -28,6 +28,16 @@ def test_an_index_names_its_files(tmp_path: Path) -> None:
     assert found.files == ("m-1.safetensors", "m-2.safetensors")
     assert found.names("m-1.safetensors") == {"a", "c"}
     assert found.path("m-2.safetensors") == tmp_path / "m-2.safetensors"
+
+
+def test_the_files_of_a_checkpoint(tmp_path: Path) -> None:
+    index = write(tmp_path)
+    assert [path.name for path in weight_files(index)] == [
+        "model.safetensors.index.json",
+        "m-1.safetensors",
+        "m-2.safetensors",
+    ]
+    assert weight_files(tmp_path / "m-1.safetensors") == [tmp_path / "m-1.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"PK", b'{"a": 1, "a": 2}'])
