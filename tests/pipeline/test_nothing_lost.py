@@ -249,6 +249,7 @@ PLACES = {
     "calibration/kept.py:Kept.forget": "its own file, known by its first line",
     "pipeline/commands/clean.py:_remove": "what was asked for: whole artifacts and caches of ours",
     "pipeline/commands/compare.py:compare": "refuses what is no comparison of ours",
+    "pipeline/commands/run.py:run": "refuses what is no JUnit of ours, before anything is made",
     "pipeline/commands/devices.py:_take_over.write": MADE,
     "pipeline/commands/reduce.py:reduce": "refuses a file that is there",
     "pipeline/commands/reduce.py:_Search._refusal": "in a temporary folder",
