@@ -982,15 +982,16 @@ def bundle(
 @click.argument("name", type=RESULTS, required=False)
 @OUTPUT
 @click.option("--set-aside", is_flag=True, help="Also folders that runs set aside: look first.")
+@click.option("--history", is_flag=True, help="Also what earlier runs came to.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-def clean(name: str | None, output: Path, set_aside: bool, dry_run: bool) -> None:
+def clean(name: str | None, output: Path, **options: bool) -> None:
     """Remove decoded images and caches of the results NAME (default: all), which runs make again.
 
     Artifacts, results and reports stay. `check` misses the images until the next run.
     """
     from pipeline.commands import clean
 
-    show(clean.clean(output, name, set_aside=set_aside, dry_run=dry_run))
+    show(clean.clean(output, name, **options))
 
 
 @main.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from calibration.kept import Kept
 from pipeline.core.hashes import HashCache
 from pipeline.core.replacing import Whose, is_set_aside
+from pipeline.report.history import entries
 from pipeline.stages.shards import kept_in, remove
 from pipeline.steps import keys
 from pipeline.steps.artifact import whose_folder
@@ -36,7 +37,7 @@ class Found:
     remove: Callable[[Path], None]
 
 
-def clean(output: Path, name: str | None, *, set_aside: bool, dry_run: bool) -> str:
+def clean(output: Path, name: str | None, *, set_aside: bool, history: bool, dry_run: bool) -> str:
     """Remove what the next run makes again, and say what that frees.
 
     Artifacts, results and reports stay. What is not whole, or holds somebody else's files, stays.
@@ -45,6 +46,8 @@ def clean(output: Path, name: str | None, *, set_aside: bool, dry_run: bool) -> 
         output: Where results lie.
         name: Which results; None for all.
         set_aside: Also remove folders that runs set aside: files of the user's may be in them.
+        history: Also remove what earlier runs came to; the newest entry, which is that of the
+            results themselves, stays.
         dry_run: Only say what would go.
 
     Raises:
@@ -54,7 +57,7 @@ def clean(output: Path, name: str | None, *, set_aside: bool, dry_run: bool) -> 
     lines, total = [], 0
     for folder in results_folders(output, name):
         with locked(folder):
-            for found in _in(folder, set_aside=set_aside):
+            for found in _in(folder, set_aside=set_aside, history=history):
                 if not dry_run:
                     found.remove(found.path)
                 total += found.size
@@ -65,7 +68,7 @@ def clean(output: Path, name: str | None, *, set_aside: bool, dry_run: bool) -> 
     )
 
 
-def _in(folder: Path, *, set_aside: bool) -> Iterator[Found]:
+def _in(folder: Path, *, set_aside: bool, history: bool) -> Iterator[Found]:
     for name in DECODED:
         path = folder / name
         if whose_folder(path) is Whose.OURS:
@@ -75,6 +78,8 @@ def _in(folder: Path, *, set_aside: bool) -> Iterator[Found]:
         if path.is_file() and not path.is_symlink() and is_ours(path):
             yield Found(path, path.stat().st_size, "cache", _remove)
     yield from _evaluations(folder / EVALUATIONS)
+    if history:
+        yield from _earlier(folder)
     if set_aside:
         for depth in range(1, DEEPEST + 1):
             for path in sorted(folder.glob("/".join("*" * depth))):
@@ -89,6 +94,12 @@ def _evaluations(folder: Path) -> Iterator[Found]:
     for path in sorted(folder.glob("*.jsonl")):
         if path.is_file() and not path.is_symlink() and Kept.is_ours(path):
             yield Found(path, path.stat().st_size, "of a search that did not end", _remove)
+
+
+def _earlier(folder: Path) -> Iterator[Found]:
+    """What earlier runs came to: nothing makes that again."""
+    for path in entries(folder)[:-1]:
+        yield Found(path, _size(path), "history", _remove)
 
 
 def _is_aside(path: Path, folder: Path) -> bool:

@@ -59,6 +59,20 @@ def test_what_was_set_aside_goes_only_where_that_is_asked_for(results: Path) -> 
     assert not list(results.glob("ort/fp32.before-*"))
 
 
+def test_what_earlier_runs_came_to_goes_only_where_that_is_asked_for(results: Path) -> None:
+    names = [f"20260102-03040{number}" for number in range(3)]
+    for name in names:
+        (results / "history" / name).mkdir(parents=True)
+        (results / "history" / name / "results.json").write_text("{}")
+    (results / "history" / names[0] / "notes.txt").write_text("precious")
+    clean(results)
+    assert len(list((results / "history").iterdir())) == 3
+    assert "(history)" in clean(results, "--history", "--dry-run")
+    clean(results, "--history")
+    left = {path.name for path in (results / "history").iterdir()}
+    assert left == {names[0], names[2]}, "one holds a note, one is the newest"
+
+
 def test_foreign_files_among_the_images_stay(results: Path) -> None:
     (results / "calibration/notes.txt").write_text("precious")
     clean(results)
