@@ -378,9 +378,8 @@ def _entropy_threshold(histogram: Histogram, scheme: Scheme) -> float:
         levels = round(256 * seen.amax / (seen.high - seen.low))
     if counts.size <= levels:
         return counts.size * histogram.width
-    if counts.size > 1:
-        # Zero is exact in every scheme. A spike of zeros (ReLU) would otherwise decide alone.
-        counts[0] = min(counts[0], counts[1])
+    # Zero is exact in every scheme. A spike of zeros (ReLU) would otherwise decide alone.
+    counts[0] = min(counts[0], counts[1])
     enough = np.searchsorted(np.cumsum(counts), LEAST_KEPT * counts.sum()) + 1
     first = max(levels, math.ceil(counts.size * SMALLEST_CUT), int(enough))
     step = max(1, counts.size // 1024)

@@ -40,6 +40,22 @@ def test_top_k() -> None:
     assert figures.top_k(logits[:0], labels[:0]) == 0
 
 
+@pytest.mark.parametrize("k", [1, 5])
+def test_top_k_among_a_thousand_classes(k: int) -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((500, 1000)), rng.integers(0, 1000, 500)
+    labels[:100] = logits[:100].argsort(1)[:, -k]  # just among them
+    labels[100:200] = logits[100:200].argsort(1)[:, -k - 1]  # just not
+    best = logits.argsort(1)[:, ::-1][:, :k]
+    assert figures.top_k(logits, labels, k) == (best == labels[:, None]).any(1).sum()
+
+
+def test_relative_errors_are_of_each_image() -> None:
+    reference = np.array([[3.0, 4], [0, 10], [0, 0]], np.float32)
+    logits = reference + np.array([[0, 1], [3, 4], [0, 0]], np.float32)
+    assert np.allclose(figures.relative_errors(logits, reference), [0.2, 0.5, 0])
+
+
 @pytest.mark.parametrize(
     ("correct", "total", "low", "high"),
     [
