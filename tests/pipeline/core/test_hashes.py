@@ -107,6 +107,25 @@ def test_a_damaged_memory_only_costs_time(content: bytes, tmp_path: Path, images
     connection.close()
 
 
+def test_a_damaged_memory_that_another_run_removed_is_begun_anew(
+    images: Path, cache: HashCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cache.hash(images / NAMES[0])
+    cache.path.write_bytes(b"no database")
+    real = sqlite3.connect
+
+    def connect(path: Path) -> sqlite3.Connection:
+        if path.exists():
+            path.unlink()  # as the other run does that sees the damage first
+            raise sqlite3.DatabaseError("file is not a database")
+        return real(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite3, "connect", connect)
+        cache.save()
+    assert again(cache).known(images / NAMES[0]) == found
+
+
 def test_nothing_is_written_where_there_is_no_folder(tmp_path: Path, images: Path) -> None:
     cache = HashCache(tmp_path / "none" / ".hashes.sqlite")
     identity_of(images, cache)

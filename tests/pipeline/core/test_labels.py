@@ -58,7 +58,7 @@ def test_what_is_no_file_of_labels(tmp_path: Path) -> None:
 
 
 def test_classes_of_a_dataset() -> None:
-    require_distinct(("cat", "Höhe"), "d")
+    require_distinct(("cat", "Höhe", "Xenopus mülleri"), "d")
     for name in ("\x1b[2J", "", " ", "\udc80", "a\u2028b", "a\u2029b", *"\u202a\u202e\u2066\u2069"):
         with pytest.raises(DataError, match="d: the class"):
             require_distinct(("cat", name), "d")

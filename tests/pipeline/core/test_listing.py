@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 from pipeline.core.errors import DataError
 from pipeline.core.listing import (
+    IMAGENET_ARCHIVES,
     KINDS,
     SPLITS,
     Files,
     Folders,
     embedded_files,
     expand_braces,
+    images_below,
     is_hidden,
     is_image,
     list_split,
@@ -233,6 +236,8 @@ def test_what_is_not_there_is_said_with_what_to_write(tmp_path: Path) -> None:
         (f"tar:{tmp_path}/data", "no tar file at"),
         ("tar:a\0b", "the tar file .* "),
         ("wds:a\0b.tar", "the shard .* "),
+        ("imagenet:a\0b", "the folder .* is no path"),
+        (f"imagenet:{tmp_path}/x.tar", "no folder at .*: name the folder that holds the archives"),
         (f"{tmp_path}/data", f"lacks its kind: write folder:{tmp_path}/data"),
         (f"{tmp_path}/x.tar", f"lacks its kind: write tar:{tmp_path}/x.tar"),
         ("nonsense:x", "unknown kind of dataset 'nonsense'"),
@@ -315,3 +320,76 @@ def test_the_names_of_the_embedded_files() -> None:
         "t10k-labels-idx1-ubyte.gz",
     )
     assert embedded_files("calibration")[1] == "calibration-images-idx3-ubyte.gz"
+
+
+TRAIN, VALIDATION, DEVKIT, STATED = IMAGENET_ARCHIVES
+
+
+@pytest.mark.parametrize(
+    ("split", "present", "expected"),
+    [
+        ("train", IMAGENET_ARCHIVES, (TRAIN,)),
+        ("calibration", IMAGENET_ARCHIVES, (TRAIN,)),
+        ("train", (TRAIN,), (TRAIN,)),
+        ("validation", IMAGENET_ARCHIVES, (VALIDATION, DEVKIT)),
+        ("validation", (VALIDATION, DEVKIT, "notes.txt"), (VALIDATION, DEVKIT)),
+        ("validation", (VALIDATION, STATED), (VALIDATION, STATED)),
+    ],
+)
+def test_each_split_of_imagenet_has_its_archive(
+    split: str, present: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    write(tmp_path, *present)
+    listed = list_split(f"imagenet:{tmp_path}", split, tmp_path)
+    assert listed == Files(tmp_path, expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("split", "present", "message"),
+    [
+        ("train", (VALIDATION, DEVKIT), f"no {TRAIN} in FOLDER (for unpacked images"),
+        ("validation", (TRAIN, DEVKIT), f"no {VALIDATION} in FOLDER (for unpacked images"),
+        (
+            "train",
+            (VALIDATION, "ILSVRC2012_img_train_t3.tar", "other.tar"),
+            f"no {TRAIN} in FOLDER; ILSVRC2012_img_train_t3.tar is another archive (for",
+        ),
+        (
+            "validation",
+            (VALIDATION, TRAIN),
+            f"nothing says what they show: put {DEVKIT} or {STATED}",
+        ),
+        ("validation", (VALIDATION, f"{DEVKIT}/in.txt"), "nothing says what they show"),
+    ],
+)
+def test_what_imagenet_lacks_is_named(
+    split: str, present: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, *present)
+    with pytest.raises(DataError, match=re.escape(message.replace("FOLDER", str(tmp_path)))):
+        list_split(f"imagenet:{tmp_path}", split, tmp_path)
+
+
+def test_images_of_a_folder_and_of_those_in_it(tmp_path: Path) -> None:
+    write(tmp_path, "b.png", "a/z.JPG", "a/notes.txt", "c.png/d.gif")
+    write(tmp_path, ".trash/x.png", "a/__MACOSX/y.png", "a/._z.jpg")
+    assert [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)] == [
+        "a/z.JPG",
+        "b.png",
+        "c.png/d.gif",
+    ]
+    # What lies above the folder that was asked for hides nothing.
+    assert list(images_below(tmp_path / ".trash")) == [tmp_path / ".trash/x.png"]
+
+
+def test_folders_are_classes_unless_images_alone_will_do(tmp_path: Path) -> None:
+    write(tmp_path, "ant/a.png")
+    for needed in (True, False):
+        listed = list_split(f"folder:{tmp_path}", "train", tmp_path, labels_needed=needed)
+        assert isinstance(listed, Folders)
+        assert (listed.classes, listed.labelled) == (("ant",), True)
+    write(tmp_path, "stray.png")
+    loose = list_split(f"folder:{tmp_path}", "train", tmp_path, labels_needed=False)
+    assert isinstance(loose, Folders)
+    assert not loose.labelled
+    assert [folder for folder, _ in loose.images()] == [".", "./ant"]

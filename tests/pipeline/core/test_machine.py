@@ -43,6 +43,9 @@ def cgroup(folder: Path, line: str, files: dict[str, str]) -> tuple[Path, Path]:
         ),
         ("0::/", {"cpu.max": "nonsense"}, 64),
         ("0::/../..", {}, 64),
+        # Seen from inside a container: what lies outside of the mount limits nothing.
+        ("0::/../..", {"top/cpu.max": "max 100000", "../cpu.max": "100000 100000"}, 64),
+        ("0::/../pod", {"pod/cpu.max": "200000 100000"}, 2),
     ],
 )
 def test_threads_follow_the_quota(
@@ -174,6 +177,28 @@ def test_without_a_limit_it_is_what_is_installed(
 ) -> None:
     monkeypatch.setattr("os.sysconf", lambda name: 4096 if "SIZE" in name else 1000)
     assert machine.memory(tmp_path, tmp_path) == 4_096_000
+
+
+def test_what_is_installed_is_known(tmp_path: Path) -> None:
+    assert machine.memory(tmp_path, tmp_path) < math.inf
+
+
+@pytest.mark.parametrize("extension", ["avx512_bf16", "amx_bf16"])
+def test_one_extension_for_bfloat16_is_enough(
+    extension: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : avx2 {extension}\n")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert machine.why_no_bfloat16() is None
+
+
+def test_a_cpu_without_bfloat16_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Arm's extension is none that x86 kernels can use.
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_vnni bf16\n")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert machine.why_no_bfloat16() == "this CPU has no amx_bf16 and no avx512_bf16"
 
 
 EXTENSIONS = (

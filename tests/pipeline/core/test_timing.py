@@ -105,6 +105,17 @@ def test_a_slow_call_settles_once(clock: Clock) -> None:
     assert len(calls) == 1
 
 
+def test_a_call_that_takes_just_that_time_settles_once(clock: Clock) -> None:
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        clock.now += timing.WARM_S
+
+    timing.settle(call)
+    assert len(calls) == 1
+
+
 def test_the_time_limit_ends_after_a_whole_round(clock: Clock) -> None:
     runners = {name: Fake(clock, name, 1.0) for name in ("a", "b")}
     found = timing.interleaved(runners, [IMAGES], timing.Protocol(1, 300, 5.0))
@@ -132,6 +143,8 @@ def test_end_to_end_has_a_sample_even_past_its_limit(clock: Clock) -> None:
 
 
 def test_a_cold_start_is_opening_and_the_first_answer(clock: Clock) -> None:
+    clock.now = 1000.0  # whatever the clock shows by then
+
     def opened() -> Runner:
         clock.now += 2
         return Fake(clock, "a", 0.5)
