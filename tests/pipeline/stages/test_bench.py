@@ -364,6 +364,21 @@ def test_without_a_validation_a_precision_is_measured_all_the_same(
     assert step.notes == []
 
 
+def test_what_was_not_built_is_left_out_and_this_is_noted(make_step: Any, tmp_path: Path) -> None:
+    step = make_step(Target())
+    assert step.do_without([step.builds[1]])
+    assert step.notes == ["measured without toy/int8"]
+    facts = BenchFacts.from_facts(step.build(tmp_path), "here")
+    assert set(facts.latency) == {"fp32"}
+
+
+def test_without_images_or_anything_built_nothing_is_measured(make_step: Any) -> None:
+    step = make_step(Target())
+    assert not step.do_without([step.samples])
+    assert not step.do_without(step.builds)
+    assert step.notes == []
+
+
 def test_what_runs_elsewhere_depends_on_nobody_who_judged_it(make_step: Any) -> None:
     step = make_step(Target({"toy/fp32": "no GPU", "toy/int8": "no GPU"}))
     names = ["toy/fp32", "toy/int8", "validate/samples"]
@@ -424,6 +439,7 @@ def test_drift_is_the_last_tenth_against_the_first() -> None:
     assert found.drift is not None
     assert found.drift.value == pytest.approx(1.09)
     assert (found.images_per_s, found.doubt) == (600.0, "")
+    assert lasting(*[1.0] * 300, load=1.0).doubt == "", "of two CPUs others may have one"
     assert found.words == (
         "2 s without a rest: 600.0 images/s; median 1.000 ms in the first tenth, 1.090 in the "
         "last: 1.090 of it (1.090 to 1.090), slower; valid"
@@ -462,5 +478,6 @@ def test_what_decides_a_measurement_is_in_its_key(make_step: Any) -> None:
     # The precision that does not run here is compared with nothing.
     names = ["toy/fp32", "toy/int8", "validate/samples", "validate/pytorch", "validate/toy-fp32"]
     assert list(step.made_from()) == [*names, "checkpoint"]
+    assert list(step.seals()) == names
     assert step.made_from()["checkpoint"] == "c0ffee"
     assert step.tools() == {"torch": "2", "toy": "1"}

@@ -24,6 +24,7 @@ from pipeline.stages.validate import ReferenceStep, ValidateStep, accuracy, comp
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import ReferenceFacts, ValidationFacts
+from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.keys import versions
 from pipeline.targets import pytorch
 
@@ -287,6 +288,27 @@ def test_images_come_in_batches_that_the_runner_takes(
     found = built(steps.validate(ToyTarget(runner, None)), tmp_path / "new")
     assert runner.seen == seen
     assert found.numbers.top1.samples == IMAGES
+
+
+class Killed(Toy):
+    """Is killed at its third batch."""
+
+    def __call__(self, images: Images) -> Logits:
+        if len(self.seen) == 2:
+            raise KeyboardInterrupt
+        return super().__call__(images)
+
+
+def test_a_validation_that_was_killed_goes_on(steps: Steps, tmp_path: Path) -> None:
+    steps.context.config.validation.shard = 2
+    (tmp_path / "killed").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        steps.validate(ToyTarget(Killed(), None)).build(tmp_path / "killed")
+    runner = Toy()
+    found = built(steps.validate(ToyTarget(runner, None)), tmp_path / "new")
+    assert runner.seen == [1], "four of five images were done"
+    assert (found.numbers.top1.value, found.numbers.top1.samples) == (0.6, IMAGES)
+    assert not (tmp_path / EVALUATIONS).exists(), "nothing is kept of what ended"
 
 
 @pytest.mark.parametrize(

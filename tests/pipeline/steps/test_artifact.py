@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -126,6 +127,40 @@ def test_damaged_manifests_are_refused(tmp_path: Path, content: str, message: st
         Artifact.read(made.folder)
 
 
+def record_of(values: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the file model.bin."""
+    found: dict[str, Any] = values["files"]["model.bin"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(kind=5),
+        lambda values: values.update(name=None),
+        lambda values: values.update(key=["k"]),
+        lambda values: values.update(tools={"t": 1}),
+        lambda values: values.update(made_from={"onnx": {}}),
+        lambda values: values.update(seals={"onnx": True}),
+        lambda values: record_of(values).update(sha256=7),
+        lambda values: record_of(values).update(size=-1),
+        lambda values: record_of(values).update(size=1024.0),
+        lambda values: record_of(values).update(size=True),
+        lambda values: record_of(values).update(size="1024"),
+    ],
+)
+def test_manifests_with_values_of_another_kind_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    made = make(tmp_path / "a")
+    plain = json.loads((made.folder / MANIFEST).read_text())
+    del plain["seal"]
+    change(plain)
+    (made.folder / MANIFEST).write_text(sealed(plain))
+    with pytest.raises(ArtifactError, match="is damaged: build again"):
+        Artifact.read(made.folder)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -199,6 +234,15 @@ def test_a_full_disk_is_said_of_the_place_and_not_of_a_temporary_file(tmp_path: 
         make(tmp_path / "a", write)
     assert str(caught.value).startswith(f"cannot write {tmp_path / 'a'}: No space left on device;")
     assert ".making-" not in str(caught.value)
+
+
+def test_another_disk_that_is_full_is_not_said_to_be_this_one(tmp_path: Path) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        error = OSError(errno.ENOSPC, "No space left on device", "/elsewhere/scratch")
+        raise BuildError("the compiler ended: /elsewhere is full") from error
+
+    with pytest.raises(BuildError, match="the compiler ended: /elsewhere is full"):
+        make(tmp_path / "a", fail)
 
 
 def test_a_full_disk_is_said_whatever_a_library_calls_it(
@@ -293,6 +337,16 @@ def test_what_is_known_of_the_making_is_no_part_of_the_artifact(tmp_path: Path) 
     path.unlink()
     made.verify()
     assert made.made() == Made()
+    # No day, path or time that nobody wrote down is shown.
+    assert not any(dataclasses.asdict(made.made()).values())
+
+
+def test_what_nobody_sealed_is_not_whole(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+    parts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    del parts["seal"]
+    with pytest.raises(ArtifactError, match="has no seal"):
+        Artifact(**parts).verify()
 
 
 def test_an_artifact_of_an_earlier_version_is_read_and_is_not_whole(tmp_path: Path) -> None:
@@ -461,6 +515,22 @@ def test_all_that_was_told_is_read_back(tmp_path: Path) -> None:
     del plain["inputs"], plain["code"], plain["seal"]
     path.write_text(sealed(plain))
     assert (Artifact.read(tmp_path / "a").inputs, Artifact.read(tmp_path / "a").code) == (None, {})
+
+
+def test_the_seal_is_announced_before_the_artifact_is_there(tmp_path: Path) -> None:
+    """Who is killed in between leaves nothing of which no seal is stated."""
+    announced: list[tuple[str, bool]] = []
+    made = artifact.make(
+        tmp_path / "a",
+        kind="build",
+        name="trt/fp16",
+        key="k",
+        made_from={},
+        tools={},
+        build=write_one,
+        announce=lambda seal: announced.append((seal, (tmp_path / "a").exists())),
+    )
+    assert announced == [(made.seal, False)]
 
 
 def test_nothing_told_is_nothing(tmp_path: Path) -> None:

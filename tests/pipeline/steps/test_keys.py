@@ -45,6 +45,7 @@ def modules_of(root: Path, *roots: str, **options: set[str]) -> set[str]:
         "try:\n    import pipeline.b\nexcept ImportError:\n    pass",
         "match 1:\n    case 1:\n        import pipeline.b",
         "if TYPE_CHECKING:\n    import x\nelse:\n    import pipeline.b",
+        "FAST = True\nif FAST:\n    import pipeline.b",
     ],
 )
 def test_every_way_to_import_counts(source: str, tmp_path: Path) -> None:

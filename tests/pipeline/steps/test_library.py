@@ -46,6 +46,23 @@ def test_a_whole_chain_is_whole(folder: Path) -> None:
         assert library.require_whole(name) == Artifact.read(folder / name)
 
 
+def test_artifacts_are_listed_by_name(folder: Path) -> None:
+    """Also where the names of folders, one by one, sort otherwise."""
+    make(folder, "ort-more")
+    assert list(Library(folder).artifacts) == [
+        *("bench/ort", "export", "onnx", "ort-more", "ort/fp32"),
+    ]
+
+
+def test_a_linked_artifact_is_not_read(folder: Path) -> None:
+    (folder / "onnx").rename(folder / "x")
+    (folder / "onnx").symlink_to("x")
+    library = Library(folder)
+    assert "onnx" not in library.artifacts
+    with pytest.raises(ArtifactError, match="onnx is a link, where an artifact belongs"):
+        library.artifact("onnx")
+
+
 @pytest.mark.parametrize("name", CHAIN)
 @pytest.mark.parametrize("change", [other_fact, other_content])
 def test_what_was_signed_again_is_found_where_it_lies(

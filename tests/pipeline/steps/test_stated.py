@@ -111,6 +111,17 @@ def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.parametrize("text", ['["made_since"]', '"made_since"', "3", '{"mine": 1}'])
+def test_json_of_somebody_else_stays(tmp_path: Path, text: str) -> None:
+    path = tmp_path / UNREPORTED
+    path.write_text(text)
+    stated = Stated(tmp_path)
+    with pytest.raises(ArtifactError, match="in the way"):
+        stated.announce("onnx", A)
+    stated.is_reported()
+    assert path.read_text() == text
+
+
 def test_announcements_are_known_as_ours(tmp_path: Path) -> None:
     Stated(tmp_path).announce("onnx", A)
     path = tmp_path / UNREPORTED

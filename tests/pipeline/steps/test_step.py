@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pipeline.core.errors import ArtifactError
 from pipeline.steps import keys
-from pipeline.steps.artifact import Artifact
+from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.step import Context, Step, flat, what_changed
+from tests.pipeline.steps.making import other_fact
 
 
 def test_nested_values_have_one_name_each() -> None:
@@ -156,6 +157,7 @@ def test_a_step_knows_what_it_was_made_with(make: Make, tmp_path: Path) -> None:
     assert step.artifact() == made == Artifact.read(tmp_path / "toy/plain")
     assert (made.kind, made.name, made.key) == ("build", "toy/plain", step.key())
     assert made.made_from == {"export": step.requires[0].artifact().digest}
+    assert made.seals == {"export": step.requires[0].artifact().seal}
     assert made.inputs == {"settings.size": 1}
     assert made.tools == {"torch": "2"}
     assert made.code == {"pipeline/toy.py": "one"}
@@ -189,6 +191,13 @@ def test_a_look_without_hashing_sees_all_but_damage(make: Make) -> None:
     step = make()
     step.settings.update(more=2)
     assert step.stale(verify=False) == "changed: more"
+
+
+def test_a_step_looks_anew_at_what_it_read_before(make: Make, tmp_path: Path) -> None:
+    step = make()
+    step.run()
+    (tmp_path / "toy/plain" / MANIFEST).write_text("{")
+    assert (step.stale(verify=False) or "").startswith("damaged: ")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +237,33 @@ def test_what_it_is_made_from_counts_by_content(make: Make) -> None:
 
     step.requires[0].make(build)
     assert step.stale() == "changed: export"
+
+
+def test_a_source_that_came_out_the_same_is_stated_by_its_new_seal(
+    make: Make, logged: list[str]
+) -> None:
+    step = make()
+    before = step.run()
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        return {**Other.build(cast(Any, step.requires[0]), folder), "told": "something else"}
+
+    source = step.requires[0].make(build)
+    step.restate()
+    now = Artifact.read(step.folder)
+    assert (now.seals, now.key) == ({"export": source.seal}, before.key)
+    assert now.seal != before.seal
+    assert make().stale() is None, "its own new seal is stated as well"
+    assert logged == ["toy/plain: states the seals of export anew"]
+
+
+def test_a_source_that_somebody_else_changed_is_not_agreed_with(make: Make, tmp_path: Path) -> None:
+    step = make()
+    before = step.run()
+    other_fact(tmp_path / "export")
+    step.context.artifacts.clear()  # as a run does that starts now
+    step.restate()
+    assert Artifact.read(step.folder) == before
 
 
 def test_damage_makes_a_step_run(make: Make, tmp_path: Path) -> None:
