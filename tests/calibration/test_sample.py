@@ -162,3 +162,13 @@ def test_classes_take_turns_in_another_order_each_time(make_dataset: Any) -> Non
     turns = {labels[i : i + 3] for i in range(0, 60, 3)}
     assert all(sorted(turn) == [0, 1, 2] for turn in turns)
     assert len(turns) == 6
+
+
+def test_values_beyond_float32_are_infinite_and_refused(make_dataset: Any) -> None:
+    dataset = make_dataset(LABELS)
+    chosen = draw(dataset, 8)
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(DataError, match=f"image {chosen.indices[0]} holds NaN or infinite"),
+    ):
+        load(dataset, chosen, lambda image: image.astype(np.float64) + 1e300)

@@ -22,6 +22,7 @@ from pipeline import config
 from pipeline.core.errors import ConfigError, DataError, ModelError
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache
+from pipeline.core.listing import Files
 from pipeline.source import Source, Split, _package_folder
 from pipeline.steps.keys import versions
 
@@ -124,6 +125,18 @@ def test_all_that_decides_what_the_network_computes_is_told(make: Make) -> None:
     assert make(preprocess=None).network_inputs()["settings preprocess"] is None
 
 
+def test_the_code_of_a_network_of_ones_own_decides_what_it_computes(
+    make: Make, project: Path
+) -> None:
+    model = {"name": None, "module": "own_network:make", "checkpoint": "own"}
+    (project / "own_network.py").write_text("def make(): return 1")
+    before = make(model=model).network_inputs()
+    assert make(model=model).network_inputs() == before
+    (project / "own_network.py").write_text("def make(): return 2")
+    after = make(model=model).network_inputs()
+    assert [name for name in before if before[name] != after[name]] == ["the code of model.module"]
+
+
 def labels_of(source: Source) -> Any:
     return source.network_inputs()["the labels"]
 
@@ -152,6 +165,19 @@ def test_labels_of_shards_are_known_by_what_states_them(make: Make, project: Pat
     bare = labels_of(make(data=data))
     (project / "s-1.tar").write_text("yet others")
     assert labels_of(make(data=data)) != bare
+
+
+def test_labels_that_the_images_name_do_not_depend_on_the_weights(
+    make: Make, project: Path
+) -> None:
+    (project / "photos.tar").write_bytes(b"")
+    data = {"validation": "tar:photos.tar"}
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), project / "own.pth")
+    own, random = (
+        labels_of(make(model={"checkpoint": weights}, data=data))
+        for weights in ("own.pth", "random")
+    )
+    assert own == random
 
 
 def test_a_file_of_labels_that_is_not_there(make: Make) -> None:
@@ -401,6 +427,31 @@ def test_auto_sets_validation_images_aside_where_there_are_no_others(
     assert [again.calibration.name(i) for i in range(8)] == [aside.name(i) for i in range(8)]
     # Nothing is set aside for what needs no calibration.
     assert len(make(data=data).validation) == 66
+
+
+def test_auto_takes_the_training_archive_of_imagenet_where_it_lies_there(
+    make: Make, project: Path
+) -> None:
+    validation, truths = "ILSVRC2012_img_val.tar", "ILSVRC2012_validation_synset_labels.txt"
+    for name in (validation, truths):
+        (project / name).write_bytes(b"")
+    data = {"validation": "imagenet:.", "calibration": "auto"}
+    alone = make(data=data, targets=INT8)
+    assert alone.sets_aside
+    assert alone.files("calibration") == alone.files("validation")
+    (project / "ILSVRC2012_img_train.tar").write_bytes(b"")
+    both = make(data=data, targets=INT8)
+    assert not both.sets_aside
+    found = both.files("calibration")
+    assert isinstance(found, Files)
+    assert found.names == ("ILSVRC2012_img_train.tar",)
+
+
+def test_images_that_judge_need_class_folders(make: Make, project: Path) -> None:
+    loose(project)
+    source = make(data={"validation": "folder:loose"})
+    with pytest.raises(DataError, match=r"^data\.validation: .* 9 images but no class folders"):
+        source.data_facts("validation")
 
 
 def test_missing_calibration_images_are_named(make: Make) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import Config, Gates
 from pipeline.core.figures import Number, State
 from pipeline.core.runner import Numerics
-from pipeline.report.gates import judge_all, limits_of
+from pipeline.report.gates import Limit, judge_all, limits_of
 from pipeline.report.model import BuiltArtifact, Run
 from pipeline.steps.facts.accuracy import Accuracy, ByClass, ModuleRange
 from tests.pipeline.report.changed import artifact_of
@@ -110,6 +110,15 @@ def test_a_network_that_leaves_float16_itself_is_the_cause(
     assert told not in str(judge_all(config, [overflowed], inside).failures)
 
 
+def test_an_overflow_that_nothing_explains_is_told_without_a_cause(
+    config: Config, artifact: BuiltArtifact
+) -> None:
+    accuracy = replace(artifact.accuracy, agreement=measured(0.0))
+    overflowed = replace(artifact, accuracy=accuracy, numerics=Numerics(3, ("stem",)))
+    (failure,) = judge_all(config, [overflowed]).failures
+    assert str(failure) == "ort/fp32: agreement is 0, min_agreement allows 0.9 (measured)"
+
+
 def within(value: float, low: float, high: float, samples: int = 100) -> Number:
     return Number(value, State.MEASURED, by="x", samples=samples, interval=(low, high))
 
@@ -138,6 +147,13 @@ def test_a_limit_inside_of_the_interval_cannot_be_told(
         assert limit.passes == {"point": limit.holds, "fail": False, "pass": True}[undecided]
     else:
         assert limit.passes == limit.holds
+
+
+def test_the_figure_itself_counts_where_nothing_else_is_said() -> None:
+    for drop, passes in ((0.004, True), (0.006, False)):
+        limit = Limit("top-1 drop", "max_top1_drop", 0.005, True, within(drop, -0.01, 0.02))
+        assert limit.doubt
+        assert limit.passes == passes
 
 
 def test_a_lower_limit_in_doubt_is_told_and_fails_by_choice(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import yaml
 from PIL import Image
 
 from pipeline import config
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.files import file_hash
+from pipeline.core.preprocess import Pictures
 from pipeline.scheduler.plan import make_context
 from pipeline.stages.calibration_set import read_calibration
-from pipeline.stages.images import batches, preprocess_of, read_labels
+from pipeline.stages.images import batches, pictures_at, preprocess_of, read_labels
 from pipeline.stages.names import PIXELS, SOURCES
 from pipeline.stages.samples import CalibrationStep, SampleStep, write_samples
 from pipeline.steps.artifact import Artifact
@@ -128,6 +130,39 @@ def test_batches_are_the_networks_input(context: Callable[..., Any]) -> None:
     assert preprocess_of(made) == step.source.preprocess
 
 
+def test_some_samples_are_those_asked_for(context: Callable[..., Any]) -> None:
+    made = SampleStep(context()).run()
+    wanted = np.array([4, 0, 4])
+    found = pictures_at(made, wanted)
+    assert np.array_equal(found.pixels, np.load(made.path(PIXELS))[wanted])
+    assert found.preprocess == preprocess_of(made)
+
+
+def test_reading_a_few_samples_takes_no_memory_for_all(context: Callable[..., Any]) -> None:
+    """A validation set of 50,000 images has 7.5 GB of pixels."""
+    preprocess = {**CONFIG["preprocess"], "size": 256}
+    made = SampleStep(context(preprocess=preprocess, validation={})).run()
+    whole, one = 12 * 256 * 256 * 3, np.array([7])
+    ways: tuple[Callable[[], Pictures], ...] = (
+        lambda: next(batches(made, 1)),
+        lambda: pictures_at(made, one),
+    )
+    for read in ways:
+        tracemalloc.start()
+        try:
+            assert len(read()) == 1
+            assert tracemalloc.get_traced_memory()[1] < whole / 2
+        finally:
+            tracemalloc.stop()
+
+
+def test_where_the_images_lay_is_known(context: Callable[..., Any]) -> None:
+    data = {**CONFIG["data"], "calibration": "folder:data/train"}
+    steps = context(data=data)
+    assert SampleStep(steps).run().made().data == "folder:data"
+    assert CalibrationStep(steps).run().made().data == "folder:data/train"
+
+
 def test_calibration_images_are_balanced_and_of_the_training(
     context: Callable[..., Any], project: Path, told: Told
 ) -> None:
@@ -173,6 +208,63 @@ def test_the_calibration_set_is_what_was_decoded(context: Callable[..., Any]) ->
     assert np.array_equal(found.images, np.concatenate([part.images for part in batches(made, 2)]))
     assert found.labels.tolist() == read_labels(made).tolist()
     assert list(found.hashes) == [digest for _, digest in sources_of(made)]
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"a": "b"},
+        [["ant/0.png", "a hash"], ["ant/1.png"]],
+        [["ant/0.png", "a hash"], ["ant/1.png", 3]],
+        [["ant/0.png", "a hash"], "ab"],
+    ],
+)
+def test_sources_that_no_calibration_wrote_are_refused(
+    sources: Any, context: Callable[..., Any]
+) -> None:
+    made = CalibrationStep(context()).run()
+    made.path(SOURCES).write_text(json.dumps(sources))
+    with pytest.raises(ArtifactError, match=r"is damaged: build again$"):
+        read_calibration(made)
+
+
+ASIDE: dict[str, Any] = {
+    "data": {"validation": "folder:data/val", "calibration": "auto", "labels": "names.txt"},
+    "targets": {"ort": {"precisions": ["fp32", "int8"]}},
+}
+"""Validation images alone, of which some calibrate."""
+
+
+def add_images(project: Path, count: int) -> None:
+    """More validation images, of three classes in turns, each of its own shade."""
+    for i in range(count):
+        image = Image.new("RGB", (32, 32), (i, 100, 9))
+        image.save(project / "data/val" / CLASSES[i % 3] / f"more {i:02}.png")
+
+
+def test_copies_of_images_that_judge_do_not_calibrate(
+    context: Callable[..., Any], project: Path
+) -> None:
+    """A picture may lie twice in a set of which some images calibrate, and the others judge."""
+    add_images(project, 43)
+    made = context(**ASIDE, calibration={"images": 11, "seed": 5})
+    source = made.source
+    copied, kept = source.validation.name(0), source.calibration.name(3)
+    (project / "data/val" / kept).write_bytes((project / "data/val" / copied).read_bytes())
+    step = CalibrationStep(context(**ASIDE, calibration={"images": 11, "seed": 5}))
+    found = {name for name, _ in sources_of(step.run())}
+    assert found == {source.calibration.name(i) for i in range(11)} - {kept}
+
+
+def test_what_is_set_aside_decides_which_samples_judge(
+    context: Callable[..., Any], project: Path
+) -> None:
+    add_images(project, 43)
+    found = [
+        SampleStep(context(**ASIDE, calibration={"images": 8, "seed": seed})).key()
+        for seed in (5, 5, 6)
+    ]
+    assert found[0] == found[1] != found[2]
 
 
 def test_what_decides_the_samples_is_in_their_keys(context: Callable[..., Any]) -> None:
