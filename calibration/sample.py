@@ -1,7 +1,6 @@
 """Which training images a calibration looks at: balanced over the classes, seeded, and hashed.
 
     chosen = draw(open_dataset(uri, "train"), 512, validation=hashes_of(open_dataset(uri)))
-    images = load(dataset, chosen, preprocess)
 
 Images that judge a network must not choose its ranges: an image of the validation split in the
 sample, found by its hash, is refused.
@@ -9,20 +8,16 @@ sample, found by its hash, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from calibration.histogram import Floats
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.files import digest_of
 from pipeline.core.network import Images
-
-if TYPE_CHECKING:
-    pass
 
 FEWEST = 8
 """A sample of fewer images is refused: its ranges would be those of single images."""
@@ -160,42 +155,6 @@ def _warnings(found: int, asked: int, labels: set[int], classes: int) -> tuple[s
     if found >= classes > len(labels):
         warnings.append(f"{classes - len(labels)} of {classes} classes have no calibration image")
     return tuple(warnings)
-
-
-def load(dataset: Dataset, sample: Sample, preprocess: Callable[[Any], Floats]) -> CalibrationSet:
-    """Read and preprocess the images of a sample.
-
-    Args:
-        dataset: The dataset that the sample was drawn from.
-        sample: See `draw`.
-        preprocess: Makes of an image what the network takes, (channels, height, width).
-
-    Raises:
-        DataError: An image changed since the sample was drawn, is not of the first one's shape, or
-            is not finite; names the image.
-    """
-    # The package of precisions uses this one: imported up there, it would be a circle.
-
-    batch = np.empty((0,), dtype=np.float32)
-    for place, (index, content) in enumerate(zip(sample.indices, sample.hashes, strict=True)):
-        if dataset.hash(index) != content:
-            raise DataError(f"calibration image {index} is not the one that was drawn: draw again")
-        image = np.asarray(preprocess(dataset.image(index)), dtype=np.float32)
-        if not place:
-            batch = np.empty((len(sample.indices), *image.shape), dtype=np.float32)
-        _check(image, batch.shape[1:], index)
-        batch[place] = image
-    return CalibrationSet(batch, np.array(sample.labels, dtype=np.int64), sample.hashes)
-
-
-def _check(image: Floats, shape: tuple[int, ...], index: int) -> None:
-    if image.ndim != 3 or image.shape != shape:
-        raise DataError(
-            f"calibration image {index} has the shape {image.shape} after preprocessing, the first "
-            f"one {shape}: preprocessing must give (channels, height, width), always the same"
-        )
-    if not np.isfinite(image).all():
-        raise DataError(f"calibration image {index} holds NaN or infinite values: check its file")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """The calibration sample: balanced, seeded, hashed, and free of validation images."""
 
 from collections import Counter
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
-from calibration.sample import draw, hashes_of, load
+from calibration.sample import draw, hashes_of
 from pipeline.core.errors import ConfigError, DataError
 
 LABELS = [0] * 100 + [1] * 60 + [2] * 5
@@ -80,35 +78,6 @@ def test_warnings_say_what_is_thin(make_dataset: Any) -> None:
     assert draw(make_dataset([0, 1, 2] * 50), 128).warnings == ()
 
 
-def test_load_gives_what_was_drawn(make_dataset: Any) -> None:
-    dataset = make_dataset(LABELS)
-    chosen = draw(dataset, 12)
-    loaded = load(dataset, chosen, lambda image: image / 2)
-    assert loaded.images.shape == (12, 3, 4, 4)
-    assert loaded.images.dtype == np.float32
-    assert loaded.images[:, 0, 0, 0].tolist() == [index / 2 for index in chosen.indices]
-    assert loaded.labels.tolist() == list(chosen.labels)
-    assert loaded.hashes == chosen.hashes
-
-
-def test_load_refuses_images_that_changed(make_dataset: Any) -> None:
-    chosen = draw(make_dataset([0] * 10), 8)
-    with pytest.raises(DataError, match="not the one that was drawn"):
-        load(make_dataset([0] * 10, offset=1), chosen, lambda image: image)
-
-
-def test_load_refuses_what_preprocessing_should_not_give(make_dataset: Any) -> None:
-    dataset = make_dataset([0] * 10)
-    chosen = draw(dataset, 8)
-    with pytest.raises(DataError, match="NaN"):
-        load(dataset, chosen, lambda image: image * np.nan)
-    with pytest.raises(DataError, match="shape"):
-        load(dataset, chosen, lambda image: image[0])
-    last = dataset.image(chosen.indices[-1])[0, 0, 0]
-    with pytest.raises(DataError, match=f"image {chosen.indices[-1]} has the shape"):
-        load(dataset, chosen, lambda image: image[:, :2] if image[0, 0, 0] == last else image)
-
-
 def test_the_seed_is_nought_where_none_is_given(make_dataset: Any) -> None:
     dataset = make_dataset(LABELS)
     chosen = draw(dataset, 30)
@@ -144,31 +113,8 @@ def test_the_overlap_names_how_many_and_the_first(make_dataset: Any) -> None:
             draw(train, 10, validation=given)
 
 
-def test_images_are_loaded_as_float32_and_counted_from_the_sample(make_dataset: Any) -> None:
-    dataset = make_dataset(LABELS)
-    chosen = draw(dataset, 8)
-    loaded = load(dataset, chosen, lambda image: image.astype(np.float64).tolist())
-    assert loaded.images.dtype == np.float32
-    assert loaded.labels.dtype == np.int64
-    for broken in (np.inf, -np.inf):
-        with pytest.raises(DataError, match=f"image {chosen.indices[0]} holds NaN or infinite"):
-            load(dataset, chosen, partial(np.full_like, fill_value=broken))
-    with pytest.raises(DataError, match=r"has the shape \(1, 3, 4, 4\)"):
-        load(dataset, chosen, lambda image: image[None])
-
-
 def test_classes_take_turns_in_another_order_each_time(make_dataset: Any) -> None:
     labels = draw(make_dataset([0, 1, 2] * 40), 60).labels
     turns = {labels[i : i + 3] for i in range(0, 60, 3)}
     assert all(sorted(turn) == [0, 1, 2] for turn in turns)
     assert len(turns) == 6
-
-
-def test_values_beyond_float32_are_infinite_and_refused(make_dataset: Any) -> None:
-    dataset = make_dataset(LABELS)
-    chosen = draw(dataset, 8)
-    with (
-        np.errstate(over="ignore"),
-        pytest.raises(DataError, match=f"image {chosen.indices[0]} holds NaN or infinite"),
-    ):
-        load(dataset, chosen, lambda image: image.astype(np.float64) + 1e300)
