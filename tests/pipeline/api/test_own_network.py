@@ -167,8 +167,8 @@ def test_a_head_of_another_size_is_refused(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"checkpoint": "own"}, "give the network's name, or a module"),
-        ({"name": "care_s0", "module": "a:b", "checkpoint": "own"}, "one of the two"),
+        ({"checkpoint": "own"}, "give the network's name, a module"),
+        ({"name": "care_s0", "module": "a:b", "checkpoint": "own"}, "one of them"),
         ({"name": "care_s0", "checkpoint": "own"}, "is for a network that a module makes"),
         ({"module": "a:b", "checkpoint": "embedded"}, "name a file, or 'own'"),
         ({"module": "a:b", "checkpoint": "random"}, "name a file, or 'own'"),

@@ -57,6 +57,12 @@ def gone(pid: int) -> bool:
     return False
 
 
+def _as_from_a_terminal() -> None:
+    """This suite may run in the background, or by nohup: both have children ignore a signal."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(folder: Path, **how: object) -> tuple[subprocess.Popen[str], int]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen(
@@ -65,7 +71,7 @@ def started(folder: Path, **how: object) -> tuple[subprocess.Popen[str], int]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_as_from_a_terminal,
     )
     assert run.stdout is not None
     return run, int(run.stdout.readline())
