@@ -7,8 +7,6 @@ images: wrong numbers without an error were reported, so that a latency alone sa
 from __future__ import annotations
 
 import platform
-import re
-import subprocess
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from pipeline.core import figures
 from pipeline.core.errors import UnavailableError
 from pipeline.core.network import Images, Logits
 from pipeline.steps.artifact import Artifact
+from pipeline.targets.apple import mac_model, thermal_state
 from pipeline.targets.base import DeviceJob, DeviceMeasurement
 from pipeline.targets.coreai.package import MODEL, check, digest
 from pipeline.targets.coreai.results import (
@@ -26,7 +25,6 @@ from pipeline.targets.coreai.results import (
     Measurements,
     Model,
     Run,
-    Thermal,
     described,
 )
 from pipeline.targets.coreai.runtime import CPU_ONLY, UNITS, Runtime, has_units
@@ -71,7 +69,7 @@ def _measure(precision: str, artifact: Artifact, job: DeviceJob) -> DeviceMeasur
         source=SOURCE,
         measured_at=datetime.now(UTC).replace(microsecond=0),
         model=Model(name=f"{network.name} {artifact.name}", digest=digest(package)),
-        device=Device(model=_sysctl("hw.model"), os=f"macOS {platform.mac_ver()[0]}"),
+        device=Device(model=mac_model(), os=f"macOS {platform.mac_ver()[0]}"),
         runs=tuple(runs),
     )
     return described(precision, measured, {AGREEMENT: agreement})
@@ -111,27 +109,3 @@ def _load(package: Path, unit: str) -> float:
     took = 1e3 * (time.perf_counter() - start)
     runtime.close()
     return took
-
-
-def thermal_state() -> Thermal:
-    """How hot this Mac is, as far as `pmset` tells: it names limits, not temperatures."""
-    try:
-        text = _output("pmset", "-g", "therm")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    speed = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
-    if speed is not None:
-        return "nominal" if int(speed[1]) >= 100 else "serious"
-    # Macs with Apple's own chips record warnings only.
-    return "nominal" if "No thermal warning level" in text else "unknown"
-
-
-def _sysctl(name: str) -> str:
-    try:
-        return _output("sysctl", "-n", name).strip() or platform.machine()
-    except (OSError, subprocess.SubprocessError):
-        return platform.machine()
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout

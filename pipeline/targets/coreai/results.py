@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from pipeline.core import words
 from pipeline.core.errors import ArtifactError, DataError, InputError
 from pipeline.core.figures import Latency, Number, State
 from pipeline.core.plain import read_json
 from pipeline.steps.artifact import Artifact
+from pipeline.targets.apple import Golden, Milliseconds, Part, Thermal
 from pipeline.targets.base import DeviceMeasurement
 from pipeline.targets.coreai.package import MODEL, digest
 
@@ -32,22 +33,15 @@ Two ways to round differ by up to 0.01 here; the wrong numbers that were reporte
 0.039 (https://github.com/apple/coreai-torch/issues/51).
 """
 
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(_Part):
+class Model(Part):
     """Which asset was measured."""
 
     name: str = Field(min_length=1, description="Name of the run and precision.")
     digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of main.mlirb.")
 
 
-class Device(_Part):
+class Device(Part):
     """What measured it."""
 
     model: str = Field(min_length=1, description="Hardware identifier, such as iPhone18,1.")
@@ -62,36 +56,7 @@ class Device(_Part):
         return "mac"
 
 
-class Golden(_Part):
-    """What a device gave for the images of the golden kit, against the asset's own logits.
-
-    An error is the norm of the difference of an image's logits, relative to that of the expected
-    ones; null where one is not finite.
-    """
-
-    images: int = Field(gt=0, description="Images of the kit.")
-    same_class: int = Field(ge=0, description="Images with the expected class.")
-    error: float | None = Field(default=None, ge=0, description="Largest of an image.")
-    mean_error: float | None = Field(default=None, ge=0, description="Mean over the images.")
-    holds: bool = Field(description="Both are within the kit's tolerances.")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.same_class > self.images:
-            raise ValueError(f"{self.same_class} of {self.images} images is no share")
-        if self.holds and (self.error is None or self.mean_error is None):
-            raise ValueError("logits that are not finite do not hold")
-        return self
-
-    @property
-    def words(self) -> str:
-        """The verdict, for people."""
-        error = "not finite" if self.error is None else f"error {self.error:.2g}"
-        verdict = "" if self.holds else "FAILS: "
-        return f"{verdict}{self.same_class} of {self.images} alike, {error}"
-
-
-class Run(_Part):
+class Run(Part):
     """Measurements by one preference of compute units."""
 
     compute_unit: Literal["default", "cpu_only", "gpu", "neural_engine"]
@@ -106,7 +71,7 @@ class Run(_Part):
     golden: Golden | None = Field(default=None, description="None where there was no golden kit.")
 
 
-class Measurements(_Part):
+class Measurements(Part):
     """A result file."""
 
     format: Literal["care-deploy/coreai-bench/1"] = FORMAT

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,9 +24,10 @@ from pipeline.core.errors import BuildError, UnavailableError
 from pipeline.core.network import Logits
 from pipeline.core.preprocess import Pictures
 from pipeline.steps.artifact import Artifact
+from pipeline.targets.apple import mac_model, thermal_state
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
-from pipeline.targets.coreml.results import Device, Measurements, Model, Operation, Run, Thermal
+from pipeline.targets.coreml.results import Device, Measurements, Model, Operation, Run
 
 LOADS = 3
 _DEVICES = {"iphone": "IPHONE", "ipad": "IPAD"}
@@ -64,7 +63,7 @@ def measure_mac(
         UnavailableError: This is no Mac.
     """
     require_mac()
-    device = Device(model=_sysctl("hw.model"), os=f"macOS {platform.mac_ver()[0]}")
+    device = Device(model=mac_model(), os=f"macOS {platform.mac_ver()[0]}")
     return asyncio.run(_measure(artifact, package, device, None, samples, units))
 
 
@@ -275,30 +274,6 @@ async def _prepared(kind: str, signing: Signing) -> Any:
             f"the measuring app does not run on {connected[0].name}: {error}; see the signing "
             "options"
         ) from error
-
-
-def thermal_state() -> Thermal:
-    """How hot this Mac is, as far as `pmset` tells: it names limits, not temperatures."""
-    try:
-        text = _output("pmset", "-g", "therm")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    speed = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
-    if speed is not None:
-        return "nominal" if int(speed[1]) >= 100 else "serious"
-    # Macs with Apple's own chips record warnings only.
-    return "nominal" if "No thermal warning level" in text else "unknown"
-
-
-def _sysctl(name: str) -> str:
-    try:
-        return _output("sysctl", "-n", name).strip() or platform.machine()
-    except (OSError, subprocess.SubprocessError):
-        return platform.machine()
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
 
 
 def require_mac() -> None:

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.figures import Latency, Number, State
 from pipeline.core.inputs import read_input
 from pipeline.core.plain import MOST_BYTES, parse_json
 from pipeline.steps.artifact import Artifact
+from pipeline.targets.apple import Golden, Milliseconds, Part, Thermal
 from pipeline.targets.coreml import package as saved
 
 FORMAT: Literal["care-deploy/coreml-bench/1"] = "care-deploy/coreml-bench/1"
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Units = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"]
-Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
 DeviceClass = Literal["iphone", "ipad", "mac", "appletv", "vision", "watch"]
 
 _CLASSES: dict[str, DeviceClass] = {
@@ -36,11 +35,7 @@ _CLASSES: dict[str, DeviceClass] = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Model(_Part):
+class Model(Part):
     """Which package was measured."""
 
     name: str = Field(min_length=1, description="Name of the run and precision.")
@@ -50,7 +45,7 @@ class Model(_Part):
     )
 
 
-class Device(_Part):
+class Device(Part):
     """What measured it."""
 
     model: str = Field(min_length=1, description="Hardware identifier, such as iPhone16,1.")
@@ -65,7 +60,7 @@ class Device(_Part):
         return "mac"
 
 
-class Operation(_Part):
+class Operation(Part):
     """Where one operation runs and what it costs, by Core ML's own estimate."""
 
     name: str
@@ -74,36 +69,7 @@ class Operation(_Part):
     cost: float | None = Field(default=None, ge=0, le=1, description="Share of the prediction.")
 
 
-class Golden(_Part):
-    """What a device gave for the images of the golden kit, against the artifact's own logits.
-
-    An error is the norm of the difference of an image's logits, relative to that of the expected
-    ones; null where one is not finite.
-    """
-
-    images: int = Field(gt=0, description="Images of the kit.")
-    same_class: int = Field(ge=0, description="Images with the expected class.")
-    error: float | None = Field(default=None, ge=0, description="Largest of an image.")
-    mean_error: float | None = Field(default=None, ge=0, description="Mean over the images.")
-    holds: bool = Field(description="Both are within the kit's tolerances.")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.same_class > self.images:
-            raise ValueError(f"{self.same_class} of {self.images} images is no share")
-        if self.holds and (self.error is None or self.mean_error is None):
-            raise ValueError("logits that are not finite do not hold")
-        return self
-
-    @property
-    def words(self) -> str:
-        """The verdict, for people."""
-        error = "not finite" if self.error is None else f"error {self.error:.2g}"
-        verdict = "" if self.holds else "FAILS: "
-        return f"{verdict}{self.same_class} of {self.images} alike, {error}"
-
-
-class Run(_Part):
+class Run(Part):
     """Measurements on one set of compute units."""
 
     compute_units: Units
@@ -123,7 +89,7 @@ class Run(_Part):
         return self
 
 
-class Measurements(_Part):
+class Measurements(Part):
     """A result file."""
 
     format: Literal["care-deploy/coreml-bench/1"] = FORMAT

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import os
 import platform
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.figures import State
 from pipeline.core.network import Images, Logits
 from pipeline.steps.artifact import Artifact
+from pipeline.targets import apple
 from pipeline.targets.base import DeviceJob, DeviceMeasurement
 from pipeline.targets.coreai import device, runtime
 from pipeline.targets.coreai.options import CoreAIOptions
@@ -60,7 +60,7 @@ def mac(build: Build, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(platform, "mac_ver", lambda: ("27.0", ("", "", ""), "arm64"))
     monkeypatch.setattr(runtime, "options", options)
     monkeypatch.setattr(device, "has_units", lambda: True)
-    monkeypatch.setattr(device, "_output", output)
+    monkeypatch.setattr(apple, "_output", output)
     return asked
 
 
@@ -215,26 +215,3 @@ def test_a_mac_takes_the_system_s_runtime_unless_told_otherwise(
     monkeypatch.setattr(os, "environ", environment)
     runtime._choose_system()
     assert environment == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "state"),
-    [
-        ("CPU_Speed_Limit \t= 100\n", "nominal"),
-        ("CPU_Speed_Limit = 60", "serious"),
-        ("Note: No thermal warning level has been recorded", "nominal"),
-        ("?", "unknown"),
-    ],
-)
-def test_thermal_state(monkeypatch: pytest.MonkeyPatch, text: str, state: str) -> None:
-    monkeypatch.setattr(device, "_output", lambda *command: text)
-    assert device.thermal_state() == state
-
-
-def test_what_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*command: str) -> str:
-        raise subprocess.TimeoutExpired(command, 10)
-
-    monkeypatch.setattr(device, "_output", fails)
-    assert device.thermal_state() == "unknown"
-    assert device._sysctl("hw.model") == platform.machine()

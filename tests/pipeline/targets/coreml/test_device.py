@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from pipeline.core.network import Network
 from pipeline.core.preprocess import Pictures
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.steps.artifact import Artifact
+from pipeline.targets import apple
 from pipeline.targets.coreml import device
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.results import numbers
@@ -43,7 +43,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> None:
             command[0]
         ]
 
-    monkeypatch.setattr(device, "_output", output)
+    monkeypatch.setattr(apple, "_output", output)
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
@@ -319,29 +319,6 @@ def test_placement_of_operations(build: Build, monkeypatch: pytest.MonkeyPatch) 
     plan.model_structure.program = None
     with pytest.raises(BuildError, match="no ML Program"):
         device.operations_of(plan)
-
-
-@pytest.mark.parametrize(
-    ("text", "state"),
-    [
-        ("CPU_Speed_Limit \t= 100\n", "nominal"),
-        ("CPU_Speed_Limit = 60", "serious"),
-        ("Note: No thermal warning level has been recorded", "nominal"),
-        ("?", "unknown"),
-    ],
-)
-def test_thermal_state(monkeypatch: pytest.MonkeyPatch, text: str, state: str) -> None:
-    monkeypatch.setattr(device, "_output", lambda *command: text)
-    assert device.thermal_state() == state
-
-
-def test_thermal_state_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*command: str) -> str:
-        raise subprocess.TimeoutExpired(command, 10)
-
-    monkeypatch.setattr(device, "_output", fails)
-    assert device.thermal_state() == "unknown"
-    assert device._sysctl("hw.model") == platform.machine()
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="this is a Mac")
