@@ -21,7 +21,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.core.seals import sealed
 from pipeline.report.answers import Classes, answers_of, judged_by, to_bytes
-from pipeline.report.model import Run
+from pipeline.report.model import Run, read_values
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.library import Library
 
@@ -123,7 +123,7 @@ def _is_entry(path: Path) -> bool:
 
 def _seals_of(entry: Path) -> object:
     try:
-        return Run.read(entry / RESULTS_FILE).seals
+        return read_values(entry / RESULTS_FILE).get("seals")
     except ArtifactError:
         return None  # of an earlier format, or damaged
 

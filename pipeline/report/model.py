@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Number, State
@@ -37,6 +37,8 @@ from pipeline.steps.stated import MOST_BYTES
 from pipeline.steps.step import State as StepState
 
 FORMAT = 3
+
+_AGAIN = "run python -m pipeline run again"
 
 IMAGENET_CLASSES = 1000
 
@@ -356,22 +358,31 @@ class Run(Plain):
         Raises:
             ArtifactError: It is not there, of another format, or damaged; the message says where.
         """
-        again = "run python -m pipeline run again"
-        try:
-            values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{path} is missing: {again}") from error
-        except ArtifactError as error:
-            raise ArtifactError(f"{error}: {again}") from error
-        found = values.get("format")
-        if found != FORMAT:
-            raise ArtifactError(
-                f"{path} has format {shown(found)}, this version reads {FORMAT}: {again}, which "
-                "keeps what is up to date"
-            )
-        if not seal:
-            raise ArtifactError(f"{path} has lost its seal: {again}")
+        values = read_values(path)
         try:
             return cls.from_dict(values, str(path))
         except ArtifactError as error:
-            raise ArtifactError(f"{error}: {again}") from error
+            raise ArtifactError(f"{error}: {_AGAIN}") from error
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What results.json holds, as plain values: sealed and of this format, and not looked at else.
+
+    Raises:
+        ArtifactError: See `Run.read`.
+    """
+    try:
+        values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing: {_AGAIN}") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}: {_AGAIN}") from error
+    found = values.get("format")
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {shown(found)}, this version reads {FORMAT}: {_AGAIN}, which "
+            "keeps what is up to date"
+        )
+    if not seal:
+        raise ArtifactError(f"{path} has lost its seal: {_AGAIN}")
+    return values
