@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import pipeline
 from calibration.sample import CalibrationSet
@@ -80,6 +81,20 @@ def small_model(opset: int = 20) -> onnx.ModelProto:
 def small_graph() -> Callable[..., onnx.ModelProto]:
     """Makes the small_graph network, afresh: (opset)."""
     return small_model
+
+
+@pytest.fixture
+def graph_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: model.onnx of four classes, and photos/ with three images of each."""
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", "cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    onnx.save(small_model(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import torch
 import yaml
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
-from PIL import Image
 
 import pipeline
 from pipeline import config
@@ -40,20 +39,6 @@ SOUND: dict[str, Any] = {
     "bench": {"samples": 3, "warmup": 1},
     "targets": {"ort": {"precisions": ["fp32"]}, "coreml": {"precisions": ["fp32"]}},
 }
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_graph: SmallGraph) -> Path:
-    """A graph of four classes and images of them; the working directory."""
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(3):
-            pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    onnx.save(small_graph(), tmp_path / "model.onnx")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write(**sections: Any) -> Path:
@@ -95,7 +80,7 @@ def keys(**sections: Any) -> dict[str, str]:
 # ------------------------------------------------------------------ what comes out
 
 
-def test_a_graph_becomes_artifacts_that_agree_with_it(project: Path) -> None:
+def test_a_graph_becomes_artifacts_that_agree_with_it(graph_project: Path) -> None:
     results = pipeline.run(write())
     rows = {row["artifact"]: row for row in results.table()}
     assert {name: row["agreement"] for name, row in rows.items()} == {
@@ -114,7 +99,7 @@ def test_a_graph_becomes_artifacts_that_agree_with_it(project: Path) -> None:
     assert reference["facts"]["numbers"]["top1"]["by"].startswith("ONNX Runtime ")
 
 
-def test_a_graph_of_a_run_says_its_labels_and_preprocessing_itself(project: Path) -> None:
+def test_a_graph_of_a_run_says_its_labels_and_preprocessing_itself(graph_project: Path) -> None:
     def say(model: onnx.ModelProto) -> None:
         helper.set_model_props(
             model,
@@ -137,14 +122,16 @@ def test_a_graph_of_a_run_says_its_labels_and_preprocessing_itself(project: Path
 # ------------------------------------------------------------------ keys
 
 
-def test_the_keys_are_those_of_the_content_wherever_it_lies(project: Path) -> None:
+def test_the_keys_are_those_of_the_content_wherever_it_lies(graph_project: Path) -> None:
     before = keys()
-    (project / "elsewhere").mkdir()
+    (graph_project / "elsewhere").mkdir()
     Path("model.onnx").rename("elsewhere/other.onnx")
     assert keys(model={"onnx": "elsewhere/other.onnx"}) == before
 
 
-def test_another_weight_changes_the_keys_of_what_is_made_from_the_network(project: Path) -> None:
+def test_another_weight_changes_the_keys_of_what_is_made_from_the_network(
+    graph_project: Path,
+) -> None:
     def nudge(model: onnx.ModelProto) -> None:
         bias = model.graph.initializer[1]
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
@@ -155,7 +142,7 @@ def test_another_weight_changes_the_keys_of_what_is_made_from_the_network(projec
     assert {name for name in before if before[name] != after[name]} == {"export", "coreml/fp32"}
 
 
-def test_a_graph_that_changes_during_the_run_is_refused(project: Path) -> None:
+def test_a_graph_that_changes_during_the_run_is_refused(graph_project: Path) -> None:
     source = source_of()
     _ = source.checkpoint_hash, source.given
 
@@ -197,7 +184,10 @@ def integers(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_run_with_a_graph_of_no_use_writes_nothing(
-    project: Path, change: Callable[[onnx.ModelProto], object], words: str, option: tuple[str, ...]
+    graph_project: Path,
+    change: Callable[[onnx.ModelProto], object],
+    words: str,
+    option: tuple[str, ...],
 ) -> None:
     changed(change)
     said = " ".join(refused(*option).split())
@@ -233,13 +223,13 @@ def test_a_run_with_a_graph_of_no_use_writes_nothing(
     ],
 )
 def test_what_does_not_fit_the_graph_is_refused(
-    project: Path, sections: dict[str, Any], words: str
+    graph_project: Path, sections: dict[str, Any], words: str
 ) -> None:
     Path("labels.txt").write_text("\n".join((*CLASSES, "eel")))
     assert words in " ".join(refused(**sections).split())
 
 
-def test_a_graph_that_says_any_batch_and_takes_one_is_refused(project: Path) -> None:
+def test_a_graph_that_says_any_batch_and_takes_one_is_refused(graph_project: Path) -> None:
     """As the tracing exporter leaves them, with the batch in the target of a Reshape."""
 
     def traced(model: onnx.ModelProto) -> None:
@@ -251,7 +241,7 @@ def test_a_graph_that_says_any_batch_and_takes_one_is_refused(project: Path) -> 
     assert "model.onnx: the graph does not run on 2 images, which its input takes" in said
 
 
-def test_a_graph_of_a_fixed_batch_runs_with_that_batch(project: Path) -> None:
+def test_a_graph_of_a_fixed_batch_runs_with_that_batch(graph_project: Path) -> None:
     changed(batches_of_one)
     source = source_of(export={"batch": 1})
     assert source.network.labels == CLASSES
@@ -259,7 +249,7 @@ def test_a_graph_of_a_fixed_batch_runs_with_that_batch(project: Path) -> None:
 
 
 def test_a_graph_that_cannot_be_rebuilt_keeps_core_ml_from_being_built_alone(
-    project: Path,
+    graph_project: Path,
 ) -> None:
     """ONNX Runtime knows operators that the executor does not."""
 
@@ -281,7 +271,7 @@ def test_a_graph_that_cannot_be_rebuilt_keeps_core_ml_from_being_built_alone(
 
 
 def test_a_module_that_computes_something_else_is_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    graph_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.emulate.onnx import module
 
@@ -291,19 +281,19 @@ def test_a_module_that_computes_something_else_is_refused(
 
 
 @pytest.mark.parametrize("labels", ['["a", "a"]', "{0: 'person'}", "[" * 200])
-def test_what_others_write_into_a_graph_says_nothing(project: Path, labels: str) -> None:
+def test_what_others_write_into_a_graph_says_nothing(graph_project: Path, labels: str) -> None:
     changed(lambda model: helper.set_model_props(model, {"labels": labels}))
     assert source_of().classes[0] == CLASSES
 
 
-def test_a_mapping_may_name_a_graph(project: Path) -> None:
+def test_a_mapping_may_name_a_graph(graph_project: Path) -> None:
     found = config.from_mapping({**SOUND, "model": {"onnx": "~/model.onnx"}}).config
     assert str(found.model.onnx).startswith(str(Path.home()))
     with pytest.raises(ConfigError, match="ema"):
         config.from_mapping({**SOUND, "model": {"onnx": "model.onnx", "ema": True}})
 
 
-def test_a_plan_of_a_graph_loads_no_framework(project: Path) -> None:
+def test_a_plan_of_a_graph_loads_no_framework(graph_project: Path) -> None:
     program = (
         "import sys; from pipeline.cli import main\n"
         f"try: main(['run', {str(write(preprocess=None))!r}])\n"

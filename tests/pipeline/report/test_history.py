@@ -39,18 +39,10 @@ MINE = Path("engines/mine")
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_graph: SmallGraph) -> Path:
+def project(graph_project: Path) -> Path:
     """A run of a graph of four classes that is done; the working directory."""
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(3):
-            pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    onnx.save(small_graph(), tmp_path / "model.onnx")
-    monkeypatch.chdir(tmp_path)
     run()
-    return tmp_path
+    return graph_project
 
 
 def run() -> None:
