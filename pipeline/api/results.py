@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
-from pipeline.api.model import Model, load
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Number
 from pipeline.core.files import refuse_foreign_file
@@ -35,6 +34,9 @@ from pipeline.steps.folders import (
 from pipeline.steps.log import Log, is_log
 from pipeline.steps.stated import is_unreported
 from pipeline.targets.registry import TARGETS
+
+if TYPE_CHECKING:
+    from pipeline.api.model import Model
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ class Results:
             ArtifactError: It is damaged.
             UnavailableError: This machine can neither run nor emulate it.
         """
+        # A run itself needs no Pillow.
+        from pipeline.api.model import load
+
         built = [artifact.name for artifact in self.run.artifacts if artifact.built]
         if name not in built:
             raise InputError(f"{name} was not built: there are {', '.join(built) or 'none'}")

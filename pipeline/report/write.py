@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, refuse_foreign_file, write_atomically
 from pipeline.core.plain import parse_json
-from pipeline.core.seals import sealed
+from pipeline.core.seals import sealed, unsealed
 from pipeline.report import history
-from pipeline.report.gallery import flipped
-from pipeline.report.html import page as html_page
-from pipeline.report.markdown import page as markdown_page
-from pipeline.report.model import Run
+from pipeline.report.model import Run, read_values
+from pipeline.report.pages import PAGES, write_pages
 from pipeline.report.results import collect
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.stated import MOST_BYTES, Stated
-
-
-def _html_with_images(run: Run) -> str:
-    return html_page(run, flipped(run))
-
-
-PAGES: dict[str, Callable[[Run], str]] = {
-    "report.md": markdown_page,
-    "report.html": _html_with_images,
-}
 
 
 def is_results_file(path: Path) -> bool:
@@ -61,6 +50,8 @@ def _is_page(path: Path) -> bool:
 def write(config: Config, path: Path, outcome: Outcome) -> Run:
     """Write results.json, report.md and report.html, each whole or not at all.
 
+    Where they would say what they say, they stay as they are, with their date.
+
     Args:
         config: The configuration.
         path: Its file.
@@ -72,11 +63,23 @@ def write(config: Config, path: Path, outcome: Outcome) -> Run:
     Raises:
         ArtifactError: A file of somebody else is in the way, or the folder cannot be written.
     """
-    refuse_foreign(config.folder)
-    run = collect(config, path, outcome)
-    write_atomically(config.folder / RESULTS_FILE, sealed(run.to_dict()))
-    Stated(config.folder).is_reported()
-    for name, page in PAGES.items():
-        write_atomically(config.folder / name, page(run))
-    history.keep(config.folder, run)
+    folder = config.folder
+    refuse_foreign(folder)
+    run = _as_dated(folder, collect(config, path, outcome))
+    text = sealed(run.to_dict())
+    _, seal = unsealed(text.encode(), RESULTS_FILE)
+    write_atomically(folder / RESULTS_FILE, text)
+    Stated(folder).is_reported()
+    write_pages(folder, run, seal)
+    history.keep(folder, run)
     return run
+
+
+def _as_dated(folder: Path, run: Run) -> Run:
+    """A run with the date of the results that lie there, if these say nothing else."""
+    try:
+        there = read_values(folder / RESULTS_FILE)
+    except ArtifactError:
+        return run  # none yet, or damaged
+    earlier = replace(run, date=str(there.get("date")))
+    return earlier if parse_json(json.dumps(earlier.to_dict()), "it") == there else run

@@ -297,6 +297,7 @@ PLACES = {
     "pipeline/stages/memory_worker.py:main": "in a temporary folder",
     "pipeline/stages/export.py:ExportStep._take": MADE,
     "pipeline/report/write.py:write": "refuses what is no report of ours",
+    "pipeline/report/pages.py:write_pages": "after write refused what is no report of ours",
     "pipeline/stages/build.py:BuildStep._build_from_exported": MADE,
     "pipeline/stages/class_worker.py:work": "in a temporary folder",
     "pipeline/stages/cpu_class.py:ClassStep._run": "in a temporary folder",

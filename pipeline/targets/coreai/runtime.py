@@ -6,7 +6,6 @@ On Linux it is a judge, not a measure of speed: it computes an operation at a ti
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import time
@@ -40,6 +39,9 @@ class Runtime:
     """
 
     def __init__(self, package: Path, compute_unit: str = "default") -> None:
+        # It costs every command of the pipeline 20 ms, and most open no asset.
+        import asyncio
+
         _choose_system()
         self._loop = asyncio.new_event_loop()
         self._opened: Any = None
