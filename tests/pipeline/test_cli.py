@@ -290,13 +290,13 @@ def test_a_gate_that_does_not_hold_is_exit_code_1(
 
 def test_a_run_of_one_stage_claims_no_more(copied: tuple[Path, Path], tmp_path: Path) -> None:
     path, folder = copied
-    result = process("run", str(path), "--only", "export", "--quiet")
-    assert result.returncode == 0, result.stderr
+    result = invoke("run", str(path), "--only", "export", "--quiet")
+    assert result.exit_code == 0, result.stderr
     assert "All that was selected is done, 1 of " in result.stdout
     assert "from an earlier run" in result.stdout
     shutil.rmtree(folder)
-    result = process("run", str(path), "--only", "export", "--quiet")
-    assert result.returncode == 0, result.stderr
+    result = invoke("run", str(path), "--only", "export", "--quiet")
+    assert result.exit_code == 0, result.stderr
     text = f"{result.stdout}{(folder / 'report.md').read_text()}"
     assert "not selected in this run" in text
     assert "was not built" not in text
@@ -445,8 +445,8 @@ def test_a_class_that_does_not_exist_is_exit_code_2(config: Path, command: str) 
 
 def test_bench_beside_busy_processes_says_so(config: Path, finished: Path) -> None:
     longer = ("--contended", "--sustained", "0.2")
-    result = process("bench", "--target", "ort", "--config", str(config), *longer)
-    assert result.returncode == 0, result.stderr
+    result = invoke("bench", "--target", "ort", "--config", str(config), *longer)
+    assert result.exit_code == 0, result.stderr
     plain = json.loads(result.stdout.splitlines()[-1])
     assert plain["rivals"] >= 1
     assert "measured, beside " in result.stdout
@@ -477,8 +477,8 @@ def test_without_a_rest_is_for_this_machine(config: Path) -> None:
 def test_without_the_images_of_a_run_nothing_is_compared(copied: tuple[Path, Path]) -> None:
     path, folder = copied
     shutil.rmtree(folder / "validate/samples")
-    result = process("bench", "--target", "ort", "--config", str(path), "--samples", "3")
-    assert result.returncode == 0, result.stderr
+    result = invoke("bench", "--target", "ort", "--config", str(path), "--samples", "3")
+    assert result.exit_code == 0, result.stderr
     plain = json.loads(result.stdout.splitlines()[-1])
     assert plain["distinct"] == 32
     assert plain["answers"]["fp32"]["why_not"].startswith("no run has judged these images")
@@ -494,14 +494,14 @@ def test_only_a_target_can_be_measured_as_on_another_cpu(config: Path, finished:
 
 
 def test_bench_of_pytorch_alone(config: Path, finished: Path) -> None:
-    result = process("bench", "--target", "torch", "--config", str(config), "--json")
-    assert result.returncode == 0, result.stderr
+    result = invoke("bench", "--target", "torch", "--config", str(config), "--json")
+    assert result.exit_code == 0, result.stderr
     assert set(json.loads(result.stdout)["batches"]["1"]["phases"]) == {"pytorch"}
 
 
 def test_bench_shows_the_time_by_operator(config: Path, finished: Path) -> None:
-    result = process("bench", "--target", "ort", "--config", str(config), "--profile")
-    assert result.returncode == 0, result.stderr
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--profile")
+    assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout.splitlines()[-1])["profile"]["fp32"]
     assert any("Conv" in row["operator"] for row in rows)
     assert sum(row["share"] for row in rows) == pytest.approx(1)
@@ -510,28 +510,28 @@ def test_bench_shows_the_time_by_operator(config: Path, finished: Path) -> None:
 
 def test_calibrate_shows_ranges_and_keeps_them(copied: tuple[Path, Path]) -> None:
     path, folder = copied
-    result = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
-    assert result.returncode == 0, result.stderr
+    result = invoke("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
+    assert result.exit_code == 0, result.stderr
     assert "more that are clipped less" in result.stdout
     made = folder / "ranges/min-max-int8"
     before = (made / MANIFEST).stat().st_mtime_ns
-    assert process("check", "trial", "--output", str(folder.parent)).returncode == 0
-    again = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
+    assert invoke("check", "trial", "--output", str(folder.parent)).exit_code == 0
+    again = invoke("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
     assert again.stdout == result.stdout
     assert (made / MANIFEST).stat().st_mtime_ns == before, "it was up to date"
     ranges = made / "ranges.json"
     ranges.write_text(ranges.read_text().replace("0", "1", 1))
-    mended = process("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
+    mended = invoke("calibrate", "--config", str(path), "--limit", "3", "--method", "min-max")
     assert mended.stdout == result.stdout
     edit(path, "checkpoint: embedded", "checkpoint: random")
-    result = process("calibrate", "--config", str(path))
-    assert result.returncode == 2
+    result = invoke("calibrate", "--config", str(path))
+    assert result.exit_code == 2
     assert "run python -m pipeline run first" in result.stderr
 
 
 def test_diff_compares_layer_by_layer(config: Path, finished: Path) -> None:
-    result = process("diff", "--config", str(config), "--images", "2")
-    assert result.returncode == 0, result.stderr
+    result = invoke("diff", "--config", str(config), "--images", "2")
+    assert result.exit_code == 0, result.stderr
     assert "stages.0.blocks.0" in result.stdout
     assert "it jumps nowhere" in result.stdout
 
@@ -668,12 +668,12 @@ def test_a_report_of_xcode_reaches_the_report(copied: tuple[Path, Path]) -> None
 
 
 def test_fitness_advises(config: Path, finished: Path) -> None:
-    result = process("fitness", "--config", str(config))
-    assert result.returncode == 0, result.stderr
+    result = invoke("fitness", "--config", str(config))
+    assert result.exit_code == 0, result.stderr
     assert "no tensor has more than 4 axes" in result.stdout
     assert "largest magnitude" in result.stdout
-    result = process("fitness", "--config", str(config), "--target", "ort")
-    assert result.returncode == 2
+    result = invoke("fitness", "--config", str(config), "--target", "ort")
+    assert result.exit_code == 2
     assert "ort has no checks of fitness" in result.stderr
 
 
@@ -742,10 +742,10 @@ def test_measuring_on_apples_devices_needs_a_mac(config: Path, finished: Path, d
 def test_bench_off_the_right_hardware_says_what_is_missing(
     config: Path, finished: Path, target: str
 ) -> None:
-    result = process("bench", "--target", target, "--config", str(config))
-    if result.returncode == 0:
+    result = invoke("bench", "--target", target, "--config", str(config))
+    if result.exit_code == 0:
         pytest.skip(f"this machine can measure {target}")
-    assert result.returncode == 4
+    assert result.exit_code == 4
     assert result.stderr.splitlines()[-1].startswith("error: not measured: ")
     assert "Traceback" not in result.stderr
 
