@@ -91,6 +91,13 @@ def orphans(session: int, grace_s: float = _GRACE_S) -> list[int]:
     return found
 
 
+def _answer_signals() -> None:
+    """Let signals end this process also where whoever called ignores them, as nohup does."""
+    for name in SIGNALS:
+        if name != "SIGKILL":
+            signal.signal(signal.Signals[name], signal.SIG_DFL)
+
+
 def ended(config: Path, temporary: Path, number: int, moment_s: float) -> tuple[int, list[int]]:
     """Begin a run and send it a signal.
 
@@ -107,6 +114,7 @@ def ended(config: Path, temporary: Path, number: int, moment_s: float) -> tuple[
         command(config),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=_answer_signals,
         start_new_session=True,  # of which its children are a part, whoever becomes their parent
         env={**os.environ, "TMPDIR": str(temporary)},
     ) as run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,18 @@ def test_a_run_is_ended_and_its_status_is_the_shells(
         monkeypatch.setattr(kill_and_continue, "command", lambda config, c=command: c)
         moment = 30 if expected == 0 else 0.01
         assert kill_and_continue.ended(tmp_path, tmp_path, number, moment) == (expected, [])
+
+
+def test_nohup_hides_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run goes on, as it should under nohup, and nothing is tried."""
+    command = [sys.executable, "-c", "import time; time.sleep(5)"]
+    monkeypatch.setattr(kill_and_continue, "command", lambda config: command)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        found = kill_and_continue.ended(tmp_path, tmp_path, signal.SIGHUP, 0.01)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert found == (129, [])
 
 
 @pytest.mark.parametrize(
