@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
@@ -189,6 +190,7 @@ class _Run:
             self.store.give(step)
 
     def _end(self, result: StageResult) -> None:
+        signals.raise_received()  # a step may have failed because a signal cut something short
         self.ended[result.name] = result
         self.observer.finished(result)
         self.context.source.hashes.save()
