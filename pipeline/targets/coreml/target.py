@@ -127,10 +127,7 @@ class CoreMLTarget(Target):
 
     def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
         """See `Target.usage`."""
-        return (
-            f"`{place}/{MODEL}` takes an image and answers with class names: add it to an app in "
-            "Xcode."
-        )
+        return f"`{place}/{MODEL}` takes an image and names its class: add it to an app in Xcode."
 
     def missing(self, artifact: Artifact) -> str | None:
         """A Mac."""
