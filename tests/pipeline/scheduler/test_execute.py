@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -485,11 +486,40 @@ def test_dry_run_tells_why_and_writes_nothing(toy: Toy) -> None:
     plan = {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
     assert plan == {
         "export": "changed: setting",
-        "ort/fp32": "made from export, which runs",
-        "bench/ort": "made from ort/fp32, which runs",
+        "ort/fp32": "may run: made from export, which runs",
+        "bench/ort": "may run: made from ort/fp32, which may run",
         "other": "changed: setting",
     }
     assert sorted(path for path in toy.folder.rglob("*")) == before
+
+
+def planned(toy: Toy) -> dict[str, str | None]:
+    return {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
+
+
+def test_dry_run_does_not_promise_what_depends_on_a_result(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings["build"] = 2
+    assert planned(toy)["bench/ort"] == "may run: made from ort/fp32, which runs"
+    execute_toy(toy)
+    assert "bench/ort" not in toy.ran, "it came out the same"
+
+
+def test_dry_run_is_certain_of_what_runs_in_any_case(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings.update(build=2, bench=2)
+    assert planned(toy)["bench/ort"] == "changed: setting"
+    shutil.rmtree(toy.folder / "bench/ort")
+    assert planned(toy)["bench/ort"] == "made from ort/fp32, which runs"
+    shutil.rmtree(toy.folder / "ort/fp32")
+    execute_toy(toy, Selection(only=("export",)))
+    assert planned(toy)["bench/ort"] == "made from ort/fp32, which runs"
+
+
+def test_dry_run_needs_nothing_of_what_is_gone(toy: Toy) -> None:
+    execute_toy(toy)
+    shutil.rmtree(toy.folder / "ort/fp32")
+    assert planned(toy)["bench/ort"] == "may run: made from ort/fp32, which runs"
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
