@@ -1,14 +1,15 @@
 """Evaluations of a search, written down as they are made: a search that is killed goes on.
 
 What is kept is known by the graph that was evaluated, its very bytes, so that a search that decides
-otherwise this time looks at nothing that was meant for another graph.
+otherwise this time looks at nothing that was meant for another graph. Beside outcomes of graphs,
+measured comparisons of several of them are kept here, each whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ MARK = "evaluations of CARE Deploy"
 
 
 class Kept:
-    """Outcomes by what was evaluated.
+    """Outcomes, and other plain values, by what was evaluated.
 
     Args:
         path: A file of lines; None to keep nothing. Its name has to stand for all else that decides
@@ -31,7 +32,7 @@ class Kept:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.known: dict[str, Outcome] = {}
+        self._values: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
             self._read(path)
 
@@ -48,10 +49,32 @@ class Kept:
             key: Hash of the graph.
             evaluate: Evaluates it.
         """
-        if key not in self.known:
-            self.known[key] = evaluate()
-            self._append({"key": key, **asdict(self.known[key])})
-        return self.known[key]
+        known = self.get(key)
+        if known is not None:
+            # Anybody may have edited the file; what is no outcome is made anew.
+            with contextlib.suppress(ValueError, TypeError):
+                return Outcome(**{name: float(value) for name, value in known.items()})
+        found = evaluate()
+        self.put(key, asdict(found))
+        return found
+
+    def get(self, key: str) -> Mapping[str, Any] | None:
+        """Plain values that were kept, as the file has them; None where there are none.
+
+        Args:
+            key: Hash of all that decides them.
+        """
+        return self._values.get(key)
+
+    def put(self, key: str, values: Mapping[str, Any]) -> None:
+        """Keep plain values, in a line of their own.
+
+        Args:
+            key: Hash of all that decides them.
+            values: What JSON can hold.
+        """
+        self._values[key] = dict(values)
+        self._append({"key": key, **values})
 
     def _read(self, path: Path) -> None:
         try:
@@ -67,10 +90,9 @@ class Kept:
                 ArtifactError, ValueError, TypeError, KeyError, AttributeError
             ):
                 values: Any = parse_json(line.encode(), "an evaluation")
-                key = values.pop("key")
-                self.known[key] = Outcome(**{k: float(v) for k, v in values.items()})
+                self._values[values.pop("key")] = values
 
-    def _append(self, values: dict[str, object]) -> None:
+    def _append(self, values: Mapping[str, Any]) -> None:
         if self.path is None:
             return
         # What cannot be kept costs time later, and is no reason to end now.

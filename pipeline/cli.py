@@ -410,16 +410,19 @@ def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None)
     "--import",
     "imported",
     type=PATH,
-    help="Take over what was measured on a device (coreml): our JSON, or Xcode's .mlperf.",
+    help="Take over what was measured on a device (coreml, coreai): our JSON, or Xcode's .mlperf "
+    "(coreml).",
 )
 @click.option(
     "--device",
     metavar="KIND",
-    help="Measure on a device connected to this machine (coreml: mac, iphone or ipad); with "
-    "--import: refuse results of other kinds.",
+    help="Measure on a device connected to this machine (coreml, coreai: mac, iphone or ipad); "
+    "with --import: refuse results of other kinds.",
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@click.pass_context
 def bench(
+    ctx: click.Context,
     target: str | None,
     artifacts: tuple[Path, ...],
     data: str | None,
@@ -431,7 +434,8 @@ def bench(
     """Measure latency: a table, and one JSON object as the last line.
 
     The target's artifacts must have been built by `run`; with --artifact, their folders are enough.
-    Off the right hardware it says what is missing and exits with code 4.
+    Off the right hardware it says what is missing and exits with code 4; with code 1 where timed
+    calls answer something else than was judged.
     """
     from pipeline.commands import bench
 
@@ -470,6 +474,7 @@ def bench(
         return
     report = bench.bench(config, target, **options)
     _print_report(report.text, report.plain, json_only)
+    ctx.exit(report.exit_code)
 
 
 _OF_RUNS = ("precision", "profile", "contended", "as_cpu")

@@ -37,7 +37,7 @@ targets:
   trt: {{precisions: [fp16, int8]}}
   ort: {{precisions: [fp32]}}
   coreml: {{precisions: [fp16]}}
-validation: {{images: 500}}
+validation: {{images: {images}}}
 bench: {{samples: 20, warmup: 2, max_seconds: 2}}
 output: {output}
 """
@@ -46,6 +46,9 @@ SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP")
 
 _GRACE_S = 10.0
 """Seconds after the end of a run within which all of its processes have to be gone."""
+
+_PATIENCE_S = 60.0
+"""Seconds after a signal within which a run has to end; a busy machine takes ten."""
 
 
 def command(config: Path) -> list[str]:
@@ -91,7 +94,16 @@ def orphans(session: int, grace_s: float = _GRACE_S) -> list[int]:
     return found
 
 
-def ended(config: Path, temporary: Path, number: int, moment_s: float) -> tuple[int, list[int]]:
+def _answer_signals() -> None:
+    """Let signals end this process also where whoever called ignores them, as nohup does."""
+    for name in SIGNALS:
+        if name != "SIGKILL":
+            signal.signal(signal.Signals[name], signal.SIG_DFL)
+
+
+def ended(
+    config: Path, temporary: Path, number: int, moment_s: float, patience_s: float = _PATIENCE_S
+) -> tuple[int | None, list[int]]:
     """Begin a run and send it a signal.
 
     Args:
@@ -99,22 +111,30 @@ def ended(config: Path, temporary: Path, number: int, moment_s: float) -> tuple[
         temporary: Where it makes its temporary files.
         number: The signal.
         moment_s: Seconds after which it is sent.
+        patience_s: Seconds after which a run that goes on is killed.
 
     Returns:
-        The exit status as shells have it, and the processes that lived on.
+        The exit status as shells have it, None if it had finished before, and the processes that
+        lived on.
     """
     with subprocess.Popen(
         command(config),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=_answer_signals,
         start_new_session=True,  # of which its children are a part, whoever becomes their parent
         env={**os.environ, "TMPDIR": str(temporary)},
     ) as run:
         try:
-            run.wait(moment_s)
+            if run.wait(moment_s) == 0:
+                return None, orphans(run.pid)
         except subprocess.TimeoutExpired:
             run.send_signal(number)
-        status = run.wait()
+        try:
+            status = run.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            status = run.wait()
     return (status if status >= 0 else 128 - status), orphans(run.pid)
 
 
@@ -131,12 +151,12 @@ def emptied(folder: Path) -> None:
     folder.mkdir()
 
 
-def problems(name: str, status: int, lived_on: list[int], left: list[str]) -> list[str]:
+def problems(name: str, status: int | None, lived_on: list[int], left: list[str]) -> list[str]:
     """What is wrong with how a run ended; nothing if it had finished before."""
     number = int(signal.Signals[name])
     found = []
-    if status not in (0, 128 + number):
-        found.append(f"exit status {status}, not {128 + number}")
+    if status not in (None, 128 + number):
+        found.append(f"exit status {status}, not {128 + number}; 137 if it went on and was killed")
     if lived_on:
         found.append(f"processes lived on: {lived_on}")
     if left and number != signal.SIGKILL:
@@ -146,6 +166,7 @@ def problems(name: str, status: int, lived_on: list[int], left: list[str]) -> li
 
 @click.command()
 @click.option("--kills", default=20, show_default=True, help="How often to send each signal.")
+@click.option("--images", default=500, show_default=True, help="How many to validate on.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the moments.")
 @click.option(
     "--signal",
@@ -156,7 +177,7 @@ def problems(name: str, status: int, lived_on: list[int], left: list[str]) -> li
     show_default=True,
     help="Which to send.",
 )
-def main(kills: int, seed: int, signals: tuple[str, ...]) -> None:
+def main(kills: int, images: int, seed: int, signals: tuple[str, ...]) -> None:
     """End runs by signals at random moments and compare what comes out in the end."""
     moments = random.Random(seed)
     wanted = [name for name in signals for _ in range(kills)]
@@ -167,7 +188,7 @@ def main(kills: int, seed: int, signals: tuple[str, ...]) -> None:
         root = Path(folder)
         config, output, temporary = root / "pipeline.yaml", root / "engines", root / "tmp"
         temporary.mkdir()
-        config.write_text(CONFIG.format(output=output))
+        config.write_text(CONFIG.format(output=output, images=images))
         start = time.monotonic()
         subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - start
@@ -180,7 +201,7 @@ def main(kills: int, seed: int, signals: tuple[str, ...]) -> None:
             status, lived_on = ended(config, temporary, signal.Signals[name], moment)
             left = left_over(output, temporary)
             faults += problems(name, status, lived_on, left)
-            if status == 0:
+            if status is None:
                 click.echo("finished before it was ended: compared, and begun again")
                 compare(expected, digests(output))
                 shutil.rmtree(output)

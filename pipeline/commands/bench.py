@@ -14,7 +14,7 @@ from pipeline.commands.console import RichConsole
 from pipeline.commands.validate import in_words, restrict
 from pipeline.config import Config
 from pipeline.core import contention
-from pipeline.core.errors import InputError, UnavailableError
+from pipeline.core.errors import GateFailedError, InputError, UnavailableError
 from pipeline.core.figures import LatencySummary, measured_here
 from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
@@ -41,10 +41,13 @@ class BenchReport:
     Attributes:
         text: A table for people.
         plain: The same, and every sample, for JSON.
+        exit_code: What the command ends with: that of a failed gate where timed calls answered
+            something else than was judged, since what was timed is another thing then.
     """
 
     text: str
     plain: dict[str, Any]
+    exit_code: int = 0
 
 
 def bench(
@@ -137,7 +140,14 @@ def bench(
         "as_cpu": as_cpu,
         "validity": _validity(facts.measured),
     }
-    return BenchReport(text, {**plain, "profile": profiles} if profiles else plain)
+    code = GateFailedError.exit_code if _answers_wrong(facts.measured) else 0
+    return BenchReport(text, {**plain, "profile": profiles} if profiles else plain, code)
+
+
+def _answers_wrong(measured: Measured) -> bool:
+    """Whether timed calls, or those without a rest, answered something else than was judged."""
+    lasting = (each.answers for each in measured.sustained.values())
+    return any(answers.problem for answers in (*measured.answers.values(), *lasting))
 
 
 def _of_target(context: RunContext, step: BenchStep) -> Drawn:

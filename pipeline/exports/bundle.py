@@ -21,18 +21,23 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.files import read_regular
 from pipeline.core.network import LICENCE_REMARK, Network
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.core.signing import Signer
-from pipeline.exports.golden import FOLDER, kit_of, write_kit
+from pipeline.exports.golden import FOLDER, Kit, kit_of, write_kit
 from pipeline.exports.unpacked import MANIFEST_FILE, SIGNATURE, SUMS
 from pipeline.steps.artifact import MANIFEST, Artifact
+from pipeline.targets.registry import TARGETS
+
+if TYPE_CHECKING:
+    from pipeline.targets.base import Target
 
 _MOST = 8 * 2**30
 """Bytes of one file of an artifact."""
@@ -48,12 +53,9 @@ Built by CARE Deploy. `sha256sum -c SHA256SUMS` tells whether all arrived whole.
 becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`, the
 crop has `size` pixels a side, values of 0 to 1 lose `mean`, are divided by `std`, channels first.
 
-    session = onnxruntime.InferenceSession("{example}/model.onnx")   # ONNX Runtime alone
-    logits = session.run(None, {{"image": image}})[0]   # float32, 1 x {shape}
-    python golden/{kit}/check.py {example}/model.onnx   # does it compute here what was built?
+{usage}
 
-A Core ML package takes an image and answers with class names: add it to an app in Xcode. An engine
-is opened by the version of TensorRT that `manifest.json` names. With CARE Deploy installed:
+With CARE Deploy installed:
 
     care-deploy check .
     care-deploy predict photo.jpg --artifact {first}
@@ -111,11 +113,12 @@ def write_bundle(
 def _files(
     artifacts: Sequence[Artifact], network: Network, name: str, say: Callable[[str], object]
 ) -> Iterator[tuple[str, bytes]]:
+    kits = {artifact.name: kit_of(artifact) for artifact in artifacts}
     stated = [
         {"name": a.name, "digest": a.digest, "seal": a.seal, "tools": dict(a.tools)}
         for a in artifacts
     ]
-    yield "README.md", _readme(artifacts, network, name).encode()
+    yield "README.md", _readme(artifacts, network, name, kits).encode()
     yield (
         MANIFEST_FILE,
         (json.dumps({"name": name, "artifacts": stated}, indent=1) + "\n").encode(),
@@ -130,30 +133,47 @@ def _files(
                 raise ArtifactError(f"{artifact.folder / file} has changed: run again")
             yield f"{artifact.name}/{file}", data
         yield f"{artifact.name}/{MANIFEST}", read_regular(artifact.folder / MANIFEST, _MOST)
-        yield from _golden(artifact, say)
+        yield from _golden(artifact, kits[artifact.name], say)
 
 
-def _readme(artifacts: Sequence[Artifact], network: Network, name: str) -> str:
+def _readme(
+    artifacts: Sequence[Artifact], network: Network, name: str, kits: Mapping[str, Kit | str]
+) -> str:
     """How to run what is in the archive, with names of what is in it."""
-    names = [artifact.name for artifact in artifacts]
-    # What ONNX Runtime runs, it runs anywhere.
-    portable = [each for each in names if each.startswith("ort/")]
-    example = portable[0] if portable else "ort/PRECISION"
     lines = [f"- `{artifact.name}`, {artifact.size / 1e6:.2f} MB" for artifact in artifacts]
+    first = next((each for each in artifacts if _target_of(each).anywhere), artifacts[0])
     return README.format(
         name=name,
         artifacts="\n".join(lines),
-        example=example,
-        kit=example.replace("/", "-"),
-        shape=" x ".join(map(str, network.input_shape)),
-        first=(portable or names)[0],
+        usage="\n\n".join(_usages(artifacts, network, kits)),
+        first=first.name,
         licence=_licence_of_weights(network),
     )
 
 
-def _golden(artifact: Artifact, say: Callable[[str], object]) -> Iterator[tuple[str, bytes]]:
+def _usages(
+    artifacts: Sequence[Artifact], network: Network, kits: Mapping[str, Kit | str]
+) -> Iterator[str]:
+    """How to run what is there: one example of each target, in the order of the registry."""
+    for name, target in TARGETS.items():
+        for artifact in [each for each in artifacts if _target_of(each).name == name][:1]:
+            has_kit = isinstance(kits[artifact.name], Kit)
+            kit = _place_of_kit(artifact) if has_kit else ""
+            yield target.usage(artifact.name, network.input_shape, kit)
+
+
+def _target_of(artifact: Artifact) -> Target:
+    return TARGETS[artifact.name.partition("/")[0]]
+
+
+def _place_of_kit(artifact: Artifact) -> str:
+    return f"{FOLDER}/{artifact.name.replace('/', '-')}"
+
+
+def _golden(
+    artifact: Artifact, kit: Kit | str, say: Callable[[str], object]
+) -> Iterator[tuple[str, bytes]]:
     """The files of an artifact's golden kit; none where it has none."""
-    kit = kit_of(artifact)
     if isinstance(kit, str):
         say(f"{artifact.name} without golden images: {kit}")
         return
@@ -161,7 +181,7 @@ def _golden(artifact: Artifact, say: Callable[[str], object]) -> Iterator[tuple[
         folder = Path(temporary) / FOLDER
         write_kit(kit, folder)
         for path in sorted(folder.iterdir()):
-            yield f"{FOLDER}/{artifact.name.replace('/', '-')}/{path.name}", path.read_bytes()
+            yield f"{_place_of_kit(artifact)}/{path.name}", path.read_bytes()
 
 
 def _licence_of_weights(network: Network) -> str:

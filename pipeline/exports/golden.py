@@ -32,12 +32,12 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import ValidationFacts
 from pipeline.steps.facts.golden import Expected, GoldenFacts
 from pipeline.steps.library import Library
+from pipeline.targets.registry import TARGETS
 
 FOLDER = "golden"
 KIT = "kit.json"
 OWN_LOGITS = "logits.f32"
 CHECK = "check.py"
-CHECK_TENSORRT = "check_tensorrt.cpp"
 TRITON_CLIENT = "triton_client.py"
 README = "README.md"
 FORMAT = "care-deploy/golden/1"
@@ -209,9 +209,9 @@ def write_kit(kit: Kit, folder: Path, *, served: Served | None = None) -> None:
     write_data(kit, folder)
     for name in (CHECK, README):
         (folder / name).write_text(_template(name), encoding="utf-8")
-    if kit.artifact.name.startswith("trt/"):
-        text = filled(_template(CHECK_TENSORRT), _constants(kit))
-        (folder / CHECK_TENSORRT).write_text(text, encoding="utf-8")
+    for name in TARGETS[kit.artifact.name.partition("/")[0]].checks:
+        text = filled(_template(name), _constants(kit))
+        (folder / name).write_text(text, encoding="utf-8")
     if served is not None:
         values = {name.upper(): value for name, value in asdict(served).items()}
         text = filled(_template(TRITON_CLIENT), values)

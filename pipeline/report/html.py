@@ -1,4 +1,6 @@
-"""The report as one HTML file that needs nothing else: no network, no script, no font.
+"""The report as one HTML file that needs nothing else: no network, no font, one script of its own.
+
+The script only serves the buttons that copy; a policy in the page lets the browser run no other.
 
 The words come from `pipeline.report.view`, the plots from `pipeline.report.charts`, the layout from
 templates/report.html.j2. The same results give the same bytes.
@@ -6,6 +8,8 @@ templates/report.html.j2. The same results give the same bytes.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from pipeline.steps.facts.bench import Measured
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -49,7 +54,43 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals |= {"inlined": _inlined, "policy": policy}
     return environment.get_template(name)
+
+
+def _inlined(name: str) -> Markup:
+    """A file of the templates as it stands, for an element whose content is not escaped."""
+    from markupsafe import Markup
+
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def policy(style: str, script: str = "") -> str:
+    """What a browser may do for a page: show images inside of it, and what is named by its hash.
+
+    Names in a page are anybody's. All are escaped; should one get through, it runs and loads
+    nothing.
+
+    Args:
+        style: The whole content of the page's `<style>`.
+        script: The same of its `<script>`; "" for none.
+    """
+    allowed = [
+        "default-src 'none'",
+        f"style-src {_hash_source(style)}",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    if script:
+        allowed.append(f"script-src {_hash_source(script)}")
+    return "; ".join(allowed)
+
+
+def _hash_source(text: str) -> str:
+    """How a policy names an inline element by its content (W3C, Content Security Policy 3)."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _content(run: Run) -> dict[str, Any]:

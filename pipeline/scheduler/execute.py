@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.plan import Selection, plan
@@ -78,8 +79,26 @@ def _reason(
         return ASKED_FOR
     for required in step.requires:
         if reasons.get(required):
-            return f"made from {required.name}, which runs"
+            return _after(step, required, str(reasons[required]), verify)
     return step.stale(verify=verify)
+
+
+MAY_RUN = "may run"
+"""How the reason of a step begins that need not run: what it is made from may come out the same."""
+
+
+def _after(step: Step, required: Step, why: str, verify: bool) -> str:
+    """Why a step runs that is made from one that runs, and whether it is certain to."""
+    begins = f"made from {required.name}, which"
+    if not step.folder.exists():
+        return f"{begins} runs"
+    try:
+        own = step.stale(verify=verify)
+    except PipelineError:  # what it is made from is not there, or damaged
+        own = None
+    if own is not None:
+        return own
+    return f"{MAY_RUN}: {begins} {MAY_RUN if why.startswith(MAY_RUN) else 'runs'}"
 
 
 def execute(
@@ -189,6 +208,7 @@ class _Run:
             self.store.give(step)
 
     def _end(self, result: StageResult) -> None:
+        signals.raise_received()  # a step may have failed because a signal cut something short
         self.ended[result.name] = result
         self.observer.finished(result)
         self.context.source.hashes.save()

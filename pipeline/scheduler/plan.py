@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Config
+from pipeline.core import signals
 from pipeline.core.hashes import HashCache
 from pipeline.source import Source
 from pipeline.stages.bench import BenchStep
@@ -124,11 +125,17 @@ def make_context(
         progress: Is told how far the running step is.
         source: The network and the images, where something loaded them already.
     """
+
+    def told(done: int, total: int | None = None, what: str = "") -> None:
+        # Steps say often how far they are: the place to notice a signal that got lost.
+        signals.raise_received()
+        progress(done, total, what)
+
     if source is None:
-        source = _kind_of_source(config)(config, HashCache(config.folder / HASHES), progress)
-    source.progress = progress
+        source = _kind_of_source(config)(config, HashCache(config.folder / HASHES), told)
+    source.progress = told
     code = Code(PROJECT, config.folder / IMPORTS)
-    return RunContext(config=config, source=source, log=log, progress=progress, code=code)
+    return RunContext(config=config, source=source, log=log, progress=told, code=code)
 
 
 def _kind_of_source(config: Config) -> type[Source]:

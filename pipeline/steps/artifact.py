@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.files import (
     digest_of,
@@ -430,6 +431,8 @@ def make(
         with workspace(folder) as new:
             new.mkdir()
             facts = _built(folder, new, build)
+            # A library may have dropped it, and gone another way for it.
+            signals.raise_received()
             origin = {"kind": kind, "name": name, "key": key, "made_from": dict(made_from)}
             stated = {"seals": dict(seals or {}), "tools": dict(tools), "facts": facts}
             parts = {"inputs": dict(inputs or {}), "code": dict(code or {})}

@@ -8,7 +8,7 @@ inside functions: configuration, planning and help must not load it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -157,6 +157,9 @@ class Target(ABC):
         devices: Kinds of connected device that `measure_on` takes.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
+        anywhere: What it builds for this machine runs on others, so that examples show it first.
+        checks: Programs of a golden kit that check its artifacts, beside `check.py`, as
+            `pipeline.exports.golden` names them.
         timed: `build` chooses by measuring on the machine that builds: its result belongs to that
             class of machines, see `pipeline.core.machine.cpu_class` and `hardware`.
     """
@@ -170,6 +173,8 @@ class Target(ABC):
     resource: ClassVar[str] = "cpu"
     devices: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
+    anywhere: ClassVar[bool] = False
+    checks: ClassVar[tuple[str, ...]] = ()
 
     @property
     def timed(self) -> bool:
@@ -219,6 +224,19 @@ class Target(ABC):
         Raises:
             ArtifactError: The runtime does not accept it.
         """
+
+    def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
+        """How to run an artifact with its runtime alone, for people who have nothing of this.
+
+        Args:
+            place: Path of the artifact's folder.
+            input_shape: Of one image, (channels, height, width).
+            kit: Path of its golden kit; "" where it has none.
+
+        Returns:
+            A few lines of Markdown, for the README of a bundle.
+        """
+        return f"`{place}` is opened by {self.title}."
 
     @abstractmethod
     def missing(self, artifact: Artifact) -> str | None:

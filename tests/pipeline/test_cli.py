@@ -13,15 +13,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.commands import bench as commands_bench
 from pipeline.core import machine
+from pipeline.core.answers import Answers
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.facts.bench import Measured
+from pipeline.targets.registry import able
 from tests.pipeline.steps.making import other_content, other_fact
 
 ROOT = Path(__file__).parents[2]
@@ -491,6 +496,31 @@ def test_only_a_target_can_be_measured_as_on_another_cpu(config: Path, finished:
     result = invoke("validate", "--target", "trt", "--config", str(config), "--as-cpu", "avx2")
     assert result.exit_code == 4
     assert "does not run as on another CPU" in result.output
+
+
+def test_bench_fails_where_answers_are_not_those_that_were_judged(
+    config: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.core.answers.TOLERANCE", -1.0)
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--samples", "3")
+    assert result.exit_code == 1, result.output
+    assert "are not those of the validation" in result.output
+    assert json.loads(result.output.splitlines()[-1])["answers"]["fp32"]["wrong"] == 3
+
+
+def test_answers_without_a_rest_count_as_well() -> None:
+    for wrong in (0, 1):
+        lasting = SimpleNamespace(answers=Answers(5, wrong, 0.5))
+        measured: Any = SimpleNamespace(answers={}, sustained={"fp32": lasting})
+        assert commands_bench._answers_wrong(measured) is bool(wrong)
+
+
+def test_help_of_bench_names_every_target_with_devices() -> None:
+    told = " ".join(invoke("bench", "--help").output.split())
+    for option in ("--import", "--device"):
+        text = told[told.index(f" {option} ") :][:160]
+        for name in able("measure_on"):
+            assert name in text
 
 
 def test_bench_of_pytorch_alone(config: Path, finished: Path) -> None:

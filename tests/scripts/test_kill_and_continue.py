@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,37 @@ def test_a_run_is_ended_and_its_status_is_the_shells(
     for program, number, expected in (
         ("import time; time.sleep(600)", 9, 137),
         ("import time; time.sleep(600)", 15, 143),
-        ("pass", 1, 0),
+        ("pass", 1, None),
+        ("raise SystemExit(3)", 1, 3),
     ):
         command = [sys.executable, "-c", program]
         monkeypatch.setattr(kill_and_continue, "command", lambda config, c=command: c)
-        moment = 30 if expected == 0 else 0.01
+        moment = 30 if expected in (None, 3) else 0.01
         assert kill_and_continue.ended(tmp_path, tmp_path, number, moment) == (expected, [])
+
+
+def test_a_run_that_goes_on_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(kill_and_continue, "command", lambda config: command)
+    monkeypatch.setattr(kill_and_continue, "_answer_signals", ignore)
+    found = kill_and_continue.ended(tmp_path, tmp_path, signal.SIGTERM, 0.01, patience_s=0.1)
+    assert found == (137, [])
+    assert len(kill_and_continue.problems("SIGTERM", *found, [])) == 1
+
+
+def test_nohup_hides_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run goes on, as it should under nohup, and nothing is tried."""
+    command = [sys.executable, "-c", "import time; time.sleep(5)"]
+    monkeypatch.setattr(kill_and_continue, "command", lambda config: command)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        found = kill_and_continue.ended(tmp_path, tmp_path, signal.SIGHUP, 0.01)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert found == (129, [])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +76,8 @@ def test_a_run_is_ended_and_its_status_is_the_shells(
     [
         ("SIGTERM", 143, [], [], 0),
         ("SIGKILL", 137, [], ["x/.making-a"], 0),
-        ("SIGHUP", 0, [], [], 0),
+        ("SIGHUP", None, [], [], 0),
+        ("SIGHUP", 0, [], [], 1),
         ("SIGTERM", 1, [], [], 1),
         ("SIGHUP", 143, [], [], 1),
         ("SIGKILL", 137, [5], [], 1),
@@ -58,7 +85,7 @@ def test_a_run_is_ended_and_its_status_is_the_shells(
     ],
 )
 def test_what_is_wrong_with_an_end(
-    name: str, status: int, lived_on: list[int], left: list[str], count: int
+    name: str, status: int | None, lived_on: list[int], left: list[str], count: int
 ) -> None:
     assert len(kill_and_continue.problems(name, status, lived_on, left)) == count
 

@@ -6,7 +6,7 @@ An asset takes one image at a time, whatever batch the other targets are built f
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,10 @@ class CoreAITarget(Target):
         _require()
         program = check(artifact.folder / MODEL, artifact.network())
         return [finding.to_dict() for finding in fitness(program, pictures.images)]
+
+    def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
+        """See `Target.usage`."""
+        return f"`{place}/{MODEL}` gives logits: add it to an app in Xcode, for system {_SYSTEM}."
 
     def missing(self, artifact: Artifact) -> str | None:
         """See `Target.missing`."""

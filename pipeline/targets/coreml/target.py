@@ -7,7 +7,7 @@ predictions itself.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,6 +124,10 @@ class CoreMLTarget(Target):
 
         findings = fitness(artifact.folder / MODEL, pictures.pixels)
         return [finding.to_dict() for finding in findings]
+
+    def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
+        """See `Target.usage`."""
+        return f"`{place}/{MODEL}` takes an image and names its class: add it to an app in Xcode."
 
     def missing(self, artifact: Artifact) -> str | None:
         """A Mac."""

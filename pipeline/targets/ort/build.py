@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibration.kept import Kept
 from pipeline.core import machine
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.figures import compare
@@ -304,15 +305,16 @@ def _choose(
         name = next(iter(files))
         return files[name], {"chosen": name, "why": "tune is off"}
     one = images[:1] if job.batch is None else images
+    kept = Kept(job.evaluations)
     tuning: dict[str, Any] = {}
     name = next(iter(files))
     if len(files) > 1:
-        layout = choose(folder, files, threads, one, seconds / 2)
+        layout = choose(folder, files, threads, one, seconds / 2, kept=kept)
         name = layout.name
         tuning["files"] = {**layout.to_dict(), "chosen": name}
     ways = _other_settings(name, files[name], threads)
     ways |= _other_provider(job, folder, settings, images, tuning)
-    choice = choose(folder, ways, threads, one, seconds / 2)
+    choice = choose(folder, ways, threads, one, seconds / 2, kept=kept)
     job.log(f"chosen: {choice.name}, {choice.medians[choice.name]:.2f} ms")
     return ways[choice.name], {**tuning, "chosen": choice.name, "settings": choice.to_dict()}
 

@@ -247,8 +247,8 @@ class _Work:
         self.method = method_named(str(job.options.get("method", "mse")))
         self.cpus = str(job.options.get("cpus", "any"))
         self.gelu = str(job.options.get("gelu", "auto"))
-        kept = Kept(job.evaluations)
-        self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime, kept)
+        self.kept = Kept(job.evaluations)
+        self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime, self.kept)
         self.weights = StoredWeights()
         self.log_of_variants: dict[str, dict[str, float]] = {}
 
@@ -437,6 +437,7 @@ class _Work:
                 whole_batches(self.images.images[:batch], batch),
                 seconds=MEASURE_SECONDS,
                 margin=MARGIN,
+                kept=self.kept,
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
@@ -57,6 +57,7 @@ class OrtTarget(Target):
     published_on = published.INTEL
     forms: ClassVar[tuple[Form, ...]] = (Int8Ort(),)
     timed = True
+    anywhere = True
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""
@@ -119,6 +120,18 @@ class OrtTarget(Target):
             raise ArtifactError(f"{model}: its labels are no list: build again")
         shape = ", ".join(str(side) for side in session.get_inputs()[0].shape)
         return f"{model.name} opened by ONNX Runtime: input ({shape}), {len(labels)} labels"
+
+    def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
+        """See `Target.usage`."""
+        shape = " x ".join(map(str, input_shape))
+        lines = [
+            f'session = onnxruntime.InferenceSession("{place}/{PORTABLE}")   # ONNX Runtime alone',
+            f'logits = session.run(None, {{"image": image}})[0]   # float32, 1 x {shape}',
+        ]
+        if kit:
+            check = f"python {kit}/check.py {place}/{PORTABLE}"
+            lines.append(f"{check}   # does it compute here what was built?")
+        return "\n".join(f"    {line}" for line in lines)
 
     def missing(self, artifact: Artifact) -> str | None:
         """See `Target.missing`."""

@@ -1,7 +1,14 @@
-"""Which way of running a model is the fastest here: measured, interleaved, written down."""
+"""Which way of running a model is the fastest here: measured, interleaved, written down.
+
+A comparison, in which all candidates take turns, is what is kept for the case of a kill: whole, so
+that its figures stay paired, or not at all.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from calibration.kept import Kept
+from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Latency, Ratio, ratio
+from pipeline.core.files import file_hash
+from pipeline.core.machine import cpu_class
 from pipeline.core.network import Images
+from pipeline.core.plain import Plain
 from pipeline.core.timing import CALLS, settle
-from pipeline.targets.ort.session import Settings, start
+from pipeline.targets.ort.session import Settings, runtime, start
 
 WARMUP = 5
 MIN_ROUNDS = 4
@@ -29,6 +41,21 @@ class Candidate:
 
     model: str
     settings: Settings
+
+
+@dataclass(frozen=True)
+class Comparison(Plain):
+    """What one measurement found, in which all candidates took turns.
+
+    Attributes:
+        medians: Milliseconds of every candidate, by name.
+        ratios: Every candidate against the first, by name, with its interval.
+        samples: Timed calls of each.
+    """
+
+    medians: Mapping[str, float]
+    ratios: Mapping[str, Ratio]
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +121,7 @@ def choose(
     images: Images,
     seconds: float,
     margin: float = 0.0,
+    kept: Kept | None = None,
 ) -> Choice:
     """Measure candidates and choose one.
 
@@ -108,15 +136,70 @@ def choose(
         seconds: How long to measure, all together.
         margin: By how much another one must be faster; a choice that changes the built files needs
             one, or two builds would differ by chance.
+        kept: Comparisons that an earlier, killed build finished; None to measure in any case.
     """
+    kept = kept or Kept()
+    key = _key(folder, candidates, threads, images, seconds)
+    found = _known(kept, key, candidates)
+    if found is None:
+        found = _compare(folder, candidates, threads, images, seconds)
+        kept.put(key, found.to_dict())
+    medians, ratios = found.medians, found.ratios
+    first = next(iter(candidates))
+    faster = [n for n in candidates if n != first and ratios[n].interval[1] < 1 - margin]
+    best = min(faster, key=lambda name: medians[name], default=first)
+    fastest = min(candidates, key=lambda name: medians[name])
+    return Choice(best, medians, ratios, found.samples, fastest)
+
+
+def _compare(
+    folder: Path,
+    candidates: Mapping[str, Candidate],
+    threads: int,
+    images: Images,
+    seconds: float,
+) -> Comparison:
     sessions = {
         name: start(folder / c.model, c.settings, threads) for name, c in candidates.items()
     }
     times = interleave(sessions, images, seconds)
     first = next(iter(times))
-    medians = {name: Latency(tuple(t)).p50 for name, t in times.items()}
-    ratios = {name: ratio(t, times[first]) for name, t in times.items()}
-    faster = [name for name in times if name != first and ratios[name].interval[1] < 1 - margin]
-    best = min(faster, key=lambda name: medians[name], default=first)
-    fastest = min(medians, key=lambda name: medians[name])
-    return Choice(best, medians, ratios, len(times[first]), fastest)
+    return Comparison(
+        {name: Latency(tuple(t)).p50 for name, t in times.items()},
+        {name: ratio(t, times[first]) for name, t in times.items()},
+        len(times[first]),
+    )
+
+
+def _known(kept: Kept, key: str, candidates: Mapping[str, Candidate]) -> Comparison | None:
+    """What an earlier build measured; None where that is not there, or is no such comparison."""
+    values = kept.get(key)
+    if values is None:
+        return None
+    with contextlib.suppress(ArtifactError):
+        found = Comparison.from_dict(values, "a kept comparison")
+        if list(found.medians) == list(found.ratios) == list(candidates):
+            return found
+    return None
+
+
+def _key(
+    folder: Path,
+    candidates: Mapping[str, Candidate],
+    threads: int,
+    images: Images,
+    seconds: float,
+) -> str:
+    """Hash of all that decides a comparison: graphs, ways to run them, input, machine, runtime."""
+    ways = [
+        (name, file_hash(folder / c.model), c.settings.to_dict()) for name, c in candidates.items()
+    ]
+    decides = {
+        "comparison of": ways,
+        "threads": threads,
+        "seconds": seconds,
+        "images": [images.shape, hashlib.sha256(images.tobytes()).hexdigest()],
+        "machine": cpu_class(),
+        "onnxruntime": runtime().__version__,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -59,6 +59,7 @@ class TrtTarget(Target):
     options: ClassVar[type[TargetOptions]] = TrtOptions
     published_on: ClassVar[str] = published.RTX
     resource: ClassVar[str] = "rtx"
+    checks: ClassVar[tuple[str, ...]] = ("check_tensorrt.cpp",)
     forms: ClassVar[tuple[Form, ...]] = (
         Int8Trt(),
         Fp8Trt(),
@@ -163,6 +164,10 @@ class TrtTarget(Target):
             if library.module.Runtime(logger).deserialize_cuda_engine(engine) is None:
                 raise ArtifactError(f"{path} cannot be opened: {messages.reason}; build it again")
         return f"{library.title}: deserialized"
+
+    def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
+        """See `Target.usage`."""
+        return f"`{place}/{ENGINE}` needs the version of TensorRT that `manifest.json` names."
 
     def missing(self, artifact: Artifact) -> str | None:
         """Why this machine cannot run the engine; see `Target`."""

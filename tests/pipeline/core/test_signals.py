@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -135,4 +137,126 @@ def test_a_thread_without_handlers_runs_all_the_same() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
+    assert found == [True]
+
+
+class Dropping:
+    """Python drops what is raised in a destructor."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+def dropped(number: int) -> None:
+    """A signal that arrives where nothing that is raised gets out."""
+    Dropping(number)
+
+
+def caught_by_a_library(number: int) -> None:
+    """A signal that arrives while a library looks whether another is there."""
+    with suppress(BaseException):
+        signal.raise_signal(number)
+
+
+LOSING = (caught_by_a_library, dropped)
+ENDS = (
+    (signal.SIGTERM, Ended),
+    (signal.SIGHUP, Ended),
+    (signal.SIGINT, KeyboardInterrupt),
+)
+
+
+@pytest.fixture
+def usual() -> Iterator[None]:
+    """Whoever began this may ignore signals, as nohup does."""
+    answers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    usual = {**answers, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("usual")
+@pytest.mark.parametrize(("number", "kind"), ENDS)
+@pytest.mark.parametrize("lose", LOSING)
+def test_a_signal_that_got_lost_is_raised_again(
+    number: signal.Signals, kind: type[BaseException], lose: Callable[[int], None]
+) -> None:
+    @signals.raised()
+    def work() -> None:
+        lose(number)
+        signals.raise_received()
+        pytest.fail("it went on")
+
+    with pytest.raises(kind) as caught:
+        work()
+    assert getattr(caught.value, "signum", number) == number
+    signals.raise_received()  # it is over
+
+
+@pytest.mark.usefixtures("usual")
+@pytest.mark.parametrize(("number", "kind"), ENDS)
+def test_a_signal_that_got_lost_is_raised_at_the_end(
+    number: signal.Signals, kind: type[BaseException]
+) -> None:
+    with pytest.raises(kind), signals.raised():
+        caught_by_a_library(number)
+
+
+@pytest.mark.usefixtures("usual")
+@pytest.mark.parametrize("error", [ValueError("torch is missing"), SystemExit(3)])
+def test_what_fails_after_a_signal_fails_by_it(error: BaseException) -> None:
+    @signals.raised()
+    def work() -> None:
+        caught_by_a_library(signal.SIGTERM)
+        raise error
+
+    with pytest.raises(Ended) as caught:
+        work()
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.usefixtures("usual")
+def test_without_a_signal_nothing_is_raised() -> None:
+    with signals.raised():
+        signals.raise_received()
+    with pytest.raises(SystemExit), signals.raised():
+        raise SystemExit(3)
+
+
+@pytest.mark.usefixtures("usual")
+def test_an_inner_block_forgets_nothing() -> None:
+    @signals.raised()
+    def work() -> None:
+        with suppress(Ended), signals.raised():
+            caught_by_a_library(signal.SIGTERM)
+        signals.raise_received()
+        pytest.fail("it went on")
+
+    with pytest.raises(Ended):
+        work()
+
+
+@pytest.mark.usefixtures("usual")
+def test_other_threads_go_on() -> None:
+    found: list[bool] = []
+
+    def other() -> None:
+        signals.raise_received()
+        found.append(True)
+
+    @signals.raised()
+    def work() -> None:
+        caught_by_a_library(signal.SIGTERM)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    with pytest.raises(Ended):
+        work()
     assert found == [True]

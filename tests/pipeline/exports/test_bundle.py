@@ -13,8 +13,12 @@ import pytest
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.network import Network
+from pipeline.exports import bundle
 from pipeline.exports.bundle import write_bundle
 from pipeline.steps.artifact import Artifact
+from pipeline.targets.base import Target
+from pipeline.targets.ort.target import OrtTarget
+from pipeline.targets.registry import TARGETS
 from tests.pipeline.report.making import Maker, configured
 
 NETWORK = Network("net", ("cat", "dog"), (3, 8, 8), {"size": 8, "crop": 0.9})
@@ -104,12 +108,54 @@ def test_the_readme_has_twenty_lines_and_names_what_is_there(
     text = (unpacked(path, tmp_path / "there") / "README.md").read_text()
     assert len([line for line in text.splitlines() if line]) <= 20
     assert 'InferenceSession("ort/fp32/model.onnx")' in text
+    assert 'logits = session.run(None, {"image": image})[0]   # float32, 1 x 3 x 8 x 8' in text
+    assert "`trt/fp16/model.engine` needs the version of TensorRT that `manifest.json`" in text
     assert "predict photo.jpg --artifact ort/fp32" in text
+    # What is not there is not spoken of: no package, and no golden images.
+    assert "Xcode" not in text
+    assert "check.py" not in text
     # These were not validated, and so have no golden images.
     assert [line.partition(":")[0] for line in said] == [
         "ort/fp32 without golden images",
         "trt/fp16 without golden images",
     ]
+
+
+def test_the_readme_names_the_golden_kit_that_is_there(
+    artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kit = object.__new__(bundle.Kit)
+    monkeypatch.setattr(bundle, "kit_of", lambda a: kit if a.name == "ort/fp32" else "none")
+    monkeypatch.setattr(bundle, "write_kit", lambda kit, folder: folder.mkdir())
+    path = write_bundle(artifacts, NETWORK, "net", tmp_path / "net.tar.gz")
+    text = (unpacked(path, tmp_path / "there") / "README.md").read_text()
+    assert "    python golden/ort-fp32/check.py ort/fp32/model.onnx   # does it" in text
+
+
+class Elsewhere(OrtTarget):
+    """A target that this project does not know."""
+
+    name = "elsewhere"
+    title = "Elsewhere"
+    usage = Target.usage
+
+
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_the_readme_is_written_by_the_targets(
+    artifacts: list[Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anywhere: bool
+) -> None:
+    other = Maker(configured(tmp_path)).make("elsewhere/fp32", {"images": 1})
+    monkeypatch.setattr(Elsewhere, "anywhere", anywhere)
+    TARGETS.register(Elsewhere())
+    try:
+        path = write_bundle([artifacts[1], other], NETWORK, "net", tmp_path / "net.tar.gz")
+    finally:
+        TARGETS.remove("elsewhere")
+    text = (unpacked(path, tmp_path / "there") / "README.md").read_text()
+    assert "`elsewhere/fp32` is opened by Elsewhere." in text
+    assert "onnxruntime" not in text
+    first = "elsewhere/fp32" if anywhere else "trt/fp16"
+    assert f"predict photo.jpg --artifact {first}" in text
 
 
 def test_the_checksums_are_signed_with_the_users_key(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,6 +10,7 @@ import pytest
 
 from pipeline.report import compare_pages as pages
 from pipeline.report.compare import ChangedImage
+from pipeline.report.html import policy
 from tests.pipeline.report.test_compare import compared, pair
 
 ODD = ChangedImage(0, "<b>|a.png", "cat", "cat", "<script>")
@@ -62,6 +65,13 @@ def test_the_page_shows_changed_images_and_escapes_names() -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert pages.html(compared(pair(changed=(ODD,))), None).count("<img") == 0
+
+
+def test_the_page_runs_nothing() -> None:
+    page = pages.html(compared(pair(changed=(ODD,))), None)
+    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
+    assert html.unescape(page).count(f'content="{policy(style)}"') == 1
+    assert "script-src" not in page
 
 
 def test_the_page_shows_so_many_and_says_of_how_many() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import html as html_escapes
 import itertools
 import json
@@ -81,7 +83,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -127,10 +129,16 @@ def test_plots_have_a_title_and_a_description(run: Run) -> None:
     assert all("<title" in svg and "<desc" in svg and 'role="img"' in svg for svg in svgs)
 
 
+def only_our_script(page: str) -> bool:
+    """Whether the one script of a page is the one that copies."""
+    script = (html.TEMPLATES / "copy.js").read_text(encoding="utf-8")
+    return page.count("<script") == 1 and f"<script>{script}</script>" in page
+
+
 def test_page_loads_nothing(run: Run) -> None:
     text = html.page(run)
     assert "://" not in text
-    assert "<script" not in text
+    assert only_our_script(text)
     assert "@import" not in text
     assert "url(" not in text
     loaded = [v for name in ("src", "href") for v in Page(text).attributes(name)]
@@ -329,7 +337,7 @@ def test_hostile_text_stays_text(run: Run) -> None:
         export=replace(export, facts=replace(export.facts, network=network)),
     )
     text = html.page(run)
-    assert "<script" not in text
+    assert only_our_script(text)
     assert html_escapes.escape(HOSTILE, quote=False)[:20] in text
     Page(text)
 
@@ -359,11 +367,83 @@ def test_what_to_ship_has_a_sentence_a_path_and_a_way_to_run_it(run: Run) -> Non
     page = Page(html.page(run))
     sentence = "ort/fp32: top-1 90.33 % (measured), 0.00 points lost to PyTorch, 3.0 x faster"
     assert sentence in page.text
-    # What to ship, its card, and how to run it: of those to ship it is the one that runs here.
-    assert page.text.count(f"{run.folder}/ort/fp32") == 4
+    # What to ship, its card, its file, and how to run it: of those to ship it is what runs here.
+    assert page.text.count(f"{run.folder}/ort/fp32") == 5
     assert f"python -m pipeline predict photo.jpg --artifact {run.folder}/ort/fp32" in page.text
     assert f'pipeline.load("{run.folder}/ort/fp32").predict("photo.jpg")' in page.text
-    assert "<script" not in html.page(run)
+    assert only_our_script(html.page(run))
+
+
+def hashed(text: str) -> str:
+    """An inline element as a policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_policy_allows_the_page_s_own_script_and_style_alone(run: Run) -> None:
+    text = html.page(run)
+    policies = [
+        attrs["content"]
+        for _, attrs in Page(text).elements
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    assert policies == [
+        f"default-src 'none'; style-src {hashed(style)}; img-src data:; base-uri 'none'; "
+        f"form-action 'none'; script-src {hashed(script)}"
+    ]
+    assert text.index("Content-Security-Policy") < text.index("<style>")
+    # Neither is allowed by the policy: attributes have no hash.
+    names = {name for _, attrs in Page(text).elements for name in attrs}
+    assert not {name for name in names if name == "style" or name.startswith("on")}
+
+
+def buttons(page: str) -> dict[str | None, str]:
+    """What each button copies, by its label: the text of the element before it."""
+    found = re.findall(
+        r"<(code|pre)\b([^>]*)>((?:(?!</\1>).)*)</\1>(<button [^>]*>Copy</button>)", page, re.DOTALL
+    )
+    texts = [html_escapes.unescape(re.sub("</?code>", "", inner)) for _, _, inner, _ in found]
+    labels = [Page(button).elements[0][1]["aria-label"] for *_, button in found]
+    return dict(zip(labels, texts, strict=True))
+
+
+def test_every_path_has_a_button_that_copies_it(run: Run) -> None:
+    text = html.page(run)
+    found = buttons(text)
+    assert found["Copy the path of ort/fp32"] == f"{run.folder}/ort/fp32"
+    assert found["Copy the path of model.bin of ort/fp32"] == f"{run.folder}/ort/fp32/model.bin"
+    assert found["Copy how to run it"].startswith("python -m pipeline predict photo.jpg --artifact")
+    shown = [attrs for tag, attrs in Page(text).elements if tag == "button"]
+    # What is to be shipped has one there and one on its card.
+    uses = Page(text).attributes("class").count("badge use-this")
+    assert len(shown) == len(found) + uses
+    # Without a script there is nothing that does nothing.
+    assert all("hidden" in attrs and attrs["type"] == "button" for attrs in shown)
+    style = (html.TEMPLATES / "report.css").read_text(encoding="utf-8")
+    assert "nav, .copier { display: none; }" in style[style.index("@media print") :]
+
+
+def named(run: Run, name: str) -> str:
+    """The page of a run with a name in the folder, a precision and a file."""
+    run = with_artifact(replace(run, folder=f"engines/{name}"), "trt/fp16", precision=name)
+    built = artifact_of(run, f"trt/{name}").built
+    assert built is not None
+    files = {name: next(iter(built.files.values()))}
+    return html.page(with_artifact(run, f"trt/{name}", built=replace(built, files=files)))
+
+
+@pytest.mark.parametrize(
+    "name", [HOSTILE, '" onclick="alert(1)', "'>\n<img src=x onerror=alert(1)>"]
+)
+def test_a_name_stays_inside_of_its_button(run: Run, name: str) -> None:
+    text = named(run, name)
+    assert only_our_script(text)
+    found, expected = Page(text).elements, Page(named(run, "x" * len(name))).elements
+    assert [(tag, list(attrs)) for tag, attrs in found] == [(t, list(a)) for t, a in expected]
+    labels = [attrs["aria-label"] for tag, attrs in found if tag == "button"]
+    assert f"Copy the path of {name} of trt/{name}" in labels
+    assert buttons(text)["Copy the path of ort/fp32"] == f"engines/{name}/ort/fp32"
 
 
 def test_parameters_and_multiply_accumulates_are_told(run: Run) -> None:
@@ -527,6 +607,35 @@ if (frame.contentDocument.readyState === "complete" && frame.contentDocument.bod
 </script>"""
 
 
+def clicked(page: str, clipboard: str) -> str:
+    """The page in a frame with a clipboard; tells what a click on its buttons does."""
+    return f"""<!DOCTYPE html><title>frame</title>
+<iframe srcdoc="{html_escapes.escape(page)}"></iframe>
+<output></output><script>
+const frame = document.querySelector("iframe");
+const look = async () => {{
+  const page = frame.contentDocument, view = frame.contentWindow, copied = [], told = [];
+  Object.defineProperty(view.navigator, "clipboard", {{ value: {clipboard} }});
+  page.querySelectorAll("details").forEach(d => {{ d.open = true; }});
+  const buttons = [...page.querySelectorAll("button")];
+  const shown = buttons.filter(b => !b.hidden).length;
+  for (const button of buttons) {{
+    button.click();
+    await new Promise(done => setTimeout(done, 1));
+    told.push([button.textContent, page.getElementById("copied").textContent,
+               view.getSelection().toString()]);
+  }}
+  const now = buttons[0].textContent;
+  await new Promise(done => setTimeout(done, 4000));
+  document.querySelector("output").textContent = JSON.stringify({{
+    buttons: buttons.length, shown, copied, told, now, later: buttons[0].textContent,
+    status: page.getElementById("copied").textContent, hostile: view.hostile === true,
+  }});
+}};
+frame.addEventListener("load", look);
+</script>"""
+
+
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
@@ -548,11 +657,41 @@ def test_nothing_sticks_out_in_a_browser(
     assert told["beside"] == []
 
 
+WRITES = "{ writeText: text => { copied.push(text); return Promise.resolve(); } }"
+REFUSES = "{ writeText: () => Promise.reject(new Error('no')) }"
+
+
+@needs_chromium
+@pytest.mark.parametrize("clipboard", [WRITES, REFUSES, "undefined"])
+def test_a_click_copies_or_selects(run: Run, tmp_path: Path, clipboard: str) -> None:
+    page = html.page(run)
+    file = tmp_path / "frame.html"
+    # What got through all escaping would not run.
+    hostile = "<script>window.hostile = true</script><img src=x onerror='window.hostile = true'>"
+    file.write_text(clicked(page.replace("</body>", f"{hostile}</body>"), clipboard))
+    dom = chromium(tmp_path, "--virtual-time-budget=30000", "--dump-dom", file.as_uri())
+    found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
+    assert found, dom[-2000:]
+    told = json.loads(html_escapes.unescape(found[1]))
+    texts = list(buttons(page).values())
+    assert told["buttons"] == told["shown"] >= len(texts) > 5
+    assert not told["hostile"]
+    word = "Copied" if clipboard == WRITES else "Selected"
+    assert {each[0] for each in told["told"]} == {word}
+    paths = [status.removeprefix(f"{word}: ") for _, status, _ in told["told"]]
+    assert set(paths) == set(texts)
+    assert told["copied"] == (paths if clipboard == WRITES else [])
+    if clipboard != WRITES:
+        assert [each[2] for each in told["told"]] == paths
+    assert (told["now"], told["later"], told["status"]) == (word, "Copy", "")
+
+
 @needs_chromium
 def test_no_table_is_cut_off_on_paper(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "frame.html"
     # As wide as what a browser prints on A4; nobody scrolls on paper.
     page = html.page(hasty(run)).replace("@media print", "@media screen")
+    page = re.sub("<meta http-equiv=[^>]*>", "", page)  # that style is not the one it allows
     file.write_text(framed(page, 718))
     dom = chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
     found = re.search("<output>(.*?)</output>", dom, re.DOTALL)

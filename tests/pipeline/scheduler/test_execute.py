@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,10 +16,12 @@ from typing import Any, cast
 import pytest
 
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
+from pipeline.config import from_mapping
+from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, InputError, LockedError
 from pipeline.scheduler import execute
 from pipeline.scheduler.execute import Outcome
-from pipeline.scheduler.plan import Selection
+from pipeline.scheduler.plan import Selection, make_context
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import locked
@@ -24,6 +29,7 @@ from pipeline.steps.library import Library
 from pipeline.steps.log import Log
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import StageResult, State, Step
+from tests.pipeline.conftest import EMBEDDED
 from tests.pipeline.steps import making
 
 Settings = dict[str, Any]
@@ -382,6 +388,45 @@ def test_errors_that_nobody_expected_fail_their_step_alone(toy: Toy) -> None:
     assert any("Traceback" in line for line in lines), "the log says where"
 
 
+def test_a_step_that_fails_by_a_signal_that_got_lost_ends_the_run(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(folder: Path) -> dict[str, Any]:
+        with contextlib.suppress(signals.Ended):
+            signal.raise_signal(signal.SIGTERM)
+        raise BuildError("a library is missing")
+
+    monkeypatch.setattr(Build, "build", lambda self, folder: lose(folder))
+    with pytest.raises(signals.Ended), signals.raised():
+        execute_toy(toy)
+    assert toy.ran == ["export"]
+
+
+def test_a_signal_that_got_lost_is_noticed_where_a_step_says_how_far_it_is(
+    tmp_path: Path,
+) -> None:
+    config = from_mapping({**EMBEDDED, "output": str(tmp_path)}).config
+    told: list[int] = []
+
+    def progress(done: int, total: int | None = None, what: str = "") -> None:
+        told.append(done)
+
+    made = make_context(config, lambda line: None, progress)
+    made.progress(1)
+
+    @signals.raised()
+    def lose(say: Callable[[int], None]) -> None:
+        with contextlib.suppress(signals.Ended):
+            signal.raise_signal(signal.SIGTERM)
+        say(2)
+
+    assert made.source.progress is not None
+    for say in (made.progress, made.source.progress):
+        with pytest.raises(signals.Ended):
+            lose(say)
+    assert told == [1]
+
+
 def test_exit_codes() -> None:
     bad = StageResult("build", "a", State.FAILED, error=InputError("x"))
     broken = StageResult("build", "b", State.FAILED, error=BuildError("x"))
@@ -441,11 +486,40 @@ def test_dry_run_tells_why_and_writes_nothing(toy: Toy) -> None:
     plan = {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
     assert plan == {
         "export": "changed: setting",
-        "ort/fp32": "made from export, which runs",
-        "bench/ort": "made from ort/fp32, which runs",
+        "ort/fp32": "may run: made from export, which runs",
+        "bench/ort": "may run: made from ort/fp32, which may run",
         "other": "changed: setting",
     }
     assert sorted(path for path in toy.folder.rglob("*")) == before
+
+
+def planned(toy: Toy) -> dict[str, str | None]:
+    return {step.name: why for step, why in execute.dry_run(context(toy), Selection())}
+
+
+def test_dry_run_does_not_promise_what_depends_on_a_result(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings["build"] = 2
+    assert planned(toy)["bench/ort"] == "may run: made from ort/fp32, which runs"
+    execute_toy(toy)
+    assert "bench/ort" not in toy.ran, "it came out the same"
+
+
+def test_dry_run_is_certain_of_what_runs_in_any_case(toy: Toy) -> None:
+    execute_toy(toy)
+    toy.settings.update(build=2, bench=2)
+    assert planned(toy)["bench/ort"] == "changed: setting"
+    shutil.rmtree(toy.folder / "bench/ort")
+    assert planned(toy)["bench/ort"] == "made from ort/fp32, which runs"
+    shutil.rmtree(toy.folder / "ort/fp32")
+    execute_toy(toy, Selection(only=("export",)))
+    assert planned(toy)["bench/ort"] == "made from ort/fp32, which runs"
+
+
+def test_dry_run_needs_nothing_of_what_is_gone(toy: Toy) -> None:
+    execute_toy(toy)
+    shutil.rmtree(toy.folder / "ort/fp32")
+    assert planned(toy)["bench/ort"] == "may run: made from ort/fp32, which runs"
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

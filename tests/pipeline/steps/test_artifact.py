@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import files
+from pipeline.core import files, signals
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.network import Network
 from pipeline.core.replacing import Whose
@@ -202,6 +204,20 @@ def test_a_failing_build_keeps_what_was_there(tmp_path: Path) -> None:
 
     with pytest.raises(BuildError, match="no"):
         make(tmp_path / "a", fail)
+    made.verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_is_kept_of_a_build_in_which_a_signal_got_lost(tmp_path: Path) -> None:
+    made = make(tmp_path / "a")
+
+    def lose(folder: Path) -> dict[str, Any]:
+        with contextlib.suppress(signals.Ended):
+            signal.raise_signal(signal.SIGTERM)
+        return write_one(folder)
+
+    with pytest.raises(signals.Ended), signals.raised():
+        make(tmp_path / "a", lose)
     made.verify()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

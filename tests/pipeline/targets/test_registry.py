@@ -45,3 +45,21 @@ def test_an_unknown_name_is_a_key_error() -> None:
     assert "toy" not in TARGETS
     with pytest.raises(KeyError):
         TARGETS["toy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "kit"),
+    [
+        ("ort", "model.onnx", True),
+        ("trt", "model.engine", False),
+        ("coreml", "model.mlpackage", False),
+        ("coreai", "model.aimodel", False),
+    ],
+)
+def test_how_to_run_an_artifact_alone(name: str, file: str, kit: bool) -> None:
+    told = TARGETS[name].usage(f"{name}/fp16", (3, 8, 8), "golden/kit")
+    assert f"{name}/fp16/{file}" in told
+    assert ("golden/kit/check.py" in told) is kit
+    assert "check.py" not in TARGETS[name].usage(f"{name}/fp16", (3, 8, 8), "")
+    assert len(told.splitlines()) <= 3
+    assert max(map(len, told.splitlines())) <= 100

@@ -1,0 +1,225 @@
+"""Tuning that was killed goes on with the next comparison."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.kept import MARK, Kept
+from calibration.sensitivity import Outcome
+from pipeline.core.network import Images, Network
+from pipeline.targets.base import BuildJob
+from pipeline.targets.ort import tune
+from pipeline.targets.ort.options import OrtOptions
+from pipeline.targets.ort.session import Settings
+from pipeline.targets.ort.target import OrtTarget
+from pipeline.targets.ort.tune import Candidate, Choice, choose
+
+IMAGES = np.zeros((1, 2), np.float32)
+WAYS = {"a": Candidate("a.onnx", Settings()), "b": Candidate("b.onnx", Settings())}
+TIMES: Mapping[str, list[float]] = {
+    "a": [2.0, 2.1, 2.2] * 20,
+    "b": [1.0, 1.0 + 1 / 3, 1.1] * 20,
+}
+
+
+def save(path: Path, factor: float) -> None:
+    """A network of one product."""
+    weight = numpy_helper.from_array(np.full((2, 2), factor, np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["image", "w"], ["logits"])],
+        "one",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The comparisons that are measured, by their candidates; two models lie in the folder."""
+    save(tmp_path / "a.onnx", 1.0)
+    save(tmp_path / "b.onnx", 2.0)
+    found: list[tuple[str, ...]] = []
+
+    def times(
+        sessions: Mapping[str, Any], images: Images, seconds: float
+    ) -> dict[str, list[float]]:
+        found.append(tuple(sessions))
+        return {name: TIMES[name] for name in sessions}
+
+    monkeypatch.setattr(tune, "interleave", times)
+    return found
+
+
+def chosen(folder: Path, **changes: Any) -> Choice:
+    """A choice between two ways, with what an earlier one kept."""
+    asked: dict[str, Any] = {"candidates": WAYS, "threads": 1, "images": IMAGES, "seconds": 1.0}
+    return choose(folder, **{**asked, **changes}, kept=Kept(folder / "kept.jsonl"))
+
+
+def test_a_finished_comparison_is_not_measured_again(
+    tmp_path: Path, measured: list[tuple[str, ...]]
+) -> None:
+    first = chosen(tmp_path)
+    assert (first.name, first.samples, first.fastest) == ("b", 60, "b")
+    assert chosen(tmp_path) == first
+    assert measured == [("a", "b")]
+
+
+def test_a_choice_is_made_anew_from_what_was_measured(
+    tmp_path: Path, measured: list[tuple[str, ...]]
+) -> None:
+    assert chosen(tmp_path).name == "b"
+    assert chosen(tmp_path, margin=0.9).name == "a"
+    assert measured == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"threads": 2},
+        {"seconds": 2.0},
+        {"images": IMAGES + 1},
+        {"images": np.zeros((2, 1), np.float32)},
+        {"candidates": {**WAYS, "b": Candidate("b.onnx", Settings(level="basic"))}},
+        {"candidates": dict(reversed(WAYS.items()))},
+        {"candidates": {"a": WAYS["a"]}},
+    ],
+)
+def test_another_comparison_is_measured(
+    tmp_path: Path, measured: list[tuple[str, ...]], changes: dict[str, Any]
+) -> None:
+    chosen(tmp_path)
+    chosen(tmp_path, **changes)
+    assert measured == [("a", "b"), tuple(changes.get("candidates", WAYS))]
+
+
+def test_another_graph_machine_or_runtime_is_measured(
+    tmp_path: Path, measured: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(tmp_path)
+    save(tmp_path / "b.onnx", 3.0)
+    chosen(tmp_path)
+    monkeypatch.setattr(tune, "cpu_class", lambda: {"cpu": "another"})
+    chosen(tmp_path)
+    monkeypatch.setattr(tune.runtime(), "__version__", "1.99.0")
+    chosen(tmp_path)
+    assert len(measured) == 4
+    chosen(tmp_path)
+    assert len(measured) == 4
+
+
+def test_what_was_cut_off_is_measured_again(
+    tmp_path: Path, measured: list[tuple[str, ...]]
+) -> None:
+    first = chosen(tmp_path)
+    path = tmp_path / "kept.jsonl"
+    path.write_text(path.read_text()[:-9])
+    assert chosen(tmp_path) == first
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"samples": 60', '"samples": "many"'),
+        lambda text: text.replace('"samples": 60', '"more": 1, "samples": 60'),
+        lambda text: text.replace('{"a": 2.1, "b": 1.1}', '{"a": 2.1}'),
+        lambda text: text.replace('{"a": 2.1, "b": 1.1}', "5"),
+    ],
+)
+def test_what_is_no_comparison_is_measured_again(
+    tmp_path: Path, measured: list[tuple[str, ...]], change: Callable[[str], str]
+) -> None:
+    first = chosen(tmp_path)
+    path = tmp_path / "kept.jsonl"
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+    assert chosen(tmp_path) == first
+    assert len(measured) == 2
+
+
+def test_outcomes_lie_beside_comparisons(tmp_path: Path, measured: list[tuple[str, ...]]) -> None:
+    chosen(tmp_path)
+    path = tmp_path / "kept.jsonl"
+    Kept(path).outcome("a graph", lambda: Outcome(0.5, 0.6, 0.7))
+    chosen(tmp_path)
+    assert measured == [("a", "b")]
+    found = Kept(path).outcome("a graph", lambda: pytest.fail("it is known"))
+    assert found == Outcome(0.5, 0.6, 0.7)
+    assert path.read_text().splitlines()[0] == MARK
+
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from pipeline.targets.ort import tune
+from tests.pipeline.targets.ort.test_tune import build
+
+interleave, calls = tune.interleave, []
+
+def second_is_killed(*arguments):
+    calls.append(arguments)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return interleave(*arguments)
+
+tune.interleave = second_is_killed
+build(Path(sys.argv[1]))
+"""
+
+
+def build(folder: Path) -> dict[str, Any]:
+    """Build a network with tuning, and keep what is finished; what the target says of it."""
+    (folder / "built").mkdir(exist_ok=True)
+    job = BuildJob(
+        network=Network("small", ("cat", "dog"), (2,), {"size": 2}),
+        precision="fp32",
+        options=OrtOptions(tune=True, tune_seconds=0.01, threads=1),
+        graph=folder / "a.onnx",
+        module=lambda: pytest.fail("this target builds from the graph"),
+        calibration=lambda n: pytest.fail("float32 needs no calibration"),
+        batch=None,
+        log=lambda line: None,
+        evaluations=folder / "kept" / "build.jsonl",
+    )
+    return OrtTarget().build(job, folder / "built")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_build_that_was_killed_goes_on_with_the_next_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a.onnx", 1.0)
+    root = Path(__file__).parents[4]
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    killed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    _, line = (tmp_path / "kept" / "build.jsonl").read_text().splitlines()
+    measured: list[tuple[str, ...]] = []
+    interleave = tune.interleave
+
+    def counted(sessions: Any, images: Images, seconds: float) -> dict[str, list[float]]:
+        measured.append(tuple(sessions))
+        return interleave(sessions, images, seconds)
+
+    monkeypatch.setattr(tune, "interleave", counted)
+    tuning = build(tmp_path)["tuning"]
+    assert set(tuning) == {"files", "chosen", "settings"}
+    assert measured == [tuple(tuning["settings"]["candidates"])]
+    medians = {name: way["p50_ms"] for name, way in tuning["files"]["candidates"].items()}
+    assert medians == {name: round(ms, 4) for name, ms in json.loads(line)["medians"].items()}
