@@ -81,7 +81,7 @@ def rewritten(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 
 
 def int8_ort(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """As the 8-bit form of ONNX Runtime has it where all kinds of nodes and all blocks are in it."""
+    """As the 8-bit form of ONNX Runtime has it, with all that can be in 8 bits."""
     prepared = rewritten(model, folder)
     statistics = observe(prepared, IMAGES, qdq_ort.activations(prepared))
     table = make_table(statistics, Method.MSE, ACTIVATIONS_UINT8, images=len(IMAGES))
