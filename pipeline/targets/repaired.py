@@ -18,7 +18,7 @@ from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
@@ -98,6 +98,11 @@ REPAIRED: tuple[Form, ...] = (RepairedFloat16(), RepairedFloat16Only(), Repaired
 """Repaired forms that any target may build from."""
 
 
+def most_images(shape: Sequence[int]) -> int:
+    """On how many images of a shape (channels, height, width) a repair is judged at most."""
+    return min(MOST_IMAGES, max(1, DECISION_VALUES // max(1, math.prod(shape))))
+
+
 def repaired(
     graph: onnx.ModelProto, job: FormJob, half: HalfType, budget: Budget, *, bfloat16: bool = True
 ) -> Repaired:
@@ -118,8 +123,7 @@ def repaired(
     from pipeline.graphs.repair import Request, repair
 
     images = job.calibration()
-    values = math.prod(images.images.shape[1:])
-    most = min(MOST_IMAGES, max(1, DECISION_VALUES // max(1, values)))
+    most = most_images(images.images.shape[1:])
     wide = (BFLOAT16, None) if bfloat16 else (None,)
     request = Request(base=half, raise_to=wide, budget=budget, images=most)
     try:

@@ -301,7 +301,8 @@ def test_what_is_usual_comes_from_the_layers_of_the_same_type() -> None:
     assert place(erring(2e-3, 5e-2, 9e-2)) is None
     assert place(erring(2e-3, 9e-2)) == 1, "the lower one of two"
     assert place(erring(0.02, 0.03, 0.09, 0.04, dtype="int8")) is None
-    assert place(erring(0.02, 0.03, 0.13, 0.04, dtype="int8")) == 2
+    assert place(erring(0.02, 0.03, 0.17, 0.04, dtype="int8")) == 2
+    assert place(erring(0.02, 0.03, 0.15, 0.04, dtype="int8")) is None, "a sound network has 0.11"
     assert place(erring(0.2, 0.2, 0.2, 0.26, dtype="int8")) == 3, "beyond a quarter, always"
     assert place([*erring(*[0.03] * 5, dtype="int8"), *erring(1e-4, 6e-3)]) == 1
     assert place(erring(float("nan"), 0.0)) == 0
