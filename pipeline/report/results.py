@@ -26,6 +26,7 @@ from pipeline.steps.facts.graphs import (
     CalibrationFacts,
     ExportFacts,
     FormFacts,
+    RepairFacts,
     SimplifyFacts,
 )
 from pipeline.steps.keys import versions
@@ -225,7 +226,7 @@ def _built(
         selected=shelf.is_selected(name),
         failure=shelf.failure(name),
         why_not=form.facts.why_not if form else "",
-        repair=form.facts.repair if form else None,
+        repair=_repair(form, built),
         built=built,
         accuracy=accuracy,
         accuracy_earlier=not why_no_accuracy and not shelf.is_current(validation),
@@ -236,6 +237,12 @@ def _built(
         latency_doubt=timed.doubt(precision) if timed and precision in timed.devices else "",
         latency_earlier=not why_no_latency and not shelf.is_current(f"bench/{target}"),
     )
+
+
+def _repair(form: Part[FormFacts] | None, built: Part[BuildFacts] | None) -> RepairFacts | None:
+    """What was raised, in the graph or by the target itself."""
+    in_graph = form.facts.repair if form else None
+    return in_graph or (built.facts.repair if built else None)
 
 
 def _why_not(

@@ -42,7 +42,8 @@ class BuildStep(TargetStep):
     ) -> None:
         self.runtime = TARGETS[target]
         self.precision, self.graph, self.calibration = precision, graph, calibration
-        needs_images = precision in self.runtime.calibrated
+        options = context.config.target(target)
+        needs_images = self.runtime.calibrates(precision, options)
         requires: list[Step] = [graph, graph.simplify.export] if graph else []
         requires += [calibration] if needs_images else []
         super().__init__(context, f"{target}/{precision}", requires, target)

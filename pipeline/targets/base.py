@@ -202,6 +202,15 @@ class Target(ABC):
         """
         return self.precisions[precision]
 
+    def calibrates(self, precision: str, options: TargetOptions | None) -> bool:
+        """Whether `build` asks for calibration images.
+
+        Args:
+            precision: One of `precisions`.
+            options: The target's own options; None for the defaults.
+        """
+        return precision in self.calibrated
+
     def check(self, precision: str, options: TargetOptions) -> None:  # noqa: B027
         """Raise ConfigError if this precision cannot be built with these options."""
 

@@ -80,7 +80,7 @@ def able(method: str) -> list[str]:
 def needs_calibration(target: Target, precision: str, options: TargetOptions | None) -> bool:
     """Whether calibration images decide what a precision of a target becomes."""
     form = form_of(target, precision, options)
-    return precision in target.calibrated or (form is not None and form.calibrated)
+    return target.calibrates(precision, options) or (form is not None and form.calibrated)
 
 
 def form_of(target: Target, precision: str, options: TargetOptions | None = None) -> Form | None:

@@ -18,8 +18,11 @@ from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import onnx
 
+    from calibration.sensitivity import Alone, Outcome, Search
     from pipeline.graphs.float16 import HalfType
     from pipeline.graphs.repair import Repaired
 
@@ -95,6 +98,11 @@ REPAIRED: tuple[Form, ...] = (RepairedFloat16(), RepairedFloat16Only(), Repaired
 """Repaired forms that any target may build from."""
 
 
+def most_images(shape: Sequence[int]) -> int:
+    """On how many images of a shape (channels, height, width) a repair is judged at most."""
+    return min(MOST_IMAGES, max(1, DECISION_VALUES // max(1, math.prod(shape))))
+
+
 def repaired(
     graph: onnx.ModelProto, job: FormJob, half: HalfType, budget: Budget, *, bfloat16: bool = True
 ) -> Repaired:
@@ -115,8 +123,7 @@ def repaired(
     from pipeline.graphs.repair import Request, repair
 
     images = job.calibration()
-    values = math.prod(images.images.shape[1:])
-    most = min(MOST_IMAGES, max(1, DECISION_VALUES // max(1, values)))
+    most = most_images(images.images.shape[1:])
     wide = (BFLOAT16, None) if bfloat16 else (None,)
     request = Request(base=half, raise_to=wide, budget=budget, images=most)
     try:
@@ -142,3 +149,69 @@ def repair_facts(found: Repaired) -> RepairFacts:
         images=found.images,
         evaluations=found.evaluations,
     )
+
+
+def repaired_by_search(
+    found: Search,
+    budget: Budget,
+    network: str,
+    *,
+    types: tuple[str, str],
+    shares: Mapping[str, float],
+    images: int,
+) -> RepairFacts:
+    """What a search for groups that stay in a wider type mended, for the artifact and for people.
+
+    Args:
+        found: The search, over the groups of `shares`.
+        budget: What has to hold beside the limits of the search.
+        network: Its name.
+        types: Of what is not raised, and of what is.
+        shares: Share of the network's products in each group, in the order of the network.
+        images: How many images decided.
+
+    Raises:
+        GateFailedError: No choice of groups holds the limits; the message says how near it came.
+    """
+    narrow, wide = types
+    alone = {each.group: each for each in found.ranking}
+    raised = tuple(
+        RaisedPart(group, wide, share, _harm(alone.get(group), found.baseline, narrow))
+        for group, share in shares.items()
+        if group in found.excluded
+    )
+    share = sum(part.share for part in raised)
+    before = found.evaluations[0].outcome
+    if not found.holds or share > budget.max_share:
+        raise GateFailedError(
+            f"cannot repair {network} in {narrow}: no choice of blocks holds the budget (a drop of "
+            f"{found.limits.max_top1_drop:.2%} and {budget.max_share:.0%} of the products raised): "
+            f"with {len(raised)} of {len(shares)} raised to {wide}, {share:.1%} of the products, "
+            f"{_did(found.outcome, found.baseline)}; with none, {_did(before, found.baseline)}; "
+            f"build a precision in {wide}, or allow more"
+        )
+    return RepairFacts(
+        base=narrow,
+        broke=_did(before, found.baseline) if raised else "",
+        raised=raised,
+        parts=len(shares),
+        share=share,
+        error=found.outcome.logit_error,
+        headroom=None,
+        beyond="",
+        images=images,
+        evaluations=len(found.evaluations),
+    )
+
+
+def _harm(alone: Alone | None, baseline: Outcome, narrow: str) -> str:
+    """Why a group was raised."""
+    return "" if alone is None else f"alone in {narrow}: {_did(alone.outcome, baseline)}"
+
+
+def _did(outcome: Outcome, baseline: Outcome) -> str:
+    """How a network does, for people."""
+    if not math.isfinite(outcome.logit_error):
+        return "no finite answer"
+    drop = 100 * (baseline.top1 - outcome.top1)
+    return f"error {outcome.logit_error:.2g}, {drop:.2f} points of top-1 lost"

@@ -200,6 +200,7 @@ class BuildFacts(Facts):
         alternatives: Files that stand for the others where they fit, such as the same model in
             another layout: whoever ships the artifact needs them not.
         more: Whatever else the target tells.
+        repair: What was raised to a wider type by the target itself; None where it raises nothing.
     """
 
     target: str = ""
@@ -211,3 +212,4 @@ class BuildFacts(Facts):
     log: tuple[str, ...] = ()
     alternatives: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+    repair: RepairFacts | None = None

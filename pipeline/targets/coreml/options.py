@@ -31,7 +31,7 @@ class CoreMLOptions(TargetOptions):
         default=2048, gt=0, description="Weights with fewer numbers are not compressed."
     )
     calibration_images: Count = Field(
-        default=128, description="Images for w8a8 and auto, of the calibration set."
+        default=128, description="Images for w8a8, auto and repair, of the calibration set."
     )
     max_top1_drop: float = Field(
         default=0.005, ge=0, le=1, description="Precision auto: most top-1 that may be lost."
@@ -40,6 +40,11 @@ class CoreMLOptions(TargetOptions):
         default=None,
         gt=0,
         description="Precision auto: largest size of the package, in 10^6 bytes.",
+    )
+    repair: bool = Field(
+        default=False,
+        description="Where float16 breaks the network, compute the fewest modules in float32 with "
+        "which all values and the answers hold; chosen on calibration images. For fp16.",
     )
     signing_team: str = Field(
         default="", description="Development team that signs the measuring app for an iPhone."

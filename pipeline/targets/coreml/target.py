@@ -7,6 +7,7 @@ predictions itself.
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
@@ -38,8 +39,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.emulate.mil.program import Program
+    from pipeline.targets.coreml.network import Deployed
 
 SPECIFICATION_VERSIONS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
+REPAIRABLE = ("fp32", "fp16", "auto")
+"""Precisions that `repair` goes with: float32 needs none, and auto searches for itself."""
+
 _MAC = (
     "Core ML predictions need macOS 13 or newer: run the same command on a Mac, or import what was "
     "measured on a device: python -m pipeline bench --target coreml --import FILE, which keeps it "
@@ -85,6 +90,17 @@ class CoreMLTarget(Target):
             raise ConfigError(
                 "coreml: precision mixed needs float32_operations; without them it is fp16"
             )
+        if options.repair and precision not in REPAIRABLE:
+            raise ConfigError(
+                "coreml: repair chooses modules that compute in float32 in place of float16, for "
+                f"fp16 and not for {precision}, whose weights lose more: auto stores each in as "
+                "few bits as accuracy allows; or give this precision a configuration of its own"
+            )
+
+    def calibrates(self, precision: str, options: TargetOptions | None) -> bool:
+        """See `Target.calibrates`."""
+        repairs = isinstance(options, CoreMLOptions) and options.repair and precision == "fp16"
+        return repairs or super().calibrates(precision, options)
 
     def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
         """Convert, compress, verify."""
@@ -187,6 +203,20 @@ def _program(artifact: Artifact) -> Program:
     return program
 
 
+def _repaired(job: BuildJob, deployed: Deployed) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Modules that compute in float32 for float16 to hold, and the facts about that."""
+    from pipeline.targets.coreml.repair import repair
+    from pipeline.targets.repaired import most_images
+
+    assert isinstance(job.options, CoreMLOptions)
+    count = min(job.options.calibration_images, most_images(job.network.input_shape))
+    pictures = job.calibration(count)
+    with tempfile.TemporaryDirectory(prefix="repair-") as folder:
+        mended = repair(job, deployed, pictures, Path(folder))
+    facts = {"repair": mended.facts.to_dict(), "calibration_images": len(pictures)}
+    return mended.float32, facts
+
+
 def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
     from pipeline.emulate.mil.program import read_program
     from pipeline.targets.coreml import package as saved
@@ -198,9 +228,11 @@ def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
     deployed, prepared = recipe.deploy(job)
     if not deployed.folded:
         job.log("the network begins with no plain convolution: std becomes a multiplication")
-    core = convert(
-        deployed, network, options.deployment_target, recipe.float32(options.float32_operations)
-    )
+    float32 = recipe.float32(options.float32_operations)
+    if options.repair and job.precision == "fp16":
+        float32, told = _repaired(job, deployed)
+        prepared |= told
+    core = convert(deployed, network, options.deployment_target, float32)
     model, found = recipe.compress(core, job)
     finish(model, network, package, job.precision)
     program = read_program(package)

@@ -40,6 +40,11 @@ class OrtOptions(TargetOptions):
         default="exact",
         description="GELU of fp32: as trained, or by tanh: faster without AVX-512, not the same.",
     )
+    repair: bool = Field(
+        default=False,
+        description="int8 holds the limits of calibration with the fewest blocks in float32, or is "
+        "not built; the report says what was raised.",
+    )
     cpu_classes: tuple[ClassName, ...] = Field(
         default=(),
         description="Classes of CPUs to judge and measure for beside the one that is here.",

@@ -102,6 +102,7 @@ class Int8Ort(Form):
         chosen = work.with_corrected_biases(chosen, kinds)
         chosen = work.with_gelus(chosen, kinds)
         found = work.search(chosen, kinds, slow)
+        told = self.told(job, found, chosen.shares(), work.judge.count)
         excluded = found.excluded | slow
         model = chosen.build(kinds, excluded)
         onnx.checker.check_model(model, full_check=True)
@@ -129,7 +130,21 @@ class Int8Ort(Form):
             "warnings": list(chosen.table.warnings),
             "ranges": [row.to_dict() for row in rows(chosen.table)],
             **_verdict(found, ratio, kept),
+            **told,
         }
+
+    def told(
+        self, job: FormJob, found: Search, shares: Mapping[str, float], images: int
+    ) -> dict[str, Any]:
+        """Further facts about the search for blocks that stay in float32.
+
+        Args:
+            job: What is made.
+            found: What the search found.
+            shares: Share of the network's products in each block.
+            images: How many images decided.
+        """
+        return {}
 
 
 def _verdict(found: Search, ratio: Ratio, kept: int) -> dict[str, Any]:
@@ -203,6 +218,17 @@ class _Variant:
     def blocks(self) -> list[str]:
         """The blocks that hold something to quantize, in the order of the graph."""
         return list(dict.fromkeys(candidate.block for candidate in self.candidates))
+
+    def shares(self) -> dict[str, float]:
+        """Share of the network's products in what can be quantized of each block."""
+        from pipeline.graphs.products import count_products
+
+        products = count_products(self.model)
+        total, shares = max(1, sum(products.values())), dict.fromkeys(self.blocks, 0.0)
+        for candidate in self.candidates:
+            node = self.model.graph.node[candidate.index]
+            shares[candidate.block] += products.get(node.output[0], 0) / total
+        return shares
 
     def build(
         self, kinds: Collection[Kind], excluded: Collection[str] = frozenset()

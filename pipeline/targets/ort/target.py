@@ -20,7 +20,7 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
-from pipeline.targets.base import BuildJob, Requirement, Target
+from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
 from pipeline.targets.forms import Form
 from pipeline.targets.ort import certificate, providers
 from pipeline.targets.ort.build import (
@@ -36,6 +36,7 @@ from pipeline.targets.ort.layout import PROBE, block_size
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.profile import Row, table, trace
 from pipeline.targets.ort.quantize import Int8Ort
+from pipeline.targets.ort.repaired import RepairedInt8Ort
 from pipeline.targets.ort.runner import OrtRunner
 from pipeline.targets.ort.session import Settings, runtime, start
 
@@ -55,7 +56,7 @@ class OrtTarget(Target):
     precisions: ClassVar[Mapping[str, str]] = {"fp32": FLOAT32, "int8": "int8-ort"}
     options = OrtOptions
     published_on = published.INTEL
-    forms: ClassVar[tuple[Form, ...]] = (Int8Ort(),)
+    forms: ClassVar[tuple[Form, ...]] = (Int8Ort(), RepairedInt8Ort())
     timed = True
     anywhere = True
 
@@ -70,6 +71,12 @@ class OrtTarget(Target):
     def versions(self) -> dict[str, str]:
         """See `Target.versions`."""
         return versions("onnxruntime", "onnx", "onnx-ir")
+
+    def form(self, precision: str, options: TargetOptions | None) -> str:
+        """The repaired form, if that is asked for; see `Target.form`."""
+        name = self.precisions[precision]
+        wanted = isinstance(options, OrtOptions) and options.repair
+        return f"{name}-repaired" if wanted and name != FLOAT32 else name
 
     def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
         """See `Target.build`."""

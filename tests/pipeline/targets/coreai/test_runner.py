@@ -11,7 +11,7 @@ import pytest
 from pipeline.core.errors import InputError, UnsupportedOperatorError
 from pipeline.targets.coreai import runner as module
 from pipeline.targets.coreai.package import MODEL
-from pipeline.targets.coreai.runner import APPLE, FLOAT16, AppleRunner, JudgedRunner
+from pipeline.targets.coreai.runner import APPLE, FLOAT16, AppleRunner, JudgedRunner, unexplained
 
 from .conftest import Build, images, needs_coreai, network
 
@@ -100,7 +100,7 @@ def test_without_labels_the_first_images_are_judged(build: Build) -> None:
     ("apple", "emulated", "reason"),
     [
         (same, lambda logits: logits * 1.03, r"differs from it by 0\.03 of the logits' size"),
-        (same, lambda logits: logits[:, ::-1], "in the class of 4 of them"),
+        (same, lambda logits: logits[:, ::-1], "in the class of 4 of them, 4 by a lead that"),
         (nan, same, "gives NaN or infinity for 4 of 4 images, and the executor for others"),
         (same, nan, "gives NaN or infinity for 0 of 4 images, and the executor for others"),
     ],
@@ -113,6 +113,72 @@ def test_an_emulation_that_is_off_is_withdrawn(
     runner(images())
     with pytest.raises(UnsupportedOperatorError, match=reason):
         runner.numerics()
+
+
+def ends(fourth: float, fifth: float, images: slice = slice(None)) -> Any:
+    """Logits of which the last two are what is given, in some of the images."""
+
+    def change(logits: Any) -> Any:
+        changed = logits.copy()
+        changed[:, 3:] = 4.0, 4.15
+        changed[images, 3:] = fourth, fifth
+        return changed
+
+    return change
+
+
+@needs_coreai
+def test_a_class_that_the_allowed_error_may_change_is_no_reason(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = judged(build, monkeypatch, ends(4.0, 4.05), ends(4.05, 4.0))
+    runner(images())
+    numerics = runner.numerics()
+    assert numerics.more[f"{APPLE}, 4 images"][1]["flips"] == 4
+    assert "the same class for 0 of 4 images" in runner.device
+
+
+@needs_coreai
+@pytest.mark.parametrize(
+    ("apple", "emulated"),
+    [
+        (ends(4.0, 4.15), ends(4.15, 4.0, slice(1))),  # a lead in both
+        (ends(4.0, 4.2, slice(1)), ends(4.11, 4.1, slice(1))),  # in Apple's alone
+        (ends(4.11, 4.1, slice(1)), ends(4.0, 4.2, slice(1))),  # in the executor's alone
+    ],
+)
+def test_one_class_beyond_the_allowed_error_withdraws(
+    build: Build, monkeypatch: pytest.MonkeyPatch, apple: Any, emulated: Any
+) -> None:
+    runner = judged(build, monkeypatch, apple, emulated)
+    runner(images())
+    reason = r"by 0\.01\d* of .* \(limit 0\.02\) and in the class of 1 of them, 1 by a lead"
+    with pytest.raises(UnsupportedOperatorError, match=reason):
+        runner.numerics()
+
+
+@needs_coreai
+def test_small_leads_do_not_excuse_a_large_error(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flat(logits: Any) -> Any:
+        return np.ones_like(logits) + logits * 1e-3
+
+    runner = judged(build, monkeypatch, flat, lambda logits: flat(logits[:, ::-1]) * 1.03)
+    runner(images())
+    reason = r"by 0\.03 of .* and in the class of 4 of them, 0 by a lead"
+    with pytest.raises(UnsupportedOperatorError, match=reason):
+        runner.numerics()
+
+
+@pytest.mark.parametrize(("share", "beyond"), [(0.999, 0), (1.001, 2)])
+def test_an_error_beyond_the_allowed_one_is_needed(share: float, beyond: int) -> None:
+    reference = np.array([[3.0, 4.0, 0.0], [40.0, 30.0, 0.0]])
+    error = np.array([[1.0, -1.0, 0.0], [-10.0, 10.0, 0.0]]) * share
+    logits = reference + error / np.sqrt(2)
+    assert (logits.argmax(1) != reference.argmax(1)).all()
+    assert unexplained(logits, reference, 0.2) == beyond
+    assert unexplained(reference + error / 3, reference, 0.1) == 0  # the classes are the same
 
 
 @needs_coreai
