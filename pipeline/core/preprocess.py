@@ -343,15 +343,21 @@ class Preprocess:
         image = to_rgb(image, self.exif)
         if self.channels == "gray":
             image = image.convert("L")
-        width, height = self._resized_shape(image)
+        width, height = self.resized_shape(image)
         # timm and torchvision leave an image alone that has the right size already; so does Pillow.
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         image = image.crop((left, top, left + self.size, top + self.size))
         return np.array(image, dtype=np.uint8).reshape(self.size, self.size, self.depth)
 
-    def _resized_shape(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height after the resize; the longer is rounded down, as torchvision does."""
+    def resized_shape(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height after the resize, before the crop.
+
+        The longer side is rounded down, as torchvision does.
+
+        Raises:
+            DataError: The image is empty, or too elongated to be resized within bounds.
+        """
         short, long = sorted(image.size)
         if not short:
             raise DataError(f"an image of {image.width} x {image.height} pixels is empty")

@@ -33,6 +33,7 @@ from pipeline.steps.facts.graphs import (
     RepairFacts,
     SimplifyFacts,
 )
+from pipeline.steps.facts.resizes import ResizesFacts
 from pipeline.steps.stated import MOST_BYTES
 from pipeline.steps.step import State as StepState
 
@@ -299,6 +300,7 @@ class Run(Plain):
         choice: Which precision to use, by target.
         published: Published results of networks.
         cpu_classes: Artifacts as on CPUs of other classes, by target and class.
+        resizes: What other ways of preparing images cost, where somebody asked.
     """
 
     format: int
@@ -324,6 +326,7 @@ class Run(Plain):
     choice: Mapping[str, Choice]
     published: tuple[Published, ...]
     cpu_classes: tuple[Part[ClassFacts], ...] = ()
+    resizes: tuple[Part[ResizesFacts], ...] = ()
 
     @property
     def network(self) -> Network | None:

@@ -47,20 +47,23 @@ class SampleStep(StageStep):
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Decode and preprocess the images."""
         dataset = self.source.validation
-        wanted = self.context.config.validation.images or len(dataset)
-        # Evenly over the set, which is sorted by class.
-        count = min(wanted, len(dataset))
-        indices = np.linspace(0, len(dataset), count, endpoint=False).astype(np.int64)
+        indices = evenly(len(dataset), self.context.config.validation.images)
         classes = self.source.class_indices(dataset)
         labels = np.array([classes[dataset.label(int(i))] for i in indices], dtype=np.int64)
         write_samples(folder, self.context, dataset, indices, labels)
         self.beside["data"] = self.source.uri("validation")
         return {
-            "images": count,
+            "images": len(indices),
             "of": len(dataset),
             "data": self.source.data_facts("validation"),
             "network": self.source.network.to_dict(),
         }
+
+
+def evenly(total: int, wanted: int | None) -> npt.NDArray[np.int64]:
+    """Some of so many images, evenly over a set that is sorted by class; None for all."""
+    count = total if wanted is None else min(wanted, total)
+    return np.linspace(0, total, count, endpoint=False).astype(np.int64)
 
 
 class CalibrationStep(StageStep):
