@@ -35,7 +35,7 @@ from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
 from pipeline.core.callables import NAMED
 from pipeline.core.errors import ConfigError, InputError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
-from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
+from pipeline.core.preprocess import GRAPH_FILTERS, Interpolation, Preprocess, problem_with
 from pipeline.core.words import nearest_or_all, shown
 from pipeline.store.address import parse
 from pipeline.targets.base import TargetOptions
@@ -217,6 +217,12 @@ class ExportConfig(Section):
     batch: Literal["dynamic"] | Batch = Field(
         default="dynamic",
         description="Batch size that engines and models take: 'dynamic' or a number.",
+    )
+    preprocessing: Literal["outside", "graph"] = Field(
+        default="outside",
+        description="'graph': also write photo.onnx, beside the export and into each ONNX Runtime "
+        "artifact, which takes a decoded photograph of any size, uint8 (height, width, 3), and "
+        "resizes, crops and normalizes it itself; other targets keep their input.",
     )
     simplify: bool = Field(default=True, description="Let onnxsim simplify the exported graph.")
     simplify_timeout_s: Annotated[int, Field(gt=0, le=24 * 3600)] = Field(
@@ -549,6 +555,7 @@ def _checked(document: yamlfile.Document) -> Config:
             _check_batch,
             _check_opset,
             _check_preprocess,
+            _check_photo,
             _check_memory,
             _check_output,
             _check_metrics,
@@ -629,6 +636,25 @@ def _check_preprocess(config: Config, document: yamlfile.Document) -> Iterator[s
             f"{place}: model.kwargs.in_chans: the network takes {stated!r} channels, and "
             f"{config.preprocess.channels} images have {depth}: set preprocess.channels, mean and "
             "std to what the network takes"
+        )
+
+
+def _check_photo(config: Config, document: yamlfile.Document) -> Iterator[str]:
+    """Refuse preprocessing in the graph where that is known to fail already."""
+    if config.export.preprocessing != "graph":
+        return
+    place = document.place(("export", "preprocessing"))
+    if config.export.fixed_batch not in (None, 1):
+        yield (
+            f"{place}: export.preprocessing: a graph that takes photographs of any size takes one "
+            f"at a time, and export.batch fixes the batch to {config.export.batch}: set it to 1, "
+            "or leave it out"
+        )
+    stated = config.preprocess
+    if stated is not None and stated.interpolation not in GRAPH_FILTERS:
+        yield (
+            f"{place}: export.preprocessing: a graph can resize by {' and '.join(GRAPH_FILTERS)}, "
+            f"and preprocess.interpolation is {stated.interpolation}: leave one of them out"
         )
 
 

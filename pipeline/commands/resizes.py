@@ -20,8 +20,9 @@ from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.build import BuildStep
 from pipeline.stages.context import RunContext
+from pipeline.stages.images import evenly
 from pipeline.stages.resizes import ResizesStep, measure, photos
-from pipeline.stages.samples import SampleStep, evenly
+from pipeline.stages.samples import SampleStep
 from pipeline.steps.facts.resizes import ResizesFacts
 from pipeline.steps.folders import locked
 from pipeline.targets.registry import TARGETS

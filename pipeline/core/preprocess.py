@@ -48,6 +48,9 @@ Channels = Literal["rgb", "gray"]
 Exif = Literal["apply", "ignore"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
+GRAPH_FILTERS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+"""Filters that an ONNX graph can resize by, as Pillow does."""
+
 # Formats that Pillow decodes by itself; others (EPS, PDF, …) would start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 

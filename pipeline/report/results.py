@@ -216,11 +216,11 @@ def _built(
     why_no_accuracy = _why_not(shelf, name, built, validation, validated)
     if validated is None or why_no_accuracy:
         accuracy, numerics, narrow = Accuracy.not_measured(why_no_accuracy), None, None
-        emulation = None
+        emulation, photo = None, None
     else:
         seen = validated.facts
         accuracy, numerics, narrow = seen.numbers, seen.numerics, seen.narrow_sums
-        emulation = seen.emulation
+        emulation, photo = seen.emulation, seen.photo
     why_no_latency = _why_not(shelf, name, built, f"bench/{target}", measured)
     if measured is None or why_no_latency:
         latency = Number.not_measured(why_no_latency, unit="ms")
@@ -243,6 +243,7 @@ def _built(
         latency=latency,
         narrow_sums=narrow,
         emulation=emulation,
+        photo=photo,
         latency_doubt=timed.doubt(precision) if timed and precision in timed.devices else "",
         latency_earlier=not why_no_latency and not shelf.is_current(f"bench/{target}"),
     )

@@ -21,7 +21,7 @@ from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.core.runner import Runner
 from pipeline.emulate.resizes import Photo, Way, ways, why_nothing
 from pipeline.stages.context import RunContext, StageStep
-from pipeline.stages.samples import evenly
+from pipeline.stages.images import evenly
 from pipeline.steps.facts.bench import PYTORCH
 from pipeline.steps.facts.resizes import ResizesFacts, WayCost
 from pipeline.steps.keys import versions

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.core.errors import about
 from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.images import evenly
 from pipeline.stages.names import LABELS, PIXELS, SOURCES
 from pipeline.steps.facts.graphs import CalibrationFacts
 from pipeline.steps.keys import versions
@@ -58,12 +59,6 @@ class SampleStep(StageStep):
             "data": self.source.data_facts("validation"),
             "network": self.source.network.to_dict(),
         }
-
-
-def evenly(total: int, wanted: int | None) -> npt.NDArray[np.int64]:
-    """Some of so many images, evenly over a set that is sorted by class; None for all."""
-    count = total if wanted is None else min(wanted, total)
-    return np.linspace(0, total, count, endpoint=False).astype(np.int64)
 
 
 class CalibrationStep(StageStep):

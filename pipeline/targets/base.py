@@ -20,7 +20,7 @@ from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, Network
 from pipeline.core.preprocess import Pictures
-from pipeline.core.runner import Runner
+from pipeline.core.runner import PhotoRunner, Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.forms import Form
 from pipeline.targets.refusals import signature
@@ -92,6 +92,7 @@ class BuildJob:
         calibration: Gives calibration images: at most so many as asked for.
         batch: Fixed batch size, or None for a dynamic one.
         log: Takes a line of the runtime's chatter for the log file.
+        photo: Also build a model that takes decoded photographs, see `Target.takes_photos`.
         evaluations: A file in which a search keeps what it evaluated, so that one that is killed
             goes on; None to keep nothing. Its name stands for all that decides an evaluation.
     """
@@ -105,6 +106,7 @@ class BuildJob:
     batch: int | None
     log: Callable[[str], None]
     evaluations: Path | None = None
+    photo: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Target(ABC):
         devices: Kinds of connected device that `measure_on` takes.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
+        takes_photos: Its artifacts can hold a model with preprocessing inside, see `open_photo`.
         timed: `build` chooses by measuring on the machine that builds: its result belongs to that
             class of machines, see `pipeline.core.machine.cpu_class` and `hardware`.
     """
@@ -170,6 +173,7 @@ class Target(ABC):
     resource: ClassVar[str] = "cpu"
     devices: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
+    takes_photos: ClassVar[bool] = False
 
     @property
     def timed(self) -> bool:
@@ -236,6 +240,15 @@ class Target(ABC):
             UnavailableError: This machine cannot run it, see `missing`.
             ArtifactError: It is damaged.
         """
+
+    def open_photo(self, artifact: Artifact) -> PhotoRunner | None:
+        """Open the model that takes decoded photographs; None where the artifact holds none.
+
+        Raises:
+            UnavailableError: This machine cannot run it, see `missing`.
+            ArtifactError: It is damaged.
+        """
+        return None
 
     def profile(
         self, artifact: Artifact, pictures: Pictures, *, threads: int | None = None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
 
 from pipeline.cli import main
 from pipeline.core import machine
@@ -528,70 +527,6 @@ def test_calibrate_shows_ranges_and_keeps_them(copied: tuple[Path, Path]) -> Non
     result = process("calibrate", "--config", str(path))
     assert result.returncode == 2
     assert "run python -m pipeline run first" in result.stderr
-
-
-def test_resizes_judges_other_ways_to_prepare_images(copied: tuple[Path, Path]) -> None:
-    path, folder = copied
-    result = process("resizes", str(path), "--images", "6", "--json")
-    assert result.returncode == 0, result.stderr
-    plain = json.loads(result.stdout)
-    assert (plain["judged"], plain["images"]) == ("pytorch", 6)
-    assert {way["name"] for way in plain["ways"]} >= {"opencv-area", "tensor", "draft", "bgr"}
-    made = folder / "resizes/pytorch"
-    before = (made / MANIFEST).stat().st_mtime_ns
-    assert invoke("resizes", str(path), "--images", "6", "--json").output == result.stdout
-    assert (made / MANIFEST).stat().st_mtime_ns == before, "it was up to date"
-    artifact = invoke("resizes", str(path), "--images", "6", "--artifact", "ort/fp32")
-    assert artifact.exit_code == 0, artifact.output
-    assert "ort/fp32, 6 of" in artifact.output
-    assert process("check", "trial", "--output", str(folder.parent)).returncode == 0
-    assert process("run", str(path), "--only", "export", "--quiet").returncode == 0
-    report = (folder / "report.html").read_text()
-    assert "pytorch, 6 of 10,000 images" in report
-    assert "ort/fp32, 6 of 10,000 images" in report
-
-
-def test_resizes_of_an_artifact_alone_takes_images_of_the_users(
-    finished: Path, tmp_path: Path
-) -> None:
-    network = Artifact.read(finished / "ort/fp32").network()
-    for label in network.labels[1:3]:  # the first one has a slash in it
-        (tmp_path / label).mkdir()
-        Image.effect_noise((300, 280), 60).convert("RGB").save(tmp_path / label / "a.jpg")
-    data = f"folder:{tmp_path}"
-    result = invoke("resizes", str(finished / "ort/fp32"), "--data", data, "--json")
-    assert result.exit_code == 0, result.output
-    ways = {way["name"]: way for way in json.loads(result.stdout)["ways"]}
-    assert ways["draft"]["changed"] == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("CONFIG", "--data", "folder:x"), "--data is for FOLDER"),
-        (("FOLDER",), "give --data folder:PATH"),
-        (("FOLDER", "--data", "folder:x", "--artifact", "ort/fp32"), "--artifact is for a"),
-        (("CONFIG", "--artifact", "ort"), "name target and precision, such as ort/fp32"),
-        (("CONFIG", "--artifact", "ort/fp8"), "fp8"),
-        (("FOLDER", "--data", "folder:/nowhere"), "--data: "),
-        (("missing.yaml",), "missing.yaml"),
-    ],
-)
-def test_resizes_refuses_what_makes_no_sense(
-    arguments: tuple[str, ...], told: str, config: Path, finished: Path
-) -> None:
-    places = {"CONFIG": str(config), "FOLDER": str(finished / "ort/fp32")}
-    given = [places.get(argument, argument) for argument in arguments]
-    result = CliRunner().invoke(main, ["resizes", *given])
-    assert result.exit_code == 2
-    assert told in " ".join(result.output.split())
-
-
-def test_resizes_of_what_does_not_run_here_says_so(config: Path, finished: Path) -> None:
-    result = CliRunner().invoke(main, ["resizes", str(config), "--artifact", "trt/fp16"])
-    assert result.exit_code == 4
-    assert "leave out --artifact to judge the network" in " ".join(result.output.split())
-    assert not (finished / "resizes/trt-fp16").exists()
 
 
 def test_diff_compares_layer_by_layer(config: Path, finished: Path) -> None:

@@ -10,8 +10,8 @@ from pipeline.core.network import Batch, Logits
 from pipeline.core.preprocess import Preprocess
 from pipeline.core.runner import Runner
 from pipeline.emulate.resizes import Photo
+from pipeline.stages.images import evenly
 from pipeline.stages.resizes import measure
-from pipeline.stages.samples import evenly
 from pipeline.steps.facts.resizes import ResizesFacts
 
 OWN = Preprocess(8, 1.0, "bicubic", (0.2, 0.2, 0.2), (0.2, 0.2, 0.2))
