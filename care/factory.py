@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import care  # noqa: F401  registers our networks with timm
+from care.pretrained import HubNetwork
 from pipeline.core.arguments import first_excessive, first_reserved, first_unknown
 from pipeline.core.errors import CheckpointError, ModelError
 from pipeline.core.machine import memory
@@ -132,6 +133,32 @@ def create_pretrained(name: str, **kwargs: Any) -> nn.Module:
     """
     _check_name(name)
     model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
+    return model
+
+
+def create_hub(found: HubNetwork, **kwargs: Any) -> nn.Module:
+    """Create a network of the Hub's as it was saved, with random weights.
+
+    Args:
+        found: What its repository says.
+        **kwargs: Handed to the network, and before what was saved with it.
+
+    Raises:
+        ModelError: timm has no such network, or it cannot be made with what was saved.
+    """
+    name, stated = found.architecture, dict(found.stated)
+    _check_name(name)
+    arguments = {**found.arguments, **kwargs}
+    if problem := first_reserved(kwargs) or first_excessive(arguments):
+        raise ModelError(f"{found.repository} of the Hub: {problem}")
+    _check_size(name, {**arguments, "pretrained_cfg": stated})
+    try:
+        model: nn.Module = timm.create_model(name, pretrained_cfg=stated, **arguments)
+    except Exception as error:  # networks refuse arguments in whatever way they meet them
+        raise ModelError(
+            f"{found.repository} of the Hub cannot be made by timm {timm.__version__}: "
+            f"{_in_one_line(error)}"
+        ) from error
     return model
 
 

@@ -20,6 +20,9 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from care import checkpoint
+from care.factory import create_hub
+from care.pretrained import fetch_hub
+from pipeline.core.checkpoints import HUB
 from pipeline.core.errors import CheckpointError, ConfigError, ModelError, about
 from pipeline.core.words import in_short
 
@@ -65,7 +68,7 @@ def begin(
     """Give a network the weights to start from, in place; all of them or none.
 
     Args:
-        init: A checkpoint file, "embedded" or "pretrained".
+        init: A checkpoint file, "embedded", "pretrained", or "hub:organization/repository".
         name: The network's name.
         model: The network.
         create: Makes the same network for another number of classes.
@@ -79,6 +82,10 @@ def begin(
         if init == PRETRAINED:
             donor = _downloaded(name, pretrained)
             return Start(_origin(donor, name), _take_over(donor, model, name))
+        if init.startswith(HUB):
+            with about(f"--init {init}"):
+                donor, origin = _of_hub(init.removeprefix(HUB), name)
+            return Start(origin, _take_over(donor, model, origin))
         path = _embedded(name) if init == EMBEDDED else Path(init)
         state = checkpoint.read(path)
         stated = checkpoint.read_metadata(path).get("num_classes")
@@ -215,6 +222,26 @@ def _downloaded(name: str, pretrained: Callable[[], nn.Module]) -> nn.Module:
             f"--init {PRETRAINED}: timm's weights of {name} cannot be had ({in_short(error)}): "
             "name a checkpoint file"
         ) from error
+
+
+def _of_hub(repository: str, name: str) -> tuple[nn.Module, str]:
+    """A network of the Hub's with its weights, and where these are from, for people.
+
+    Raises:
+        CheckpointError: Its weights cannot be read, or do not fit it.
+        ModelError: It cannot be had, or is another network.
+    """
+    found = fetch_hub(repository)
+    wanted = name.partition(".")[0]
+    if found.architecture.partition(".")[0] != wanted:
+        raise ModelError(
+            f"it holds a {found.architecture}, and a {wanted} is trained: give --model "
+            f"{found.architecture}, or weights of {wanted}"
+        )
+    donor = create_hub(found)
+    checkpoint.load(found.weights.path, donor)
+    licence = f" ({found.weights.licence})" if found.weights.licence else ""
+    return donor, f"{found.weights.name}{licence}"
 
 
 def _origin(donor: nn.Module, name: str) -> str:

@@ -19,6 +19,7 @@ from care.learner import Learner
 from care.loaders import Finish, TrainLoader, Validation
 from care.losses import DistillationLoss, Teacher
 from care.settings import TrainSettings
+from pipeline.core.checkpoints import HUB
 from pipeline.core.described import HOLD_OUT, HoldOut
 from pipeline.core.errors import ConfigError, ModelError
 from pipeline.core.preprocess import Preprocess
@@ -114,8 +115,9 @@ def _open_data(settings: TrainSettings) -> tuple[Dataset, Dataset, dict[str, Any
 def _one_downloads(
     settings: TrainSettings, world: World
 ) -> contextlib.AbstractContextManager[None]:
-    """Let one process of a machine fetch timm's weights, where they are asked for."""
-    if settings.init == finetune.PRETRAINED:
+    """Let one process of a machine fetch published weights, where they are asked for."""
+    init = settings.init or ""
+    if init == finetune.PRETRAINED or init.startswith(HUB):
         return world.one_on_each_machine_first()
     return contextlib.nullcontext()
 

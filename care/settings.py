@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from care.losses import Distillation
 from pipeline.core import yamlfile
 from pipeline.core.arguments import first_excessive, first_unknown
 from pipeline.core.bounds import MOST_BATCH, MOST_THREADS
+from pipeline.core.checkpoints import HUB, HUB_NAMED
 from pipeline.core.commandline import Command
 from pipeline.core.errors import ConfigError
 from pipeline.core.inputs import expanded, why_no_path
@@ -98,7 +100,7 @@ class TrainSettings(pydantic.BaseModel):
         None,
         "Model",
         "Weights to start from (fine-tuning): a checkpoint file, embedded, or pretrained for "
-        "timm's; a head of another size is made anew.",
+        "timm's, or hub:organization/repository; a head of another size is made anew.",
     )
     freeze: bool = _setting(False, "Model", "Let the head alone learn; its body stays as it is.")
     image_size: int | None = _setting(
@@ -294,6 +296,10 @@ class TrainSettings(pydantic.BaseModel):
     def _names_weights(cls, init: str | None) -> str | None:
         """A path as other paths are; the two words are none of these."""
         if init in (None, "embedded", "pretrained"):
+            return init
+        if init is not None and init.startswith(HUB):
+            if not re.match(HUB_NAMED, init.removeprefix(HUB)):
+                raise ValueError("this names no repository: write hub:organization/repository")
             return init
         if problem := why_no_path(str(init)):
             raise ValueError(f"this {problem}")

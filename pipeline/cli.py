@@ -894,6 +894,45 @@ def repair(json_only: bool, no_bfloat16: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument(
+    "what", type=PATH, default=Path("pipeline.yaml"), metavar="[CONFIG|FOLDER]", required=False
+)
+@click.option("--artifact", metavar="TARGET/PRECISION", help="Judge this one; default: PyTorch.")
+@click.option("--data", help="With FOLDER: images with their classes, such as folder:PATH.")
+@click.option(
+    "--images",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Most images, evenly over those that judge.",
+)
+@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+def resizes(
+    what: Path, artifact: str | None, data: str | None, images: int, json_only: bool
+) -> None:
+    """Measure what it costs to prepare images as applications do: a table, then a JSON object.
+
+    Other filters (Pillow's, OpenCV's, torchvision's with and without antialias), other roundings
+    and crops, reduced JPEGs, swapped colours, a wrong mean: each against the network's own
+    preprocessing on the same images, with the paired interval of what top-1 loses. CONFIG's network
+    answers, or an artifact that runs on this machine; FOLDER is an artifact's, wherever it lies.
+    """
+    from pipeline.commands import resizes
+
+    if what.is_dir():
+        if artifact is not None:
+            raise click.UsageError("--artifact is for a configuration: FOLDER is an artifact's")
+        if data is None:
+            raise click.UsageError("an artifact's folder needs images: give --data folder:PATH")
+        found = resizes.resizes_alone(what, data, images)
+    else:
+        if data is not None:
+            raise click.UsageError("--data is for FOLDER; a configuration names its own images")
+        found = resizes.resizes(load_config(what), artifact, images)
+    _print_report(found.text, found.plain, json_only)
+
+
+@main.command()
 @click.option("--target", type=TARGET, help="Default: the first that can tell.")
 @CONFIG
 @FIRST_PRECISION

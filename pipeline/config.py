@@ -33,9 +33,10 @@ from pipeline.core import machine, yamlfile
 from pipeline.core.arguments import first_excessive, first_reserved
 from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
 from pipeline.core.callables import NAMED
+from pipeline.core.checkpoints import HUB_NAMED
 from pipeline.core.errors import ConfigError, InputError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
-from pipeline.core.preprocess import Interpolation, Preprocess, problem_with
+from pipeline.core.preprocess import GRAPH_FILTERS, Interpolation, Preprocess, problem_with
 from pipeline.core.words import nearest_or_all, shown
 from pipeline.store.address import parse
 from pipeline.targets.base import TargetOptions
@@ -79,6 +80,10 @@ OWN_WEIGHTS = "own"
 of the graph of `model.onnx`."""
 
 
+HUB_WEIGHTS = "hub"
+"""In place of a checkpoint: those of the repository of `model.hub`."""
+
+
 class ModelConfig(Section):
     """Which network, with which weights."""
 
@@ -100,6 +105,14 @@ class ModelConfig(Section):
         description="In place of a name: an ONNX graph in float32, which holds its weights; it is "
         "the reference then, and needs no checkpoint.",
     )
+    hub: str | None = Field(
+        default=None,
+        max_length=200,
+        pattern=HUB_NAMED,
+        description="In place of a name: organization/repository of the Hub that holds a network "
+        "of timm's with its weights; after an @ a revision. It is taken from the Hub's cache, or "
+        "else from the Hub.",
+    )
     checkpoint: PathText = Field(
         description="A checkpoint file (.pth.tar, .pt, .safetensors), or the index of several "
         "(model.safetensors.index.json); 'embedded' for the weights that the package carries; "
@@ -114,22 +127,31 @@ class ModelConfig(Section):
 
     @property
     def title(self) -> str:
-        """Its name, or that of the callable that makes it, or of its graph's file."""
-        return self.name or self.module or Path(str(self.onnx)).name
+        """Its name, or that of the callable that makes it, of its repository or graph's file."""
+        return self.name or self.module or self.hub or Path(str(self.onnx)).name
 
     @model_validator(mode="before")
     @classmethod
     def _weights_of_graph(cls, values: Any) -> Any:
-        """A graph holds its weights: nothing else has to be said."""
-        if isinstance(values, dict) and values.get("onnx") and "checkpoint" not in values:
+        """A graph or a repository holds its weights: nothing else has to be said."""
+        if not isinstance(values, dict) or "checkpoint" in values:
+            return values
+        if values.get("onnx"):
             return {**values, "checkpoint": OWN_WEIGHTS}
-        return values
+        return {**values, "checkpoint": HUB_WEIGHTS} if values.get("hub") else values
 
     @model_validator(mode="after")
     def _one_network(self) -> Self:
-        if sum(stated is not None for stated in (self.name, self.module, self.onnx)) != 1:
+        sources = (self.name, self.module, self.onnx, self.hub)
+        if sum(stated is not None for stated in sources) != 1:
             raise ValueError(
-                "give the network's name, a module that makes it, or its onnx graph: one of them"
+                "give the network's name, a module that makes it, its onnx graph, or its "
+                "repository on the hub: one of them"
+            )
+        if (self.hub is None) == (self.checkpoint == HUB_WEIGHTS) or (self.hub and self.ema):
+            raise ValueError(
+                "hub names organization/repository, which holds the weights: leave out checkpoint "
+                "and ema; for other weights give name and checkpoint"
             )
         if self.onnx and (self.checkpoint != OWN_WEIGHTS or self.ema or self.kwargs):
             raise ValueError(
@@ -151,7 +173,7 @@ class ModelConfig(Section):
     @classmethod
     def _no_reserved(cls, kwargs: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         # What timm would do with an argument is nothing to a callable of the user's own.
-        named = info.data.get("name") is not None
+        named = info.data.get("name") is not None or info.data.get("hub") is not None
         if named and (problem := first_reserved(kwargs) or first_excessive(kwargs)):
             raise ValueError(problem)
         return kwargs
@@ -217,6 +239,12 @@ class ExportConfig(Section):
     batch: Literal["dynamic"] | Batch = Field(
         default="dynamic",
         description="Batch size that engines and models take: 'dynamic' or a number.",
+    )
+    preprocessing: Literal["outside", "graph"] = Field(
+        default="outside",
+        description="'graph': also write photo.onnx, beside the export and into each ONNX Runtime "
+        "artifact, which takes a decoded photograph of any size, uint8 (height, width, 3), and "
+        "resizes, crops and normalizes it itself; other targets keep their input.",
     )
     simplify: bool = Field(default=True, description="Let onnxsim simplify the exported graph.")
     simplify_timeout_s: Annotated[int, Field(gt=0, le=24 * 3600)] = Field(
@@ -549,6 +577,7 @@ def _checked(document: yamlfile.Document) -> Config:
             _check_batch,
             _check_opset,
             _check_preprocess,
+            _check_photo,
             _check_memory,
             _check_output,
             _check_metrics,
@@ -629,6 +658,25 @@ def _check_preprocess(config: Config, document: yamlfile.Document) -> Iterator[s
             f"{place}: model.kwargs.in_chans: the network takes {stated!r} channels, and "
             f"{config.preprocess.channels} images have {depth}: set preprocess.channels, mean and "
             "std to what the network takes"
+        )
+
+
+def _check_photo(config: Config, document: yamlfile.Document) -> Iterator[str]:
+    """Refuse preprocessing in the graph where that is known to fail already."""
+    if config.export.preprocessing != "graph":
+        return
+    place = document.place(("export", "preprocessing"))
+    if config.export.fixed_batch not in (None, 1):
+        yield (
+            f"{place}: export.preprocessing: a graph that takes photographs of any size takes one "
+            f"at a time, and export.batch fixes the batch to {config.export.batch}: set it to 1, "
+            "or leave it out"
+        )
+    stated = config.preprocess
+    if stated is not None and stated.interpolation not in GRAPH_FILTERS:
+        yield (
+            f"{place}: export.preprocessing: a graph can resize by {' and '.join(GRAPH_FILTERS)}, "
+            f"and preprocess.interpolation is {stated.interpolation}: leave one of them out"
         )
 
 

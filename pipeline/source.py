@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from care.data import Dataset
     from care.inference import InferenceForm
-    from care.pretrained import Pretrained
+    from care.pretrained import HubNetwork, Pretrained
     from care.profile import Cost
     from pipeline.core.network import Images
     from pipeline.core.preprocess import Pictures, Preprocess
@@ -91,6 +91,8 @@ class Source:
                     "name a checkpoint file"
                 )
             return path
+        if self.hub is not None:
+            return self.hub.weights.path
         if self.published is not None:
             return self.published.path
         path = Path(stated).expanduser()
@@ -114,6 +116,20 @@ class Source:
 
         with about("model.checkpoint"):
             return fetch(str(stated.name).removeprefix(TIMM_PREFIX))
+
+    @cached_property
+    def hub(self) -> HubNetwork | None:
+        """The network of the Hub's, where one is named.
+
+        Raises:
+            ModelError: Its repository holds none, or cannot be had.
+        """
+        if self.config.model.hub is None:
+            return None
+        from care.pretrained import fetch_hub
+
+        with about("model.hub"):
+            return fetch_hub(self.config.model.hub)
 
     @cached_property
     def checkpoint_hash(self) -> str:
@@ -146,6 +162,8 @@ class Source:
         path = self.checkpoint()
         if path is None:
             return NOTHING
+        if self.hub is not None:  # the repository speaks for its file
+            return Described(labels=self.hub.labels)
         with about("model.checkpoint"):
             return describe(path)
 
@@ -173,6 +191,7 @@ class Source:
         config = self.config
         return {
             **({"the code of model.module": self._module_code} if config.model.module else {}),
+            **({"what the hub states": self._hub_identity} if config.model.hub else {}),
             "settings name": config.name,
             "settings model": config.model.model_dump(
                 mode="json", exclude={"checkpoint", "onnx"}, exclude_none=True
@@ -180,6 +199,14 @@ class Source:
             "settings preprocess": self._preprocess_identity,
             "the labels": self._labels_identity,
         }
+
+    @property
+    def _hub_identity(self) -> dict[str, Any]:
+        """What the repository says of the network, beside its weights."""
+        assert self.hub is not None
+        hub = self.hub
+        told = {"architecture": hub.architecture, "arguments": hub.arguments}
+        return {**told, "stated": hub.stated, "license": hub.weights.licence}
 
     @property
     def _preprocess_identity(self) -> dict[str, Any] | None:
@@ -433,6 +460,8 @@ class Source:
         from care.finetune import head_classes
 
         path, stated = self.checkpoint(), self.config.model
+        if self.hub is not None:
+            return self.hub.classes
         if path is None or stated.name is None:
             return None
         state = checkpoint.read(path, ema=stated.ema, sha256=self.checkpoint_hash)
@@ -515,7 +544,7 @@ class Source:
         """The network with the weights that its checkpoint, or its constructor, gives it."""
         import torch
 
-        from care.factory import create_model
+        from care.factory import create_hub, create_model
 
         stated = self.config.model
         if stated.module is not None:
@@ -529,11 +558,16 @@ class Source:
                 f"model.kwargs: num_classes is {named!r}, and data.labels names {count} classes: "
                 "leave it out"
             )
-        with about("model"):
-            module = create_model(name, **{**stated.kwargs, "num_classes": count}).eval()
+        given = {**stated.kwargs, "num_classes": count}
+        if self.hub is not None:
+            with about("model.hub"):
+                module = create_hub(self.hub, **given).eval()
+        else:
+            with about("model"):
+                module = create_model(name, **given).eval()
         path = self.checkpoint()
         if path is not None:
-            with about("model.checkpoint"):
+            with about("model.checkpoint" if self.hub is None else "model.hub"):
                 self._load(path, module, count)
         return module
 
@@ -647,8 +681,9 @@ class Source:
         description = {"model": self.config.model.title}
         if self.config.model.checkpoint == RANDOM:
             description["weights"] = RANDOM_WEIGHTS
-        if self.published is not None:
-            description |= _licence_of(self.published)
+        published = self.published if self.hub is None else self.hub.weights
+        if published is not None:
+            description |= _licence_of(published)
         return Network(
             name=self.config.name,
             labels=self.classes[1],
@@ -684,7 +719,7 @@ def _licence_of(weights: Pretrained) -> dict[str, str]:
     from care.pretrained import remark
 
     said = {
-        "weights": f"timm's {weights.name}",
+        "weights": weights.name,
         "license": weights.licence,
         LICENCE_REMARK: remark(weights.licence),
     }

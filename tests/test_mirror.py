@@ -58,6 +58,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "pipeline/stages/*.py": ("pipeline/stages/test_keys.py", "steps of a whole run"),
     "pipeline/steps/facts/golden.py": ("pipeline/stages/test_golden.py", "what the kit expects"),
+    "pipeline/steps/facts/resizes.py": ("pipeline/stages/test_resizes.py", "who makes them"),
     "pipeline/steps/folders.py": ("pipeline/scheduler/test_execute.py", "locks of a run"),
     "pipeline/store/{entries,objects}.py": (
         "pipeline/store/test_shared.py",

@@ -278,14 +278,14 @@ def _labelled(artifact: Artifact, data: str) -> Iterator[tuple[Pixels, list[int]
     preprocess = Preprocess.from_dict(network.preprocess)
     with about("--data"):
         dataset = open_dataset(data, "validation")
-        classes = _classes(network, dataset.classes, dataset.names_known)
+        classes = classes_among(network, dataset.classes, dataset.names_known)
         for start in range(0, len(dataset), _AT_ONCE):
             indices = range(start, min(start + _AT_ONCE, len(dataset)))
             pixels = np.stack([preprocess.pixels(dataset.image(index)) for index in indices])
             yield pixels, [classes[dataset.label(index)] for index in indices]
 
 
-def _classes(network: Network, names: Sequence[str], names_known: bool) -> list[int]:
+def classes_among(network: Network, names: Sequence[str], names_known: bool) -> list[int]:
     """For every class of some images, its index among the logits.
 
     Raises:

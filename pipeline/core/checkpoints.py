@@ -16,6 +16,12 @@ from pipeline.core.plain import parse_json
 from pipeline.core.shards import read_shards
 from pipeline.core.words import shown
 
+HUB = "hub:"
+"""Before the name of a repository of the Hub, where a checkpoint's file may stand, too."""
+
+HUB_NAMED = r"^\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?$"
+"""What a repository of the Hub is called: organization, name and, after an @, a revision."""
+
 # What is taken for a checkpoint, by how such files begin, and what to do about it.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (

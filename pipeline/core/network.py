@@ -30,6 +30,10 @@ LICENCE_REMARK = "license_remark"
 """In a network's description: what the licence of its weights keeps from who ships them."""
 
 
+WEIGHTS, LICENCE = "weights", "license"
+"""In a network's description: where its weights are from, and under which licence."""
+
+
 @dataclass(frozen=True)
 class Network(Plain):
     """What every artifact carries of the network that it was made from.
@@ -48,6 +52,15 @@ class Network(Plain):
     input_shape: tuple[int, int, int]
     preprocess: Mapping[str, Any]
     description: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def licence(self) -> dict[str, str]:
+        """What is known of its weights: origin, licence, and what that keeps from who ships them.
+
+        By the keys of the description; empty where nothing is stated.
+        """
+        keys = (WEIGHTS, LICENCE, LICENCE_REMARK)
+        return {key: self.description[key] for key in keys if self.description.get(key)}
 
     @classmethod
     def from_facts(cls, plain: Mapping[str, Any]) -> Network:

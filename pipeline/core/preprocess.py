@@ -48,6 +48,9 @@ Channels = Literal["rgb", "gray"]
 Exif = Literal["apply", "ignore"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
+GRAPH_FILTERS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+"""Filters that an ONNX graph can resize by, as Pillow does."""
+
 # Formats that Pillow decodes by itself; others (EPS, PDF, …) would start external programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -343,15 +346,21 @@ class Preprocess:
         image = to_rgb(image, self.exif)
         if self.channels == "gray":
             image = image.convert("L")
-        width, height = self._resized_shape(image)
+        width, height = self.resized_shape(image)
         # timm and torchvision leave an image alone that has the right size already; so does Pillow.
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         image = image.crop((left, top, left + self.size, top + self.size))
         return np.array(image, dtype=np.uint8).reshape(self.size, self.size, self.depth)
 
-    def _resized_shape(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height after the resize; the longer is rounded down, as torchvision does."""
+    def resized_shape(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height after the resize, before the crop.
+
+        The longer side is rounded down, as torchvision does.
+
+        Raises:
+            DataError: The image is empty, or too elongated to be resized within bounds.
+        """
         short, long = sorted(image.size)
         if not short:
             raise DataError(f"an image of {image.width} x {image.height} pixels is empty")

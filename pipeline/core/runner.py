@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.figures import Throughput
-from pipeline.core.network import Batch, Images, Logits
+from pipeline.core.network import Batch, Images, Logits, Pixels
 from pipeline.core.plain import Facts
 
 if TYPE_CHECKING:
@@ -61,6 +61,36 @@ class Timed:
 
     logits: Logits
     phases: Mapping[str, float]
+
+
+class PhotoRunner(AbstractContextManager[Any]):
+    """A built model that prepares photographs itself: use it as a context manager.
+
+    Attributes:
+        device: What runs it, for people.
+    """
+
+    device: str
+
+    @abstractmethod
+    def __call__(self, photo: Pixels) -> Logits:
+        """Logits of one decoded photograph, (1, classes).
+
+        Args:
+            photo: RGB and upright, uint8 (height, width, 3), of any size.
+
+        Raises:
+            InputError: Shape or type do not fit.
+        """
+
+    def close(self) -> None:
+        """Free what is held. Can be called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 class Runner(AbstractContextManager[Any]):

@@ -243,6 +243,7 @@ def described(kit: Kit) -> dict[str, Any]:
         "labels": list(facts.labels),
         "names": [network.labels[label] for label in facts.labels],
         "preprocess": dict(network.preprocess),
+        **({"licence": network.licence} if network.licence else {}),
         "error": kit.expected.error,
         "mean_error": kit.expected.mean_error,
         "tolerance": kit.expected.tolerance,

@@ -339,6 +339,7 @@ def _config(name: str, model: _Model, network: Network, instances: int, queue_de
         *_batching(model, queue_delay_us),
         *(_warmup(model, batch) for batch in sorted({min(1, model.batch), model.batch})),
         _parameter("preprocess", dict(network.preprocess)),
+        *(_parameter(key, told) for key, told in network.licence.items()),
     ]
     return "\n".join(parts) + "\n"
 

@@ -20,7 +20,7 @@ from pipeline.core import plots
 from pipeline.core.figures import RangeRow, State
 from pipeline.core.plain import plain
 from pipeline.core.published import DEVICES
-from pipeline.report import charts, cpu_classes, facts, overview, provenance, view
+from pipeline.report import charts, cpu_classes, facts, overview, provenance, resizes, view
 from pipeline.report.gallery import Flipped
 from pipeline.report.model import Part, Run
 from pipeline.steps.facts.bench import Measured
@@ -126,6 +126,7 @@ def _content(run: Run) -> dict[str, Any]:
         "graph": _graph(run),
         "calibration": _calibration(run),
         "ranges": list(_ranges(run)),
+        "resizes": list(resizes.tables(run)),
         "published": run.published_of_it,
         "published_devices": DEVICES,
         "parts": list(provenance.parts(run)),

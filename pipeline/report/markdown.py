@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.core.figures import State
 from pipeline.core.published import DEVICES
-from pipeline.report import cpu_classes, overview, provenance, view
+from pipeline.report import cpu_classes, overview, provenance, resizes, view
 from pipeline.report.model import Run
 from pipeline.report.view import Card, Figure
 
@@ -38,6 +38,7 @@ def page(run: Run) -> str:
         *_list(cpu_classes.lines(run)),
         *_list(overview.worst_class(run)),
         *_list(_reasons(run)),
+        *_resizes(run),
         *_published(run),
         "## Made from",
         "",
@@ -52,6 +53,14 @@ def page(run: Run) -> str:
         ", ".join(f"{package} {version}" for package, version in run.versions.items()),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _resizes(run: Run) -> Iterator[str]:
+    tables = list(resizes.tables(run))
+    if tables:
+        yield from ("## Other ways to prepare images", "")
+    for grid, nothing in tables:
+        yield from (_text(grid.title), "", *_table(grid.columns, grid.rows), "", *_list(nothing))
 
 
 def _published(run: Run) -> Iterator[str]:

@@ -22,7 +22,13 @@ from pipeline.core.runner import Numerics
 from pipeline.core.seals import unsealed
 from pipeline.core.words import shown
 from pipeline.steps.artifact import FileRecord
-from pipeline.steps.facts.accuracy import Accuracy, EmulationError, NarrowSums, ReferenceFacts
+from pipeline.steps.facts.accuracy import (
+    Accuracy,
+    EmulationError,
+    NarrowSums,
+    PhotoCheck,
+    ReferenceFacts,
+)
 from pipeline.steps.facts.bench import BenchFacts, Measured
 from pipeline.steps.facts.cpu_class import ClassFacts
 from pipeline.steps.facts.graphs import (
@@ -33,6 +39,7 @@ from pipeline.steps.facts.graphs import (
     RepairFacts,
     SimplifyFacts,
 )
+from pipeline.steps.facts.resizes import ResizesFacts
 from pipeline.steps.stated import MOST_BYTES
 from pipeline.steps.step import State as StepState
 
@@ -97,6 +104,7 @@ class BuiltArtifact(Plain):
         latency: The latency that stands for it, or why there is none.
         latency_earlier: Its latency is from an earlier run.
         repair: What was raised to a wider type in its graph; None where nobody looked.
+        photo: What its model with preprocessing inside gives; None where it has none.
         latency_doubt: Why its latency is not to be trusted; "" if it is. Gates and the choice take
             it for not measured then.
     """
@@ -117,6 +125,7 @@ class BuiltArtifact(Plain):
     emulation: EmulationError | None = None
     latency_doubt: str = ""
     repair: RepairFacts | None = None
+    photo: PhotoCheck | None = None
 
     @property
     def trusted_latency(self) -> Number:
@@ -299,6 +308,7 @@ class Run(Plain):
         choice: Which precision to use, by target.
         published: Published results of networks.
         cpu_classes: Artifacts as on CPUs of other classes, by target and class.
+        resizes: What other ways of preparing images cost, where somebody asked.
     """
 
     format: int
@@ -324,6 +334,7 @@ class Run(Plain):
     choice: Mapping[str, Choice]
     published: tuple[Published, ...]
     cpu_classes: tuple[Part[ClassFacts], ...] = ()
+    resizes: tuple[Part[ResizesFacts], ...] = ()
 
     @property
     def network(self) -> Network | None:

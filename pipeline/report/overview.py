@@ -12,7 +12,7 @@ from pipeline.core.network import LICENCE_REMARK
 from pipeline.core.runner import Numerics
 from pipeline.report import text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, GateReport, Run
-from pipeline.steps.facts.accuracy import EmulationError, NarrowSums
+from pipeline.steps.facts.accuracy import EmulationError, NarrowSums, PhotoCheck
 from pipeline.steps.step import State as StepState
 
 EXIT_CODES = {
@@ -135,6 +135,7 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
         yield from _overflow(one.name, artifact.numerics)
         yield from _sums(one.name, artifact.narrow_sums)
         yield from _emulation(one.name, artifact.emulation)
+        yield from _photo(one.name, artifact.photo)
         yield from _repaired(one.name, artifact)
         for link in one.chain:
             if link.problem:
@@ -243,6 +244,14 @@ def _emulation(name: str, error: EmulationError | None) -> Iterator[str]:
         yield (
             f"{name}: the emulation judges otherwise than the hardware: top-1 {emulated} emulated, "
             f"{measured} measured, of {error.images} images"
+        )
+
+
+def _photo(name: str, photo: PhotoCheck | None) -> Iterator[str]:
+    if photo is not None and photo.is_worse:
+        yield (
+            f"{name}: the model that prepares photographs itself loses {text.points(photo.drop)} "
+            f"({text.points_interval(photo.drop)}) of top-1 on {photo.images} of them"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from pipeline.report.model import FORMAT, NOT_SELECTED, BuiltArtifact, Part, Run
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import Accuracy, ReferenceFacts, ValidationFacts
-from pipeline.steps.facts.bench import BenchFacts
+from pipeline.steps.facts.bench import PYTORCH, BenchFacts
 from pipeline.steps.facts.cpu_class import ClassFacts
 from pipeline.steps.facts.graphs import (
     BuildFacts,
@@ -29,6 +30,7 @@ from pipeline.steps.facts.graphs import (
     RepairFacts,
     SimplifyFacts,
 )
+from pipeline.steps.facts.resizes import ResizesFacts
 from pipeline.steps.keys import versions
 from pipeline.steps.library import Library
 from pipeline.steps.step import State
@@ -100,6 +102,7 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         choice=choice,
         published=PUBLISHED,
         cpu_classes=_classes(config, shelf),
+        resizes=_resizes(shelf, [artifact.name for artifact in artifacts]),
         problems=tuple(shelf.problems.values()),
     )
 
@@ -114,6 +117,13 @@ def _classes(config: Config, shelf: _Shelf) -> tuple[Part[ClassFacts], ...]:
             if part:
                 found.append(part)
     return tuple(found)
+
+
+def _resizes(shelf: _Shelf, artifacts: Sequence[str]) -> tuple[Part[ResizesFacts], ...]:
+    """What `resizes` measured of the network and of what the configuration builds."""
+    names = (PYTORCH, *artifacts)
+    parts = (shelf.part(f"resizes/{name.replace('/', '-')}", ResizesFacts) for name in names)
+    return tuple(part for part in parts if part)
 
 
 class _Shelf:
@@ -207,11 +217,11 @@ def _built(
     why_no_accuracy = _why_not(shelf, name, built, validation, validated)
     if validated is None or why_no_accuracy:
         accuracy, numerics, narrow = Accuracy.not_measured(why_no_accuracy), None, None
-        emulation = None
+        emulation, photo = None, None
     else:
         seen = validated.facts
         accuracy, numerics, narrow = seen.numbers, seen.numerics, seen.narrow_sums
-        emulation = seen.emulation
+        emulation, photo = seen.emulation, seen.photo
     why_no_latency = _why_not(shelf, name, built, f"bench/{target}", measured)
     if measured is None or why_no_latency:
         latency = Number.not_measured(why_no_latency, unit="ms")
@@ -234,6 +244,7 @@ def _built(
         latency=latency,
         narrow_sums=narrow,
         emulation=emulation,
+        photo=photo,
         latency_doubt=timed.doubt(precision) if timed and precision in timed.devices else "",
         latency_earlier=not why_no_latency and not shelf.is_current(f"bench/{target}"),
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.core.screen import Screen, styled
-from pipeline.report import cpu_classes, overview, text, view
+from pipeline.report import cpu_classes, overview, resizes, text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, Run
 
 
@@ -80,6 +80,7 @@ def _lines(run: Run) -> Iterator[str]:
     yield from overview.choices(run)
     yield from cpu_classes.lines(run)
     yield from overview.worst_class(run)
+    yield from resizes.lines(run)
     for artifact in run.artifacts:
         if artifact.failure:
             yield f"{artifact.name} failed: {artifact.failure}"

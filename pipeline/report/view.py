@@ -251,6 +251,23 @@ def _emulation(artifact: BuiltArtifact) -> dict[str, Any]:
     }
 
 
+def _photo(artifact: BuiltArtifact) -> dict[str, Any]:
+    """What the model with preprocessing inside gives, as facts; none where there is none."""
+    photo = artifact.photo
+    if photo is None:
+        return {}
+    return {
+        "given_decoded_photographs": {
+            "top-1": text.percent(photo.top1),
+            "top-1 lost": f"{text.points(photo.drop)} ({text.points_interval(photo.drop)})",
+            "same class as given prepared images": text.percent(photo.agreement),
+            "largest difference of two logits": photo.max_difference.value,
+            "images": photo.images,
+            "by": photo.by,
+        }
+    }
+
+
 def card(run: Run, artifact: BuiltArtifact) -> Card:
     """Everything about one artifact of a run."""
     accuracy, built = artifact.accuracy, artifact.built
@@ -281,7 +298,10 @@ def card(run: Run, artifact: BuiltArtifact) -> Card:
         comparisons=compared,
         cold_start=f"{cold:.1f} ms" if cold is not None else "",
         numerics=tuple(
-            facts.blocks("", {**numerics, **_narrow_sums(artifact), **_emulation(artifact)})
+            facts.blocks(
+                "",
+                {**numerics, **_narrow_sums(artifact), **_emulation(artifact), **_photo(artifact)},
+            )
         ),
         warnings=repeated(built.facts.warnings) if built else (),
         facts=tuple(facts.blocks("Build", build_facts(built))) if built else (),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import HUB_WEIGHTS, Config
 from pipeline.core import errors
 from pipeline.core.callables import locate
 from pipeline.core.errors import ArtifactError, PipelineError, UnforeseenError
@@ -135,7 +135,7 @@ def network_files(source: Source) -> Iterator[tuple[str, Path, str]]:
         Path in a worker's place, the file, and its SHA-256.
     """
     config = source.config
-    if config.model.checkpoint not in (EMBEDDED, PRETRAINED):
+    if config.model.checkpoint not in (EMBEDDED, PRETRAINED, HUB_WEIGHTS):
         for name, path, digest in source.weight_files():
             yield f"{CHECKPOINT}/{name}", path, digest
     if config.data.labels not in (None, IMAGENET):
@@ -156,7 +156,7 @@ def config_for_workers(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"store", "fleet"})
     values["output"] = f"../{RESULTS}"
     checkpoint = Path(config.model.checkpoint).name
-    if config.model.checkpoint not in (EMBEDDED, PRETRAINED, "random", "own"):
+    if config.model.checkpoint not in (EMBEDDED, PRETRAINED, HUB_WEIGHTS, "random", "own"):
         values["model"]["checkpoint"] = f"../{CHECKPOINT}/{checkpoint}"
     if config.model.onnx is not None:
         values["model"]["onnx"] = f"../{CHECKPOINT}/{Path(config.model.onnx).name}"

@@ -162,7 +162,8 @@ class _Look:
             yield from self._tried(("model", "module"), located)
         elif stated.name is not None:
             yield from _unknown_name(stated.name)
-        where = "checkpoint" if stated.onnx is None else "onnx"
+        keys = [key for key in ("onnx", "hub") if getattr(stated, key) is not None]
+        where = keys[0] if keys else "checkpoint"
         yield from self._tried(("model", where), self.source.look)
         own = self.config.validation.metrics
         yield from self._tried(("validation", "metrics"), lambda: metrics_inputs(own))

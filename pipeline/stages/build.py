@@ -65,6 +65,8 @@ class BuildStep(TargetStep):
             ),
             "settings export.batch": self.context.config.export.batch,
         }
+        if self.takes_photos:
+            found["settings export.preprocessing"] = "graph"
         if self.graph is None:
             found |= self.source.network_inputs()
         else:
@@ -107,6 +109,7 @@ class BuildStep(TargetStep):
             batch=context.config.export.fixed_batch,
             log=context.log,
             evaluations=place,
+            photo=self.takes_photos,
         )
         try:
             facts = self.runtime.build(job, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.errors import BuildError
+from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.words import in_short
 from pipeline.graphs.compare import (
     DYNAMIC_IMAGES,
@@ -20,7 +20,7 @@ from pipeline.graphs.compare import (
     run_graph,
 )
 from pipeline.stages.context import RunContext, StageStep
-from pipeline.stages.names import GRAPH
+from pipeline.stages.names import GRAPH, PHOTO
 from pipeline.steps.facts.graphs import ExportFacts
 from pipeline.steps.keys import versions
 
@@ -47,6 +47,8 @@ class ExportStep(StageStep):
     def inputs(self) -> Mapping[str, Any]:
         """Network, and how it is exported."""
         settings = self.context.config.export.model_dump(include={"opset", "batch"})
+        if self._takes_photos:
+            settings["preprocessing"] = "graph"
         return {**self.source.network_inputs(), "settings export": settings}
 
     def made_from(self) -> dict[str, str]:
@@ -69,6 +71,8 @@ class ExportStep(StageStep):
         else:
             how = "the graph as given"
             model, difference = self._take(source.graph, network, folder / GRAPH)
+        if self._takes_photos:
+            self._write_photo(model, folder / PHOTO)
         self.beside["checkpoint"] = str(source.checkpoint() or "")
         cost = source.cost()
         return ExportFacts(
@@ -80,6 +84,27 @@ class ExportStep(StageStep):
             difference_to_pytorch=difference,
             network=network,
         ).to_facts()
+
+    @property
+    def _takes_photos(self) -> bool:
+        return self.context.config.export.preprocessing == "graph"
+
+    def _write_photo(self, model: onnx.ModelProto, path: Path) -> None:
+        """Write the graph with preprocessing inside.
+
+        Raises:
+            ConfigError: The network's preprocessing cannot be said in this graph.
+            BuildError: ONNX Runtime resizes otherwise than Pillow.
+        """
+        import onnx
+
+        from pipeline.graphs import photo
+
+        preprocess = self.source.preprocess
+        if problem := photo.why_not(preprocess, opset_of(model)):
+            raise ConfigError(f"export.preprocessing: {problem}; leave it out")
+        photo.require_pillows(preprocess)
+        onnx.save(photo.with_photo_input(model, preprocess), path)
 
     def _take(
         self, model: onnx.ModelProto, network: Network, path: Path

@@ -41,3 +41,9 @@ def pictures_at(artifact: Artifact, indices: npt.NDArray[np.int64]) -> Pictures:
     """Some of the samples."""
     pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
     return Pictures(np.asarray(pixels[indices]), preprocess_of(artifact))
+
+
+def evenly(total: int, wanted: int | None) -> npt.NDArray[np.int64]:
+    """Some of so many images, evenly over a set that is sorted by class; None for all."""
+    count = total if wanted is None else min(wanted, total)
+    return np.linspace(0, total, count, endpoint=False).astype(np.int64)

@@ -10,6 +10,9 @@ OWN_GRAPH = "graph.onnx"
 
 GRAPH = "model.onnx"
 
+PHOTO = "photo.onnx"
+"""The same with preprocessing inside: from a decoded photograph to logits."""
+
 PIXELS = "pixels.npy"
 LABELS = "labels.npy"
 SOURCES = "sources.json"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.core.errors import about
 from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.images import evenly
 from pipeline.stages.names import LABELS, PIXELS, SOURCES
 from pipeline.steps.facts.graphs import CalibrationFacts
 from pipeline.steps.keys import versions
@@ -47,16 +48,13 @@ class SampleStep(StageStep):
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Decode and preprocess the images."""
         dataset = self.source.validation
-        wanted = self.context.config.validation.images or len(dataset)
-        # Evenly over the set, which is sorted by class.
-        count = min(wanted, len(dataset))
-        indices = np.linspace(0, len(dataset), count, endpoint=False).astype(np.int64)
+        indices = evenly(len(dataset), self.context.config.validation.images)
         classes = self.source.class_indices(dataset)
         labels = np.array([classes[dataset.label(int(i))] for i in indices], dtype=np.int64)
         write_samples(folder, self.context, dataset, indices, labels)
         self.beside["data"] = self.source.uri("validation")
         return {
-            "images": count,
+            "images": len(indices),
             "of": len(dataset),
             "data": self.source.data_facts("validation"),
             "network": self.source.network.to_dict(),

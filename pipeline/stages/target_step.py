@@ -34,6 +34,12 @@ class TargetStep(StageStep):
         forms = {type(form).__module__ for form in self.runtime.forms}
         return self.context.code.hashes(self.modules(), registered=forms, aside=LOOKING)
 
+    @property
+    def takes_photos(self) -> bool:
+        """Whether the artifacts hold a model that prepares photographs itself."""
+        wanted = self.context.config.export.preprocessing == "graph"
+        return wanted and self.runtime.takes_photos
+
     def machine(self) -> dict[str, Any]:
         """What machines have in common of which one's measurement holds for the other."""
         return {**machine.cpu_class(), **self.runtime.hardware()}

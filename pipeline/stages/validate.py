@@ -19,7 +19,7 @@ from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.golden import expected
-from pipeline.stages.images import batches, pictures_at, read_labels
+from pipeline.stages.images import batches, evenly, pictures_at, read_labels
 from pipeline.stages.metrics import metrics_inputs, with_measures
 from pipeline.stages.names import LOGITS
 from pipeline.stages.shards import Shards, forget, size_of
@@ -28,6 +28,7 @@ from pipeline.steps.facts.accuracy import (
     Accuracy,
     EmulationError,
     NarrowSums,
+    PhotoCheck,
     ReferenceFacts,
     ValidationFacts,
 )
@@ -115,6 +116,8 @@ class ValidateStep(TargetStep):
         self.built, self.samples, self.reference = build, samples, reference
         self.golden = golden
         self.runtime = build.runtime
+        # What prepares photographs itself is given the very files.
+        self.from_source = self.takes_photos
 
     def inputs(self) -> Mapping[str, Any]:
         """How this machine can run the artifact, and how images become its input."""
@@ -166,7 +169,25 @@ class ValidateStep(TargetStep):
         kit = GoldenFacts.from_facts(self.golden.artifact().facts, self.golden.name)
         golden = expected(logits, reference, kit)
         beside = self._emulated_beside(logits, labels) if missing is None else None
-        return self._facts(numbers, numerics, narrow, golden, beside).to_facts()
+        facts = self._facts(numbers, numerics, narrow, golden, beside)
+        if self.from_source and missing is None:
+            facts = dataclasses.replace(facts, photo=self._on_photographs(logits, labels))
+        return facts.to_facts()
+
+    def _on_photographs(self, logits: Logits, labels: npt.NDArray[np.int64]) -> PhotoCheck | None:
+        """What the model that prepares photographs itself makes of some of them."""
+        runner = self.runtime.open_photo(self.built.artifact())
+        if runner is None:
+            return None
+        dataset, chosen = self.source.validation, _some(len(logits))
+        indices = evenly(len(dataset), self.context.config.validation.images)[chosen]
+        found = []
+        with runner:
+            for done, index in enumerate(indices.tolist()):
+                self.context.progress(done, len(indices), f"{self.runtime.title}: photographs")
+                found.append(runner(np.asarray(dataset.image(index))))
+            by = runner.device
+        return compare_photos(np.concatenate(found), logits[chosen], labels[chosen], by)
 
     def _emulated_beside(
         self, logits: Logits, labels: npt.NDArray[np.int64]
@@ -377,6 +398,34 @@ def compare_sums(narrow: Logits, wide: Logits, reference: Logits, by: str) -> Na
         figure(figures.compare(narrow, reference).agreement),
         figure(figures.compare(wide, reference).agreement),
         figure(drop.value, drop.interval),
+    )
+
+
+def compare_photos(
+    own: Logits, given: Logits, labels: npt.NDArray[np.int64], by: str
+) -> PhotoCheck:
+    """What preparing photographs in the graph costs.
+
+    Args:
+        own: Logits of the model that prepares them itself, (images, classes).
+        given: Those of the one that gets prepared images.
+        labels: The right classes, (images,).
+        by: What ran the former.
+    """
+    top1, _ = accuracy(own, labels, figures.measured_here(), by, "")
+    compared = figures.compare(own, given)
+    drop = figures.paired_drop(own, given, labels)
+
+    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
+        return dataclasses.replace(top1, value=value, interval=interval)
+
+    return PhotoCheck(
+        len(labels),
+        by,
+        top1,
+        figure(drop.value, drop.interval),
+        figure(compared.agreement, figures.wilson(len(labels) - compared.flips, len(labels))),
+        figure(compared.max_difference),
     )
 
 

@@ -20,7 +20,7 @@ from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, Network
 from pipeline.core.preprocess import Pictures
-from pipeline.core.runner import Runner
+from pipeline.core.runner import PhotoRunner, Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.forms import Form
 from pipeline.targets.refusals import signature
@@ -92,6 +92,7 @@ class BuildJob:
         calibration: Gives calibration images: at most so many as asked for.
         batch: Fixed batch size, or None for a dynamic one.
         log: Takes a line of the runtime's chatter for the log file.
+        photo: Also build a model that takes decoded photographs, see `Target.takes_photos`.
         evaluations: A file in which a search keeps what it evaluated, so that one that is killed
             goes on; None to keep nothing. Its name stands for all that decides an evaluation.
     """
@@ -105,6 +106,7 @@ class BuildJob:
     batch: int | None
     log: Callable[[str], None]
     evaluations: Path | None = None
+    photo: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class Target(ABC):
         anywhere: What it builds for this machine runs on others, so that examples show it first.
         checks: Programs of a golden kit that check its artifacts, beside `check.py`, as
             `pipeline.exports.golden` names them.
+        takes_photos: Its artifacts can hold a model with preprocessing inside, see `open_photo`.
         timed: `build` chooses by measuring on the machine that builds: its result belongs to that
             class of machines, see `pipeline.core.machine.cpu_class` and `hardware`.
     """
@@ -175,6 +178,7 @@ class Target(ABC):
     calibrated: ClassVar[frozenset[str]] = frozenset()
     anywhere: ClassVar[bool] = False
     checks: ClassVar[tuple[str, ...]] = ()
+    takes_photos: ClassVar[bool] = False
 
     @property
     def timed(self) -> bool:
@@ -263,6 +267,15 @@ class Target(ABC):
             UnavailableError: This machine cannot run it, see `missing`.
             ArtifactError: It is damaged.
         """
+
+    def open_photo(self, artifact: Artifact) -> PhotoRunner | None:
+        """Open the model that takes decoded photographs; None where the artifact holds none.
+
+        Raises:
+            UnavailableError: This machine cannot run it, see `missing`.
+            ArtifactError: It is damaged.
+        """
+        return None
 
     def profile(
         self, artifact: Artifact, pictures: Pictures, *, threads: int | None = None

@@ -32,7 +32,7 @@ def test_the_weights_that_timm_prefers_are_named_in_full_with_their_licence(
 ) -> None:
     given(monkeypatch, lambda repository, file: f"/cache/{repository}/{file}")
     found = fetch("resnet18")
-    assert found.name == "resnet18.a1_in1k"
+    assert found.name == "timm's resnet18.a1_in1k"
     assert found.path == Path("/cache/timm/resnet18.a1_in1k/model.safetensors")
     assert found.licence == "apache-2.0"
 

@@ -19,12 +19,14 @@ from torch import nn
 from care import checkpoint
 from care.data import hold_out, open_dataset
 from pipeline import config
-from pipeline.core.errors import ConfigError, DataError, ModelError
+from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelError
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache
 from pipeline.core.listing import Files
 from pipeline.source import Source, Split, _package_folder
 from pipeline.steps.keys import versions
+from tests.care.hub import COMMIT, lay, offline
+from tests.care.hub import CONFIG as HUB_CONFIG
 
 SPLITS = {"train": 3, "val": 2, "calibration": 1}
 """Images of a class."""
@@ -700,3 +702,95 @@ def test_published_weights_are_for_named_networks() -> None:
     stated = {**CONFIG, "model": {"module": "a.b:c", "checkpoint": "pretrained"}}
     with pytest.raises(ConfigError, match="checkpoint 'pretrained' is for named networks"):
         config.from_mapping(stated)
+
+
+# ------------------------------------------------------------------ networks of the Hub's
+
+HUB = {"model": {"hub": "mine/little"}}
+
+
+@pytest.fixture
+def hub(project: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A repository in a cache, and no network; returns what it holds."""
+    offline(monkeypatch, project / "hub")
+    return lay(project / "hub")
+
+
+def of_hub(project: Path, **sections: Any) -> Source:
+    values = {key: value for key, value in CONFIG.items() if key not in ("model", "preprocess")}
+    values |= {**HUB, **sections}
+    config_ = config.from_mapping(values).config
+    return Source(config_, HashCache(project / ".hashes.sqlite"))
+
+
+def test_a_repository_gives_network_weights_labels_and_preprocessing(
+    project: Path, hub: nn.Module
+) -> None:
+    source = of_hub(project)
+    assert source.config.model.checkpoint == "hub"
+    assert source.classes == (CLASSES, CLASSES)
+    state = source.module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in hub.state_dict().items())
+    spec = source.preprocess
+    assert (spec.size, spec.crop, spec.interpolation) == (32, 0.8, "bilinear")
+    assert spec.mean == (0.4, 0.5, 0.6)
+    said = source.network.description
+    assert said == {
+        "model": "mine/little",
+        "weights": f"mine/little of the Hub, commit {COMMIT[:12]}",
+        "license": "cc-by-nc-4.0",
+        "license_remark": "the licence of the weights, cc-by-nc-4.0, forbids commercial use",
+    }
+    assert source.network.licence == {key: said[key] for key in list(said)[1:]}
+    source.look()
+
+
+def test_what_a_repository_says_is_in_the_key(project: Path, hub: nn.Module) -> None:
+    before = of_hub(project).network_inputs()["what the hub states"]
+    assert before["architecture"] == "test_resnet"
+    (config_file,) = (project / "hub").glob("*/snapshots/*/config.json")
+    config_file.write_text(config_file.read_text().replace("0.8", "0.9"))
+    assert of_hub(project).network_inputs()["what the hub states"] != before
+
+
+def test_stated_preprocessing_and_labels_come_first(project: Path, hub: nn.Module) -> None:
+    (project / "labels.txt").write_text("cat\nbee\nant\n")
+    stated = {"data": {**CONFIG["data"], "labels": "labels.txt"}}
+    source = of_hub(project, preprocess=CONFIG["preprocess"], **stated)
+    assert source.preprocess.crop == 1.0
+    assert source.classes[0] == ("cat", "bee", "ant")
+
+
+def test_a_repository_of_other_classes_says_what_to_do(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(monkeypatch, project / "hub")
+    lay(project / "hub", config={**HUB_CONFIG, "label_names": None, "num_classes": 3})
+    (project / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
+    source = of_hub(project, data={**CONFIG["data"], "labels": "labels.txt"})
+    with pytest.raises(CheckpointError, match=r"model\.hub: .* has a head of 3 classes, and data"):
+        _ = source.module
+
+
+def test_a_repository_that_cannot_be_had_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(monkeypatch, project / "hub")
+    with pytest.raises(ModelError, match=r"model\.hub: mine/little of the Hub: config\.json is"):
+        of_hub(project).look()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"hub": "mine/little", "checkpoint": "x.pth"}, "leave out checkpoint and ema"),
+        ({"hub": "mine/little", "ema": True}, "leave out checkpoint and ema"),
+        ({"hub": "mine/little", "name": "care_tiny"}, "one of them"),
+        ({"hub": "little"}, "string should match pattern"),
+        ({"name": "care_tiny", "checkpoint": "hub"}, "for other weights give name and checkpoint"),
+        ({"hub": "mine/little", "kwargs": {"pretrained": True}}, "pretrained"),
+    ],
+)
+def test_a_repository_stands_alone(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.from_mapping({**CONFIG, "model": model})

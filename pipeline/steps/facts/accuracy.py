@@ -160,6 +160,32 @@ class EmulationError(Plain):
 
 
 @dataclass(frozen=True)
+class PhotoCheck(Plain):
+    """What the model gives that prepares photographs itself, beside the one that gets images.
+
+    Attributes:
+        images: How many photographs, as decoded.
+        by: What ran it.
+        top1: Its top-1, as a share.
+        drop: Top-1 of the other minus its own, over the same images, with its paired interval.
+        agreement: Share of them with the same class by both.
+        max_difference: Largest difference of two logits.
+    """
+
+    images: int
+    by: str
+    top1: Number
+    drop: Number
+    agreement: Number
+    max_difference: Number
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is proven to lose accuracy."""
+        return self.drop.interval is not None and self.drop.interval[0] > 0
+
+
+@dataclass(frozen=True)
 class ValidationFacts(Facts):
     """An artifact's accuracy.
 
@@ -172,6 +198,7 @@ class ValidationFacts(Facts):
         golden: What it gives for the golden kit; None where that is not finite, or not known.
         emulation: How far its emulation is from it; None where it was not measured on hardware, or
             cannot be emulated.
+        photo: What its model with preprocessing inside gives; None where it has none.
     """
 
     target: str
@@ -181,3 +208,4 @@ class ValidationFacts(Facts):
     narrow_sums: NarrowSums | None = None
     golden: Expected | None = None
     emulation: EmulationError | None = None
+    photo: PhotoCheck | None = None

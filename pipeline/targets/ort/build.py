@@ -26,6 +26,7 @@ from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.figures import compare
 from pipeline.core.machine import cpu_name
 from pipeline.core.network import Images, Logits, Network
+from pipeline.core.preprocess import Preprocess
 from pipeline.targets.base import BuildJob
 from pipeline.targets.ort import certificate
 from pipeline.targets.ort.layout import PROBE, block_size, write_probe
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.graphs.passes import Applied
 
 PORTABLE = "model.onnx"
+PHOTO = "photo.onnx"
+"""The portable file with preprocessing inside, where that is asked for."""
 BLOCKED = "model.blocked.onnx"
 OTHER_BLOCKED = "model.blocked.other.onnx"
 """The same for the other width of blocks: CPUs with AVX-512 have 16 channels, others 8."""
@@ -99,6 +102,22 @@ def write_models(job: BuildJob, folder: Path, *, rewrite: bool, provider: str) -
             facts["alternatives"].append(OTHER_BLOCKED)
     _log(job, applied)
     return facts
+
+
+def write_photo(job: BuildJob, folder: Path) -> dict[str, Any]:
+    """Put preprocessing before the portable model, in a file of its own; returns facts about it.
+
+    Raises:
+        BuildError: It cannot be said in this graph, or ONNX Runtime resizes otherwise than Pillow.
+    """
+    import onnx
+
+    from pipeline.graphs import photo
+
+    preprocess = Preprocess.from_dict(job.network.preprocess)
+    photo.require_pillows(preprocess)
+    onnx.save(photo.with_photo_input(onnx.load(folder / PORTABLE), preprocess), folder / PHOTO)
+    return {"file": PHOTO, "input": f"{photo.PHOTO}: uint8 (height, width, 3), RGB, upright"}
 
 
 def by_tanh(job: BuildJob, folder: Path) -> BuildJob:

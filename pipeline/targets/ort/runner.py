@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.core import cpu_classes
 from pipeline.core.errors import InputError
 from pipeline.core.machine import cpu_name
-from pipeline.core.network import Images, Logits
-from pipeline.core.runner import Runner
+from pipeline.core.network import Images, Logits, Pixels
+from pipeline.core.runner import PhotoRunner, Runner
 from pipeline.targets.ort.session import Settings, runtime, start
 
 
@@ -58,6 +58,37 @@ class OrtRunner(Runner):
 
     def close(self) -> None:
         """See `Runner.close`."""
+        self._session = None
+
+
+class OrtPhotoRunner(PhotoRunner):
+    """A model that takes decoded photographs, in an ONNX Runtime session.
+
+    Args:
+        model: An ONNX file, see `pipeline.graphs.photo`.
+        settings: How to open it.
+        threads: How many threads.
+    """
+
+    def __init__(self, model: Path, settings: Settings, threads: int) -> None:
+        self._session: Any = start(model, settings, threads)
+        self._input = self._session.get_inputs()[0].name
+        self.device = f"ONNX Runtime {runtime().__version__}, {model.name}, {cpu_name()}"
+
+    def __call__(self, photo: Pixels) -> Logits:
+        """See `PhotoRunner.__call__`."""
+        if self._session is None:
+            raise InputError("the runner is closed: open the artifact again")
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+            raise InputError(
+                "the model takes a decoded photograph, uint8 (height, width, 3), not "
+                f"{photo.dtype} of shape {photo.shape}"
+            )
+        logits: Logits = self._session.run(None, {self._input: photo})[0]
+        return logits
+
+    def close(self) -> None:
+        """See `PhotoRunner.close`."""
         self._session = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.network import Images
 from pipeline.core.plain import parse_json
 from pipeline.core.preprocess import Pictures
-from pipeline.core.runner import Runner
+from pipeline.core.runner import PhotoRunner, Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
 from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
@@ -26,18 +26,20 @@ from pipeline.targets.ort import certificate, providers
 from pipeline.targets.ort.build import (
     BLOCKED,
     OTHER_BLOCKED,
+    PHOTO,
     PORTABLE,
     by_tanh,
     same_answers,
     try_models,
     write_models,
+    write_photo,
 )
 from pipeline.targets.ort.layout import PROBE, block_size
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.profile import Row, table, trace
 from pipeline.targets.ort.quantize import Int8Ort
 from pipeline.targets.ort.repaired import RepairedInt8Ort
-from pipeline.targets.ort.runner import OrtRunner
+from pipeline.targets.ort.runner import OrtPhotoRunner, OrtRunner
 from pipeline.targets.ort.session import Settings, runtime, start
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class OrtTarget(Target):
     options = OrtOptions
     published_on = published.INTEL
     forms: ClassVar[tuple[Form, ...]] = (Int8Ort(), RepairedInt8Ort())
+    takes_photos: ClassVar[bool] = True
     timed = True
     anywhere = True
 
@@ -115,6 +118,8 @@ class OrtTarget(Target):
             tune_seconds=tune_seconds,
             allow_fallback=options.allow_fallback,
         )
+        if job.photo:
+            facts["photo"] = write_photo(job, folder)
         return {**facts, **ran}
 
     def inspect(self, artifact: Artifact) -> str:
@@ -199,6 +204,17 @@ class OrtTarget(Target):
             warnings.warn(doubt, certificate.CertificateWarning, stacklevel=2)
         model, settings = how_to_open(artifact)
         return OrtRunner(model, settings, machine.resolve_threads(_threads(threads, settings)))
+
+    def open_photo(self, artifact: Artifact) -> PhotoRunner | None:
+        """See `Target.open_photo`; ONNX Runtime's own kernels run it."""
+        if PHOTO not in artifact.files:
+            return None
+        if reason := self.missing(artifact):
+            raise UnavailableError(reason)
+        artifact.verify()
+        settings = replace(_settings(artifact), provider="cpu")
+        threads = machine.resolve_threads(settings.threads)
+        return OrtPhotoRunner(artifact.path(PHOTO), settings, threads)
 
 
 def profile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import shutil
@@ -88,6 +89,18 @@ def test_the_kit_is_of_all_classes_and_names_its_input(kit: Path) -> None:
     exact = np.fromfile(kit / "pytorch.f32", "<f4").reshape(16, 10)
     np.testing.assert_allclose(own, exact, atol=1e-3)
     assert (own.argmax(1) == values["labels"]).mean() > 0.7
+
+
+def test_the_licence_of_the_weights_goes_along(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = golden.kit_of(artifact(results, "ort/fp32"))
+    assert isinstance(found, golden.Kit)
+    assert "licence" not in golden.described(found)
+    told = {"weights": "timm's resnet18", "license": "cc-by-nc-4.0"}
+    network = dataclasses.replace(found.network, description={**told, "model": "timm/resnet18"})
+    monkeypatch.setattr(golden.Kit, "network", network)
+    assert golden.described(found)["licence"] == told
 
 
 def test_what_was_built_holds(kit: Path, results: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,16 @@ def test_an_onnx_model(ort: Artifact, tmp_path: Path) -> None:
     assert [w.batch_size for w in config.model_warmup] == [1, 16]
     assert config.model_warmup[0].inputs["image"].random_data
     assert '"note": "\\u00e9 \\"x\\""' in config.parameters["preprocess"].string_value
+
+
+def test_the_licence_of_the_weights_goes_along(ort: Artifact, tmp_path: Path) -> None:
+    assert "license" not in parsed(triton.export(ort, NETWORK, tmp_path / "first")).parameters
+    told = {"weights": "timm's resnet18", "license": "cc-by-nc-4.0", "license_remark": 'no "sale"'}
+    network = dataclasses.replace(NETWORK, description={**told, "model": "timm/resnet18"})
+    parameters = parsed(triton.export(ort, network, tmp_path / "second")).parameters
+    found = {key: json.loads(parameters[key].string_value) for key in told}
+    assert found == told
+    assert "model" not in parameters
 
 
 def test_an_engine_of_full_tensorrt(plan: Artifact, tmp_path: Path) -> None:
