@@ -292,8 +292,8 @@ class ValidationConfig(Section):
     batch: Batch = Field(default=64, description="Images that are judged at once.")
     shard: Count = Field(
         default=1000,
-        description="Keep what was found after so many images: a validation that is killed goes "
-        "on from there.",
+        description="Images of a shard: a validation that is killed goes on after its last one, "
+        "and several processes or workers share them.",
     )
     metrics: str | None = Field(
         default=None,
