@@ -5,6 +5,14 @@
 
 Extremes come from every value. Histograms take all values of small tensors and an evenly spread
 part of large ones, otherwise a 224-pixel network would take minutes for a few hundred images.
+
+Parts of the images can be observed apart, in any order and place, and merged:
+
+    first, second = (observe(graph, images, between=each) for each in ((0, 256), (256, None)))
+    merge([second, first])   # to the bit what observe(graph, images) gives
+
+Parts are whole batches, counts and extremes do not depend on an order, and the edges of histograms
+are fixed by the largest value alone, see `calibration.histogram`. So one pass is enough for both.
 """
 
 from __future__ import annotations
@@ -46,6 +54,7 @@ class Statistics:
         name: Of the tensor.
         axis: Axis of the channels, to keep their extremes apart; None for no channels.
         values: Values of each image that the histogram takes.
+        first: How many images stand before the first one that is added.
 
     Attributes:
         histogram: Of the finite values; its `low` and `high` are those of all of them.
@@ -55,7 +64,9 @@ class Statistics:
         channel_high: Largest value of every channel, (channels,); None without an axis.
     """
 
-    def __init__(self, name: str, axis: int | None = None, values: int = VALUES) -> None:
+    def __init__(
+        self, name: str, axis: int | None = None, values: int = VALUES, first: int = 0
+    ) -> None:
         self.name = name
         self.axis = axis
         self.histogram = Histogram()
@@ -64,7 +75,7 @@ class Statistics:
         self.channel_low: Doubles | None = None
         self.channel_high: Doubles | None = None
         self._values = values
-        self._rows = 0
+        self._rows = first
 
     @property
     def low(self) -> float:
@@ -99,6 +110,7 @@ class Statistics:
         if not tensor.size:
             return
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+        first, self._rows = self._rows, self._rows + len(rows)
         with np.errstate(invalid="ignore"):
             low, high = float(rows.min()), float(rows.max())
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -107,7 +119,7 @@ class Statistics:
             if not rows.size:
                 return
             low, high = float(rows.min()), float(rows.max())
-        self.histogram.add(self._thinned(rows))
+        self.histogram.add(self._thinned(rows, first))
         self.histogram.add(np.array([low, high]))
         if self.axis is not None:
             self._add_channels(tensor, self.axis)
@@ -117,13 +129,29 @@ class Statistics:
         self.nan += int(nan.sum())
         self.infinite += int((~np.isfinite(rows) & ~nan).sum())
 
-    def _thinned(self, rows: Floats) -> Floats:
+    def merge(self, other: Statistics) -> None:
+        """Take in what was seen of the same tensor on other images, whichever come first.
+
+        Raises:
+            DataError: It is another tensor, or its channels lie along another axis.
+        """
+        if (other.name, other.axis) != (self.name, self.axis):
+            raise DataError(
+                f"what was seen of tensor {other.name} (axis {other.axis}) says nothing of "
+                f"{self.name} (axis {self.axis})"
+            )
+        self.histogram.merge(other.histogram)
+        self.nan += other.nan
+        self.infinite += other.infinite
+        if other.channel_low is not None and other.channel_high is not None:
+            self._merge_channels(other.channel_low, other.channel_high)
+
+    def _thinned(self, rows: Floats, first: int) -> Floats:
         """Every n-th value of each image, starting elsewhere in each one.
 
         n is a prime, so that it does not always meet the same channel, row or column.
         """
         stride = _next_prime(math.ceil(rows.shape[1] / self._values))
-        first, self._rows = self._rows, self._rows + len(rows)
         if stride == 1:
             return rows
         return np.concatenate([row[(first + i) % stride :: stride] for i, row in enumerate(rows)])
@@ -135,11 +163,32 @@ class Statistics:
         finite = np.isfinite(tensor)
         low = tensor.min(others, where=finite, initial=np.inf).astype(np.float64)
         high = tensor.max(others, where=finite, initial=-np.inf).astype(np.float64)
+        self._merge_channels(low, high)
+
+    def _merge_channels(self, low: Doubles, high: Doubles) -> None:
         if self.channel_low is None or self.channel_high is None:
             self.channel_low, self.channel_high = low, high
         else:
             self.channel_low = np.minimum(self.channel_low, low)
             self.channel_high = np.maximum(self.channel_high, high)
+
+
+def merge(parts: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
+    """Statistics of all images, from those of parts of them, in any order.
+
+    Args:
+        parts: See `observe`; left unchanged.
+
+    Raises:
+        DataError: There is no part, or they are of other tensors.
+    """
+    if not parts or any(part.keys() != parts[0].keys() for part in parts):
+        raise DataError("only what was observed of the same tensors can be merged")
+    total = {name: Statistics(name, seen.axis) for name, seen in parts[0].items()}
+    for part in parts:
+        for name, seen in part.items():
+            total[name].merge(seen)
+    return total
 
 
 def _next_prime(number: int) -> int:
@@ -156,6 +205,7 @@ def observe_callable(
     batch: int = 16,
     channels: Mapping[str, int] | None = None,
     values: int = VALUES,
+    between: tuple[int, int | None] = (0, None),
 ) -> dict[str, Statistics]:
     """Statistics of whatever tensors `run` gives.
 
@@ -165,19 +215,23 @@ def observe_callable(
         batch: Images of one call.
         channels: Axis of the channels of those tensors whose channels are kept apart.
         values: Values of each image that a histogram takes.
+        between: Only these images: the first, and the one after the last, both rounded up to whole
+            batches; None for all that follow.
 
     Raises:
         DataError: There are no images, a tensor is not of floating point, or one of `channels`
             was not given by `run`.
     """
-    if not len(images):
+    first, last = (None if at is None else -(-at // batch) * batch for at in between)
+    start, end = first or 0, len(images) if last is None else min(last, len(images))
+    if not 0 <= start < end:
         raise DataError("there are no calibration images to observe")
     axes = channels or {}
     statistics: dict[str, Statistics] = {}
-    for start in range(0, len(images), batch):
-        for name, tensor in run(images[start : start + batch]).items():
+    for at in range(start, end, batch):
+        for name, tensor in run(images[at : min(at + batch, end)]).items():
             if name not in statistics:
-                statistics[name] = Statistics(name, axes.get(name), values)
+                statistics[name] = Statistics(name, axes.get(name), values, start)
             statistics[name].add(tensor)
     if missing := sorted(set(axes) - set(statistics)):
         raise DataError(f"the network has no tensor {missing[0]}: check its name")
@@ -194,6 +248,7 @@ def observe(
     memory: int = MEMORY,
     threads: int | None = None,
     values: int = VALUES,
+    between: tuple[int, int | None] = (0, None),
 ) -> dict[str, Statistics]:
     """Statistics of the tensors of an ONNX graph, run by ONNX Runtime on the CPU.
 
@@ -210,6 +265,7 @@ def observe(
         memory: Bytes that the observed tensors of one call may take together.
         threads: CPU threads; None for as many as this process may use.
         values: Values of each image that a histogram takes.
+        between: Only these images, see `observe_callable`; `merge` joins what several calls saw.
 
     Returns:
         Statistics by tensor, in the order of the graph.
@@ -229,7 +285,9 @@ def observe(
     for group in groups:
         axes = {name: axis for name, axis in (channels or {}).items() if name in group}
         run = graph.runner(group, threads)
-        statistics |= observe_callable(run, images, batch=size, channels=axes, values=values)
+        statistics |= observe_callable(
+            run, images, batch=size, channels=axes, values=values, between=between
+        )
     return {name: statistics[name] for name in wanted}
 
 

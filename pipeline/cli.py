@@ -249,7 +249,10 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Run what is selected even if it is up to date.")
 @click.option("--wait", type=float, default=0.0, help="Seconds to wait for another run.")
 @click.option(
-    "--jobs", type=click.IntRange(1, 64), default=1, help="Steps at once; what measures is alone."
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Steps, and shards of a long validation, at once; what measures is alone.",
 )
 @click.option(
     "--scheduler",
@@ -331,7 +334,10 @@ def worker(scheduler: str | None, no_bench: bool) -> None:
 @main.command()
 @click.argument("file", type=PATH, metavar="SWEEP.yaml")
 @click.option(
-    "--jobs", type=click.IntRange(1, 64), default=1, help="Steps at once; what measures is alone."
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Steps, and shards of a long validation, at once; what measures is alone.",
 )
 @click.option("--quiet", is_flag=True, help="Show failures and the tables only.")
 @click.pass_context

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from pipeline.core import machine, yamlfile
+from pipeline.core.address import parse
 from pipeline.core.arguments import first_excessive, first_reserved
 from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
 from pipeline.core.callables import NAMED
@@ -37,8 +38,8 @@ from pipeline.core.checkpoints import HUB_NAMED
 from pipeline.core.errors import ConfigError, InputError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.preprocess import GRAPH_FILTERS, Interpolation, Preprocess, problem_with
+from pipeline.core.remote import is_address, why_no_address
 from pipeline.core.words import nearest_or_all, shown
-from pipeline.store.address import parse
 from pipeline.targets.base import TargetOptions
 from pipeline.targets.registry import TARGETS, needs_calibration
 
@@ -59,6 +60,8 @@ def _path(text: str) -> str:
 def _dataset(uri: str) -> str:
     """A dataset's name with the home folder for `~` in its path."""
     scheme, colon, rest = uri.partition(":")
+    if is_address(rest) and (problem := why_no_address(rest)):
+        raise ValueError(problem)
     return f"{scheme}{colon}{_path(rest)}" if rest else uri
 
 
@@ -208,7 +211,8 @@ class DataConfig(Section):
     """Which images: never the same ones for validation and calibration."""
 
     validation: DatasetName = Field(
-        description="folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist: the validation split."
+        description="folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist: the validation split. "
+        "Tar files may lie at an address: wds:s3://bucket/val-{000..049}.tar."
     )
     calibration: DatasetName | None = Field(
         default=None,
@@ -320,8 +324,8 @@ class ValidationConfig(Section):
     batch: Batch = Field(default=64, description="Images that are judged at once.")
     shard: Count = Field(
         default=1000,
-        description="Keep what was found after so many images: a validation that is killed goes "
-        "on from there.",
+        description="Images of a shard: a validation that is killed goes on after its last one, "
+        "and several processes or workers share them.",
     )
     metrics: str | None = Field(
         default=None,
@@ -773,7 +777,8 @@ def _explain(error: ValidationError, document: yamlfile.Document) -> list[str]:
         else:
             text = detail["msg"].removeprefix("Value error, ")
             message = text[0].lower() + text[1:]
-            secret = written[:1] == ("store",)  # an address may hold keys
+            # An address may hold keys.
+            secret = written[:1] == ("store",) or is_address(str(detail["input"]))
             if isinstance(detail["input"], str | int | float | bool) and not secret:
                 message += f", not {shown(repr(detail['input']))}"
         lines.setdefault((written, kind == "missing" and key), (key, message, written))

@@ -1,4 +1,4 @@
-"""`tar:PATH` and `wds:PATTERN`: images inside tar files, read in place.
+"""`tar:PATH` and `wds:PATTERN`: images inside tar files, read in place, here or at an address.
 
 Opening scans the headers only. An uncompressed tar file keeps every member whole at a known offset,
 so any image can be read without unpacking the rest.
@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from care.data.base import MOST_BYTES, Dataset, EncodedDataset, Labels
 from pipeline.core.errors import DataError
-from pipeline.core.inputs import expanded
 from pipeline.core.labels import read_labels, require_distinct
 from pipeline.core.listing import (
     CLASS_NAMES,
@@ -29,6 +28,7 @@ from pipeline.core.listing import (
     require_image,
     require_tar,
 )
+from pipeline.core.remote import RemotePath, located
 from pipeline.core.splits import choose_split, is_split, require_classes
 from pipeline.core.words import shown
 
@@ -73,7 +73,7 @@ class TarDataset(EncodedDataset):
 
     def __init__(
         self,
-        tars: Sequence[Path],
+        tars: Sequence[Path | RemotePath],
         places: Sequence[tuple[int, int, int]] | npt.NDArray[np.int64],
         names: Sequence[str],
         classes: Sequence[str],
@@ -95,14 +95,22 @@ class TarDataset(EncodedDataset):
         tar, offset, length = (int(value) for value in self.places[index])
         if length > MOST_BYTES:
             raise OSError(f"it is larger than {MOST_BYTES / 1e6:g} MB")
-        # Opened anew for every image, so that processes share no file position; next to decoding
-        # the image this takes no time.
-        with self.tars[tar].open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
+        file = self.tars[tar]
+        if isinstance(file, RemotePath):
+            data = file.part(offset, length)
+        else:
+            data = _part(file, offset, length)
         if len(data) != length:
             raise OSError("the tar file has become shorter")
         return data
+
+
+def _part(file: Path, offset: int, length: int) -> bytes:
+    # Opened anew for every image, so that processes share no file position; next to decoding
+    # the image this takes no time.
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(length)
 
 
 def open_tar(path: str, split: str) -> Dataset:
@@ -113,7 +121,7 @@ def open_tar(path: str, split: str) -> Dataset:
     Raises:
         DataError: The file is missing, compressed, damaged or arranged otherwise.
     """
-    file = Path(expanded(path))
+    file = located(path)
     found = [member for member in members(file) if not any(map(is_hidden, member.parts))]
     images = sorted(member for member in found if not member.is_folder)
     if not images:
@@ -190,7 +198,9 @@ def open_shards(pattern: str, split: str) -> Dataset:
     return TarDataset(shards, places, names, classes, np.array(labels, dtype=np.int64), known)
 
 
-def members(file: Path, window: tuple[int, int] | None = None, where: str = "") -> Iterator[Member]:
+def members(
+    file: Path | RemotePath, window: tuple[int, int] | None = None, where: str = ""
+) -> Iterator[Member]:
     """All files and folders of an uncompressed tar file, checked to be whole.
 
     Args:
@@ -225,8 +235,10 @@ def members(file: Path, window: tuple[int, int] | None = None, where: str = "") 
             f"{where} is compressed, damaged or no tar file ({reason}): "
             "unpack it with gunzip, or copy it again"
         ) from error
-    # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
-    if length < end + tarfile.BLOCKSIZE:
+    # tarfile takes the end of the file, or half a header there, for the end of the archive, which
+    # is a block of zeros after a whole number of blocks.
+    blocks = -(-end // tarfile.BLOCKSIZE)
+    if length < (blocks + 1) * tarfile.BLOCKSIZE:
         raise DataError(f"{where} is truncated: copy or download it again")
 
 
@@ -311,7 +323,7 @@ def _folders_above(paths: list[tuple[str, ...]], split: str, where: str) -> tupl
         above = (*above, *tops)
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, Member, int]]:
+def _samples(shard: Path | RemotePath) -> Iterator[tuple[str, Member, int]]:
     """Key, image and label of each sample of a shard, in the order of their first files."""
     images: dict[str, Member] = {}
     labels: dict[str, Member] = {}

@@ -20,7 +20,8 @@ from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.images import read_labels
 from pipeline.stages.names import LOGITS
-from pipeline.stages.validate import ReferenceStep, ValidateStep, judge, measured, run_over
+from pipeline.stages.shards import logits_of
+from pipeline.stages.validate import ReferenceStep, ValidateStep, judge, measured
 from pipeline.steps.facts.accuracy import Accuracy
 from pipeline.targets.registry import TARGETS
 
@@ -125,7 +126,7 @@ def _judge(step: ValidateStep) -> Accuracy:
         raise UnavailableError(f"{built.name} not measured: {missing}")
     labels, reference = _samples(step)
     with step.runtime.open(built) as runner:
-        logits = run_over(step, runner, len(labels), built.name)
+        logits, _ = logits_of(step, runner, built.name)
     numbers = judge(logits, reference, labels, measured_here(), runner.device, "")
     return measured(step, numbers, logits, labels)
 

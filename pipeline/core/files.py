@@ -9,13 +9,16 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.replacing import Whose, cannot_write, put, refuse_foreign, whose_file, workspace
 
+if TYPE_CHECKING:
+    from pipeline.core.remote import RemotePath
 
-def file_hash(path: Path) -> str:
+
+def file_hash(path: Path | RemotePath) -> str:
     """SHA-256 of a file, in hexadecimal."""
     try:
         with path.open("rb") as stream:

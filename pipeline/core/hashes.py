@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pipeline.core.errors import DataError
 from pipeline.core.files import digest_of, file_hash
 from pipeline.core.listing import Files, Folders
+from pipeline.core.remote import RemotePath
 from pipeline.core.words import printable
 
 KEEP_SECONDS = 3.0
@@ -93,7 +94,7 @@ class HashCache:
         with path.open("rb") as stream:
             return stream.read(len(_SQLITE)) == _SQLITE
 
-    def hash(self, file: Path) -> str:
+    def hash(self, file: Path | RemotePath) -> str:
         """SHA-256 of a file, in hexadecimal."""
         stamp = _stamp(file)  # before it is read: a change while that goes on shows next time
         known = self.known(file)
@@ -104,7 +105,7 @@ class HashCache:
         self._new_files[path] = (path, *stamp, found)
         return found
 
-    def known(self, file: Path) -> str | None:
+    def known(self, file: Path | RemotePath) -> str | None:
         """SHA-256 of a file, where it need not be read for it."""
         stamp, found = self._known_files().get(_key(file), (None, None))
         return found if stamp == _stamp(file) else None
@@ -225,12 +226,12 @@ def _silent(done: int, total: int) -> None:
     """Nobody asked."""
 
 
-def _key(path: Path) -> str:
+def _key(path: Path | RemotePath) -> str:
     """A path as it is remembered; SQLite takes no name that is not UTF-8."""
     return printable(str(path.absolute()))
 
 
-def _stamp(file: Path) -> Stamp:
+def _stamp(file: Path | RemotePath) -> Stamp:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
@@ -339,7 +340,7 @@ def _files_of(listed: str) -> Iterator[tuple[str, str]]:
         yield fields[i], "/".join(fields[i : i + _LISTED])
 
 
-def _hash_pieces(file: Path) -> str:
+def _hash_pieces(file: Path | RemotePath) -> str:
     """Hash of the size and of pieces of a file, always the same ones: all of a small file."""
     size = file.stat().st_size
     last = max(0, size - PIECE_BYTES)

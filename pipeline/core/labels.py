@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import decode_text, read_input
+from pipeline.core.remote import RemotePath
 from pipeline.core.words import shown
 
 _LARGEST_FILE = 50_000_000
@@ -24,13 +25,16 @@ Labels = tuple[tuple[str, ...], tuple[str, ...]]
 """Identifiers, and names, of the classes."""
 
 
-def read_labels(path: Path) -> Labels:
+def read_labels(path: Path | RemotePath) -> Labels:
     """Read a text file with a class a line: the identifier, and after a tab the name.
 
     Raises:
         DataError: It cannot be read, is empty, or names a class twice; the message names the line.
     """
-    data = read_input(path, _LARGEST_FILE, DataError, "name a text file with a class a line")
+    if isinstance(path, RemotePath):
+        data = path.part(0, _LARGEST_FILE)
+    else:
+        data = read_input(path, _LARGEST_FILE, DataError, "name a text file with a class a line")
     lines = decode_text(data, path, DataError).split("\n")
     identifiers: list[str] = []
     names: list[str] = []

@@ -11,13 +11,15 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import expanded, why_no_path
 from pipeline.core.labels import require_distinct
+from pipeline.core.remote import RemotePath, common_folder, is_address, located
 from pipeline.core.splits import choose_split, is_split, require_classes
 from pipeline.core.words import nearest, shown
 
@@ -25,6 +27,9 @@ SPLITS = ("train", "validation", "calibration")
 
 KINDS = ("folder", "tar", "wds", "imagenet", "fashion-mnist")
 """Kinds of datasets: what stands before the colon of a dataset's name."""
+
+AT_ADDRESSES = ("tar", "wds")
+"""Kinds that are also read at an address of fsspec, such as s3://bucket/val.tar."""
 
 CLASS_NAMES = "classes.txt"
 """Lies beside WebDataset shards and names their classes, one a line."""
@@ -129,7 +134,7 @@ class Files:
         labels: Those that state the classes.
     """
 
-    root: Path
+    root: Path | RemotePath
     names: tuple[str, ...]
     labels: tuple[str, ...]
 
@@ -153,7 +158,7 @@ def list_split(
         return list_folder(path, split, labels_needed=labels_needed)
     if kind == "tar":
         # The file is its own root: what it is called changes none of its images.
-        return Files(require_tar(Path(expanded(path))), (".",), (".",))
+        return Files(require_tar(located(path)), (".",), (".",))
     if kind == "wds":
         return list_shards(path)
     if kind == "imagenet":
@@ -173,6 +178,11 @@ def parse(uri: str) -> tuple[str, str]:
         raise DataError(_unknown_kind(uri, kind))
     if not path and kind != "fashion-mnist":
         raise DataError(f"dataset {uri!r} lacks a path: write {kind}:PATH")
+    if is_address(path) and kind not in AT_ADDRESSES:
+        raise DataError(
+            f"{kind}: is read from a disk: for images at an address pack them, and write "
+            "tar:s3://bucket/val.tar, or wds:s3://bucket/val-{000..049}.tar"
+        )
     return kind, path
 
 
@@ -304,13 +314,16 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def require_tar(file: Path) -> Path:
+Place = TypeVar("Place", bound=Path | RemotePath)
+
+
+def require_tar(file: Place) -> Place:
     """The tar file, which has to be there.
 
     Raises:
         DataError: It is not.
     """
-    if problem := why_no_path(str(file)):
+    if isinstance(file, Path) and (problem := why_no_path(str(file))):
         raise DataError(f"the tar file {shown(file)} {problem}")
     if not file.is_file():
         raise DataError(f"no tar file at {file}: check the path")
@@ -359,26 +372,37 @@ def list_shards(pattern: str) -> Files:
         DataError: A shard is missing.
     """
     shards = expand_shards(pattern)
-    root = Path(os.path.commonpath([shard.parent for shard in shards]))
-    names = tuple(shard.relative_to(root).as_posix() for shard in shards)
     listed = shards[0].with_name(CLASS_NAMES)
+    root, (*names, stated) = _below_common([*shards, listed])
     if not listed.is_file():
-        return Files(root, names, names)
-    stated = listed.relative_to(root).as_posix()
+        return Files(root, tuple(names), tuple(names))
     return Files(root, (*names, stated), (stated,))
 
 
-def expand_shards(pattern: str) -> list[Path]:
+def _below_common(files: Sequence[Path | RemotePath]) -> tuple[Path | RemotePath, list[str]]:
+    """The folder of all files, and their names below it."""
+    remote = [file for file in files if isinstance(file, RemotePath)]
+    if remote:
+        folder = common_folder(remote)
+        return folder, [file.below(folder) for file in remote]
+    local = [file for file in files if isinstance(file, Path)]
+    root = Path(os.path.commonpath([file.parent for file in local]))
+    return root, [file.relative_to(root).as_posix() for file in local]
+
+
+def expand_shards(pattern: str) -> list[Path] | list[RemotePath]:
     """The shards that a pattern names, see `list_shards`.
 
     Raises:
         DataError: One is missing, or there is none.
     """
-    shards: list[Path] = []
+    shards: list[Any] = []
     for name in expand_braces(expanded(pattern)):
+        if is_address(name) != is_address(pattern):
+            raise DataError(f"{pattern} names files here and at an address: name one of them")
         if problem := why_no_path(name):
             raise DataError(f"the shard {shown(name)} {problem}")
-        path = Path(name)
+        path = located(name)
         magic = any(sign in path.name for sign in "*?[")
         shards += _matching(path) if magic else [path]
     missing = [shard for shard in shards if not shard.is_file()]
@@ -392,8 +416,11 @@ def expand_shards(pattern: str) -> list[Path]:
     return shards
 
 
-def _matching(pattern: Path) -> list[Path]:
+def _matching(pattern: Path | RemotePath) -> Sequence[Path | RemotePath]:
     """The files in a folder whose names fit a pattern, sorted; folders below are not looked at."""
+    if isinstance(pattern, RemotePath):
+        found = fnmatch.filter(pattern.parent.names(), pattern.name)
+        return [pattern.with_name(name) for name in sorted(found)]
     try:
         names = [entry.name for entry in os.scandir(pattern.parent)]
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -169,6 +169,21 @@ class Runner(AbstractContextManager[Any]):
             ArtifactError, LookupError, TypeError, ValueError: It is nothing of the kind; nothing
                 is taken up.
         """
+
+    def begin(self, images: int) -> None:
+        """Forget what was noted: the images that follow are a part of all, looked at on its own.
+
+        Args:
+            images: How many images stand before it.
+        """
+
+    def joined(self, noted: Sequence[Any]) -> Any:
+        """What `noted` says of all images, from what it said of consecutive parts of them.
+
+        Args:
+            noted: See `noted`; of each part, in order, after it began with `begin`.
+        """
+        return None
 
     def narrow_sums(self) -> Runner | None:
         """The same artifact with sums of products as an accumulator in half precision has them.

@@ -99,6 +99,12 @@ class TensorRange:
             self._count_special(exact, rounded, dtype, low, high)
             self._count_small(exact, rounded, dtype)
 
+    def merge(self, other: TensorRange) -> None:
+        """Take other images of the same tensor into account."""
+        self.largest = max(self.largest, other.largest)
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def _count_saturated(self, exact: Tensor, dtype: torch.dtype, low: float, high: float) -> None:
         smallest, largest = rounding.bounds(dtype)
         if not (smallest <= low and high <= largest):
@@ -131,6 +137,9 @@ class TensorRange:
             kept = int(np.count_nonzero(bits & 0x7FFF))
         self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
         self.subnormal += kept - normal
+
+
+_COUNTS = ("values", "overflowed", "saturated", "infinite", "nan", "flushed", "subnormal")
 
 
 def extremes_of(values: Tensor) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
+from pipeline.scheduler.cuts import Cuts
 from pipeline.scheduler.plan import Selection, plan
 from pipeline.scheduler.processes import Made
 from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
@@ -124,7 +125,9 @@ def execute(
     waiting = list(steps)
     while waiting or (running is not None and len(running)):
         waiting = [step for step in waiting if not run.begins(step, waiting)]
-        if running is not None and len(running):
+        if cut := run.cuts.take_new():
+            waiting = [*cut, *waiting]
+        elif running is not None and len(running):
             run.takes_over(*running.next())
     results = [run.ended[step.name] for step in steps]
     return Outcome(results, [step.name for step in planned if step not in steps])
@@ -136,6 +139,7 @@ class _Run:
 
     Attributes:
         ended: How steps ended, by name.
+        cuts: Steps whose shards run before them.
     """
 
     context: RunContext
@@ -144,25 +148,29 @@ class _Run:
     store: Shared | None
     running: Running | None
     ended: dict[str, StageResult] = field(default_factory=dict)
+    cuts: Cuts = field(default_factory=Cuts)
 
     def begins(self, step: Step, waiting: Sequence[Step]) -> bool:
         """Begin a step, if it can now; whether it did. Here it ends at once."""
         running = self.running
         if running is not None:
             is_made = {begun.step for begun in running.begun}
-            if any(each in waiting or each in is_made for each in step.requires):
+            needed = (*step.requires, *self.cuts.shards_of(step))
+            if any(each in waiting or each in is_made for each in needed):
                 return False
+            if self.cuts.is_in_vain(step, self.ended):
+                return True
             if not running.has_room(step):
                 return False
         start = time.monotonic()
         wanted = step.requires
         if blocked := _blocked(step, self.ended):
-            self._end(StageResult(step.stage, step.name, State.SKIPPED, blocked))
+            self._end(step, StageResult(step.stage, step.name, State.SKIPPED, blocked))
             return True
         missing = tuple(each.name for each in wanted if each not in step.requires)
         result = self._guarded(step, start, lambda: self._begin(step, missing))
         if result is not None:
-            self._end(result)
+            self._end(step, result)
         return True
 
     def takes_over(self, begun: Begun, made: Made) -> None:
@@ -177,11 +185,12 @@ class _Run:
                 raise made.error
             if not made.given:
                 self._give(step)
+            step.forget_shards()
             return begun.why
 
-        result = self._guarded(step, begun.start, look)
+        result = self._guarded(step, self.cuts.since.get(step, begun.start), look)
         assert result is not None
-        self._end(result)
+        self._end(step, result)
 
     def _begin(self, step: Step, missing: tuple[str, ...]) -> str | None:
         """Bring a step up to date; why that was needed, "" if not, None while it runs."""
@@ -190,11 +199,15 @@ class _Run:
         if why is None:
             step.restate()
             return ""
-        _require_whole(step, self.ended)
-        self.observer.started(step, why)
-        self.context.log(f"{step.name}: {why}")
-        if self.store is not None and not forced and self.store.take(step):
-            return why
+        if step not in self.cuts.since:
+            if step not in self.cuts.wholes:
+                _require_whole(step, self.ended)
+                self.observer.started(step, why)
+            self.context.log(f"{step.name}: {why}")
+            if self.store is not None and not forced and self.store.take(step):
+                return why
+            if self.running is not None and self.cuts.cut(step):
+                return None
         if self.running is not None:
             self.context.source.hashes.save()
             self.running.begin(step, why, missing)
@@ -207,11 +220,20 @@ class _Run:
         if self.store is not None:
             self.store.give(step)
 
-    def _end(self, result: StageResult) -> None:
+    def _end(self, step: Step, result: StageResult) -> None:
         signals.raise_received()  # a step may have failed because a signal cut something short
-        self.ended[result.name] = result
-        self.observer.finished(result)
+        self.ended[step.name] = result
+        if step in self.cuts.wholes:
+            self._tell_of_shards(self.cuts.wholes[step])
+        else:
+            self.observer.finished(result)
         self.context.source.hashes.save()
+
+    def _tell_of_shards(self, whole: Step) -> None:
+        """Tell how far a step is; its shards are no steps that anybody asked for."""
+        names = [shard.name for shard in self.cuts.shards_of(whole)]
+        ended = sum(name in self.ended for name in names)
+        self.observer.progress(ended, len(names), f"shards of {whole.name}")
 
     def _guarded(
         self, step: Step, start: float, work: Callable[[], str | None]

@@ -30,6 +30,7 @@ from pipeline.scheduler.processes import Made
 from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
 from pipeline.scheduler.worker import work
 from pipeline.source import Source
+from pipeline.stages.shards import ShardStep
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.step import Step
@@ -66,6 +67,8 @@ def needs(step: Step, there: Collection[str]) -> dict[str, float]:
         there: What the fleet has.
     """
     place = CPU
+    if isinstance(step, ShardStep):
+        step = step.whole
     if isinstance(step, TargetStep) and step.stage in ("validate", "bench"):
         place = step.runtime.resource if step.runtime.resource in there else CPU
     return {place: 1, BENCH: 1} if step.measures else {place: 1}
@@ -123,14 +126,16 @@ class Fleet(Running):
 
     def _order(self, begun: Begun) -> Order:
         step = begun.step
-        needed = sorted(with_requirements([step]) - {step}, key=lambda each: each.name)
+        needed = with_requirements([step]) - {step}
+        shards = [shard for shard in step.shards() if shard.folder.exists()]
+        ordered = sorted([*needed, *shards], key=lambda each: each.name)
         return Order(
             step=step.name,
             config=self.config,
             store=self.objects.address.bare,
             timeout_s=self.timeout_s,
             files=self._network(),
-            artifacts={each.name: self._send(each) for each in needed if each.folder.exists()},
+            artifacts={each.name: self._send(each) for each in ordered if each.folder.exists()},
             missing=begun.missing,
             anew=begun.why == ASKED_FOR,
             parts=step.parts(),

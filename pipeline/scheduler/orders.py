@@ -19,6 +19,7 @@ from pipeline.core.callables import locate
 from pipeline.core.errors import ArtifactError, PipelineError, UnforeseenError
 from pipeline.core.files import digest_of
 from pipeline.core.plain import Plain, parse_json
+from pipeline.core.remote import is_address
 from pipeline.core.words import shown
 from pipeline.source import EMBEDDED, IMAGENET, PRETRAINED, Source
 from pipeline.steps.keys import Code
@@ -48,6 +49,7 @@ class Order(Plain):
         missing: Names of what it goes on without.
         anew: Run it even if the store holds its artifact.
         parts: What it is made from, as the run has it, see `pipeline.steps.step.Step.parts`.
+        again: Make it once more, and tell its digest alone.
     """
 
     step: str
@@ -59,6 +61,7 @@ class Order(Plain):
     missing: tuple[str, ...]
     anew: bool
     parts: Mapping[str, Mapping[str, Any]]
+    again: bool = False
 
     def to_json(self) -> str:
         """The text that travels."""
@@ -96,6 +99,8 @@ class Answer(Plain):
         log: Lines for the log.
         error: What failed; "" if nothing did.
         kind: Name of the error's class.
+        digest: Of what was made once more.
+        address: Dask's address of the worker.
     """
 
     worker: str
@@ -104,6 +109,8 @@ class Answer(Plain):
     log: tuple[str, ...] = field(default=())
     error: str = ""
     kind: str = ""
+    digest: str = ""
+    address: str = ""
 
     def to_json(self) -> str:
         """The text that travels."""
@@ -151,7 +158,7 @@ def network_files(source: Source) -> Iterator[tuple[str, Path, str]]:
 def config_for_workers(config: Config) -> dict[str, Any]:
     """A configuration with the paths of a worker's place, without store and fleet.
 
-    Images do not travel: they lie under the same path on every machine.
+    Images do not travel: they lie under the same path, or at the same address, on every machine.
     """
     values: dict[str, Any] = config.model_dump(mode="json", exclude={"store", "fleet"})
     values["output"] = f"../{RESULTS}"
@@ -170,6 +177,8 @@ def config_for_workers(config: Config) -> dict[str, Any]:
 def _absolute(uri: str | None) -> str | None:
     """A dataset's name with an absolute path, if it has one."""
     kind, colon, path = (uri or "").partition(":")
+    if is_address(path):
+        return uri
     return f"{kind}:{os.path.abspath(path)}" if colon and path else uri  # noqa: PTH100
 
 

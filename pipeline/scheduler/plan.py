@@ -17,6 +17,7 @@ from pipeline.stages.export import ExportStep
 from pipeline.stages.golden import GoldenStep
 from pipeline.stages.precision import PrecisionStep
 from pipeline.stages.samples import CalibrationStep, SampleStep
+from pipeline.stages.shards import place_of_shards
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.stages.validate import ReferenceStep, ValidateStep
 from pipeline.steps.facts.bench import PYTORCH
@@ -112,6 +113,21 @@ def plan(context: RunContext) -> list[Step]:
         steps.append(calibration)
     judging = [samples, reference, golden, *validations, *benches, *classes]
     return [*steps, *forms.values(), *builds, *judging]
+
+
+def step_named(steps: Sequence[Step], name: str) -> Step | None:
+    """The step of a name, or the shard of one; None if there is none.
+
+    Args:
+        steps: See `plan`. What a shard is cut from has to be there.
+        name: Of a step, or of a shard.
+    """
+    for step in steps:
+        if step.name == name:
+            return step
+        if name.startswith(f"{place_of_shards(step)}/"):
+            return next((shard for shard in step.shards() if shard.name == name), None)
+    return None
 
 
 def make_context(

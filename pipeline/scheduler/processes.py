@@ -22,7 +22,7 @@ from pipeline.core import signals
 from pipeline.core.errors import PipelineError, UnforeseenError
 from pipeline.core.plain import parse_json
 from pipeline.core.words import in_short
-from pipeline.scheduler.plan import make_context, plan
+from pipeline.scheduler.plan import make_context, plan, step_named
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.log import Log
 from pipeline.steps.step import Step
@@ -93,12 +93,13 @@ def make(job: Job) -> Made:
 
 def _make(job: Job) -> Made:
     lines: list[str] = []
-    steps = {step.name: step for step in job.planner(job.config, lines.append)}
-    step = steps[job.name]
+    steps = job.planner(job.config, lines.append)
+    step = step_named(steps, job.name)
+    assert step is not None, f"the run planned {job.name}, and its process does not"
     log = Log(step.context.folder / LOG_FILE)
     try:
         with log.captured():
-            return _run(step, [steps[name] for name in job.missing])
+            return _run(step, [each for each in steps if each.name in job.missing])
     finally:
         for line in lines:
             log(line)

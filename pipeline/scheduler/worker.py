@@ -26,6 +26,7 @@ from pipeline.core import signals
 from pipeline.core.errors import BuildError, PipelineError, UnavailableError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.orders import MODULE, RESULTS, Answer, Order, differences
+from pipeline.scheduler.plan import step_named
 from pipeline.scheduler.processes import planned
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.keys import PROJECT
@@ -153,16 +154,16 @@ def _made(order: Order, place: Path, lines: list[str], notes: list[str]) -> parc
     objects = store.entries.objects
     for path, parcel in order.files.items():
         parcels.receive_file(objects, parcel, place / path)
-    steps = {step.name: step for step in planned(json.dumps(order.config), lines.append)}
-    step = steps.get(order.step)
-    if step is None:
-        raise UnavailableError(f"it plans no step {order.step}: install the version of the run")
-    folder = step.context.folder
+    steps = planned(json.dumps(order.config), lines.append)
+    folder = steps[0].context.folder
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / _FETCHING):
         parcels.receive_all(objects, order.artifacts, folder)
+    step = step_named(steps, order.step)
+    if step is None:
+        raise UnavailableError(f"it plans no step {order.step}: install the version of the run")
     if order.missing:
-        step.do_without([steps[name] for name in order.missing])
+        step.do_without([each for each in steps if each.name in order.missing])
         step.notes.clear()  # the run notes that itself
     if found := differences(order.parts, step.parts()):
         raise UnavailableError(

@@ -29,12 +29,22 @@ def read_pictures(artifact: Artifact) -> Pictures:
     return Pictures(np.load(artifact.path(PIXELS)), preprocess_of(artifact))
 
 
-def batches(artifact: Artifact, size: int, first: int = 0) -> Iterator[Pictures]:
-    """The samples from the first one on, in batches of at most `size`."""
+def batches(
+    artifact: Artifact, size: int, first: int = 0, last: int | None = None
+) -> Iterator[Pictures]:
+    """The samples from the first one up to the last, which is not among them, in batches.
+
+    Args:
+        artifact: Made by the stage of the samples.
+        size: Most images of a batch.
+        first: Where to begin.
+        last: Where to end; None for all that follow.
+    """
     preprocess = preprocess_of(artifact)
     pixels: Pixels = np.load(artifact.path(PIXELS), mmap_mode="r")
-    for start in range(first, len(pixels), size):
-        yield Pictures(np.asarray(pixels[start : start + size]), preprocess)
+    end = len(pixels) if last is None else min(last, len(pixels))
+    for start in range(first, end, size):
+        yield Pictures(np.asarray(pixels[start : min(start + size, end)]), preprocess)
 
 
 def pictures_at(artifact: Artifact, indices: npt.NDArray[np.int64]) -> Pictures:

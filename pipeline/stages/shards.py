@@ -1,116 +1,253 @@
-"""Logits of a long validation, kept in shards as they are made: one that is killed goes on.
+"""Long validations in shards: logits of a thousand images each, as artifacts of their own.
 
-    .evaluations/validate-trt-fp16-0a1b2c3d4e5f6071/
-      0.npy  1.npy  …   logits of a shard each, (images, classes)
-      shards.json       their digests, and what the runner had noted of their images
+    .evaluations/validate-trt-fp16/00003/
+      logits.npy   of its images, (images, classes)
+      noted.json   what the runner had noted of them
+      artifact.json
 
 A shard is a whole number of batches, so that every image is in the batch in which it is without
-shards: the logits are the same to the bit. The folder's name holds the key of the step, and with it
-all that decides them. It goes when the step's work is done, and is no part of the artifact.
+shards, and notes of shards add up to those of all images: what is joined is the same to the bit,
+however many shards there are and whoever computes them. A validation that is killed goes on with
+the shards that are there; a run with several processes or workers hands them out before the whole.
+They go when the whole is there, which is made from no shard: its key knows none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
-import os
+import shutil
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.errors import ArtifactError
-from pipeline.core.files import read_regular, write_atomically
-from pipeline.core.network import Logits
+from pipeline.core.errors import ArtifactError, UnavailableError
+from pipeline.core.memory import freed_memory_kept
+from pipeline.core.network import Logits, in_batches
 from pipeline.core.plain import read_json
-from pipeline.core.replacing import sweep
+from pipeline.core.replacing import Whose, sweep
 from pipeline.core.runner import Runner
+from pipeline.stages.context import StageStep
+from pipeline.stages.images import batches, read_labels
+from pipeline.stages.names import LOGITS
+from pipeline.steps.artifact import whose_folder
+from pipeline.steps.folders import EVALUATIONS
+from pipeline.steps.step import Step
 
-STATE = "shards.json"
-MARK = "shards of CARE Deploy"
-_MOST_BYTES = 2**32
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.stages.samples import SampleStep
+
+NOTED = "noted.json"
 
 
-class Shards:
-    """Logits that are kept.
+class JudgingStep(StageStep):
+    """A step that lets one runner answer for all validation images.
 
-    Args:
-        folder: Where; None to keep nothing.
-        images: Images of a shard.
-        batch: Images of a batch: their number decides last bits, and is in no key.
+    Attributes:
+        samples: Decodes them.
     """
 
-    def __init__(self, folder: Path | None, images: int, batch: int) -> None:
-        self.folder, self.images, self.batch = folder, images, batch
-        self.digests: list[str] = []
+    stage = "validate"
+    samples: SampleStep
 
-    def resume(self, runner: Runner) -> list[Logits]:
-        """The shards that are there, in order; the runner takes up what was noted of them."""
-        if self.folder is None:
+    @abstractmethod
+    def opened(self) -> Runner | None:
+        """What answers; None where nothing can."""
+
+    @abstractmethod
+    def what_answers(self) -> Mapping[str, Any]:
+        """Everything beside `answers_from` that can change an answer, see `Step.inputs`."""
+
+    @abstractmethod
+    def answers_from(self) -> list[Step]:
+        """Those of the required steps of which an answer is made."""
+
+    @abstractmethod
+    def title(self) -> str:
+        """What answers, for people."""
+
+    def shards(self) -> list[Step]:
+        """See `Step.shards`: those of what is longer than one shard; samples have to be there."""
+        total = len(read_labels(self.samples.artifact()))
+        images = self.context.config.validation.shard
+        count = -(-total // images)
+        if count < 2:
             return []
-        self._forget_others(self.folder)
+        return [ShardStep(self, number, number + 1 == count) for number in range(count)]
+
+    def forget_shards(self) -> None:
+        """See `Step.forget_shards`."""
+        forget(self.context.folder / place_of_shards(self))
+
+    def answers(self, runner: Runner) -> Logits:
+        """Logits of all samples, (images, classes); the runner has noted what it did of them."""
+        shards = [shard for shard in self.shards() if isinstance(shard, ShardStep)]
+        if not shards:
+            logits, seconds = logits_of(self, runner, self.title())
+            self.beside["images_seconds"] = round(seconds, 3)
+            return logits
+        parts = [shard.found(runner) for shard in shards]
+        done = sum(len(logits) for logits, _ in parts)
+        runner.go_on(done, runner.joined([noted for _, noted in parts]))
+        seconds = sum(shard.seconds for shard in shards)
+        self.beside["images_seconds"] = round(seconds, 3)
+        return np.concatenate([logits for logits, _ in parts if len(logits)])
+
+
+class ShardStep(StageStep):
+    """Some consecutive images of a validation.
+
+    Args:
+        whole: The validation.
+        number: Which shard, from 0 on.
+        is_last: Whether none follows.
+
+    Attributes:
+        seconds: What its images took, of a shard that was found.
+    """
+
+    stage = "validate"
+
+    def __init__(self, whole: JudgingStep, number: int, is_last: bool) -> None:
+        name = f"{place_of_shards(whole)}/{number:05d}"
+        super().__init__(whole.context, name, whole.answers_from(), whole.target)
+        self.whole, self.number, self.is_last = whole, number, is_last
+        self.from_source = whole.from_source
+        self.seconds = 0.0
+        self._runner: Runner | None = None
+        self._computed: tuple[Logits, Any] | None = None
+
+    def inputs(self) -> Mapping[str, Any]:
+        """What answers, and for which images."""
+        settings = self.context.config.validation
+        shard = {"number": self.number, "images": settings.shard, "is last": self.is_last}
+        return {**self.whole.what_answers(), "shard": shard}
+
+    def made_from(self) -> dict[str, str]:
+        """What answers, the samples, and the checkpoint where that is read."""
+        digests = super().made_from()
+        return (
+            {**digests, "checkpoint": self.source.checkpoint_hash} if self.from_source else digests
+        )
+
+    def tools(self) -> dict[str, str]:
+        """Those of the whole."""
+        return self.whole.tools()
+
+    def code(self) -> dict[str, str]:
+        """That of the whole."""
+        return self.whole.code()
+
+    def build(self, folder: Path) -> Mapping[str, Any]:
+        """Let the runner answer for the images of the shard."""
+        if self._runner is not None:
+            logits, noted = self._compute(self._runner)
+        else:
+            runner = self.whole.opened()
+            if runner is None:
+                raise UnavailableError(f"{self.whole.name}: nothing here can run or emulate it")
+            with runner:
+                runner.expect(read_labels(self.whole.samples.artifact()))
+                logits, noted = self._compute(runner)
+        np.save(folder / LOGITS, logits)
+        (folder / NOTED).write_text(json.dumps(noted) + "\n")
+        return {"images": len(logits), "of": self.whole.name}
+
+    def found(self, runner: Runner) -> tuple[Logits, Any]:
+        """Its logits, (images, classes), and what was noted of them: kept before, or computed now.
+
+        What cannot be kept costs time later, and is no reason to end now.
+        """
+        if (kept := self._kept()) is not None:
+            return kept
+        self._runner = runner
         try:
-            digests, noted = self._state(self.folder / STATE)
-            found = [self._read(number, digest) for number, digest in enumerate(digests)]
-            runner.go_on(self.images * len(found), noted)
-        except (ArtifactError, OSError, LookupError, TypeError, ValueError, AttributeError):
-            return []  # none yet, or damaged: all is computed again
-        self.digests = digests
-        return found
+            self.run()
+        except ArtifactError as error:
+            if self._computed is None:
+                raise
+            self.context.log(f"{self.name} is not kept: {error}")
+        assert self._computed is not None
+        return self._computed
 
-    def keep(self, logits: Logits, runner: Runner) -> None:
-        """Keep the next shard; what cannot be kept costs time later, and is no reason to end now.
+    def _kept(self) -> tuple[Logits, Any] | None:
+        """What lies there and is up to date; None if nothing is."""
+        try:
+            if self.stale() is not None:
+                return None
+            made = self.artifact()
+            self.seconds = made.made().images_seconds or 0.0
+            logits: Logits = np.load(made.path(LOGITS))
+            return logits, read_json(made.path(NOTED))
+        except (ArtifactError, OSError, ValueError):
+            return None  # it is computed again
 
-        Args:
-            logits: Of its images, (images, classes).
-            runner: What gave them.
-        """
-        if self.folder is None:
-            return
-        stream = io.BytesIO()
-        np.save(stream, logits)
-        digests = [*self.digests, hashlib.sha256(stream.getvalue()).hexdigest()]
-        state = {"mark": MARK, "batch": self.batch, "shards": digests, "noted": runner.noted()}
-        with contextlib.suppress(ArtifactError, OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / f"{len(self.digests)}.npy", stream.getvalue())
-            write_atomically(self.folder / STATE, json.dumps(state))
-            self.digests = digests
+    def _compute(self, runner: Runner) -> tuple[Logits, Any]:
+        first, last = self._bounds(batch_of(self.context.config, runner))
+        runner.begin(first)
+        logits, self.seconds = logits_of(self.whole, runner, self.whole.title(), first, last)
+        self.beside["images_seconds"] = round(self.seconds, 3)
+        # As JSON has it, so that what is joined now is what would be read later.
+        self._computed = logits, json.loads(json.dumps(runner.noted()))
+        return self._computed
 
-    def _state(self, path: Path) -> tuple[list[str], Any]:
-        values = read_json(path)
-        if values["mark"] != MARK or values["batch"] != self.batch:
-            raise ArtifactError(f"{path} is of other shards")
-        return [str(digest) for digest in values["shards"]], values["noted"]
+    def _bounds(self, batch: int) -> tuple[int, int | None]:
+        """Its first image, and the one after its last; None for all that are left."""
+        images = self.context.config.validation.shard
+        first, last = (-(-number * images // batch) * batch for number in _next_to(self.number))
+        return first, None if self.is_last else last
 
-    def _read(self, number: int, digest: str) -> Logits:
-        """Logits of a shard, if they are what was kept.
 
-        Raises:
-            ArtifactError: They are not.
-        """
-        assert self.folder is not None
-        data = read_regular(self.folder / f"{number}.npy", _MOST_BYTES)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise ArtifactError(f"shard {number} is damaged")
-        logits: Logits = np.load(io.BytesIO(data))
-        if len(logits) != self.images:
-            raise ArtifactError(f"shard {number} has {len(logits)} images")
-        return logits
+def _next_to(number: int) -> tuple[int, int]:
+    return number, number + 1
 
-    @staticmethod
-    def _forget_others(folder: Path) -> None:
-        """Remove shards of the same step with another key: nobody will ask for them."""
-        step, _, _ = folder.name.rpartition("-")
-        for other in kept_in(folder.parent):
-            if other != folder and other.name.rpartition("-")[0] == step:
-                remove(other)
+
+def logits_of(
+    step: JudgingStep, runner: Runner, what: str, first: int = 0, last: int | None = None
+) -> tuple[Logits, float]:
+    """Logits of the samples of a step, and the seconds that these took.
+
+    Args:
+        step: The step.
+        runner: Gives the logits.
+        what: What runs, for people.
+        first: The first image.
+        last: The one after the last; None for all.
+
+    Returns:
+        (images, classes), and the seconds; (0, 0) for no image.
+    """
+    samples = step.samples.artifact()
+    size, total = batch_of(step.context.config, runner), len(read_labels(samples))
+    parts: list[Logits] = []
+    done, start = first, time.monotonic()
+    with freed_memory_kept():
+        for pictures in batches(samples, size, first, last):
+            step.context.progress(done, total, what)
+            parts.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
+            done += len(pictures)
+    logits = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    return logits, time.monotonic() - start
+
+
+def batch_of(config: Config, runner: Runner) -> int:
+    """Images at a time: as configured, as far as the runner takes them."""
+    wanted = config.validation.batch
+    return max(runner.smallest, min(wanted, runner.largest or wanted))
+
+
+def place_of_shards(step: Step) -> str:
+    """Where a step keeps shards, below the results' folder."""
+    return f"{EVALUATIONS}/{step.name.replace('/', '-')}"
 
 
 def forget(folder: Path) -> None:
-    """Remove what a step kept: its work is done."""
+    """Remove the shards of a step: its work is done."""
     remove(folder)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()
@@ -118,25 +255,25 @@ def forget(folder: Path) -> None:
 
 def kept_in(evaluations: Path) -> list[Path]:
     """Folders of shards, of validations that did not end."""
-    return [folder for folder in sorted(evaluations.glob("*")) if _is_ours(folder)]
+    found = []
+    for folder in sorted(evaluations.glob("*")):
+        if not folder.is_symlink() and any(_shards_in(folder)):
+            found.append(folder)
+    return found
 
 
-def _is_ours(folder: Path) -> bool:
-    return not folder.is_symlink() and os.path.lexists(folder / STATE)
+def _shards_in(folder: Path) -> Iterator[Path]:
+    for path in folder.glob("[0-9]*"):
+        if path.name.isdecimal() and whose_folder(path) is Whose.OURS:
+            yield path
 
 
 def remove(folder: Path) -> None:
     """Remove a folder of shards; files of others in it stay, and so does the folder then."""
-    if not _is_ours(folder):
+    if folder.is_symlink() or not folder.is_dir():
         return
     with contextlib.suppress(OSError):
         sweep(folder)  # a kill may have left what was being written
-        for path in folder.iterdir():
-            if path.name == STATE or (path.suffix == ".npy" and path.stem.isdecimal()):
-                path.unlink()
+        for path in list(_shards_in(folder)):
+            shutil.rmtree(path)
         folder.rmdir()
-
-
-def size_of(stated: int, batch: int) -> int:
-    """Images of a shard: at least so many as stated, and a whole number of batches."""
-    return -(-stated // batch) * batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,14 @@ import numpy.typing as npt
 from pipeline.core import figures
 from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.figures import Number
-from pipeline.core.memory import freed_memory_kept
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
-from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.context import RunContext
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, evenly, pictures_at, read_labels
 from pipeline.stages.metrics import metrics_inputs, with_measures
 from pipeline.stages.names import LOGITS
-from pipeline.stages.shards import Shards, forget, size_of
+from pipeline.stages.shards import JudgingStep, batch_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
     Accuracy,
@@ -33,7 +31,6 @@ from pipeline.steps.facts.accuracy import (
     ValidationFacts,
 )
 from pipeline.steps.facts.golden import Expected, GoldenFacts
-from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.keys import versions
 from pipeline.steps.step import Step
 
@@ -52,10 +49,9 @@ NARROW_IMAGES = 256
 emulated beside a measurement on hardware."""
 
 
-class ReferenceStep(StageStep):
+class ReferenceStep(JudgingStep):
     """The logits of PyTorch, in float32 and unfused: what every artifact is held against."""
 
-    stage = "validate"
     from_source = True
 
     def __init__(self, context: RunContext, samples: SampleStep) -> None:
@@ -65,10 +61,25 @@ class ReferenceStep(StageStep):
     def inputs(self) -> Mapping[str, Any]:
         """The network, and the user's own measures."""
         return {
-            **self.source.network_inputs(),
-            **batch_inputs(self.context.config),
+            **self.what_answers(),
             **metrics_inputs(self.context.config.validation.metrics),
         }
+
+    def what_answers(self) -> Mapping[str, Any]:
+        """The network."""
+        return {**self.source.network_inputs(), **batch_inputs(self.context.config)}
+
+    def answers_from(self) -> list[Step]:
+        """The samples."""
+        return [self.samples]
+
+    def opened(self) -> Runner:
+        """PyTorch."""
+        return self.source.reference()
+
+    def title(self) -> str:
+        """PyTorch, as the source calls it."""
+        return self.source.referee
 
     def made_from(self) -> dict[str, str]:
         """The samples and the checkpoint."""
@@ -82,23 +93,18 @@ class ReferenceStep(StageStep):
         """Run the network over the samples."""
         samples = self.samples.artifact()
         labels = read_labels(samples)
-        by = self.source.referee
-        with self.source.reference() as runner:
-            place = place_of_shards(self)
-            logits = run_over(self, runner, len(labels), by, place)
+        with self.opened() as runner:
+            logits = self.answers(runner)
             pictures = next(batches(samples, RANGE_IMAGES))
             layers = self.source.range_of(pictures.images)
         np.save(folder / LOGITS, logits)
-        forget(place)
-        top1, top5 = accuracy(logits, labels, figures.State.MEASURED, by, "")
+        top1, top5 = accuracy(logits, labels, figures.State.MEASURED, self.title(), "")
         numbers = measured(self, Accuracy(top1, top5), logits, labels)
         return ReferenceFacts(numbers, layers).to_facts()
 
 
-class ValidateStep(TargetStep):
+class ValidateStep(TargetStep, JudgingStep):
     """One artifact: measured where it runs here, emulated where that can be done faithfully."""
-
-    stage = "validate"
 
     def __init__(
         self,
@@ -122,11 +128,38 @@ class ValidateStep(TargetStep):
     def inputs(self) -> Mapping[str, Any]:
         """How this machine can run the artifact, and how images become its input."""
         return {
+            **self._how(),
+            **metrics_inputs(self.context.config.validation.metrics),
+        }
+
+    def _how(self) -> dict[str, Any]:
+        return {
             "what this machine lacks": self.runtime.missing(self.built.artifact()),
             "network": self.samples.artifact().network().to_dict(),
             **batch_inputs(self.context.config),
-            **metrics_inputs(self.context.config.validation.metrics),
         }
+
+    def what_answers(self) -> Mapping[str, Any]:
+        """As `inputs`, and the machine where the artifact runs for real: its shards join alone."""
+        how = self._how()
+        lacking = how["what this machine lacks"]
+        return how if lacking else {**how, "machine": self.machine()}
+
+    def answers_from(self) -> list[Step]:
+        """The artifact and its graph, and the samples."""
+        graph = [self.built.graph] if self.built.graph else []
+        return [self.built, self.samples, *graph]
+
+    def opened(self) -> Runner | None:
+        """The artifact where it runs here, else its executor; None where there is none."""
+        built = self.built.artifact()
+        if self.runtime.missing(built) is None:
+            return self.runtime.open(built)
+        return self.runtime.emulate(built, self.built.own_graph())
+
+    def title(self) -> str:
+        """Target and precision."""
+        return f"{self.runtime.title} {self.built.precision}"
 
     def tools(self) -> dict[str, str]:
         """What runs the artifact, or emulates it."""
@@ -134,34 +167,25 @@ class ValidateStep(TargetStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run or emulate the artifact over the samples and compare."""
-        target, built = self.runtime, self.built.artifact()
-        missing = target.missing(built)
+        missing = self.runtime.missing(self.built.artifact())
         labels = read_labels(self.samples.artifact())
         reference = np.load(self.reference.artifact().path(LOGITS))
-        place = place_of_shards(self)
         try:
-            runner = (
-                target.open(built)
-                if missing is None
-                else target.emulate(built, self.built.own_graph())
-            )
+            runner = self.opened()
             if runner is None:
                 why = missing or "there is no executor for it"
                 return self._facts(Accuracy.not_measured(why)).to_facts()
             with runner:
                 runner.expect(labels)
-                what = f"{target.title} {self.built.precision}"
-                logits = run_over(self, runner, len(labels), what, place)
+                logits = self.answers(runner)
                 numerics = runner.numerics()
                 narrow = self._with_narrow_sums(runner, logits, reference, labels)
         except UnsupportedOperatorError as error:
             if missing is None:
                 raise
-            forget(place)
             # A gap of the executor says nothing about what was built.
             why = f"{missing}; and it cannot be emulated: {error}"
             return self._facts(Accuracy.not_measured(why)).to_facts()
-        forget(place)
         np.save(folder / LOGITS, logits)
         state = figures.measured_here() if missing is None else figures.State.EMULATED
         numbers = judge(logits, reference, labels, state, runner.device, missing or "")
@@ -213,7 +237,7 @@ class ValidateStep(TargetStep):
     ) -> Logits:
         """Logits of some of the samples, (images, classes)."""
         runner.expect(labels[chosen])
-        size = batch_of(self, runner)
+        size = batch_of(self.context.config, runner)
         images = runner.input_of(pictures_at(self.samples.artifact(), chosen))
         return in_batches(runner, images, size, runner.smallest)
 
@@ -255,57 +279,6 @@ def _some(total: int) -> npt.NDArray[np.int64]:
 def batch_inputs(config: Config) -> dict[str, Any]:
     """What decides the last bits of logits: sums of other batches are ordered otherwise."""
     return {"settings validation": {"batch": config.validation.batch}}
-
-
-def batch_of(step: ReferenceStep | ValidateStep, runner: Runner) -> int:
-    """Images at a time: as configured, as far as the runner takes them."""
-    wanted = step.context.config.validation.batch
-    return max(runner.smallest, min(wanted, runner.largest or wanted))
-
-
-def place_of_shards(step: Step) -> Path:
-    """Where a step keeps shards: the name holds its key."""
-    name = f"{step.name.replace('/', '-')}-{step.key()[:16]}"
-    return step.context.folder / EVALUATIONS / name
-
-
-def run_over(
-    step: ReferenceStep | ValidateStep,
-    runner: Runner,
-    total: int,
-    what: str,
-    place: Path | None = None,
-) -> Logits:
-    """Logits of all samples, (images, classes).
-
-    Args:
-        step: The step that asks.
-        runner: Gives the logits.
-        total: How many samples there are.
-        what: What runs, for people.
-        place: Where shards are kept while it goes on, see `pipeline.stages.shards`; None for
-            nowhere.
-    """
-    size = batch_of(step, runner)
-    shards = Shards(place, size_of(step.context.config.validation.shard, size), size)
-    results = shards.resume(runner)
-    part: list[Logits] = []
-    done = before = shards.images * len(results)
-    start = time.monotonic()
-    with freed_memory_kept():
-        for pictures in batches(step.samples.artifact(), size, done):
-            step.context.progress(done, total, what)
-            part.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
-            done += len(pictures)
-            if done % shards.images == 0 or done == total:
-                results.append(np.concatenate(part))
-                part = []
-                if done < total:
-                    shards.keep(results[-1], runner)
-    if total > before:
-        each = (time.monotonic() - start) / (total - before)
-        step.beside["images_seconds"] = round(each * total, 3)
-    return np.concatenate(results)
 
 
 def measured(

@@ -107,7 +107,8 @@ def artifact_folders(
 ) -> Iterator[tuple[str, Path]]:
     """Folders with a manifest in a results' folder, by name; links to such ones as well.
 
-    No link is followed. What is still being made, or was set aside, is passed over.
+    No link is followed. What is still being made, or was set aside, is passed over, and so are
+    parts of what did not end.
     """
     try:
         entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
@@ -116,7 +117,9 @@ def artifact_folders(
     for entry in entries:
         name, path = f"{below}{entry.name}", Path(entry.path)
         is_place = entry.is_symlink() or entry.is_dir()
-        if not is_place or is_temporary(Path(name)) or is_set_aside(Path(name)):
+        if not is_place or name == EVALUATIONS:
+            continue
+        if is_temporary(Path(name)) or is_set_aside(Path(name)):
             continue
         if os.path.lexists(path / MANIFEST):
             yield name, path

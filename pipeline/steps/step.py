@@ -153,6 +153,17 @@ class Step(ABC):
         """Seals of the artifacts that it is made from, by name: stated, and part of no key."""
         return {step.name: step.artifact().seal for step in self.requires}
 
+    def shards(self) -> Sequence[Step]:
+        """Parts of the work that others may do before it, once all that it requires is there.
+
+        A shard's artifact is found by the step where it is up to date, and made by it where it is
+        not: with and without shards a step makes the same.
+        """
+        return ()
+
+    def forget_shards(self) -> None:  # noqa: B027
+        """Remove what lies here of the shards: the artifact is there."""
+
     def do_without(self, missing: Sequence[Step]) -> bool:
         """Go on without some of what the step requires; whether it can.
 
@@ -288,6 +299,7 @@ class Step(ABC):
             **parts,
         )
         self.context.artifacts[self.name] = made
+        self.forget_shards()
         return made
 
 

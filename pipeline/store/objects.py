@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import queue
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pipeline.core.address import Address
 from pipeline.core.errors import ArtifactError, DamagedError, StoreError
 from pipeline.core.files import open_regular
-from pipeline.store.address import Address
+from pipeline.core.remote import LateError, in_time
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -256,29 +255,13 @@ class Objects:
             ) from None
 
     def _within(self, call: Callable[[], T]) -> T:
-        """What a call returns, or raises, if it does so in time.
-
-        Drivers have limits of their own, or none. A call that is late goes on in a thread that ends
-        with the program; nobody looks at what it says then.
-        """
-        answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                answers.put((call(), None))
-            except BaseException as error:
-                answers.put((None, error))
-
-        threading.Thread(target=work, daemon=True).start()
+        """What a call returns, or raises, if it does so in time."""
         try:
-            value, error = answers.get(timeout=self.limit_s)
-        except queue.Empty:
+            return in_time(call, self.limit_s)
+        except LateError:
             raise StoreError(
                 f"the store {self.address.shown} does not answer within {self.limit_s:g} s"
             ) from None
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]  # None only where the call returns it
 
 
 def object_name(sha256: str) -> str:

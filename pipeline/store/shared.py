@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.core.address import parse
 from pipeline.core.errors import DamagedError, StoreError
 from pipeline.steps.step import Step
-from pipeline.store.address import parse
 from pipeline.store.entries import Entries
 from pipeline.store.objects import LIMIT_S, Objects
 

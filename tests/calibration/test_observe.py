@@ -14,9 +14,12 @@ from calibration.observe import (
     Statistics,
     check,
     fixed_batch,
+    merge,
     observe,
     observe_callable,
 )
+from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method
+from calibration.table import make_table
 from pipeline.core.errors import BuildError, DataError
 
 Batch = npt.NDArray[np.float32]
@@ -54,6 +57,65 @@ def test_groups_and_batches_do_not_change_the_result(
         assert tight[name].low == pytest.approx(whole[name].low, rel=1e-5, abs=1e-6)
         assert tight[name].high == pytest.approx(whole[name].high, rel=1e-5)
         assert tight[name].histogram.count == pytest.approx(whole[name].histogram.count, abs=20)
+
+
+CUTS = ([0, 3], [0, 6], [0, 1, 2, 9], [0, 3, 3, 7])
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("values", [7, 16384])
+def test_parts_give_the_same_tables_to_the_bit(
+    small_model: ModelProto, pixels: Batch, cuts: list[int], values: int
+) -> None:
+    """However many parts there are, in whichever order; of large tensors some values are taken."""
+
+    def seen(between: tuple[int, int | None] = (0, None)) -> dict[str, Statistics]:
+        channels = {"logits": 1}
+        return observe(
+            small_model, pixels, batch=3, channels=channels, values=values, between=between
+        )
+
+    whole = seen()
+    spans = zip(cuts, [*cuts[1:], None], strict=True)
+    parts = [seen(span) for span in spans if -(-span[0] // 3) != -(-(span[1] or 99) // 3)]
+    assert len(parts) > 1
+    for order in (parts, parts[::-1]):
+        found = merge(order)
+        assert list(found) == list(whole)
+        for method in Method:
+            for scheme in (ACTIVATIONS_INT8, ACTIVATIONS_UINT8):
+                table = make_table(found, method, scheme, images=len(pixels))
+                assert table == make_table(whole, method, scheme, images=len(pixels))
+        for name, one in found.items():
+            assert one.histogram.counts.tolist() == whole[name].histogram.counts.tolist()
+            assert one.histogram.edges.tolist() == whole[name].histogram.edges.tolist()
+        logits = (found["logits"], whole["logits"])
+        assert len({str((each.channel_low, each.channel_high)) for each in logits}) == 1
+
+
+def test_parts_tell_of_what_is_not_finite() -> None:
+    """An image that holds such a value moves the values that are taken of no other one."""
+    images = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
+    images[1, 3], images[4, 0] = np.nan, np.inf
+
+    def seen(between: tuple[int, int | None]) -> dict[str, Statistics]:
+        return observe_callable(lambda x: {"x": x}, images, batch=2, values=5, between=between)
+
+    whole, found = seen((0, None))["x"], merge([seen((4, None)), seen((0, 4))])["x"]
+    assert (found.nan, found.infinite) == (whole.nan, whole.infinite) == (1, 1)
+    assert found.histogram.counts.tolist() == whole.histogram.counts.tolist()
+
+
+def test_only_the_same_tensors_are_merged(small_model: ModelProto, pixels: Batch) -> None:
+    one = observe(small_model, pixels, ["c1", "c2"])
+    with pytest.raises(DataError, match="of the same tensors"):
+        merge([one, {"c1": one["c1"]}])
+    with pytest.raises(DataError, match="of the same tensors"):
+        merge([])
+    with pytest.raises(DataError, match=r"tensor c2 \(axis None\) says nothing of c1"):
+        one["c1"].merge(one["c2"])
+    with pytest.raises(DataError, match="no calibration images"):
+        observe(small_model, pixels, between=(len(pixels), None))
 
 
 def test_the_plan_stays_within_memory(small_model: ModelProto) -> None:

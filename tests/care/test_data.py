@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,10 @@ from PIL import Image
 
 from care.data import Dataset, check_classes, fashion_mnist, folders, hold_out, open_dataset, tars
 from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.hashes import HashCache, Kind, identify
+from pipeline.core.listing import list_split
 from pipeline.core.preprocess import decode
+from pipeline.core.remote import RemotePath
 
 Files = Mapping[str, bytes]
 
@@ -334,6 +337,115 @@ def test_incomplete_samples_are_named(files: Files, message: str, tmp_path: Path
     path = write_tar(tmp_path / "x.tar", files)
     with pytest.raises(DataError, match=message):
         open_dataset(f"wds:{path}")
+
+
+# Tar files at an address.
+
+
+@pytest.fixture
+def bucket() -> Iterator[Callable[[Path], str]]:
+    """Puts the files of a folder into memory, and gives the address."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    files = MemoryFileSystem()
+
+    def fill(folder: Path) -> str:
+        for path in folder.iterdir():
+            files.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+        return "memory://bucket"
+
+    yield fill
+    files.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("names", [b"", b"cat\ndog\nemu\n"])
+@pytest.mark.parametrize("pattern", ["val-{00..01}.tar", "val-*.tar"])
+def test_shards_at_an_address_are_those_of_a_disk(
+    bucket: Callable[[Path], str], tmp_path: Path, pattern: str, names: bytes
+) -> None:
+    shards(tmp_path)
+    if names:
+        (tmp_path / "classes.txt").write_bytes(names)
+    here, there = (open_dataset(f"wds:{at}/{pattern}") for at in (tmp_path, bucket(tmp_path)))
+    assert there.identity() == here.identity()
+    assert there.classes == here.classes
+    for one in (there, pickle.loads(pickle.dumps(there))):
+        for index in range(len(here)):
+            assert one.encoded(index)[0] == here.encoded(index)[0]  # type: ignore[index]
+    assert "memory://bucket/val-00.tar" in str(there.encoded(0))
+
+
+def test_keys_hold_the_same_bytes_wherever_they_lie(
+    bucket: Callable[[Path], str], tmp_path: Path
+) -> None:
+    """Found by content; one that is known is not read again, and one that changed is."""
+    (tmp_path / "data").mkdir()
+    shards(tmp_path / "data")
+    address, cache = bucket(tmp_path / "data"), tmp_path / "hashes.sqlite"
+
+    def identity(at: str, kind: Kind = "content") -> str:
+        split = list_split(f"wds:{at}/val-{{00..01}}.tar", "validation", tmp_path)
+        return identify(split, HashCache(cache), kind).digest
+
+    for kind in ("content", "fingerprint"):
+        assert identity(address, kind) == identity(str(tmp_path / "data"), kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemotePath, "open", None)
+        assert identity(address) == identity(str(tmp_path / "data"))
+    write_tar(tmp_path / "data" / "val-01.tar", sample("c", 0, 3))
+    assert identity(bucket(tmp_path / "data")) == identity(str(tmp_path / "data"))
+
+
+def test_one_tar_file_at_an_address(bucket: Callable[[Path], str], tmp_path: Path) -> None:
+    write_tar(tmp_path / "images.tar", CLASSES)
+    address = bucket(tmp_path)
+    dataset = open_dataset(f"tar:{address}/images.tar")
+    assert [dataset.name(index) for index in range(4)] == NAMES
+    assert dataset.hash(0) == hashlib.sha256(picture(1, "JPEG")).hexdigest()
+    there, here = (
+        identify(list_split(f"tar:{at}/images.tar", "train", tmp_path), HashCache(tmp_path / "h"))
+        for at in (address, tmp_path)
+    )
+    assert there == here
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("tar:memory://bucket/none.tar", "no tar file at memory://bucket/none.tar"),
+        ("wds:memory://bucket/x-{0..2}.tar", "3 of 3 shards are missing, the first is memory://b"),
+        ("wds:memory://bucket/x-*.tar", "no shard matches memory://bucket/x-"),
+        ("wds:memory://nowhere/x-*.tar", "no file at memory://nowhere: check the address"),
+        ("tar:memory://bucket/half.tar", "memory://bucket/half.tar is truncated: copy or download"),
+        ("wds:{/data,memory://bucket}/x.tar", "names files here and at an address"),
+        ("folder:s3://bucket/val", "is read from a disk: for images at an address pack them"),
+        ("tar:https://host/x.tar", "read at addresses of file://, memory://, s3://"),
+        ("tar:file:///data/x.tar", "write it without file://"),
+        ("tar:s3://key:topsecret@bucket/x.tar", "holds no password and no query: let keys"),
+        ("tar:s3://bucket/x.tar?secret=topsecret", "holds no password and no query: let keys"),
+        ("tar:gs://bucket/x.tar", r"needs a driver: pip install 'care-deploy\[gs\]'"),
+    ],
+)
+def test_what_cannot_be_read_at_an_address(
+    bucket: Callable[[Path], str], tmp_path: Path, uri: str, message: str
+) -> None:
+    whole = write_tar(tmp_path / "half.tar", CLASSES).read_bytes()
+    (tmp_path / "half.tar").write_bytes(whole[:2000])
+    bucket(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(uri)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_a_tar_file_that_changed_at_its_address(
+    bucket: Callable[[Path], str], tmp_path: Path
+) -> None:
+    path = write_tar(tmp_path / "images.tar", CLASSES)
+    dataset = open_dataset(f"tar:{bucket(tmp_path)}/images.tar")
+    path.write_bytes(path.read_bytes()[:600])
+    bucket(tmp_path)
+    with pytest.raises(DataError, match=r"a\.jpg in memory://bucket/images\.tar cannot be read"):
+        dataset.image(0)
 
 
 # Fashion-MNIST.

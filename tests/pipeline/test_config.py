@@ -356,6 +356,15 @@ def test_no_message_shows_a_secret_of_the_store(store: dict[str, Any]) -> None:
     assert "topsecret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["s3://me:topsecret@b/x.tar", "s3://b/x.tar?key=topsecret"])
+def test_no_message_shows_a_secret_of_the_data(address: str) -> None:
+    for key in ("validation", "calibration"):
+        data = {**SECRET_FREE["data"], key: f"wds:{address}"}
+        with pytest.raises(ConfigError, match="holds no password and no query") as caught:
+            config.from_mapping({**SECRET_FREE, "data": data})
+        assert "topsecret" not in str(caught.value)
+
+
 def test_a_configuration_shows_no_secret_of_its_store() -> None:
     address = "s3://user:topsecret@bucket/x?token=topsecret"
     store = {"address": address, "options": {"secret": "topsecret"}}

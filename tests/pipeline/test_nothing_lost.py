@@ -262,7 +262,7 @@ PLACES = {
     "pipeline/scheduler/worker.py:main": "into a temporary folder of the worker's",
     "pipeline/scheduler/worker.py:work": "into a temporary folder of the worker's",
     "pipeline/stages/shards.py:forget": "a folder that is empty",
-    "pipeline/stages/shards.py:Shards.keep": "shards, in a folder that is named after a key",
+    "pipeline/stages/shards.py:ShardStep.build": MADE,
     "pipeline/stages/shards.py:remove": "shards of ours, and a folder that is empty then",
     "pipeline/store/parcels.py:receive_file": "in a workspace, in the place of a worker",
     "pipeline/store/objects.py:Objects._put": "aside, under a new name, or under its own hash",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +65,14 @@ class TensorRange:
         self.subnormals += int(subnormals)
         self.largest = max(self.largest, largest)
 
+    def merge(self, other: TensorRange) -> None:
+        """Take other images of the same tensor into account."""
+        self.elements += other.elements
+        self.overflows += other.overflows
+        self.vanished += other.vanished
+        self.subnormals += other.subnormals
+        self.largest = max(self.largest, other.largest)
+
 
 def magnitudes(value: Tensor) -> Tensor:
     """Measure a tensor for `TensorRange.add`.
@@ -85,6 +93,18 @@ def magnitudes(value: Tensor) -> Tensor:
     counts = [(~(size < _FLOAT16_OVERFLOW)).sum(), vanished.sum(), subnormal.sum()]
     elements = torch.tensor(value.numel())
     return torch.stack([number.double() for number in (elements, *counts, largest)])
+
+
+def joined(parts: Iterable[Iterable[TensorRange]]) -> list[TensorRange]:
+    """Magnitudes over all images, from those over parts of them."""
+    found: dict[str, TensorRange] = {}
+    for part in parts:
+        for entry in part:
+            if entry.name in found:
+                found[entry.name].merge(entry)
+            else:
+                found[entry.name] = replace(entry)
+    return list(found.values())
 
 
 def torch_name(tensor: str) -> str:

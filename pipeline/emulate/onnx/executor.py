@@ -22,7 +22,8 @@ GPU which one a kernel is nearer to. `docs/targets.md` says what else is emulate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,7 @@ class GraphExecutor:
         steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
         self._steps = self._fold(steps)
+        self._of_constants = [replace(entry) for entry in self._ranges.values()]
 
     def evaluate(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output of the graph.
@@ -188,6 +190,22 @@ class GraphExecutor:
     def go_on(self, report: Sequence[TensorRange]) -> None:
         """Take up what another executor of this graph had recorded, see `overflow_report`."""
         self._ranges = {entry.tensor: entry for entry in report}
+
+    def begin(self) -> None:
+        """Forget what was recorded of images."""
+        self.go_on([replace(entry) for entry in self._of_constants])
+
+    def joined(self, reports: Iterable[Sequence[TensorRange]]) -> list[TensorRange]:
+        """The report of all images, from those of parts of them, each after a `begin`."""
+        constants = {entry.tensor for entry in self._of_constants}
+        found: dict[str, TensorRange] = {}
+        for report in reports:
+            for entry in report:
+                if entry.tensor not in found:
+                    found[entry.tensor] = replace(entry)
+                elif entry.tensor not in constants:
+                    found[entry.tensor].merge(entry)
+        return list(found.values())
 
     def _check_ports(self) -> None:
         """Refuse inputs and outputs that the face of this class does not serve."""

@@ -10,6 +10,7 @@ program means. Apple's own runtime judges the first on some images, see `runner`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,8 +85,7 @@ class Executor:
         for name, values in measured.items():
             # A NaN stays one.
             found = float(values.max() if not values.isnan().any() else torch.nan)
-            if not found <= self._largest.get(name, -1.0):
-                self._largest[name] = found
+            self._largest[name] = larger(self._largest.get(name, -1.0), found)
         logits: Logits = results["logits"].float().numpy()
         return logits
 
@@ -144,6 +144,11 @@ def _check_operations(program: Program) -> None:
                 raise UnsupportedOperatorError(
                     f"the operation {operation.kind} of Core AI is not emulated"
                 )
+
+
+def larger(one: float, other: float) -> float:
+    """The larger of two magnitudes; NaN if either is, in whichever order they come."""
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
 def _signature(graph: Graph) -> tuple[TensorType, TensorType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +191,21 @@ class JudgedRunner(Runner):
         self._judged = [(emulated, apple, exact) for emulated, apple, exact in judged]
         self._exact.go_on(largest)
         self._seen = images
+
+    def begin(self, images: int) -> None:
+        """See `Runner`."""
+        self.go_on(images, {"judged": [], "largest": {}})
+
+    def joined(self, noted: Sequence[Any]) -> Any:
+        """See `Runner`."""
+        from pipeline.targets.coreai.executor import larger
+
+        largest: dict[str, float] = {}
+        for part in noted:
+            for name, value in part["largest"].items():
+                largest[name] = larger(largest.get(name, -1.0), value)
+        judged = [parts for part in noted for parts in part["judged"]]
+        return {"judged": judged, "largest": largest}
 
     def _check(self, emulated: Logits, apple: Logits) -> None:
         finite = np.isfinite(apple).all(1)

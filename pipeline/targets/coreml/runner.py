@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ class EmulatedRunner(PackageRunner):
         # What the program means without rounding, and where float16 is short of range.
         self._exact = MilExecutor(package, precision="float32", record=True)
         self._compared: list[tuple[Logits, Logits]] = []
+        self._seen = 0
         self.device = "ML Program executor on the CPU, results rounded to float16 where typed so"
 
     def __call__(self, pixels: Pixels) -> Logits:
@@ -91,7 +93,8 @@ class EmulatedRunner(PackageRunner):
             raise InputError("the runner is closed: open the artifact again")
         self._check(pixels)
         logits = answer(self._executor, pixels, self._package)
-        count = _COMPARED_IMAGES - sum(len(exact) for exact, _ in self._compared)
+        count = _COMPARED_IMAGES - self._seen
+        self._seen += len(pixels)
         if count > 0:
             exact = answer(self._exact, pixels[:count], self._package)
             self._compared.append((exact, logits[:count]))
@@ -141,6 +144,21 @@ class EmulatedRunner(PackageRunner):
         pairs = [[np.array(part, np.float32) for part in pair] for pair in noted["compared"]]
         self._compared = [(exact, rounded) for exact, rounded in pairs]
         self._exact.go_on(ranges)
+        self._seen = images
+
+    def begin(self, images: int) -> None:
+        """See `Runner`."""
+        self.go_on(images, {"compared": [], "ranges": []})
+
+    def joined(self, noted: Sequence[Any]) -> Any:
+        """See `Runner`."""
+        from pipeline.emulate.mil.record import TensorRange, joined
+
+        ranges = [[TensorRange(**entry) for entry in part["ranges"]] for part in noted]
+        return {
+            "compared": [pair for part in noted for pair in part["compared"]],
+            "ranges": [asdict(entry) for entry in joined(ranges)],
+        }
 
     def close(self) -> None:
         """Let go of the package."""

@@ -7,6 +7,7 @@ a fused layer rounds less often.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,20 @@ class EmulatedRunner(Runner):
 
         if self._record:
             self._executor.go_on([TensorRange(**entry) for entry in noted])
+
+    def begin(self, images: int) -> None:
+        """See `Runner`."""
+        if self._record:
+            self._executor.begin()
+
+    def joined(self, noted: Sequence[Any]) -> Any:
+        """See `Runner`."""
+        from pipeline.emulate.ranges import TensorRange
+
+        if not self._record:
+            return None
+        reports = [[TensorRange(**entry) for entry in part] for part in noted]
+        return [asdict(entry) for entry in self._executor.joined(reports)]
 
     def overflow_report(self) -> list[TensorRange]:
         """Ranges of all tensors over the images so far, in execution order."""

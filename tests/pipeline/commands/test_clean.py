@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from calibration.kept import MARK
 from pipeline.cli import main
 from pipeline.core.hashes import HashCache
+from pipeline.steps import artifact
 from tests.pipeline.report.making import Maker, configured
 
 
@@ -81,15 +82,23 @@ def test_foreign_files_among_the_images_stay(results: Path) -> None:
 
 
 def test_what_a_killed_validation_kept_goes(results: Path) -> None:
-    for name in ("validate-ort-fp32-0123", "validate-ort-int8-0123", "mine"):
-        (results / ".evaluations" / name).mkdir(parents=True)
-        (results / ".evaluations" / name / "0.npy").write_text("logits")
-        if name != "mine":
-            (results / ".evaluations" / name / "shards.json").write_text("{}")
-    (results / ".evaluations" / "validate-ort-int8-0123" / "notes.txt").write_text("precious")
+    for name in ("validate-ort-fp32", "validate-ort-int8"):
+        shard = f".evaluations/{name}/00000"
+        artifact.make(
+            results / shard,
+            kind="validate",
+            name=shard,
+            key="k",
+            made_from={},
+            tools={},
+            build=lambda folder: {"logits": (folder / "logits.npy").write_text("logits")},
+        )
+    (results / ".evaluations" / "mine").mkdir()
+    (results / ".evaluations" / "mine" / "0.npy").write_text("logits")
+    (results / ".evaluations" / "validate-ort-int8" / "notes.txt").write_text("precious")
     assert "of a validation that did not end" in clean(results)
     there = {path.name for path in (results / ".evaluations").rglob("*") if path.is_file()}
-    assert not (results / ".evaluations" / "validate-ort-fp32-0123").exists()
+    assert not (results / ".evaluations" / "validate-ort-fp32").exists()
     assert (results / ".evaluations" / "mine" / "0.npy").exists()
     assert there == {"notes.txt", "0.npy"}
 

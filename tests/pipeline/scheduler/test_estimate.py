@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -184,20 +183,3 @@ def test_a_plan_sums_up_and_says_what_is_not_known(tmp_path: Path) -> None:
         "1 step to run: time not known yet: no run here has measured any of them"
     ]
     assert Estimates(now).lines([(third, None)]) == []
-
-
-def test_a_validation_notes_what_its_images_took(tmp_path: Path) -> None:
-    """What a run leaves is what the next plan reads."""
-    from pipeline.stages.validate import run_over
-
-    now = context(tmp_path)
-    reference = cast(Any, step(now, "validate/pytorch"))
-    images = torch.zeros(5, 2).numpy()
-    reference.samples = SimpleNamespace(artifact=lambda: None)
-    runner = SimpleNamespace(smallest=1, largest=None, input_of=lambda x: x, go_on=None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.validate.batches", lambda *a: iter([images]))
-        patch.setattr("pipeline.stages.validate.in_batches", lambda r, x, *a: x)
-        run_over(reference, cast(Any, runner), 5, "x")
-    assert json.dumps(reference.beside["images_seconds"])
-    assert reference.beside["images_seconds"] >= 0

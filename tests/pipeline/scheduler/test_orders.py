@@ -43,6 +43,19 @@ def test_an_order_writes_nowhere_else(name: str) -> None:
             Order.from_json(order.to_json())
 
 
+def test_images_at_an_address_keep_it(tmp_path: Path) -> None:
+    data = {"validation": "wds:s3://bucket/val-{000..049}.tar", "calibration": "folder:photos"}
+    values: dict[str, Any] = {
+        "name": "mine",
+        "model": {"name": "care_tiny", "checkpoint": "embedded"},
+        "targets": {"ort": {"precisions": ["fp32"]}},
+        "data": data,
+    }
+    found = config_for_workers(config.from_mapping(values).config)["data"]
+    assert found["validation"] == data["validation"]
+    assert found["calibration"] == f"folder:{Path('photos').absolute()}"
+
+
 def test_failures_come_back_as_what_they_are() -> None:
     failed = Answer("box", error="the runtime refused", kind="BuildError").failure()
     assert type(failed) is BuildError

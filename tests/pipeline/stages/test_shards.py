@@ -1,4 +1,4 @@
-"""A validation that is killed goes on where it was, and finds the same."""
+"""A long validation in shards: however it was cut, and whoever computed it, the same is found."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Numerics
 from pipeline.stages import shards
 from pipeline.stages.names import LOGITS
-from pipeline.stages.shards import STATE, Shards, size_of
-from pipeline.stages.validate import ReferenceStep, place_of_shards
-from pipeline.steps.folders import EVALUATIONS
+from pipeline.stages.shards import NOTED, ShardStep, forget, kept_in, place_of_shards
+from pipeline.stages.validate import ReferenceStep, ValidateStep
+from pipeline.steps.artifact import MANIFEST, Artifact
+from pipeline.steps.folders import EVALUATIONS, artifact_folders
 from tests.pipeline.stages.test_validate import IMAGES, Steps, Toy, ToyTarget, built
 
 
@@ -26,9 +28,10 @@ class Killed(BaseException):
 class Noting(Toy):
     """Adds up all that it sees, and is killed at a call."""
 
-    def __init__(self, killed_at: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, killed_at: int | None = None, **more: Any) -> None:
+        super().__init__(**more)
         self.killed_at, self.total, self.went_on_at = killed_at, 0.0, 0
+        self.began: list[int] = []
 
     def __call__(self, images: Images) -> Logits:
         if len(self.seen) == self.killed_at:
@@ -39,18 +42,34 @@ class Noting(Toy):
     def noted(self) -> Any:
         return {"total": self.total}
 
+    def begin(self, images: int) -> None:
+        self.began.append(images)
+        self.total = 0.0
+
+    def joined(self, noted: Any) -> Any:
+        return {"total": sum(part["total"] for part in noted)}
+
     def go_on(self, images: int, noted: Any) -> None:
         self.total, self.went_on_at = float(noted["total"]), images
 
     def numerics(self) -> Numerics:
-        return Numerics(more={"total": self.total})
+        return Numerics(more={"total": round(self.total, 6)})
 
 
 @pytest.fixture
 def steps(tmp_path: Path) -> Steps:
     made = Steps(tmp_path)
-    made.context.config.validation.shard = 1  # rounded up to a batch of two
+    made.context.config.validation.shard = 2
     return made
+
+
+def whole_of(steps: Steps, folder: Path, **toy: Any) -> tuple[Any, bytes]:
+    """What is found without shards."""
+    settings = steps.context.config.validation
+    before, settings.shard = settings.shard, 1000
+    found = built(steps.validate(ToyTarget(Noting(**toy), None)), folder)
+    settings.shard = before
+    return found, (folder / LOGITS).read_bytes()
 
 
 def interrupted(steps: Steps, folder: Path, killed_at: int = 2) -> Path:
@@ -58,30 +77,68 @@ def interrupted(steps: Steps, folder: Path, killed_at: int = 2) -> Path:
     step = steps.validate(ToyTarget(Noting(killed_at), None))
     with pytest.raises(Killed):
         built(step, folder)
-    return place_of_shards(step)
+    return steps.folder / place_of_shards(step)
 
 
-def test_shards_are_whole_batches() -> None:
-    assert [size_of(1000, batch) for batch in (1, 64, 1000, 1024)] == [1000, 1024, 1000, 1024]
+@pytest.mark.parametrize("toy", [{}, {"largest": 1}, {"smallest": 3}, {"smallest": 4}])
+@pytest.mark.parametrize("shard", [1, 2, 3, 4])
+def test_what_is_joined_does_not_depend_on_shards(
+    steps: Steps, tmp_path: Path, shard: int, toy: dict[str, int]
+) -> None:
+    """Shards are whole batches of what the runner takes; of large batches some are empty."""
+    whole, logits = whole_of(steps, tmp_path / "whole", **toy)
+    steps.context.config.validation.shard = shard
+    one, other = Noting(**toy), Noting(**toy)
+    alone = built(steps.validate(ToyTarget(one, None)), tmp_path / "alone")
+    forget(tmp_path / place_of_shards(steps.validate(ToyTarget(one, None))))
+    parts = steps.validate(ToyTarget(other, None)).shards()
+    assert len(parts) == -(-IMAGES // shard)
+    for part in reversed(parts):  # as if each were another worker's
+        part.run()
+    last = Noting(**toy)
+    joined = built(steps.validate(ToyTarget(last, None)), tmp_path / "joined")
+    assert last.seen == [], "nothing is computed again"
+    assert last.went_on_at == IMAGES
+    assert alone == joined == whole
+    assert (tmp_path / "alone" / LOGITS).read_bytes() == logits
+    assert (tmp_path / "joined" / LOGITS).read_bytes() == logits
+
+
+def test_few_images_have_no_shards(steps: Steps, tmp_path: Path) -> None:
+    steps.context.config.validation.shard = IMAGES
+    step = steps.validate(ToyTarget(Noting(), None))
+    assert step.shards() == []
+    built(step, tmp_path / "new")
+    assert not (tmp_path / EVALUATIONS).exists()
 
 
 def test_a_killed_validation_goes_on(steps: Steps, tmp_path: Path) -> None:
-    whole = built(steps.validate(ToyTarget(Noting(), None)), tmp_path / "whole")
+    whole, logits = whole_of(steps, tmp_path / "whole")
     place = interrupted(steps, tmp_path / "killed")
-    assert sorted(path.name for path in place.iterdir()) == ["0.npy", "1.npy", STATE]
-    left = place / ".making-shards.json-0a1b2c3d"
-    left.mkdir()
-    (left / "made-by-care-deploy").write_text("shards.json")
-    (left / "new").write_text("half")
+    assert sorted(path.name for path in place.iterdir()) == ["00000", "00001"]
     runner = Noting()
     found = built(steps.validate(ToyTarget(runner, None)), tmp_path / "again")
-    assert (runner.went_on_at, runner.seen) == (4, [1])
+    assert (runner.began, runner.seen) == ([4], [1])
     assert found == whole
-    files = {path.name for path in (tmp_path / "again").iterdir()}
-    assert files == {path.name for path in (tmp_path / "whole").iterdir()} == {LOGITS}
-    for name in files:
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "again" / LOGITS).read_bytes() == logits
+    assert not any(EVALUATIONS in name for name, _ in artifact_folders(tmp_path))
+
+
+def test_shards_go_when_the_whole_is_there(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = interrupted(steps, tmp_path / "killed")
+    left = place / ".making-00001-0a1b2c3d"
+    left.mkdir()
+    (left / "made-by-care-deploy").write_text("00001")
+    (left / "new").mkdir()
+    step = steps.validate(ToyTarget(Noting(), None))
+    monkeypatch.setattr(ValidateStep, "parts", lambda self: {key: {} for key in PARTS})
+    step.make(step.build)
     assert not (tmp_path / EVALUATIONS).exists(), "the work is done"
+
+
+PARTS = ("made_from", "inputs", "tools", "code")
 
 
 def test_the_reference_goes_on_as_well(
@@ -108,71 +165,124 @@ def test_the_reference_goes_on_as_well(
     ReferenceStep(context, steps.samples).build(tmp_path / "again")
     assert Dying.calls == 4, "two of three batches were computed again"
     assert len(np.load(tmp_path / "again" / LOGITS)) == IMAGES
+    shard = ReferenceStep(context, steps.samples).shards()[0]
+    assert shard.made_from()["checkpoint"] == "c0ffee"
 
 
-@pytest.mark.parametrize("damage", ["bytes", "gone", "state", "mark", "noted", "size", "batch"])
-def test_damaged_shards_are_computed_again(steps: Steps, tmp_path: Path, damage: str) -> None:
-    whole = built(steps.validate(ToyTarget(Noting(), None)), tmp_path / "whole")
+@pytest.mark.parametrize("damage", ["bytes", "gone", "manifest", "noted", "size", "batch"])
+def test_damaged_and_other_shards_are_computed_again(
+    steps: Steps, tmp_path: Path, damage: str
+) -> None:
+    whole, _ = whole_of(steps, tmp_path / "whole")
     place = interrupted(steps, tmp_path / "killed")
-    state = json.loads((place / STATE).read_text())
     if damage == "bytes":
-        data = (place / "1.npy").read_bytes()
-        (place / "1.npy").write_bytes(data[:-1] + b"x")
+        data = (place / "00001" / LOGITS).read_bytes()
+        (place / "00001" / LOGITS).write_bytes(data[:-1] + b"x")
     elif damage == "gone":
-        (place / "0.npy").unlink()
-    elif damage == "state":
-        (place / STATE).write_text('{"mark": ')
-    elif damage == "mark":
-        (place / STATE).write_text(json.dumps({**state, "mark": "another"}))
+        (place / "00000" / LOGITS).unlink()
+    elif damage == "manifest":
+        (place / "00000" / MANIFEST).write_text('{"format": ')
     elif damage == "noted":
-        (place / STATE).write_text(json.dumps({**state, "noted": None}))
+        (place / "00000" / NOTED).write_text("[]")
     elif damage == "size":
-        steps.context.config.validation.shard = 4  # shards of another size
+        steps.context.config.validation.shard = 4
     else:
         steps.context.config.validation.batch = 1
-        steps.context.config.validation.shard = 2  # as before, of other batches
     runner = Noting()
     assert built(steps.validate(ToyTarget(runner, None)), tmp_path / "again") == whole
+    assert sum(runner.seen) == (IMAGES if damage in ("size", "batch") else 3)
+
+
+@pytest.mark.parametrize("changed", ["the artifact", "the machine", "what it lacks"])
+def test_shards_of_something_else_are_not_joined(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    interrupted(steps, tmp_path / "killed")
+    runner = Noting()
+    target = ToyTarget(runner, "no such device" if changed == "what it lacks" else None)
+    step = steps.validate(target, *(("other",) if changed == "the artifact" else ()))
+    if changed == "the machine":
+        monkeypatch.setattr(ValidateStep, "machine", lambda self: {"vendor": "another"})
+    built(step, tmp_path / "again")
     assert sum(runner.seen) == IMAGES
 
 
-def test_shards_of_another_key_go(steps: Steps, tmp_path: Path) -> None:
+def test_measured_shards_tell_their_machine(steps: Steps) -> None:
+    """Emulation is the same on all that have the same tools; kernels differ by CPU and GPU."""
+    measured = steps.validate(ToyTarget(Noting(), None)).shards()[0].inputs()
+    emulated = steps.validate(ToyTarget(Noting(), "no such device")).shards()[0].inputs()
+    assert "instructions" in measured["machine"]
+    assert "machine" not in emulated
+
+
+def test_a_measure_of_the_users_own_changes_no_shard(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.validate.metrics_inputs", lambda named: {"own": named})
+    for step in (
+        steps.validate(ToyTarget(Noting(), None)),
+        ReferenceStep(steps.context, steps.samples),  # type: ignore[arg-type]
+    ):
+        assert "own" in step.inputs()
+        assert "own" not in step.shards()[0].inputs()
+
+
+def test_a_shard_that_nothing_can_run_says_so(steps: Steps) -> None:
+    shard = steps.validate(ToyTarget(None, "no such device")).shards()[1]
+    with pytest.raises(UnavailableError, match="validate/toy-fp8: nothing here can run or emulate"):
+        shard.run()
+
+
+def test_what_is_somebody_elses_stays(steps: Steps, tmp_path: Path) -> None:
     place = interrupted(steps, tmp_path / "killed")
-    older = place.with_name(f"{place.name.rpartition('-')[0]}-0123")
-    place.rename(older)
-    others = place.with_name("validate-toy-fp8-x-0123")
-    others.mkdir()
-    (others / STATE).touch()
-    mine = place.with_name(f"{place.name.rpartition('-')[0]}-mine")
-    mine.mkdir()
-    (mine / "letter").touch()
-    runner = Noting()
-    built(steps.validate(ToyTarget(runner, None)), tmp_path / "again")
-    assert runner.went_on_at == 0
-    assert not older.exists()
-    assert (others / STATE).exists()
-    assert (mine / "letter").exists(), "it is somebody else's"
+    (place / "mine").mkdir()
+    (place / "00007").mkdir()
+    (place / "00007" / "letter").touch()
+    (place.parent / "others").symlink_to(place)
+    assert kept_in(place.parent) == [place]
+    forget(place.parent / "others")
+    assert (place / "00000" / LOGITS).exists(), "no link is followed"
+    forget(place)
+    assert sorted(path.name for path in place.iterdir()) == ["00007", "mine"]
 
 
 def test_what_cannot_be_kept_ends_nothing(
     steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def full(shard: ShardStep) -> Artifact:
+        shard.build(tmp_path / "room")
+        raise ArtifactError("No space left on device")
 
-    monkeypatch.setattr(shards, "write_atomically", full)
+    (tmp_path / "room").mkdir()
+    monkeypatch.setattr(ShardStep, "run", full)
     runner = Noting()
     built(steps.validate(ToyTarget(runner, None)), tmp_path / "new")
     assert sum(runner.seen) == IMAGES
 
 
-def test_few_images_are_kept_nowhere(
+def test_what_the_runner_refuses_is_told(
     steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps.context.config.validation.shard = 1000
+    class Damaged(Noting):
+        def __call__(self, images: Images) -> Logits:
+            raise ArtifactError("the engine is damaged")
 
-    def never(self: Shards, *more: Any) -> None:
-        raise AssertionError("it was kept")
+    with pytest.raises(ArtifactError, match="the engine is damaged"):
+        built(steps.validate(ToyTarget(Damaged(), None)), tmp_path / "new")
 
-    monkeypatch.setattr(Shards, "keep", never)
-    built(steps.validate(ToyTarget(Noting(), None)), tmp_path / "new")
+
+def test_a_shard_notes_what_its_images_took(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.zeros((2, 2), np.float32)
+    monkeypatch.setattr(shards, "logits_of", lambda *more: (logits, 7.0))
+    step = steps.validate(ToyTarget(Noting(), None))
+    first, second, third = step.shards()
+    first.run()
+    assert first.artifact().made().images_seconds == 7.0
+    assert json.loads(first.artifact().path(NOTED).read_text()) == {"total": 0.0}
+    step.answers(Noting())
+    assert step.beside["images_seconds"] == 21.0, "of all, whoever computed them"
+    assert (second.name, third.name) == tuple(
+        f"{EVALUATIONS}/validate-toy-fp8/0000{number}" for number in (1, 2)
+    )

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.core.address import parse
 from pipeline.scheduler.execute import Observer, Outcome, execute
 from pipeline.scheduler.plan import Selection
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.step import Step
-from pipeline.store.address import parse
 from pipeline.store.entries import Entries
 from pipeline.store.objects import Objects
 from pipeline.store.shared import Shared

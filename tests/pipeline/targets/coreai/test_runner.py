@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.core.errors import InputError, UnsupportedOperatorError
 from pipeline.targets.coreai import runner as module
+from pipeline.targets.coreai.executor import larger
 from pipeline.targets.coreai.package import MODEL
 from pipeline.targets.coreai.runner import APPLE, FLOAT16, AppleRunner, JudgedRunner, unexplained
 
@@ -82,6 +84,36 @@ def test_what_was_judged_is_taken_up_elsewhere(build: Build) -> None:
     assert second.device == whole.device
     for runner in runners:
         runner.close()
+
+
+@needs_coreai
+def test_parts_are_judged_apart_and_joined(build: Build) -> None:
+    labels = np.array([3, 3, 3, 1, 2, 0], np.int64)
+    package = build().folder / MODEL
+    runners = [JudgedRunner(package, network(), 4, FLOAT16) for _ in range(4)]
+    whole, joined, *others = runners
+    for runner in runners:
+        runner.expect(labels)
+    noted = []
+    for first, runner in zip((4, 0), others, strict=True):  # in whichever order
+        whole.begin(first)
+        runner.begin(first)
+        for other in (whole, runner):
+            other(images()[first:][:4])
+        noted.insert(0, json.loads(json.dumps(runner.noted())))
+        assert whole.noted() == runner.noted(), "what was before is forgotten"
+    joined.go_on(6, joined.joined(noted))
+    whole.begin(0)
+    for part in (images()[:4], images()[4:]):
+        whole(part)
+    assert joined.numerics() == whole.numerics()
+    for runner in runners:
+        runner.close()
+
+
+def test_a_magnitude_that_is_no_number_stays_one() -> None:
+    assert [larger(1, 2), larger(2, 1)] == [2, 2]
+    assert all(math.isnan(larger(*pair)) for pair in ((1, math.nan), (math.nan, 1)))
 
 
 @needs_coreai

@@ -152,6 +152,28 @@ def test_what_was_recorded_is_taken_up_elsewhere(
     assert second.numerics() == whole.numerics()
 
 
+def test_parts_are_recorded_apart_and_joined(
+    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Pictures]
+) -> None:
+    pixels, built = make_photos(48, make_network()).pixels, build("fp16")
+    whole, joined, part = (TARGET.emulate(built, None) for _ in range(3))
+    assert whole is not None
+    assert joined is not None
+    assert part is not None
+    for batch in (pixels[:16], pixels[16:32], pixels[32:]):
+        whole(batch)
+    noted = []
+    for first in (24, 0):
+        part.begin(first)
+        part(pixels[first:][:24])
+        noted.insert(0, json.loads(json.dumps(part.noted())))
+    assert len(noted[0]["compared"]) == len(noted[1]["compared"]) == 1
+    joined.go_on(48, joined.joined(noted))
+    assert whole.numerics() is not None
+    found, expected = joined.numerics(), whole.numerics()
+    assert found == expected
+
+
 def test_gray_images(
     build: Build,
     tiny: Callable[..., nn.Module],

@@ -146,3 +146,26 @@ def test_what_was_recorded_is_taken_up_elsewhere(graph: Path) -> None:
     with pytest.raises(TypeError):
         second.go_on(2, [{"tensor": "first"}])
     assert second.numerics() == whole.numerics()
+
+
+@pytest.mark.parametrize("weight", [2.0, np.inf])
+def test_parts_are_recorded_apart_and_joined(graph: Path, weight: float) -> None:
+    """What is recorded of constants counts once, however many parts there are."""
+    model = onnx.load(graph)
+    two = numpy_helper.from_array(np.array([weight], np.float16), "two")
+    model.graph.initializer[0].CopyFrom(two)
+    onnx.save(model, graph)
+    values = [[40_000.0, 1e-7], [3.0, 0.1], [np.inf, 7.0], [1e-8, -90_000.0]]
+    images = np.array(values, np.float32).reshape(4, 1, 1, 2)
+    whole, joined, part = (EmulatedRunner(engine_of(graph), graph) for _ in range(3))
+    for image in images:
+        whole(image[None])
+    noted = []
+    for first in (2, 0):
+        part.begin(first)
+        for image in images[first:][:2]:
+            part(image[None])
+        noted.insert(0, json.loads(json.dumps(part.noted())))
+    joined.go_on(4, joined.joined(noted))
+    assert joined.overflow_report() == whole.overflow_report()
+    assert joined.numerics() == whole.numerics()

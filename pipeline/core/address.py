@@ -1,4 +1,4 @@
-"""Where a store lies: an address for fsspec, of which nothing secret is ever shown."""
+"""Where a store, or data, lies: an address for fsspec, of which nothing secret is ever shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from pipeline.core.errors import InputError, StoreError
+from pipeline.core.errors import InputError, PipelineError, StoreError
 from pipeline.core.inputs import expanded, why_no_path
 from pipeline.core.words import in_short, nearest_or_all, printable
 
@@ -75,11 +75,17 @@ class Address:
             text = text.replace(secret, HIDDEN)
         return printable(text)
 
-    def open(self) -> tuple[AbstractFileSystem, str]:
-        """The file system, and the store's root in it.
+    def open(
+        self, what: str = "the store", kind: type[PipelineError] = StoreError
+    ) -> tuple[AbstractFileSystem, str]:
+        """The file system, and the place in it.
+
+        Args:
+            what: What lies there, for messages.
+            kind: The error to raise.
 
         Raises:
-            StoreError: The driver is missing, or does not take the address.
+            PipelineError: Of that kind: the driver is missing, or does not take the address.
         """
         import fsspec
 
@@ -88,12 +94,12 @@ class Address:
             return opened
         except ImportError:
             extra = EXTRAS[self.scheme]
-            raise StoreError(
-                f"the store {self.shown} needs a driver: pip install 'care-deploy[{extra}]'"
+            raise kind(
+                f"{what} {self.shown} needs a driver: pip install 'care-deploy[{extra}]'"
             ) from None
         except Exception as error:
             # Drivers raise anything, and quote what they were told: only clean text leaves here.
-            raise StoreError(f"cannot open the store {self.shown}: {self.clean(error)}") from None
+            raise kind(f"cannot open {what} {self.shown}: {self.clean(error)}") from None
 
 
 def parse(text: str, options: Mapping[str, Any] | None = None) -> Address:

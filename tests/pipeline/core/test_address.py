@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.address import parse
 from pipeline.core.errors import InputError, StoreError
-from pipeline.store.address import parse
 
 SECRETS = "s3://AKIA123:s%2Fecret@bucket/care?token=abcd%2Fef&region=eu-west-1"
 
