@@ -356,7 +356,9 @@ class TrainSettings(pydantic.BaseModel):
         if self.init is None:
             raise ValueError("quantize fine-tunes what was trained in float32: give init")
         if self.precision != "fp32":
-            raise ValueError(f"quantize computes in float32 between its 8 bits: not {self.precision}")
+            raise ValueError(
+                f"quantize computes in float32 between its 8 bits: not {self.precision}"
+            )
         others = ("freeze", "sync_bn", "compile", "grad_checkpointing")
         for key in (key for key in others if getattr(self, key)):
             raise ValueError(f"quantize takes all weights and the deployed form: leave {key} out")

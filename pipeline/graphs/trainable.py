@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from calibration.ranges import Quantization
-from pipeline.core.errors import BuildError
+from pipeline.core.errors import ModelError
 from pipeline.emulate.onnx.executor import OnnxExecutor, apply
 from pipeline.emulate.onnx.module import PLAIN
 from pipeline.emulate.onnx.plan import Step
@@ -124,7 +124,7 @@ class Codes:
         """How the constants of a graph follow from the weights.
 
         Raises:
-            BuildError: A weight is not in it: something computed with it.
+            ModelError: A weight is not in it: something computed with it.
         """
         found = {
             tensor.name: self._places(tensor)
@@ -151,7 +151,7 @@ class Codes:
             seen[places[places != _NO_CODE]] = True
         for name, start in self._starts.items():
             if not seen[start : start + self._weights[name].size].all():
-                raise BuildError(
+                raise ModelError(
                     f"{name} is not in the graph as it is trained, since a norm is folded into it, "
                     "or the like: fine-tune a network of care, or one without BatchNorm"
                 )
@@ -185,6 +185,11 @@ class TrainableGraph:
         self._input, self._output = executor.input.name, executor.outputs[0].name
         # They were made in inference mode, out of which autograd takes nothing.
         self._constants = {name: value.clone() for name, value in executor.held().items()}
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The graph, with the weights that it was made with."""
+        return self._inserted.model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainableGraph:
         """Nothing in it changes: a copy of a network shares it."""

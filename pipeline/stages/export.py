@@ -171,7 +171,7 @@ def _describe(model: onnx.ModelProto, network: Network) -> None:
 
 
 def _say_quantized(model: onnx.ModelProto, quantized: Quantized, path: Path) -> None:
-    """The precision in which the network was trained goes into the metadata, for whoever makes it."""
+    """The precision in which the network was trained goes into the metadata."""
     import onnx
 
     text = json.dumps(quantized.to_dict())

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import BuildError
+from pipeline.core.errors import ModelError
 from pipeline.graphs.compare import DYNAMIC_IMAGES, random_images
 from pipeline.stages.export import reason, trace
 from pipeline.stages.simplify import simplify_apart
@@ -35,14 +35,15 @@ class TrainableForm:
 
     Attributes:
         quantized: The precision and its ranges, as a checkpoint states them.
+        graph: Computes.
     """
 
     def __init__(self, quantized: Quantized, graph: TrainableGraph) -> None:
-        self.quantized, self._graph = quantized, graph
+        self.quantized, self.graph = quantized, graph
 
     def __call__(self, weights: dict[str, Tensor], images: Tensor) -> Tensor:
         """Logits, see `TrainableGraph`."""
-        return self._graph(weights, images)
+        return self.graph(weights, images)
 
 
 def trainable(
@@ -57,7 +58,7 @@ def trainable(
         learning: Names of the weights that learn.
 
     Raises:
-        BuildError: The network has no such form.
+        ModelError, BuildError: The network has no such form.
     """
     from pipeline.graphs.trainable import Codes, TrainableGraph
     from pipeline.targets.ort.trained import chosen_ranges, insert_trained
@@ -89,7 +90,7 @@ def _simplified(module: nn.Module, shape: tuple[int, ...], folder: Path) -> onnx
     try:
         exported = trace(module, random_images(DYNAMIC_IMAGES, (shape[0], shape[1], shape[2])))
     except Exception as error:  # the exporter raises whatever the network's code raises
-        raise BuildError(f"the network does not export to ONNX: {reason(error)}") from error
+        raise ModelError(f"the network does not export to ONNX: {reason(error)}") from error
     onnx.save(exported, folder / "exported.onnx")
     path = folder / "simplified.onnx"
     refusal = simplify_apart(folder / "exported.onnx", path, SIMPLIFY_SECONDS)

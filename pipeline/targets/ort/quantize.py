@@ -253,7 +253,7 @@ class _Variant:
 
 
 _Decided = tuple[_Variant, tuple["Kind", ...], dict[str, Any], frozenset[str], dict[str, Any]]
-"""A variant, the kinds of nodes and what was measured of them, the same of blocks left for speed."""
+"""A variant; kinds of nodes, and what was measured of them; the same of blocks left for speed."""
 
 
 def _by_onnxruntime(model: Graph, images: Images) -> Logits:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calibration.observe import open_session
 from calibration.ranges import WEIGHTS_INT7, WEIGHTS_INT8, Range, Scheme
-from pipeline.core.errors import BuildError
+from pipeline.core.errors import ModelError
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.graphs.qdq_ort import Inserted, StoredWeights, activations, candidates_of, insert
 from pipeline.graphs.trainable import Codes, Copies, TrainableGraph
@@ -107,5 +107,5 @@ def test_copies_are_found_wherever_they_were_put() -> None:
 
 def test_weights_that_were_computed_with_are_refused() -> None:
     codes = Codes({"a": np.float32([1, 2]), "norm.weight": np.float32([3])})
-    with pytest.raises(BuildError, match=r"norm\.weight is not in the graph as it is trained"):
+    with pytest.raises(ModelError, match=r"norm\.weight is not in the graph as it is trained"):
         codes.copies(constants(a=codes.of("a"), other=2 * codes.of("norm.weight")))
