@@ -105,6 +105,7 @@ class Scheme:
         symmetric: Zero lies in the middle of the stored values (0, or 128 for uint8), and the range
             reaches equally far on both sides. Otherwise the zero point is free.
         narrow: Without the smallest value of int8, so that it spans -127 to 127: usual for weights.
+        bits: Of those that the type has, how many are used; fewer than 8 in narrow int8 only.
 
     Raises:
         ConfigError: The combination does not exist.
@@ -113,18 +114,24 @@ class Scheme:
     dtype: DType = DType.INT8
     symmetric: bool = True
     narrow: bool = False
+    bits: int = 8
 
     def __post_init__(self) -> None:
         if self.dtype is DType.FLOAT8 and not self.symmetric:
             raise ConfigError("float8 has no zero point: choose a symmetric scheme")
         if self.narrow and not (self.dtype is DType.INT8 and self.symmetric):
             raise ConfigError("a narrow range is for symmetric int8 only: set narrow to false")
+        if not (self.bits == 8 or (self.narrow and 2 <= self.bits < 8)):
+            raise ConfigError(f"{self.bits} bits are for narrow int8 only, and 2 to 8 of them")
 
     @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest stored value."""
         low, high = self.dtype.limits
-        return (low + 1, high) if self.narrow else (low, high)
+        if not self.narrow:
+            return low, high
+        most = 2 ** (self.bits - 1) - 1
+        return -most, most
 
 
 ACTIVATIONS_INT8 = Scheme(DType.INT8)
@@ -135,6 +142,10 @@ ACTIVATIONS_UINT8 = Scheme(DType.UINT8, symmetric=False)
 
 WEIGHTS_INT8 = Scheme(DType.INT8, narrow=True)
 """Symmetric weights from -127 to 127."""
+
+WEIGHTS_INT7 = Scheme(DType.INT8, narrow=True, bits=7)
+"""Symmetric weights from -63 to 63: whatever activations in 8 bits they meet, two products stay
+within the 16 bits in which CPUs without VNNI add them."""
 
 FLOAT8_E4M3 = Scheme(DType.FLOAT8)
 """Scaled float8 with 3 bits of mantissa and no infinity."""

@@ -99,9 +99,17 @@ def _rebuild(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
         conv.stride,  # type: ignore[arg-type]
         conv.padding,  # type: ignore[arg-type]
         groups=conv.groups,
+        device="meta",  # its own numbers would be thrown away
     )
-    fused.weight.data, fused.bias.data = weight.float(), bias.float()  # type: ignore[union-attr]
+    _hold(fused, weight, bias)
     return fused
+
+
+def _hold(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer its numbers in float32: as parameters, or as they are if they learn."""
+    for name, value in (("weight", weight.float()), ("bias", bias.float())):
+        delattr(layer, name)
+        setattr(layer, name, value if value.requires_grad else nn.Parameter(value, False))
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
@@ -291,8 +299,11 @@ def _join_heads(head: Head, dist_head: Head) -> nn.Linear:
         matrix = one.fc.weight.double()
         weight = weight + matrix * affine.weight / 2
         bias = bias + (matrix @ affine.bias + one.fc.bias.double()) / 2
-    joined = nn.Linear(head.norm.normalized_shape[0], head.fc.out_features)  # type: ignore[arg-type]
-    joined.weight.data, joined.bias.data = weight.float(), bias.float()  # type: ignore[union-attr]
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    features = head.norm.normalized_shape[0]
+    joined = nn.Linear(features, head.fc.out_features, device="meta")  # type: ignore[arg-type]
+    _hold(joined, weight, bias)
     return joined
 
 
@@ -314,6 +325,21 @@ def fuse(model: nn.Module) -> FusedCare:
     with torch.no_grad():
         fused = FusedCare(model)
     return fused.eval().requires_grad_(False)
+
+
+def fused_weights(model: Care) -> dict[str, Tensor]:
+    """The weights of the exact inference form, by their names there, with gradients to the model's.
+
+    Statistics of norms are taken as they are.
+    """
+    fused = FusedCare(model)
+    weights: dict[str, Tensor] = {}
+    for prefix, module in fused.named_modules():
+        for name in ("weight", "bias", "gamma"):
+            value = getattr(module, name, None)
+            if isinstance(value, Tensor):
+                weights[f"{prefix}.{name}"] = value
+    return weights
 
 
 def _check(model: nn.Module) -> None:

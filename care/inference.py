@@ -11,9 +11,9 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from care.fuse import fuse
+from care.fuse import fuse, fused_weights
 from care.mlla import Mlla
 from care.mlla import inference_form as mlla_form
 from care.model import Care
@@ -63,6 +63,24 @@ def inference_form(module: nn.Module, input_shape: tuple[int, int, int]) -> Infe
             original, f"as trained: timm's reparameterized form differs by {difference:.1e}"
         )
     return InferenceForm(rewritten, f"reparameterized by timm ({len(rewritable)} parts)")
+
+
+def deployed_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of the form that is deployed, by their names there, with gradients.
+
+    Args:
+        module: A network of which `has_deployed_weights` is true.
+    """
+    if isinstance(module, Care):
+        return fused_weights(module)
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def has_deployed_weights(module: nn.Module) -> bool:
+    """Whether `deployed_weights` can tell how a network's deployed weights follow from its own."""
+    if isinstance(module, Care):
+        return True
+    return not isinstance(module, Mlla) and not any(map(_is_rewritable, module.modules()))
 
 
 def _is_rewritable(part: nn.Module) -> bool:

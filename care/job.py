@@ -10,7 +10,7 @@ from typing import Any
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from care import checkpoint, finetune, sampling
+from care import checkpoint, finetune, quantization, sampling
 from care.data import Dataset, check_classes, hold_out, open_dataset
 from care.distributed import World
 from care.factory import create_model, create_pretrained
@@ -18,9 +18,10 @@ from care.finetune import Start
 from care.learner import Learner
 from care.loaders import Finish, TrainLoader, Validation
 from care.losses import DistillationLoss, Teacher
+from care.quantization import QuantizedNetwork, calibration_images
 from care.settings import TrainSettings
 from pipeline.core.checkpoints import HUB
-from pipeline.core.described import HOLD_OUT, HoldOut
+from pipeline.core.described import HOLD_OUT, HoldOut, QUANTIZED
 from pipeline.core.errors import ConfigError, ModelError
 from pipeline.core.preprocess import Preprocess
 
@@ -64,6 +65,11 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     with _one_downloads(settings, world):
         model, start = _build_model(settings, len(classes))
     spec = replace(Preprocess.from_model(model, settings.image_size), exif=settings.exif)
+    quantized = {}
+    if settings.quantize is not None:
+        images = calibration_images(training, spec, settings.quantize_images, settings.seed)
+        form = quantization.begin(settings.quantize, model, images)
+        model, quantized = QuantizedNetwork(model, form), {QUANTIZED: form.quantized.to_dict()}
     loader = TrainLoader(settings, training, spec, world)
     finish = Finish(settings, spec, len(classes), world.device)
     facts = {
@@ -93,6 +99,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
             "preprocess": spec.to_dict(),
             "recipe": settings.digest(),
             **held_out,
+            **quantized,
         },
     )
 

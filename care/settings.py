@@ -26,6 +26,7 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from care.losses import Distillation
+from care.quantization import problem_with_precision
 from pipeline.core import yamlfile
 from pipeline.core.arguments import first_excessive, first_unknown
 from pipeline.core.bounds import MOST_BATCH, MOST_THREADS
@@ -101,6 +102,15 @@ class TrainSettings(pydantic.BaseModel):
         "Model",
         "Weights to start from (fine-tuning): a checkpoint file, embedded, or pretrained for "
         "timm's, or hub:organization/repository; a head of another size is made anew.",
+    )
+    quantize: str | None = _setting(
+        None,
+        "Model",
+        "Fine-tune in the precision in which a target is built: ort/int8, or ort/int7 with 7-bit "
+        "weights for CPUs without VNNI. Needs init.",
+    )
+    quantize_images: int = _setting(
+        512, "Model", "Training images that choose the ranges of QUANTIZE.", ge=8, le=100_000
     )
     freeze: bool = _setting(False, "Model", "Let the head alone learn; its body stays as it is.")
     image_size: int | None = _setting(
@@ -305,6 +315,13 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError(f"this {problem}")
         return str(Path(expanded(str(init))))
 
+    @pydantic.field_validator("quantize")
+    @classmethod
+    def _names_a_precision(cls, quantize: str | None) -> str | None:
+        if quantize is not None and (problem := problem_with_precision(quantize)):
+            raise ValueError(problem)
+        return quantize
+
     @pydantic.field_validator("output", "export", "teacher_checkpoint")
     @classmethod
     def _possible(cls, path: Path | None) -> Path | None:
@@ -328,6 +345,8 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError("freeze keeps the body as it was trained: give init, its weights")
         if self.freeze and self.body_lr_factor != 1:
             raise ValueError("freeze leaves the body nothing to learn: leave body_lr_factor out")
+        if self.quantize is not None:
+            self._check_quantize()
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -337,6 +356,20 @@ class TrainSettings(pydantic.BaseModel):
                 f"warmup_epochs {self.warmup_epochs} leaves nothing of the {self.epochs} epochs"
             )
         return self
+
+    def _check_quantize(self) -> None:
+        """Refuse what has no meaning for a network that computes as it is deployed."""
+        if self.init is None:
+            raise ValueError("quantize fine-tunes what was trained in float32: give init")
+        if self.precision != "fp32":
+            raise ValueError(
+                f"quantize computes in float32 between its 8 bits: not {self.precision}"
+            )
+        others = ("freeze", "sync_bn", "compile", "grad_checkpointing")
+        for key in (key for key in others if getattr(self, key)):
+            raise ValueError(f"quantize takes all weights and the deployed form: leave {key} out")
+        if self.body_lr_factor != 1:
+            raise ValueError("quantize takes all weights alike: leave body_lr_factor out")
 
     @property
     def all_epochs(self) -> int:

@@ -6,6 +6,7 @@ of the weights' file; what says none of it says nothing here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,24 @@ class HoldOut(Plain):
     identity: str
 
 
+QUANTIZED = "quantized"
+"""Under which a checkpoint says in which precision it was trained."""
+
+
+@dataclass(frozen=True)
+class Quantized(Plain):
+    """In which precision a network was fine-tuned, and with which ranges.
+
+    Attributes:
+        precision: Its name, such as "ort/int7".
+        ranges: Smallest and largest value of each tensor that is stored in 8 bits, by its name in
+            the graph that the target is given.
+    """
+
+    precision: str
+    ranges: Mapping[str, tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class Described:
     """What a checkpoint says of itself.
@@ -45,11 +64,13 @@ class Described:
         labels: Its classes in the order of the logits; None if it does not say.
         preprocess: How images become its input; None if it does not say.
         hold_out: Which images training held out; None if none of these, or if it does not say.
+        quantized: In which precision it was fine-tuned; None if in none.
     """
 
     labels: tuple[str, ...] | None = None
     preprocess: Preprocess | None = None
     hold_out: HoldOut | None = None
+    quantized: Quantized | None = None
 
 
 NOTHING = Described()
@@ -79,7 +100,9 @@ def described_by(stated: Mapping[str, Any], path: Path) -> Described:
         CheckpointError: It says something else than training writes.
     """
     try:
-        return Described(_labels(stated), _preprocess(stated), _hold_out(stated))
+        return Described(
+            _labels(stated), _preprocess(stated), _hold_out(stated), _quantized(stated)
+        )
     except (ArtifactError, DataError, PreprocessError) as error:
         raise CheckpointError(
             f"{path} was refused: in its metadata, {error}; take a checkpoint that you trust"
@@ -110,4 +133,28 @@ def _hold_out(stated: Mapping[str, Any]) -> HoldOut | None:
     found = HoldOut.from_dict(values, HOLD_OUT)
     if not 0 < found.share < 1 or found.seed < 0:
         raise ArtifactError(f"{HOLD_OUT} is {shown(repr(values))}, no share and no seed")
+    return found
+
+
+def _quantized(stated: Mapping[str, Any]) -> Quantized | None:
+    values = stated.get(QUANTIZED)
+    return None if values is None else quantized_of(values, QUANTIZED)
+
+
+def quantized_of(values: object, where: str) -> Quantized:
+    """In which precision a network was fine-tuned, of plain values that anybody may have written.
+
+    Args:
+        values: As `Quantized.to_dict` gives them.
+        where: Where they stand, for messages.
+
+    Raises:
+        ArtifactError: They are others, or a range is none.
+    """
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{where} is {shown(repr(values))}, no mapping")
+    found = Quantized.from_dict(values, where)
+    for name, (low, high) in found.ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ArtifactError(f"{where}: the range of {shown(name)} is [{low}, {high}]")
     return found

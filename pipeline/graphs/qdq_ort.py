@@ -97,9 +97,13 @@ class StoredWeights:
     """Weights in 8 bits, each computed once.
 
     A search makes dozens of graphs of one network; finding safe weights is most of what each costs.
+
+    Args:
+        scheme: How weights are stored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scheme: Scheme = WEIGHTS_INT8) -> None:
+        self.scheme = scheme
         self._known: dict[object, tuple[Quantization, npt.NDArray[np.int8]]] = {}
 
     def __call__(
@@ -115,10 +119,64 @@ class StoredWeights:
         content = hashlib.sha256(weight.tobytes()).digest()
         key = (content, weight.shape, axis, safe)
         if key not in self._known:
-            found = weight_quantization(weight, axis, WEIGHTS_INT8)
-            stored = safe_weights(weight, found) if safe else (found, found.quantize(weight))
-            self._known[key] = stored
+            self._known[key] = stored_weight(weight, axis, self.scheme, safe=safe)
         return self._known[key]
+
+
+def stored_weight(
+    weight: npt.NDArray[np.float32], axis: int, scheme: Scheme, *, safe: bool
+) -> tuple[Quantization, npt.NDArray[np.int8]]:
+    """Scales and stored values of a weight; see `StoredWeights`."""
+    found = weight_quantization(weight, axis, scheme)
+    return safe_weights(weight, found) if safe else (found, found.quantize(weight))
+
+
+def stored_bias(
+    bias: npt.NDArray[np.float32], activation: Quantization, weight: Quantization
+) -> tuple[Quantization, npt.NDArray[np.int32]]:
+    """Scales and stored values of a bias: it is added where products are added up, in 32 bits."""
+    scale = (activation.scale * weight.scale).astype(np.float32)
+    steps = np.rint(bias.astype(np.float64) / scale)
+    stored = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
+    return Quantization(Scheme(), scale, np.zeros(len(scale), np.int32), 0), stored
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer in 8 bits, as a graph with pairs has it.
+
+    Attributes:
+        weight: Its weight in the float32 graph.
+        weight_read: What it reads in its place: the dequantized form of the stored one.
+        bias: Its bias in the float32 graph; empty for none.
+        bias_read: What it reads in its place.
+        activation: How its input is quantized.
+        axis: Axis of the weight's output channels.
+        safe: No activations shall make its products saturate, see `calibration.pairs`.
+    """
+
+    weight: str
+    weight_read: str
+    bias: str
+    bias_read: str
+    activation: Quantization
+    axis: int
+    safe: bool
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """A graph with some nodes in 8 bits, and what is stored in it.
+
+    Attributes:
+        model: The graph.
+        layers: Its layers in 8 bits, in the order of the graph.
+        scheme: How their weights are stored.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[StoredLayer, ...]
+    scheme: Scheme
 
 
 def insert_pairs(
@@ -138,7 +196,21 @@ def insert_pairs(
             `calibration.pairs`.
         weights: Those that other graphs of the same network had already, and now this one's too.
     """
-    return _Insertion(source, ranges, chosen, safe, weights or StoredWeights()).run()
+    return insert(source, ranges, chosen, safe, weights).model
+
+
+def insert(
+    source: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    chosen: Sequence[Candidate],
+    safe: Collection[str] = frozenset(),
+    weights: StoredWeights | None = None,
+) -> Inserted:
+    """As `insert_pairs`, and say what is stored in the graph."""
+    stored = weights or StoredWeights()
+    insertion = _Insertion(source, ranges, chosen, safe, stored)
+    model = insertion.run()
+    return Inserted(model, tuple(insertion.layers), stored.scheme)
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
@@ -166,6 +238,7 @@ class _Insertion:
         weights: StoredWeights,
     ) -> None:
         self.safe, self.weights = safe, weights
+        self.layers: list[StoredLayer] = []
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source)
         graph = self.model.graph
@@ -230,16 +303,16 @@ class _Insertion:
         name = f"{source}_of_{node.output[0]}"
         made = [self._constant(name, stored, found)]
         activation = self.parameters[node.input[0]]
-        node.input[1] = dequantized(name)
+        bias, bias_read = "", ""
         if len(node.input) > 2 and node.input[2]:
-            bias = self.constants[node.input[2]]
-            scale = (activation.scale * found.scale).astype(np.float32)
-            steps = np.rint(bias.astype(np.float64) / scale)
-            offset = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
-            name = f"{node.input[2]}_of_{node.output[0]}"
-            zero = np.zeros(len(scale), np.int32)
-            made.append(self._constant(name, offset, Quantization(Scheme(), scale, zero, 0)))
-            node.input[2] = dequantized(name)
+            bias = node.input[2]
+            bias_read = f"{bias}_of_{node.output[0]}"
+            of_bias, offset = stored_bias(self.constants[bias], activation, found)
+            made.append(self._constant(bias_read, offset, of_bias))
+            node.input[2] = bias_read = dequantized(bias_read)
+        node.input[1] = dequantized(name)
+        layer = StoredLayer(source, node.input[1], bias, bias_read, activation, axis, safe)
+        self.layers.append(layer)
         return made
 
     def _constant(

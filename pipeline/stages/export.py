@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.errors import BuildError, ConfigError
+from pipeline.core.described import QUANTIZED
 from pipeline.core.words import in_short
 from pipeline.graphs.compare import (
     DYNAMIC_IMAGES,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from pipeline.core.described import Quantized
     from pipeline.core.network import Images, Network
 
 KEPT_METADATA = "pkg.torch.onnx.name_scopes"
@@ -68,6 +70,8 @@ class ExportStep(StageStep):
             form = source.inference_form()
             how = form.how
             model, difference = self._export(form.module, network, folder / GRAPH)
+            if source.described.quantized is not None:
+                _say_quantized(model, source.described.quantized, folder / GRAPH)
         else:
             how = "the graph as given"
             model, difference = self._take(source.graph, network, folder / GRAPH)
@@ -189,6 +193,15 @@ def _describe(model: onnx.ModelProto, network: Network) -> None:
         **network.description,
     }
     onnx.helper.set_model_props(model, about)
+
+
+def _say_quantized(model: onnx.ModelProto, quantized: Quantized, path: Path) -> None:
+    """The precision in which the network was trained goes into the metadata."""
+    import onnx
+
+    text = json.dumps(quantized.to_dict())
+    model.metadata_props.append(onnx.StringStringEntryProto(key=QUANTIZED, value=text))
+    onnx.save(model, path)
 
 
 def _compare(path: Path, module: nn.Module, images: Images) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from care import imagenet
+from care import imagenet, train
 from care.data import Dataset, open_dataset
 from care.data import imagenet as archives
 from care.data.matlab import read_structs
@@ -216,6 +217,36 @@ def test_tars_folder_and_shards_are_the_same_dataset(folder: Path, tmp_path: Pat
             expected.name(i) for i in range(len(expected))
         ]
     assert not [path for path in tmp_path.rglob("*.tmp") if ".care-index" not in str(path)]
+
+
+@pytest.mark.slow
+def test_training_takes_the_same_steps_on_tars_folder_and_shards(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The first fifty losses are the same to the last bit."""
+    more = ("--checksums", folder / "sums.txt")
+    for kind, flags in (("tree", ()), ("shards", ("--shards",))):
+        assert run("prepare", folder, "--to", tmp_path / kind, *flags, *more).exit_code == 0
+    shards = f"wds:{tmp_path}/shards"
+    places = {
+        "tars": (f"imagenet:{folder}", f"imagenet:{folder}"),
+        "tree": (f"folder:{tmp_path}/tree", f"folder:{tmp_path}/tree"),
+        "shards": (f"{shards}/train/*.tar", f"{shards}/val/*.tar"),
+    }
+    losses = {}
+    for name, (data, validation) in places.items():
+        flags = ["--model", "care_tiny", "--image-size", "32", "--batch-size", "4"]
+        flags += ["--data", data, "--validation", validation, "--workers", "0", "--threads", "1"]
+        flags += ["--epochs", "17", "--warmup-epochs", "1", "--distillation", "none"]
+        flags += ["--log-every", "1", "--no-tensorboard", "--save-minutes", "60"]
+        flags += ["--name", name, "--output", str(tmp_path / "runs")]
+        result = click.testing.CliRunner().invoke(train.main, flags)
+        assert result.exit_code == 0, result.output
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        steps = [event for event in map(json.loads, lines) if event["kind"] == "step"]
+        losses[name] = [event["loss"] for event in steps][:50]
+    assert len(set(losses["tars"])) == 50
+    assert losses["tars"] == losses["tree"] == losses["shards"]
 
 
 def test_a_preparation_that_was_interrupted_goes_on(folder: Path, tmp_path: Path) -> None:

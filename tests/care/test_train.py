@@ -711,3 +711,50 @@ def test_two_processes_learn_like_one(images: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
     found, expected = (events(tmp_path / n / "care_tiny", "epoch")[-1] for n in ("two", "one"))
     assert found["val_top1"] == pytest.approx(expected["val_top1"])
+
+
+STOPPING = """
+import os, signal, sys
+from care import train
+
+stop = int(sys.argv.pop(1))
+original = train.Course._step
+
+def step(course, batches):
+    original(course, batches)
+    if course.learner.steps == stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+train.Course._step = step
+train.main()
+"""
+"""A training that gets SIGTERM after a step."""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(images: Path, tmp_path: Path) -> None:
+    """Two, one and two processes follow the curve of one alone, to the tolerance of the docs."""
+    script = tmp_path / "stopping.py"
+    script.write_text(STOPPING)
+    same = [*PLAIN, *STILL, "--epochs", "5", "--drop-path", "0", "--sync-bn", "--resume"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    two, one = [*launcher, "--standalone"], [sys.executable]
+
+    def started(start: list[str], stop: int, batch: str, name: str) -> int:
+        flags = arguments(images, tmp_path / name, *same, "--batch-size", batch)
+        command = [*start, str(script), str(stop), *flags]
+        result = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (result.returncode == 0) is (stop > 20), result.stderr
+        return len(events(tmp_path / name / "care_tiny", "step"))
+
+    assert started(one, 99, "8", "alone") == 20
+    reached = [started(two, 6, "4", "shared"), started(one, 12, "8", "shared")]
+    assert 6 <= reached[0] < reached[1] < 20
+    assert started(two, 99, "4", "shared") == 20
+    alone, shared = (
+        [event["loss"] for event in events(tmp_path / name / "care_tiny", "step")]
+        for name in ("alone", "shared")
+    )
+    np.testing.assert_allclose(shared, alone, rtol=1e-3)

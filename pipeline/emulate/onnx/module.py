@@ -137,7 +137,7 @@ class _Recorder(TorchFunctionMode):
                 inputs = [values[name] if name else None for name in step.node.inputs]
                 self._node = step.node
                 with self:
-                    outputs = apply(step, inputs, _PLAIN.get(step.node.op_type))
+                    outputs = apply(step, inputs, PLAIN.get(step.node.op_type))
                 values.update(zip(step.node.outputs, outputs, strict=False))
         return self._numbers[id(values[executor.outputs[0].name])]
 
@@ -223,7 +223,7 @@ _INTERPOLATIONS: dict[tuple[object, ...], tuple[str, bool | None]] = {
 }
 """What ONNX calls a way to resize, and torch."""
 
-_PLAIN: dict[str, Callable[..., Any]] = {
+PLAIN: dict[str, Callable[..., Any]] = {
     "Relu": _relu,
     "Gelu": _gelu,
     "Div": _div,

@@ -31,14 +31,17 @@ from pipeline.core.errors import BuildError
 from pipeline.core.network import in_batches, whole_batches
 from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
+from pipeline.targets.ort.trained import stated_precision
 
 if TYPE_CHECKING:
     import onnx
 
     from calibration.histogram import Histogram
     from calibration.judge import Graph
+    from calibration.ranges import Method
     from calibration.sensitivity import Outcome, Search
     from calibration.table import Table
+    from pipeline.core.described import Quantized
     from pipeline.core.figures import Ratio
     from pipeline.core.network import Images, Logits
     from pipeline.graphs.gelu_int8 import GeluFit
@@ -95,12 +98,11 @@ class Int8Ort(Form):
         from pipeline.core.files import write_atomically
 
         images = job.calibration()
-        work = _Work(job, images, _prepare(job.source))
-        chosen = work.best_variant()
-        kinds, measured_kinds = work.choose_kinds(chosen)
-        slow, measured_parts = work.choose_parts(chosen, kinds)
-        chosen = work.with_corrected_biases(chosen, kinds)
-        chosen = work.with_gelus(chosen, kinds)
+        work = _Work(job, images, prepare_graph(job.source))
+        trained = stated_precision(job.source)
+        chosen, kinds, measured_kinds, slow, measured_parts = (
+            work.decide() if trained is None else work.as_trained(trained)
+        )
         found = work.search(chosen, kinds, slow)
         told = self.told(job, found, chosen.shares(), work.judge.count)
         excluded = found.excluded | slow
@@ -114,7 +116,8 @@ class Int8Ort(Form):
             "calibration_images": len(images.images),
             "decision_images": work.judge.count,
             "kinds": [str(kind) for kind in kinds],
-            "kinds_measured": measured_kinds.to_dict(),
+            "kinds_measured": measured_kinds,
+            "trained": "" if trained is None else trained.precision,
             "parts_measured": measured_parts,
             "left_for_latency": sorted(slow),
             "equalized": chosen.equalized,
@@ -168,7 +171,7 @@ def _part_of(block: str) -> str:
     return ".".join(block.split(".")[:2])
 
 
-def _prepare(source: Path) -> onnx.ModelProto:
+def prepare_graph(source: Path) -> onnx.ModelProto:
     """The float32 graph with the passes that help 8-bit kernels too."""
     import onnx_ir as ir
 
@@ -181,6 +184,34 @@ def _prepare(source: Path) -> onnx.ModelProto:
     first, *others = for_ort(WIDTHS[0])
     optimize(model, [first, others[0], *widen, *others[1:], *finish_portable()])
     return ir.to_proto(model)
+
+
+def observed_ranges(
+    model: onnx.ModelProto, images: Images, method: Method
+) -> tuple[Table, dict[str, Histogram]]:
+    """The ranges of all tensors that may be quantized, and what was seen of them.
+
+    Args:
+        model: What `prepare_graph` gave.
+        images: Calibration images.
+        method: How ranges are chosen.
+
+    Raises:
+        BuildError: There is nothing to quantize.
+    """
+    from calibration.observe import observe
+    from calibration.ranges import ACTIVATIONS_UINT8
+    from calibration.table import make_table
+    from pipeline.graphs.gelu_int8 import input_ranges
+    from pipeline.graphs.qdq_ort import activations
+
+    tensors = activations(model)
+    if not tensors:
+        raise BuildError("the graph has no convolution or linear layer to quantize")
+    statistics = observe(model, images, tensors)
+    table = make_table(statistics, method, ACTIVATIONS_UINT8, images=len(images))
+    histograms = {name: each.histogram for name, each in statistics.items()}
+    return table.with_ranges(input_ranges(model, histograms)), histograms
 
 
 @dataclass(frozen=True)
@@ -247,6 +278,10 @@ class _Variant:
         return replace_gelus(made, self.gelus) if self.gelus else made
 
 
+_Decided = tuple[_Variant, tuple["Kind", ...], dict[str, Any], frozenset[str], dict[str, Any]]
+"""A variant; kinds of nodes, and what was measured of them; the same of blocks left for speed."""
+
+
 def _by_onnxruntime(model: Graph, images: Images) -> Logits:
     """Logits of a graph by the runtime that it is made for."""
     import onnx
@@ -278,6 +313,34 @@ class _Work:
         self.weights = StoredWeights()
         self.log_of_variants: dict[str, dict[str, float]] = {}
 
+    def decide(self) -> _Decided:
+        """By evidence: see the module's description."""
+        chosen = self.best_variant()
+        kinds, measured_kinds = self.choose_kinds(chosen)
+        slow, measured_parts = self.choose_parts(chosen, kinds)
+        chosen = self.with_corrected_biases(chosen, kinds)
+        chosen = self.with_gelus(chosen, kinds)
+        return chosen, kinds, measured_kinds.to_dict(), slow, measured_parts
+
+    def as_trained(self, trained: Quantized) -> _Decided:
+        """The graph that the network was fine-tuned in: there is nothing left to choose.
+
+        Raises:
+            BuildError: It was fine-tuned in another graph.
+        """
+        from pipeline.graphs.qdq_ort import Kind, StoredWeights
+        from pipeline.targets.ort.trained import ranges_of, weights_scheme
+
+        seen = self._variant(self.prepared, equalized=False)
+        chosen = replace(
+            seen,
+            table=seen.table.with_ranges(ranges_of(trained, self.prepared)),
+            weights=StoredWeights(weights_scheme(trained.precision)),
+            safe=frozenset(name for node in self.prepared.graph.node for name in node.output),
+        )
+        self.job.log(f"quantized as the network was fine-tuned: {trained.precision}")
+        return chosen, tuple(Kind), {}, frozenset(), {}
+
     def best_variant(self) -> _Variant:
         """The graph as it is, or with channels equalized between layers: what errs less."""
         from pipeline.graphs.equalize import equalize
@@ -291,21 +354,9 @@ class _Work:
         return other if self._error("equalized", other) < error else plain
 
     def _variant(self, model: onnx.ModelProto, *, equalized: bool) -> _Variant:
-        from calibration.observe import observe
-        from calibration.ranges import ACTIVATIONS_UINT8
-        from calibration.table import make_table
-        from pipeline.graphs.gelu_int8 import input_ranges
-        from pipeline.graphs.qdq_ort import activations
-
-        tensors = activations(model)
-        if not tensors:
-            raise BuildError(f"{self.job.source} has no convolution or linear layer to quantize")
         count = len(self.images.images)
-        self.job.log(f"observing {len(tensors)} tensors over {count} images")
-        statistics = observe(model, self.images.images, tensors)
-        table = make_table(statistics, self.method, ACTIVATIONS_UINT8, images=count)
-        histograms = {name: each.histogram for name, each in statistics.items()}
-        table = table.with_ranges(input_ranges(model, histograms))
+        self.job.log(f"observing the network over {count} images")
+        table, histograms = observed_ranges(model, self.images.images, self.method)
         safe = frozenset(name for node in model.graph.node for name in node.output)
         return _Variant(
             model,
