@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.described import QUANTIZED
+from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.words import in_short
 from pipeline.graphs.compare import (
     DYNAMIC_IMAGES,
