@@ -212,11 +212,28 @@ def _images(
         return random_images(2 * wanted.noise, shape), "seeded noise"
     if wanted.images.suffix == ".npy":
         return _array(wanted.images, shape), "as in the array"
-    files = list(images_below(wanted.images)) if wanted.images.is_dir() else []
+    return folder_of_images(wanted.images, wanted.limit, model, shape)
+
+
+def folder_of_images(
+    folder: Path, limit: int, model: onnx.ModelProto, shape: tuple[int, int, int]
+) -> tuple[Images, str]:
+    """Images of a folder, prepared for a graph, and how they were prepared.
+
+    Args:
+        folder: With images in it, or in folders of it.
+        limit: Most images: they are spread evenly over all.
+        model: May state its preprocessing.
+        shape: (channels, height, width) of what it takes.
+
+    Raises:
+        DataError: There are no images, one cannot be read, or they cannot be made to fit.
+    """
+    files = list(images_below(folder)) if folder.is_dir() else []
     if not files:
-        raise DataError(f"--images: {wanted.images} is no folder with images, and no .npy file")
+        raise DataError(f"--images: {folder} is no folder with images, and no .npy file")
     preprocess, how = _preprocess(model, shape)
-    places = np.unique(np.linspace(0, len(files) - 1, wanted.limit).round().astype(int))
+    places = np.unique(np.linspace(0, len(files) - 1, limit).round().astype(int))
     decoded = [
         preprocess(decode(files[i].read_bytes(), str(files[i]), preprocess.exif)) for i in places
     ]

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from pipeline.core.network import Logits
     from pipeline.core.preprocess import Pictures
-    from pipeline.emulate.mil.program import Program
     from pipeline.targets.base import BuildJob
     from pipeline.targets.coreml.network import Deployed
 
@@ -171,7 +170,7 @@ class _Work:
             self._write(raised)
             executor = MilExecutor(self.package, record=True)
             logits = executor.predict(self.pictures.pixels)[saved.LOGITS]
-            half = _in_float16(executor.program)
+            half = executor.program.in_float16()
             entries = [e for e in executor.ranges(self.owners) if e.name in half]
             self.seen[raised] = _Judged(self._outcome(logits), _weakest(entries))
             share = self._share(raised)
@@ -325,11 +324,6 @@ def _logits(module: nn.Module, pictures: Pictures) -> Logits:
 
 def _strict(limit: float | None) -> float | None:
     return None if limit is None else limit / MARGIN
-
-
-def _in_float16(program: Program) -> set[str]:
-    outputs = (output for operation in program.operations for output in operation.outputs)
-    return {name for name, kind in outputs if kind.dtype == "FLOAT16"}
 
 
 def _weakest(entries: list[TensorRange]) -> TensorRange | None:

@@ -19,6 +19,7 @@ from pipeline.graphs import float16
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.graphs import FormFacts
 from pipeline.targets.tensorrt import api
+from pipeline.targets.tensorrt.target import TrtTarget
 
 Make = Callable[..., ModelProto]
 
@@ -151,6 +152,30 @@ def test_a_folder_of_images_is_prepared_as_the_graph_states(folder: Path) -> Non
     refused(
         call("--images", "photos"), 2, "states images of 16 pixels and 3 channels, and takes 3 x 8"
     )
+
+
+def test_the_smallest_part_that_fails_is_written_in_place_of_a_mended_graph(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrtTarget, "refusal", lambda *_: None)
+    rng = np.random.default_rng(0)
+    np.save("images.npy", rng.standard_normal((3, 3, 8, 8)).astype(np.float32))
+    result = call("--reduce", "--images", "images.npy")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.endswith("wrote made.onnx\nwrote made.npz\n")
+    assert [node.output[0] for node in onnx.load("made.onnx").graph.node] == ["x2"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--headroom", "5"), ("--noise", "2"), ("--no-bfloat16",), ("--json",)]
+)
+def test_options_that_mend_are_refused_where_nothing_is_mended(
+    folder: Path, arguments: tuple[str, ...]
+) -> None:
+    result = call("--reduce", *arguments)
+    assert result.exit_code == 2
+    assert f"--reduce mends nothing, and takes no {arguments[0]}" in result.stderr
+    assert not Path("made.onnx").exists()
 
 
 def test_an_array_of_images(folder: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.steps.facts.graphs import BuildFacts, RepairFacts
 from pipeline.targets.coreml import repair
 from pipeline.targets.coreml.options import CoreMLOptions
 from pipeline.targets.coreml.repair import products_by_module
+from pipeline.targets.coreml.runner import EmulatedRunner
 from pipeline.targets.registry import TARGETS, needs_calibration
 
 from .conftest import Tiny
@@ -85,8 +86,13 @@ def test_what_float16_breaks_computes_in_float32(
     # At each of 8 x 8 places: 27 * 16 products of the stem, 4 * 512 of the blocks; 80 of the head.
     assert found.share == pytest.approx(2 * 512 * 64 / ((27 * 16 + 4 * 512) * 64 + 80))
     assert BuildFacts.from_facts(made.facts, "the facts").repair == found
-    of = make_network()
-    pictures = make_photos(4, of)
+    pictures = make_photos(4, make_network())
+    with EmulatedRunner(made.folder / "model.mlpackage", made.network()) as runner:
+        runner(pictures.pixels)
+        numerics = runner.numerics()
+    assert numerics is not None
+    assert numerics.more["largest_value"] > 65504
+    assert numerics.overflowed_tensors == (), "what is large is no float16"
     executor = MilExecutor(made.folder / "model.mlpackage")
     logits = executor.predict(pictures.pixels)["logits"]
     expected = loud()(torch.from_numpy(pictures.images)).numpy()
