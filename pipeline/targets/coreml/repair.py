@@ -275,15 +275,15 @@ class _Work:
     def _how_near(self, raised: Modules, judged: _Judged, beyond: str) -> str:
         """That nothing holds the budget, and how near it came."""
         budget = self.budget
-        told = (
-            f"cannot repair {self.job.network.name} in float16: no choice of modules holds the "
-            f"budget (headroom {budget.headroom:g}, error {budget.max_error:g}, a drop of "
-            f"{self.limits.max_top1_drop:.2%} and {budget.max_share:.0%} of the products in "
+        itself = f"{beyond}; " if beyond else ""
+        return (
+            f"cannot repair {self.job.network.name} in float16: {itself}no choice of modules holds "
+            f"the budget (headroom {budget.headroom:g}, error {budget.max_error:g}, a drop of "
+            f"{self.limits.max_top1_drop:.2%} and {100 * budget.max_share:g}% of the products in "
             f"float32; limits of values {MARGIN:g} times as strict, for other images): with "
             f"{len(raised)} of {len(self.order)} modules, {self._share(raised):.1%} of the "
             f"products, {judged.words}; build fp32, or allow more"
         )
-        return "; ".join([beyond, told] if beyond else [told])
 
 
 def products_by_module(module: nn.Module, pictures: Pictures) -> Mapping[str, int]:

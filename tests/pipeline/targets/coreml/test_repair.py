@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from calibration.budget import Budget
 from calibration.sensitivity import Outcome
 from pipeline.core.errors import BuildError, ConfigError, GateFailedError
 from pipeline.core.network import Network
@@ -150,6 +152,18 @@ def test_where_no_choice_holds_it_says_how_near_it_came(
     told = r"cannot repair tiny in float16: no choice of modules holds the budget \(headroom 4, "
     with pytest.raises(GateFailedError, match=told + r".*modules, .* of the products, error "):
         build(repair=True, fresh=True)
+
+
+def test_more_than_the_allowed_share_is_no_repair(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "Budget", partial(Budget, max_share=0.1))
+    told = (
+        r"^cannot repair tiny in float16: the network itself .*; no choice of modules .* and 10% of "
+        r"the products in float32; .* with 2 of \d modules, 41\.\d% of the products, "
+    )
+    with pytest.raises(GateFailedError, match=told):
+        build(module=loud, fresh=True, repair=True)
 
 
 def test_products_belong_to_the_module_that_computes_them(
