@@ -879,10 +879,7 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
     help="Mend nothing: write the smallest part that fails for TensorRT, as reduce does.",
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
-@click.pass_context
-def repair(
-    context: click.Context, json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any
-) -> None:
+def repair(json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any) -> None:
     """Mend MODEL, a float32 ONNX graph, where half precision or 8 bits break it.
 
     The fewest parts compute in bfloat16 or float32 with which all values and the answers hold, by
@@ -892,7 +889,7 @@ def repair(
     from pipeline.commands import repair
 
     if reduces:
-        _reduce_instead(context, options)
+        _reduce_instead(click.get_current_context(), options)
         return
     names = ("headroom", "max_error", "max_top1_drop", "max_share")
     stated = {name: options.pop(name) for name in names}

@@ -121,6 +121,7 @@ def test_headroom_that_is_too_small_is_raised_before_anything_overflows(build: B
     made = build(module=lambda: loud(2.0**12.5), fresh=True, repair=True)
     found = repair_of(made)
     assert found.broke.startswith("error 0.00")
+    assert found.raised[0].why.endswith("in float32"), "not only after a trial"
     assert [part.part for part in found.raised] == ["blocks.1.expand", "blocks.1.shrink"]
 
 
@@ -159,8 +160,8 @@ def test_more_than_the_allowed_share_is_no_repair(
 ) -> None:
     monkeypatch.setattr(repair, "Budget", partial(Budget, max_share=0.1))
     told = (
-        r"^cannot repair tiny in float16: the network itself .*; no choice of modules .* and 10% of "
-        r"the products in float32; .* with 2 of \d modules, 41\.\d% of the products, "
+        r"^cannot repair tiny in float16: the network itself .*; no choice of modules .* and 10% "
+        r"of the products in float32; .* with 2 of \d modules, 41\.\d% of the products, "
     )
     with pytest.raises(GateFailedError, match=told):
         build(module=loud, fresh=True, repair=True)
