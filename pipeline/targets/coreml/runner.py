@@ -114,6 +114,7 @@ class EmulatedRunner(PackageRunner):
         half = self._exact.program.in_float16()
         narrow = [entry for entry in ranges if entry.name in half]
         overflowed = [entry for entry in narrow if entry.overflows]
+        least = min((entry.headroom for entry in narrow), default=None)
         return Numerics(
             overflowed_values=sum(entry.overflows for entry in overflowed),
             overflowed_tensors=tuple(f"{e.name} ({e.operation})" for e in overflowed[:10]),
@@ -125,6 +126,7 @@ class EmulatedRunner(PackageRunner):
                 "vanished": sum(entry.vanished for entry in narrow),
                 "largest_value": widest.largest,
                 "largest_value_at": f"{widest.name} ({widest.operation})",
+                **({} if least is None else {"headroom": least}),
             },
         )
 
