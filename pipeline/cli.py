@@ -843,7 +843,14 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
     type=click.Choice(("fp16", "bf16", "int8", "fp8")),
     default="fp16",
     show_default=True,
-    help="What all computes in but for what is raised; 8 bits as TensorRT takes them.",
+    help="What all computes in but for what is raised.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(("trt", "ort")),
+    default="trt",
+    show_default=True,
+    help="Whose 8 bits; ort has int8 alone, with blocks in float32.",
 )
 @click.option(
     "--images",
@@ -876,7 +883,7 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
     "--reduce",
     "reduces",
     is_flag=True,
-    help="Mend nothing: write the smallest part that fails for TensorRT, as reduce does.",
+    help="Mend nothing: write the smallest part that fails, as the command reduce does.",
 )
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def repair(json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any) -> None:
@@ -906,7 +913,7 @@ def _reduce_instead(context: click.Context, options: Mapping[str, Any]) -> None:
     Raises:
         click.UsageError: An option is given that only mends.
     """
-    taken = ("model", "output", "precision", "images", "reference")
+    taken = ("model", "output", "precision", "target", "images", "reference")
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
