@@ -9,11 +9,12 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from pipeline.core.commandline import Group
@@ -819,7 +820,9 @@ def diff(
     "--reference", type=PATH, help="The float32 graph, if MODEL.onnx is in a precision already."
 )
 @click.option(
-    "--images", type=PATH, help="A .npy file of what the network takes; default: seeded noise."
+    "--images",
+    type=PATH,
+    help="A folder of images, or a .npy file of what the network takes; default: seeded noise.",
 )
 @click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images.")
 @click.option(
@@ -851,7 +854,14 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
     type=click.Choice(("fp16", "bf16", "int8", "fp8")),
     default="fp16",
     show_default=True,
-    help="What all computes in but for what is raised; 8 bits as TensorRT takes them.",
+    help="What all computes in but for what is raised.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(("trt", "ort")),
+    default="trt",
+    show_default=True,
+    help="Whose 8 bits; ort has int8 alone, with blocks in float32.",
 )
 @click.option(
     "--images",
@@ -880,8 +890,14 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
     "--max-share", type=float, help="Share of the products that may be raised; default: 0.5."
 )
 @click.option("--no-bfloat16", is_flag=True, help="Raise to float32 alone, as for RTX 20.")
+@click.option(
+    "--reduce",
+    "reduces",
+    is_flag=True,
+    help="Mend nothing: write the smallest part that fails, as the command reduce does.",
+)
 @click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
-def repair(json_only: bool, no_bfloat16: bool, **options: Any) -> None:
+def repair(json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any) -> None:
     """Mend MODEL, a float32 ONNX graph, where half precision or 8 bits break it.
 
     The fewest parts compute in bfloat16 or float32 with which all values and the answers hold, by
@@ -890,6 +906,9 @@ def repair(json_only: bool, no_bfloat16: bool, **options: Any) -> None:
     """
     from pipeline.commands import repair
 
+    if reduces:
+        _reduce_instead(click.get_current_context(), options)
+        return
     names = ("headroom", "max_error", "max_top1_drop", "max_share")
     stated = {name: options.pop(name) for name in names}
     limits = {name: value for name, value in stated.items() if value is not None}
@@ -897,6 +916,24 @@ def repair(json_only: bool, no_bfloat16: bool, **options: Any) -> None:
     if not json_only:
         show(report.text)
     click.echo(json.dumps(report.plain))
+
+
+def _reduce_instead(context: click.Context, options: Mapping[str, Any]) -> None:
+    """Do as `reduce` does, with what `repair` was given.
+
+    Raises:
+        click.UsageError: An option is given that only mends.
+    """
+    taken = ("model", "output", "precision", "target", "images", "reference")
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in (*taken, "reduces"):
+            raise click.UsageError(
+                f"--reduce mends nothing, and takes no {parameter.opts[0]}; the command reduce has "
+                "more options"
+            )
+    context.invoke(reduce, **{name: options[name] for name in taken})
 
 
 @main.command()

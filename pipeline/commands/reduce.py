@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ class Job:
         target: Whose builder, or whose precision.
         precision: One of the target's.
         reference: The float32 graph where `model` is in a narrow type already.
-        images: A .npy file of what the network takes; None for seeded noise.
+        images: A .npy file of what the network takes, or a folder of images; None for seeded noise.
         batch: Images at a time: the part has fixed shapes.
         seconds: After how long no further part is tried.
         output: Where the part goes; its inputs go beside it as .npz.
@@ -75,7 +75,7 @@ def reduce(job: Job, say: Callable[[str], None]) -> str:
     """
     _check_places(job)
     source, executor = _read(job.model)
-    images = _images(job, executor.input)
+    images = _images(job, source, executor.input)
     with tempfile.TemporaryDirectory(prefix="reduce-") as folder:
         built, reference = _in_precision(job, source, executor, images, Path(folder))
         search = _Search(job, built, reference, images[: job.batch], Path(folder), say)
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[onnx.ModelProto, OnnxExecutor]:
     return model, OnnxExecutor(path)
 
 
-def _images(job: Job, port: Port) -> Images:
+def _images(job: Job, source: onnx.ModelProto, port: Port) -> Images:
     """At least a batch of what the network takes.
 
     Raises:
@@ -142,10 +142,25 @@ def _images(job: Job, port: Port) -> Images:
             )
         shape = tuple(side or 1 for side in port.shape[1:])
         return random_images(max(_NOISE_IMAGES, job.batch), shape)
-    given = _load(job.images)
+    given = _folder(job, source, port) if job.images.is_dir() else _load(job.images)
     filled = whole_batches(given, job.batch)
     check_images(filled[: job.batch], port)
     return filled
+
+
+def _folder(job: Job, source: onnx.ModelProto, port: Port) -> Images:
+    """Images of a folder as the network takes them, at least a batch where there are so many."""
+    from pipeline.commands.repair import folder_of_images
+
+    assert job.images is not None
+    if len(port.shape) != 4 or None in port.shape[1:]:
+        raise InputError(
+            f"{job.model} leaves open what images it takes: prepare them, and give a .npy file"
+        )
+    channels, height, width = (side or 0 for side in port.shape[1:])
+    most = max(_NOISE_IMAGES, job.batch)
+    images, _ = folder_of_images(job.images, most, source, (channels, height, width))
+    return images
 
 
 def _load(path: Path) -> Images:
@@ -254,23 +269,36 @@ class _Search:
         return found
 
     def _by_builder(self) -> tuple[Reduced, str] | None:
+        """With a fixed batch; where the builder takes that, with an open one, if the graph has it.
+
+        Only parts of fixed shapes are simplified: what else computes a shape is not told.
+        """
         from pipeline.graphs.parts import Recording
         from pipeline.graphs.reduce import reduce, refused_alike
 
-        recorded = Recording(self._built, self._feeds)
-        whole = recorded.part(range(len(recorded)))
-        try:
-            first = self._refusal(whole) if whole is not None else None
-        except UnavailableError as error:
-            self._say(f"not built: {error}")
-            return None
-        if first is None:
-            return None
-        self._say(first)
         target = TARGETS[self._job.target]
-        fails = refused_alike(self._refusal, partial(target.refused_alike, first))
-        found = reduce(recorded, fails, seconds=self._job.seconds, say=self._say, anyhow=True)
-        return None if found is None else (found, self._refusal(found.part) or first)
+        for other in (None, *self._other_batch()):
+            recorded = Recording(self._built, self._feeds, other=other)
+            whole = recorded.part(range(len(recorded)))
+            try:
+                first = self._refusal(whole) if whole is not None else None
+            except UnavailableError as error:
+                self._say(f"not built: {error}")
+                return None
+            if first is None:
+                continue
+            self._say(first if other is None else f"with a dynamic batch: {first}")
+            fails = refused_alike(self._refusal, partial(target.refused_alike, first))
+            seconds, fixed = self._job.seconds, other is None
+            found = reduce(recorded, fails, seconds=seconds, say=self._say, anyhow=fixed)
+            return None if found is None else (found, self._refusal(found.part) or first)
+        return None
+
+    def _other_batch(self) -> Iterator[dict[str, Images]]:
+        """Inputs with one image more, if the graph takes any number."""
+        (port,) = self._built.graph.input
+        if not port.type.tensor_type.shape.dim[0].HasField("dim_value"):
+            yield {port.name: np.concatenate([self._images, self._images[:1]])}
 
     def _refusal(self, part: Part) -> str | None:
         path = self._folder / "part.onnx"

@@ -15,6 +15,7 @@ from onnx import inliner
 from rich.table import Table
 
 from calibration.budget import Budget
+from calibration.observe import fixed_batch
 from calibration.sample import CalibrationSet
 from pipeline.core.errors import DataError, GateFailedError, InputError, PipelineError, about
 from pipeline.core.files import write_atomically
@@ -29,6 +30,7 @@ from pipeline.graphs.repair import Verified, by_float32, refuse_unfit, verify
 from pipeline.report.terminal import render
 from pipeline.steps.facts.graphs import RepairFacts
 from pipeline.targets.forms import Form, FormJob
+from pipeline.targets.ort.repaired import RepairedInt8Ort
 from pipeline.targets.repaired import (
     FLOAT16_ERROR,
     RepairedBFloat16,
@@ -62,6 +64,7 @@ class Wanted:
         model: The float32 graph.
         output: Where the repaired graph goes; nothing may be there.
         precision: fp16, bf16, int8 or fp8.
+        target: For which runtime: trt or ort.
         images: A folder of images, or an array of preprocessed ones (.npy); None for noise.
         noise: Images of seeded noise to choose on, as many again to verify on.
         limit: Most images of a folder.
@@ -74,6 +77,7 @@ class Wanted:
     model: Path
     output: Path
     precision: str
+    target: str
     images: Path | None
     noise: int | None
     limit: int
@@ -119,6 +123,7 @@ def repair(wanted: Wanted) -> Report:
             options=wanted.limits,
             calibration=lambda: chosen,
             log=lines.append,
+            batch=fixed_batch(model),
         )
         with about(str(wanted.model)):
             facts = form.convert(job, made)
@@ -141,7 +146,18 @@ def _refuse_output(path: Path) -> None:
 
 
 def _form(wanted: Wanted) -> Form:
-    """The form of the graph that is asked for."""
+    """The form of the graph that is asked for.
+
+    Raises:
+        InputError: There is none for this runtime, or an option does not go with it.
+    """
+    if wanted.target == "ort":
+        if wanted.precision != "int8" or not wanted.bfloat16:
+            raise InputError(
+                "--target ort: ONNX Runtime's own kernels compute in float32 and int8; give "
+                "--precision int8, without --no-bfloat16"
+            )
+        return RepairedInt8Ort()
     if wanted.precision == "fp16":
         return RepairedFloat16() if wanted.bfloat16 else RepairedFloat16Only()
     if wanted.precision == "int8":
@@ -212,11 +228,28 @@ def _images(
         return random_images(2 * wanted.noise, shape), "seeded noise"
     if wanted.images.suffix == ".npy":
         return _array(wanted.images, shape), "as in the array"
-    files = list(images_below(wanted.images)) if wanted.images.is_dir() else []
+    return folder_of_images(wanted.images, wanted.limit, model, shape)
+
+
+def folder_of_images(
+    folder: Path, limit: int, model: onnx.ModelProto, shape: tuple[int, int, int]
+) -> tuple[Images, str]:
+    """Images of a folder, prepared for a graph, and how they were prepared.
+
+    Args:
+        folder: With images in it, or in folders of it.
+        limit: Most images: they are spread evenly over all.
+        model: May state its preprocessing.
+        shape: (channels, height, width) of what it takes.
+
+    Raises:
+        DataError: There are no images, one cannot be read, or they cannot be made to fit.
+    """
+    files = list(images_below(folder)) if folder.is_dir() else []
     if not files:
-        raise DataError(f"--images: {wanted.images} is no folder with images, and no .npy file")
+        raise DataError(f"--images: {folder} is no folder with images, and no .npy file")
     preprocess, how = _preprocess(model, shape)
-    places = np.unique(np.linspace(0, len(files) - 1, wanted.limit).round().astype(int))
+    places = np.unique(np.linspace(0, len(files) - 1, limit).round().astype(int))
     decoded = [
         preprocess(decode(files[i].read_bytes(), str(files[i]), preprocess.exif)) for i in places
     ]
@@ -300,14 +333,16 @@ def _report(wanted: Wanted, facts: Mapping[str, Any], verified: Verified, how: s
     if repair.broke:
         lines.append(f"before: {repair.broke}")
     lines.append(repair.counts)
-    kept = facts.get("sensitivity", {}).get("excluded", [])
+    # What TensorRT's search leaves in float16 is beside the repair; ONNX Runtime's is the repair.
+    apart = wanted.target == "trt"
+    kept = facts.get("sensitivity", {}).get("excluded", []) if apart else []
     if kept:
         lines.append(f"not in 8 bits, since too much would be lost: {', '.join(kept)}")
     table = Table("part", "type", "share of products", "why", box=None)
     for part in repair.raised:
         table.add_row(part.part, part.type, f"{part.share:.3%}", part.why)
     judged = f"on {verified.images} other images: {verified.judged.words}"
-    eight = wanted.precision in EIGHT_BITS
+    eight = apart and wanted.precision in EIGHT_BITS
     ends = [
         f"{'before it is quantized' if eight else 'now'}: {repair.result}",
         f"verified {judged}",

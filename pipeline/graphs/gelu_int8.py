@@ -156,7 +156,8 @@ def input_range(histogram: Histogram) -> Range:
 def sigmoid_levels(slope: float, shift: int, source: Quantization) -> Doubles:
     """The table of the 8-bit sigmoid: what each stored input becomes, (256,)."""
     moved = (np.arange(LEVELS) - int(source.zero_point) - shift) * float(source.scale) * slope
-    table: Doubles = np.rint(255 / (1 + np.exp(-moved)))
+    with np.errstate(over="ignore"):  # far below zero: the sigmoid of it is 0
+        table: Doubles = np.rint(255 / (1 + np.exp(-moved)))
     return table
 
 

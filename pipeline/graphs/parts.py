@@ -24,6 +24,9 @@ from pipeline.emulate.onnx.layers import Comparison
 
 Array = npt.NDArray[Any]
 
+BATCH = "batch"
+"""Name of an open axis as long as the batch; one of 8 times that is "8*batch"."""
+
 _INDICES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 """Types of shapes, axes and masks: constants where the batch is fixed, as builders want them."""
 
@@ -75,6 +78,8 @@ class Recording:
         comparison: The graph beside its float32 reference, and one input: each node is then
             recorded on the reference's values, see `Comparison.forced`.
         watched: A tensor that every part which makes it shows.
+        other: A value for each of its inputs with another batch: parts then leave the axes open
+            that grow with the batch, and compute the shapes that do.
 
     Raises:
         ArtifactError, UnsupportedOperatorError, DataError: As `GraphExecutor` and `Comparison`.
@@ -86,6 +91,7 @@ class Recording:
         feeds: Mapping[str, Array],
         comparison: Comparison | None = None,
         watched: str = "",
+        other: Mapping[str, Array] | None = None,
     ) -> None:
         self.model = _plain(model)
         executor = GraphExecutor(model, keep=True) if comparison is None else comparison.built
@@ -108,6 +114,26 @@ class Recording:
         self._initializers = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self._computed = constants.keys()
         self._shown = {watched, *(value.name for value in self.model.graph.output)}
+        self._open: dict[str, list[int]] = {}
+        self._varying: set[str] = set()
+        if other is not None:
+            self._compare(executor, feeds, other)
+
+    def _compare(
+        self, executor: GraphExecutor, feeds: Mapping[str, Array], other: Mapping[str, Array]
+    ) -> None:
+        """See what depends on the batch: axes by how much, and shapes that are computed."""
+        batch = len(next(iter(feeds.values())))
+        values = {**other}
+        for _, written in executor.trace(other):
+            values |= written
+        for name, value in values.items():
+            known = self._values[name]
+            if self._types[name] in _INDICES and not np.array_equal(known, value):
+                self._varying.add(name)
+            grows = [left != right for left, right in zip(known.shape, value.shape, strict=True)]
+            sizes = zip(known.shape, grows, strict=True)
+            self._open[name] = [size // batch if grown else 0 for size, grown in sizes]
 
     def __len__(self) -> int:
         return len(self.model.graph.node)
@@ -160,7 +186,7 @@ class Recording:
 
     def _with_constants(self, nodes: set[int]) -> list[onnx.NodeProto]:
         """The nodes, and those that compute from constants what they read and nobody recorded."""
-        known = {*self._values, *self._initializers, ""}
+        known = ({*self._values} - self._varying) | {*self._initializers, ""}
         all_nodes = self.model.graph.node
         maker = {name: i for i, node in enumerate(all_nodes) for name in node.output}
         waiting = list(nodes)
@@ -176,13 +202,29 @@ class Recording:
         return depends and self._types[name] not in _INDICES
 
     def _port(self, name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, self._types[name], self._values[name].shape)
+        sizes = self._values[name].shape
+        times = self._open.get(name, [0] * len(sizes))
+        sides = [_side(size, by) for size, by in zip(sizes, times, strict=True)]
+        return helper.make_tensor_value_info(name, self._types[name], sides)
 
     def _constant(self, name: str) -> onnx.TensorProto:
         if name in self._initializers:
             return self._initializers[name]
         dtype = helper.tensor_dtype_to_np_dtype(self._types[name])
         return numpy_helper.from_array(self._values[name].astype(dtype), name)
+
+
+def _side(size: int, batches: int) -> int | str:
+    """An axis of a fixed size, or one that is so many times as long as the batch."""
+    if not batches:
+        return size
+    return BATCH if batches == 1 else f"{batches}*{BATCH}"
+
+
+def times_batch(side: str) -> int:
+    """How many times as long as the batch an open axis of a part is; 0 for one of another name."""
+    factor, _, name = side.rpartition("*")
+    return int(factor or 1) if name == BATCH and (not factor or factor.isdigit()) else 0
 
 
 def made_in_order(nodes: Collection[onnx.NodeProto]) -> list[str]:

@@ -645,7 +645,7 @@ class _Work:
         if budget.max_error is not None:
             allowed += f", error {budget.max_error:g}"
         allowed += f", a drop of {self.limits.max_top1_drop:.2%}"
-        allowed += f" and {budget.max_share:.0%} of the products raised"
+        allowed += f" and {100 * budget.max_share:g}% of the products raised"
         remedy = "fp32" if self.base is BFLOAT16 else "bf16 or fp32"
         raised = f"{len(types)} of {len(self.parts.all)} parts raised, {share:.1%} of the products"
         lines = [

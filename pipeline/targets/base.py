@@ -322,7 +322,7 @@ class Target(ABC):
 
         Args:
             graph: An ONNX graph in the form of the precision, with any number of inputs and
-                outputs, all of fixed shapes.
+                outputs. Open axes are multiples of the batch, see `pipeline.graphs.parts.BATCH`.
             precision: One of the target's precisions.
             log: Takes a line of the runtime's chatter.
 

@@ -185,10 +185,10 @@ def repaired_by_search(
     if not found.holds or share > budget.max_share:
         raise GateFailedError(
             f"cannot repair {network} in {narrow}: no choice of blocks holds the budget (a drop of "
-            f"{found.limits.max_top1_drop:.2%} and {budget.max_share:.0%} of the products raised): "
-            f"with {len(raised)} of {len(shares)} raised to {wide}, {share:.1%} of the products, "
-            f"{_did(found.outcome, found.baseline)}; with none, {_did(before, found.baseline)}; "
-            f"build a precision in {wide}, or allow more"
+            f"{found.limits.max_top1_drop:.2%} and {100 * budget.max_share:g}% of the products "
+            f"raised): with {len(raised)} of {len(shares)} raised to {wide}, {share:.1%} of the "
+            f"products, {_did(found.outcome, found.baseline)}; with none, "
+            f"{_did(before, found.baseline)}; build a precision in {wide}, or allow more"
         )
     return RepairFacts(
         base=narrow,

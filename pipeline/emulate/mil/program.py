@@ -108,6 +108,11 @@ class Program:
     probabilities_output: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def in_float16(self) -> set[str]:
+        """Names of the results that are of type float16."""
+        outputs = (output for operation in self.operations for output in operation.outputs)
+        return {name for name, kind in outputs if kind.dtype == "FLOAT16"}
+
 
 def read_program(package: Path) -> Program:
     """Read a saved `.mlpackage`.

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from pipeline.core.network import Logits
     from pipeline.core.preprocess import Pictures
-    from pipeline.emulate.mil.program import Program
     from pipeline.targets.base import BuildJob
     from pipeline.targets.coreml.network import Deployed
 
@@ -171,7 +170,7 @@ class _Work:
             self._write(raised)
             executor = MilExecutor(self.package, record=True)
             logits = executor.predict(self.pictures.pixels)[saved.LOGITS]
-            half = _in_float16(executor.program)
+            half = executor.program.in_float16()
             entries = [e for e in executor.ranges(self.owners) if e.name in half]
             self.seen[raised] = _Judged(self._outcome(logits), _weakest(entries))
             share = self._share(raised)
@@ -276,15 +275,15 @@ class _Work:
     def _how_near(self, raised: Modules, judged: _Judged, beyond: str) -> str:
         """That nothing holds the budget, and how near it came."""
         budget = self.budget
-        told = (
-            f"cannot repair {self.job.network.name} in float16: no choice of modules holds the "
-            f"budget (headroom {budget.headroom:g}, error {budget.max_error:g}, a drop of "
-            f"{self.limits.max_top1_drop:.2%} and {budget.max_share:.0%} of the products in "
+        itself = f"{beyond}; " if beyond else ""
+        return (
+            f"cannot repair {self.job.network.name} in float16: {itself}no choice of modules holds "
+            f"the budget (headroom {budget.headroom:g}, error {budget.max_error:g}, a drop of "
+            f"{self.limits.max_top1_drop:.2%} and {100 * budget.max_share:g}% of the products in "
             f"float32; limits of values {MARGIN:g} times as strict, for other images): with "
             f"{len(raised)} of {len(self.order)} modules, {self._share(raised):.1%} of the "
             f"products, {judged.words}; build fp32, or allow more"
         )
-        return "; ".join([beyond, told] if beyond else [told])
 
 
 def products_by_module(module: nn.Module, pictures: Pictures) -> Mapping[str, int]:
@@ -325,11 +324,6 @@ def _logits(module: nn.Module, pictures: Pictures) -> Logits:
 
 def _strict(limit: float | None) -> float | None:
     return None if limit is None else limit / MARGIN
-
-
-def _in_float16(program: Program) -> set[str]:
-    outputs = (output for operation in program.operations for output in operation.outputs)
-    return {name for name, kind in outputs if kind.dtype == "FLOAT16"}
 
 
 def _weakest(entries: list[TensorRange]) -> TensorRange | None:

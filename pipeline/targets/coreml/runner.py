@@ -114,7 +114,10 @@ class EmulatedRunner(PackageRunner):
         difference = figures.compare(rounded, exact)
         ranges = [entry for entry in self._exact.ranges() if entry.largest > 0]
         widest = max(ranges, key=lambda entry: entry.largest)
-        overflowed = [entry for entry in ranges if entry.overflows]
+        half = self._exact.program.in_float16()
+        narrow = [entry for entry in ranges if entry.name in half]
+        overflowed = [entry for entry in narrow if entry.overflows]
+        least = min((entry.headroom for entry in narrow), default=None)
         return Numerics(
             overflowed_values=sum(entry.overflows for entry in overflowed),
             overflowed_tensors=tuple(f"{e.name} ({e.operation})" for e in overflowed[:10]),
@@ -122,10 +125,11 @@ class EmulatedRunner(PackageRunner):
                 "images": len(exact),
                 "float16_relative_error": difference.relative_error,
                 "float16_flips": difference.flips,
-                "subnormals": sum(entry.subnormals for entry in ranges),
-                "vanished": sum(entry.vanished for entry in ranges),
+                "subnormals": sum(entry.subnormals for entry in narrow),
+                "vanished": sum(entry.vanished for entry in narrow),
                 "largest_value": widest.largest,
                 "largest_value_at": f"{widest.name} ({widest.operation})",
+                **({} if least is None else {"headroom": least}),
             },
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class EngineJob:
         batches: Smallest, usual and largest batch of a graph with a dynamic one.
         workspace: Upper limit of scratch memory in bytes, or None.
         gpu: The GPU of this machine, which full TensorRT builds for.
-        part: It is a part of a network, with any number of inputs and outputs of fixed shapes.
+        part: It is a part of a network, with any number of inputs and outputs.
+        shapes: Of a part, smallest, usual and largest shape of each input with an open axis.
     """
 
     graph: Path
@@ -42,6 +43,7 @@ class EngineJob:
     workspace: int | None
     gpu: Gpu | None
     part: bool = False
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     def read(self) -> bytes:
         """The graph's content.
@@ -63,6 +65,7 @@ class EngineJob:
             "batches": self.batches,
             "workspace": self.workspace,
             "part": self.part,
+            "shapes": self.shapes,
         }
 
 

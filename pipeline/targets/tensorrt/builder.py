@@ -19,7 +19,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +162,15 @@ class Library:
         profile.set_shape(port.name, *((n, *tuple(port.shape)[1:]) for n in batches))
         config.add_optimization_profile(profile)
 
+    def add_shapes(
+        self, builder: Any, config: Any, shapes: Mapping[str, Sequence[Sequence[int]]]
+    ) -> None:
+        """Give inputs their smallest, usual and largest shapes, by name."""
+        profile = builder.create_optimization_profile()
+        for name, three in shapes.items():
+            profile.set_shape(name, *three)
+        config.add_optimization_profile(profile)
+
 
 def load(name: str) -> Library:
     """Import one of the two libraries; what an import raises, this raises."""
@@ -181,6 +190,7 @@ def build(
     batches: tuple[int, int, int],
     workspace: int | None,
     part: bool = False,
+    shapes: Mapping[str, Sequence[Sequence[int]]] | None = None,
 ) -> dict[str, Any]:
     """Write the engine and the list of its layers into `folder`.
 
@@ -194,7 +204,8 @@ def build(
         capabilities: Compute capabilities to compile for; only TensorRT-RTX can choose.
         batches: Smallest, usual and largest batch of a graph with a dynamic one.
         workspace: Upper limit of scratch memory in bytes, or None.
-        part: It is a part of a network: any number of inputs and outputs, all of fixed shapes.
+        part: It is a part of a network: any number of inputs and outputs.
+        shapes: Of a part, smallest, usual and largest shape of each input with an open axis.
 
     Returns:
         The library's version, input and output, batches, warnings, the whole log.
@@ -215,6 +226,8 @@ def build(
         served = batches
         if not part:
             served = _profile(library, builder, config, network, graph, batches)
+        elif shapes:
+            library.add_shapes(builder, config, shapes)
         if library.rtx:
             library.aim(config, capabilities)
         plan = builder.build_serialized_network(network, config)

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+_PART_BATCHES = (1, 8, 64)
+"""Batches that parts with an open batch are built for: those of networks, see `TrtOptions`."""
+
 TORCH = "install torch for CUDA as https://pytorch.org/get-started/locally says"
 
 
@@ -242,6 +245,7 @@ class TrtTarget(Target):
                 workspace=None,
                 gpu=None,
                 part=True,
+                shapes=_shapes(graph),
             )
             try:
                 build_apart(job, Path(folder), log)
@@ -300,6 +304,24 @@ def _build_once(
     if name == api.RTX:
         return build_apart(job, folder, log)
     return build_engine(api.load(name), job, folder, log)
+
+
+def _shapes(part: Path) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Smallest, usual and largest shape of each input of a part that has an open axis."""
+    import onnx
+
+    from pipeline.graphs.parts import times_batch
+
+    shapes = {}
+    for port in onnx.load(part, load_external_data=False).graph.input:
+        sides = port.type.tensor_type.shape.dim
+        by = [times_batch(side.dim_param) for side in sides]
+        if any(by):
+            shapes[port.name] = tuple(
+                tuple(n * times or side.dim_value for times, side in zip(by, sides, strict=True))
+                for n in _PART_BATCHES
+            )
+    return shapes
 
 
 def cache_path(artifact: Artifact, gpu: Gpu) -> Path:

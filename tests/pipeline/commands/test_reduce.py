@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from pipeline.cli import main
 from pipeline.core.errors import UnavailableError
@@ -107,6 +109,26 @@ def test_the_node_of_which_a_builder_dies(
         GraphExecutor(model).evaluate(dict(arrays))
 
 
+def test_a_builder_that_dies_of_a_dynamic_batch_alone(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(self: TrtTarget, graph: Path, precision: str, log: object) -> str | None:
+        model = onnx.load(graph)
+        onnx.checker.check_model(model, full_check=True)
+        ports = [port.type.tensor_type.shape.dim[0].dim_param for port in model.graph.input]
+        pools = any(node.name == "pool" for node in model.graph.node)
+        return f"CHECK(0) failed in {graph}" if pools and ports == ["batch"] else None
+
+    monkeypatch.setattr(TrtTarget, "refusal", refusal)
+    output = tmp_path / "small.onnx"
+    result = invoke(sound, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "with a dynamic batch: CHECK(0) failed in small.onnx" in result.stderr
+    assert [node.name for node in onnx.load(output).graph.node] == ["pool"]
+    with np.load(output.with_suffix(".npz")) as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {"x3": (1, 8, 8, 8)}
+
+
 def test_a_layer_that_jumps_is_reduced_where_the_builder_takes_it(
     overflows: Path, tmp_path: Path, refuses: Callable[[str | None], None]
 ) -> None:
@@ -132,6 +154,48 @@ def test_images_decide_where_a_layer_jumps(
     assert result.exit_code == 2
     assert "builds it with a batch of 1, and no layer jumps: there is nothing" in result.output
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_folder_of_images_is_prepared_as_the_graph_states(
+    overflows: Path, tmp_path: Path, refuses: Callable[[str | None], None]
+) -> None:
+    refuses(None)
+    model = onnx.load(overflows)
+    spec = {"size": 8, "crop": 1.0, "interpolation": "bilinear", "channels": "rgb"}
+    helper.set_model_props(
+        model, {"preprocess": json.dumps({**spec, "mean": [0.5] * 3, "std": [1e-3] * 3})}
+    )
+    onnx.save(model, overflows)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(2):
+        Image.new("RGB", (12, 10), (128 + 50 * i, 10, 200)).save(photos / f"{i}.png")
+    # Values of 0.5 divided by 0.001: the second layer overflows as it does not with ImageNet's.
+    output = tmp_path / "small.onnx"
+    result = invoke(overflows, "--images", photos, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "wide" in [node.name for node in onnx.load(output).graph.node]
+    with np.load(output.with_suffix(".npz")) as arrays:
+        assert np.abs(arrays["x1"]).max() > 100
+
+
+def test_a_folder_that_cannot_be_used(sound: Path, tmp_path: Path) -> None:
+    photos, output = tmp_path / "photos", tmp_path / "small.onnx"
+    photos.mkdir()
+    result = invoke(sound, "--images", photos, "--output", output)
+    assert result.exit_code == 2
+    assert "photos is no folder with images, and no .npy file" in result.output
+    (photos / "broken.png").write_bytes(b"no picture")
+    result = invoke(sound, "--images", photos, "--output", output)
+    assert result.exit_code == 2
+    assert "broken.png" in result.output
+    model = onnx.load(sound)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(model, sound)
+    result = invoke(sound, "--images", photos, "--output", output)
+    assert result.exit_code == 2
+    assert "leaves open what images it takes: prepare them, and give a .npy file" in result.output
+    assert not output.exists()
 
 
 def test_a_graph_that_is_in_half_precision_already(

@@ -18,7 +18,9 @@ from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.graphs import float16
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.graphs import FormFacts
+from pipeline.targets.ort import quantize
 from pipeline.targets.tensorrt import api
+from pipeline.targets.tensorrt.target import TrtTarget
 
 Make = Callable[..., ModelProto]
 
@@ -97,8 +99,9 @@ def test_json_alone_and_float32_alone(folder: Path) -> None:
     assert result.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
-def test_other_precisions(folder: Path, make_model: Make, precision: str) -> None:
+@pytest.fixture
+def wide(folder: Path, make_model: Make) -> None:
+    """A sound graph in its place."""
     # fp8 takes layers of 16 channels and more alone.
     rng = np.random.default_rng(0)
     weights = {
@@ -112,12 +115,31 @@ def test_other_precisions(folder: Path, make_model: Make, precision: str) -> Non
         helper.make_node("Flatten", ["z"], ["logits"], "/head/Flatten"),
     ]
     onnx.save(make_model(nodes, weights, ["batch", 3, 8, 8], ["batch", 16]), folder / "model.onnx")
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("precision", ["bf16", "int8", "fp8"])
+def test_other_precisions(folder: Path, precision: str) -> None:
     result = call("--noise", "8", "--precision", precision, "--max-top1-drop", "0.5")
     assert result.exit_code == 0, result.stderr
     above = "bfloat16" if precision == "bf16" else "float16"
     assert f"nothing had to be raised above {above}" in result.stdout
     kinds = {node.op_type for node in onnx.load(folder / "made.onnx").graph.node}
     assert ("QuantizeLinear" in kinds) == (precision in ("int8", "fp8"))
+
+
+@pytest.mark.usefixtures("wide")
+def test_eight_bits_of_onnx_runtime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(quantize, "MARGIN", 1.0)
+    options = ("--noise", "8", "--precision", "int8", "--target", "ort")
+    result = call(*options, "--max-top1-drop", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "nothing had to be raised above int8" in result.stdout
+    assert "now: error 0.0" in result.stdout
+    # Unsigned activations: ONNX Runtime's, not TensorRT's.
+    types = {t.data_type for t in onnx.load("made.onnx").graph.initializer}
+    assert onnx.TensorProto.UINT8 in types
 
 
 def test_a_folder_of_images_is_prepared_as_the_graph_states(folder: Path) -> None:
@@ -151,6 +173,30 @@ def test_a_folder_of_images_is_prepared_as_the_graph_states(folder: Path) -> Non
     refused(
         call("--images", "photos"), 2, "states images of 16 pixels and 3 channels, and takes 3 x 8"
     )
+
+
+def test_the_smallest_part_that_fails_is_written_in_place_of_a_mended_graph(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrtTarget, "refusal", lambda *_: None)
+    rng = np.random.default_rng(0)
+    np.save("images.npy", rng.standard_normal((3, 3, 8, 8)).astype(np.float32))
+    result = call("--reduce", "--images", "images.npy")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.endswith("wrote made.onnx\nwrote made.npz\n")
+    assert [node.output[0] for node in onnx.load("made.onnx").graph.node] == ["x2"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--headroom", "5"), ("--noise", "2"), ("--no-bfloat16",), ("--json",)]
+)
+def test_options_that_mend_are_refused_where_nothing_is_mended(
+    folder: Path, arguments: tuple[str, ...]
+) -> None:
+    result = call("--reduce", *arguments)
+    assert result.exit_code == 2
+    assert f"--reduce mends nothing, and takes no {arguments[0]}" in result.stderr
+    assert not Path("made.onnx").exists()
 
 
 def test_an_array_of_images(folder: Path) -> None:
@@ -192,6 +238,7 @@ def test_images_of_another_size_are_refused(folder: Path, array: np.ndarray, tol
         (("--noise", "2", "--precision", "int8", "--max-error", "1"), "judged by accuracy: use"),
         (("--noise", "2", "--precision", "fp8", "--no-bfloat16"), "is for fp16 and int8, not"),
         (("--noise", "2", "--precision", "fp4"), "'fp4' is not one of"),
+        (("--noise", "2", "--target", "ort"), "compute in float32 and int8; give --precision int8"),
         (("--noise", "2", "--reference", "gone.onnx"), "cannot read the graph gone.onnx"),
     ],
 )

@@ -22,6 +22,7 @@ from pipeline.graphs.gelu_int8 import (
     input_ranges,
     levels,
     replace_gelus,
+    sigmoid_levels,
 )
 from pipeline.graphs.qdq_ort import activations, candidates_of, insert_pairs
 
@@ -135,3 +136,9 @@ def test_what_does_not_lie_between_8_bits_stays() -> None:
     assert gelus_of(model) == []
     same = replace_gelus(quantized(model_of()), {"other": GeluFit(1.7, 1.0, 0, 0.0, 0.0)})
     assert [node.op_type for node in same.graph.node].count("Gelu") == 1
+
+
+def test_a_table_for_large_values_has_no_overflow() -> None:
+    """Warnings are errors here."""
+    table = sigmoid_levels(1.7, 0, quantization(Range(-3000.0, 3000.0), ACTIVATIONS_UINT8))
+    assert (table[0], table[-1]) == (0, 255)

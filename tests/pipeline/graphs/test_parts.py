@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.emulate.onnx.executor import GraphExecutor
 from pipeline.graphs import float16
-from pipeline.graphs.parts import Part, Recording, simpler
+from pipeline.graphs.parts import Part, Recording, simpler, times_batch
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 4, 4)).astype(np.float32)
 
@@ -154,3 +154,35 @@ def test_a_node_of_many_inputs_takes_one_less() -> None:
     assert part is not None
     read = [tuple(n.input) for m, _ in simpler(part) for n in m.graph.node]
     assert {("b", "b"), ("a", "b")} <= set(read)
+
+
+def test_parts_with_an_open_batch_compute_shapes_that_grow_with_it() -> None:
+    more = np.concatenate([IMAGES, IMAGES[:1]])
+    recorded = Recording(model(), {"image": IMAGES}, other={"image": more})
+    part = recorded.part([5])  # the Reshape
+    assert part is not None
+    assert [node.op_type for node in part.model.graph.node] == ["Shape", "Concat", "Reshape"]
+    sides = {
+        port.name: [side.dim_param or side.dim_value for side in port.type.tensor_type.shape.dim]
+        for port in part.model.graph.input
+    }
+    assert sides == {"image": ["batch", 4, 4], "square": ["batch", 4, 4]}
+    assert run(part)["row"].shape == (2, 16)
+    square = np.ones((7, 4, 4), np.float32)
+    wider = {"image": np.ones((7, 4, 4), np.float32), "square": square}
+    assert GraphExecutor(part.model).evaluate(wider)["row"].shape == (7, 16)
+
+
+def test_axes_that_are_several_times_the_batch() -> None:
+    merged = model()
+    merged.graph.node[4].attribute[0].t.CopyFrom(numpy_helper.from_array(np.array([-1, 4])))
+    merged.graph.node[5].input[:] = ["rest"]
+    del merged.graph.node[3]
+    more = np.concatenate([IMAGES, IMAGES[:1]])
+    recorded = Recording(merged, {"image": IMAGES}, other={"image": more})
+    part = recorded.part([len(recorded) - 1])  # the Relu
+    assert part is not None
+    (port,) = part.model.graph.input
+    assert [s.dim_param or s.dim_value for s in port.type.tensor_type.shape.dim] == ["4*batch", 4]
+    sides = ("batch", "4*batch", "n", "", "n*batch")
+    assert [times_batch(side) for side in sides] == [1, 4, 0, 0, 0]

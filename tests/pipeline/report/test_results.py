@@ -15,7 +15,7 @@ from pipeline.report.results import collect
 from pipeline.report.write import write
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import MANIFEST, Artifact
-from pipeline.steps.facts.graphs import BuildFacts
+from pipeline.steps.facts.graphs import BuildFacts, RepairFacts
 from pipeline.steps.library import Library
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import StageResult
@@ -188,6 +188,20 @@ def test_what_a_form_found_against_itself_reaches_the_artifact(tmp_path: Path) -
     run = collect(config, tmp_path / "x.yaml", ended("precision/float16"))
     assert artifact_of(run, "trt/fp16").why_not == "too slow"
     assert artifact_of(run, "ort/fp32").why_not == ""
+
+
+def test_what_a_form_or_a_target_raised_reaches_the_artifact(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    make = fill(config)
+    form = RepairFacts("float16", "", (), 40, 0.0, 1e-3, 6.0, "", 64, 1)
+    own = replace(form, parts=30)
+    facts = Artifact.read(config.folder / "precision/float16").facts
+    make.make("precision/float16", {**facts, "repair": form.to_dict()}, "onnx")
+    make.make("coreml/fp16", BuildFacts("coreml", "fp16", repair=own), size=9)
+    run = collect(config, tmp_path / "x.yaml", ended("precision/float16", "coreml/fp16"))
+    assert artifact_of(run, "trt/fp16").repair == form
+    assert artifact_of(run, "coreml/fp16").repair == own
+    assert artifact_of(run, "ort/fp32").repair is None
 
 
 def test_seconds_are_of_the_step_and_no_fact_of_it(tmp_path: Path) -> None:

@@ -205,12 +205,14 @@ def test_small_leads_do_not_excuse_a_large_error(
 
 @pytest.mark.parametrize(("share", "beyond"), [(0.999, 0), (1.001, 2)])
 def test_an_error_beyond_the_allowed_one_is_needed(share: float, beyond: int) -> None:
-    reference = np.array([[3.0, 4.0, 0.0], [40.0, 30.0, 0.0]])
+    reference = np.array([[3.0, 4.0, 0.0], [40.0, 30.0, 0.0]], np.float32)
     error = np.array([[1.0, -1.0, 0.0], [-10.0, 10.0, 0.0]]) * share
-    logits = reference + error / np.sqrt(2)
+    logits = (reference + error / np.sqrt(2)).astype(np.float32)
     assert (logits.argmax(1) != reference.argmax(1)).all()
     assert unexplained(logits, reference, 0.2) == beyond
-    assert unexplained(reference + error / 3, reference, 0.1) == 0  # the classes are the same
+    assert (
+        unexplained((reference + error / 3).astype(np.float32), reference, 0.1) == 0
+    )  # the classes are the same
 
 
 @needs_coreai

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from calibration.budget import Budget
 from calibration.sensitivity import Outcome
 from pipeline.core.errors import BuildError, ConfigError, GateFailedError
 from pipeline.core.network import Network
@@ -21,6 +23,7 @@ from pipeline.steps.facts.graphs import BuildFacts, RepairFacts
 from pipeline.targets.coreml import repair
 from pipeline.targets.coreml.options import CoreMLOptions
 from pipeline.targets.coreml.repair import products_by_module
+from pipeline.targets.coreml.runner import EmulatedRunner
 from pipeline.targets.registry import TARGETS, needs_calibration
 
 from .conftest import Tiny
@@ -85,8 +88,14 @@ def test_what_float16_breaks_computes_in_float32(
     # At each of 8 x 8 places: 27 * 16 products of the stem, 4 * 512 of the blocks; 80 of the head.
     assert found.share == pytest.approx(2 * 512 * 64 / ((27 * 16 + 4 * 512) * 64 + 80))
     assert BuildFacts.from_facts(made.facts, "the facts").repair == found
-    of = make_network()
-    pictures = make_photos(4, of)
+    pictures = make_photos(4, make_network())
+    with EmulatedRunner(made.folder / "model.mlpackage", made.network()) as runner:
+        runner(pictures.pixels)
+        numerics = runner.numerics()
+    assert numerics is not None
+    assert numerics.more["largest_value"] > 65504
+    assert numerics.overflowed_tensors == (), "what is large is no float16"
+    assert numerics.more["headroom"] >= 4
     executor = MilExecutor(made.folder / "model.mlpackage")
     logits = executor.predict(pictures.pixels)["logits"]
     expected = loud()(torch.from_numpy(pictures.images)).numpy()
@@ -113,6 +122,7 @@ def test_headroom_that_is_too_small_is_raised_before_anything_overflows(build: B
     made = build(module=lambda: loud(2.0**12.5), fresh=True, repair=True)
     found = repair_of(made)
     assert found.broke.startswith("error 0.00")
+    assert found.raised[0].why.endswith("in float32"), "not only after a trial"
     assert [part.part for part in found.raised] == ["blocks.1.expand", "blocks.1.shrink"]
 
 
@@ -144,6 +154,18 @@ def test_where_no_choice_holds_it_says_how_near_it_came(
     told = r"cannot repair tiny in float16: no choice of modules holds the budget \(headroom 4, "
     with pytest.raises(GateFailedError, match=told + r".*modules, .* of the products, error "):
         build(repair=True, fresh=True)
+
+
+def test_more_than_the_allowed_share_is_no_repair(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "Budget", partial(Budget, max_share=0.1))
+    told = (
+        r"^cannot repair tiny in float16: the network itself .*; no choice of modules .* and 10% "
+        r"of the products in float32; .* with 2 of \d modules, 41\.\d% of the products, "
+    )
+    with pytest.raises(GateFailedError, match=told):
+        build(module=loud, fresh=True, repair=True)
 
 
 def test_products_belong_to_the_module_that_computes_them(

@@ -188,6 +188,25 @@ def test_a_part_of_a_network_has_any_inputs_and_outputs(tmp_path: Path, no_gpu: 
     assert "node 'product' (Nonsense)" in said
 
 
+def test_a_part_with_an_open_batch_is_built_for_many(tmp_path: Path, no_gpu: None) -> None:
+    ports = [
+        helper.make_tensor_value_info("a", TensorProto.FLOAT16, ["4*batch", 3]),
+        helper.make_tensor_value_info("b", TensorProto.FLOAT16, ["4*batch", 1]),
+        helper.make_tensor_value_info("c", TensorProto.FLOAT16, ["4*batch", 3]),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["c"])], "part", ports[:2], ports[2:]
+    )
+    part = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    lines: list[str] = []
+    assert TRT.refusal(saved(part, tmp_path), "fp16", lines.append) is None, lines
+    # An axis of which nobody knows how long it may be has no profile.
+    graph.input[0].type.tensor_type.shape.dim[0].dim_param = "any"
+    unknown = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    said = TRT.refusal(saved(unknown, tmp_path), "fp16", lines.append)
+    assert said is not None
+
+
 def dying() -> onnx.ModelProto:
     """Two products with constants, their quotient, and what TensorRT-RTX 1.7.1 dies for."""
     rng = np.random.default_rng(0)
