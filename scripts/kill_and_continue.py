@@ -145,7 +145,7 @@ def left_over(output: Path, temporary: Path, usual: Collection[str] = ()) -> lis
     Args:
         output: Where results lie.
         temporary: Where a run makes its temporary files.
-        usual: Names of what an undisturbed run leaves there: caches of libraries, such as PyTorch's.
+        usual: Names of what an undisturbed run leaves there: caches of libraries, as PyTorch's.
     """
     own = [path for path in temporary.iterdir() if path.name not in usual]
     return [str(path) for path in (*output.rglob(f"{TEMPORARY_PREFIX}*"), *own)]
@@ -196,8 +196,8 @@ def main(kills: int, images: int, seed: int, signals: tuple[str, ...]) -> None:
         temporary.mkdir()
         config.write_text(CONFIG.format(output=output, images=images))
         start = time.monotonic()
-        there = {**os.environ, "TMPDIR": str(temporary)}
-        subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL, env=there)
+        aside = {**os.environ, "TMPDIR": str(temporary)}
+        subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL, env=aside)
         seconds = time.monotonic() - start
         expected = digests(output)
         usual = {path.name for path in temporary.iterdir()}
