@@ -430,6 +430,7 @@ def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None)
 @click.pass_context
 def bench(
     ctx: click.Context,
+    /,
     target: str | None,
     artifacts: tuple[Path, ...],
     data: str | None,

@@ -2,6 +2,7 @@
 
     python scripts/attack.py yaml checkpoint image tar --count 600
     python scripts/attack.py artifact manifest report import --count 3000 --commands 50
+    python scripts/attack.py --count 0 --commands 200     # through real commands alone
 
 In one process, with a time for every input. Prints how many inputs were refused clearly, loaded,
 ended in a traceback or did not end; exit status 1 if there is one of the latter two, or if one was
@@ -48,6 +49,10 @@ KINDS: dict[str, Callable[[Path, int, int], Iterator[Attempt]]] = {
 }
 
 COMMANDS: dict[str, Callable[[Path, int, int], Iterator[Attempt]]] = {
+    "yaml": configurations.commands,
+    "checkpoint": checkpoints.commands,
+    "safetensors": headers.commands,
+    "tar": tars.commands,
     "artifact": artifacts.commands,
     "manifest": manifests.commands,
     "report": reports.commands,
@@ -73,7 +78,12 @@ def limit_memory() -> None:
 @click.command()
 @click.argument("kinds", type=click.Choice(list(KINDS)), nargs=-1)
 @click.option("--seed", default=0, show_default=True, help="Chooses the random inputs.")
-@click.option("--count", default=200, show_default=True, help="Random inputs of a kind.")
+@click.option(
+    "--count",
+    default=200,
+    show_default=True,
+    help="Random inputs of a kind, beside those listed; 0: none.",
+)
 @click.option("--commands", default=0, show_default=True, help="Inputs through real commands.")
 @click.option("--limit-s", default=10.0, show_default=True, help="Seconds for an input.")
 @click.option("--faults", default=10, show_default=True, help="Show at most so many of a kind.")
@@ -86,8 +96,9 @@ def main(
         limit_memory()
     failed = False
     for kind in kinds or KINDS:
-        result = tried(KINDS[kind], seed, count, limit_s)
-        failed |= told(kind, result, faults)
+        if count:
+            result = tried(KINDS[kind], seed, count, limit_s)
+            failed |= told(kind, result, faults)
         if commands and kind in COMMANDS:
             result = tried(COMMANDS[kind], seed, commands, _COMMAND_LIMIT * limit_s)
             failed |= told(f"{kind}, by command", result, faults)

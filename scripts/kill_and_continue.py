@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -138,11 +139,16 @@ def ended(
     return (status if status >= 0 else 128 - status), orphans(run.pid)
 
 
-def left_over(*folders: Path) -> list[str]:
-    """Temporary files and folders that lie in results, or in the folder for such."""
-    output, temporary = folders
-    found = [*output.rglob(f"{TEMPORARY_PREFIX}*"), *temporary.iterdir()]
-    return [str(path) for path in found]
+def left_over(output: Path, temporary: Path, usual: Collection[str] = ()) -> list[str]:
+    """Temporary files and folders that lie in results, or in the folder for such.
+
+    Args:
+        output: Where results lie.
+        temporary: Where a run makes its temporary files.
+        usual: Names of what an undisturbed run leaves there: caches of libraries, as PyTorch's.
+    """
+    own = [path for path in temporary.iterdir() if path.name not in usual]
+    return [str(path) for path in (*output.rglob(f"{TEMPORARY_PREFIX}*"), *own)]
 
 
 def emptied(folder: Path) -> None:
@@ -190,16 +196,19 @@ def main(kills: int, images: int, seed: int, signals: tuple[str, ...]) -> None:
         temporary.mkdir()
         config.write_text(CONFIG.format(output=output, images=images))
         start = time.monotonic()
-        subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL)
+        aside = {**os.environ, "TMPDIR": str(temporary)}
+        subprocess.run(command(config), check=True, stdout=subprocess.DEVNULL, env=aside)
         seconds = time.monotonic() - start
         expected = digests(output)
-        click.echo(f"undisturbed: {len(expected)} artifacts in {seconds:.0f} s")
+        usual = {path.name for path in temporary.iterdir()}
+        beside = f", beside {', '.join(sorted(usual))}" if usual else ""
+        click.echo(f"undisturbed: {len(expected)} artifacts in {seconds:.0f} s{beside}")
         shutil.rmtree(output)
         while wanted:
             moment, name = moments.uniform(0.1, seconds / 3), wanted[-1]
             emptied(temporary)
             status, lived_on = ended(config, temporary, signal.Signals[name], moment)
-            left = left_over(output, temporary)
+            left = left_over(output, temporary, usual)
             faults += problems(name, status, lived_on, left)
             if status is None:
                 click.echo("finished before it was ended: compared, and begun again")

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from attacks import ground
 from attacks.attempt import Attempt
 from care import checkpoint
 from care.factory import create_model
@@ -135,7 +136,33 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     for name, data in {**dict(files(state)), **dict(headers())}.items():
         yield written(folder, model, name, data)
     yield from paths(folder, model)
+    for name, data in mutations(np.random.default_rng(seed), state, count):
+        yield written(folder, model, name, data)
+
+
+def commands(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
+    """As many of them, listed and random, through the real command."""
+    ground.lay_out(folder)
+    path = folder / "odd.pth"
+    state = create_model("test_resnet", num_classes=4).state_dict()
+    listed = {name: partial(saved, content) for name, content in contents(state)}
+    listed |= {name: partial(bytes, data) for name, data in (*files(state), *headers())}
     rng = np.random.default_rng(seed)
+    chosen = [str(name) for name in rng.permutation(list(listed))[: count // 2]]
+    makers = [(name, listed[name]) for name in chosen]
+    makers += [(n, partial(bytes, data)) for n, data in mutations(rng, state, count - len(chosen))]
+
+    def run(make: Callable[[], bytes | None]) -> None:
+        data = make()
+        path.write_bytes(b"" if data is None else data)
+        ground.look_at(folder, ground.LOOKED_AT % (path.name, "folder:images"))
+
+    for name, make in makers:
+        yield Attempt(name, partial(run, make))
+
+
+def mutations(rng: np.random.Generator, state: State, count: int) -> Iterator[tuple[str, bytes]]:
+    """Checkpoints with random damage."""
     whole = list(forms(state).values())
     for number in range(count):
         damaged = bytearray(whole[number % len(whole)])
@@ -144,7 +171,7 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
             damaged[place] = rng.integers(256)
         if number % 10 == 0:
             del damaged[rng.integers(len(damaged)) :]
-        yield written(folder, model, f"mutation {number}", bytes(damaged))
+        yield f"mutation {number}", bytes(damaged)
 
 
 def contents(state: State) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from attacks import ground
 from attacks.attempt import Attempt
 from care import settings
 from pipeline import config
@@ -164,6 +165,17 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     yield from variables(folder)
     yield from extensions(folder)
     yield from places(folder)
+
+
+def commands(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
+    """As many of them, listed and random, through the real command."""
+    ground.lay_out(folder)
+    listed: dict[str, str | bytes] = {**dict(structures()), **dict(tagged()), **dict(encodings())}
+    rng = random.Random(seed)
+    chosen = rng.sample(list(listed.items()), min(len(listed), count // 2))
+    chosen += mutations(seed, count - len(chosen))
+    for name, content in chosen:
+        yield Attempt(name, partial(ground.look_at, folder, content))
 
 
 def configuration(**changes: str) -> str:

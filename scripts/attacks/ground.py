@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from onnx import TensorProto, helper
+from PIL import Image
 
 from pipeline.commands import check
 from pipeline.commands.export import export_coreml_bench, export_triton
-from pipeline.core.errors import ArtifactError, PipelineError
+from pipeline.core.errors import ArtifactError, DataError, PipelineError
 from pipeline.core.machine import Machine
 from pipeline.core.network import Network
 from pipeline.core.seals import sealed
@@ -208,7 +209,7 @@ def seen(folder: Path) -> dict[str, str]:
         inside = Path(root).relative_to(folder).as_posix()
         if inside == ".":
             folders[:] = [name for name in folders if name not in ("kept", "models", "bench")]
-        if inside == "engines":
+        if inside == "engines" and NAME in folders:
             folders.remove(NAME)
         for name in (*folders, *names):
             path = Path(root, name)
@@ -276,6 +277,44 @@ def by_command(ground: Ground, changed: frozenset[str]) -> None:
         assert refused or changed.isdisjoint(needs[name]), f"export {name} took what was changed"
     if problem := command(ground.folder, "check", NAME):
         raise ArtifactError(problem)
+
+
+LOOKED_AT = """\
+name: trial
+model: {name: timm/test_resnet, checkpoint: %s}
+data: {validation: '%s', calibration: 'folder:images'}
+targets: {ort: {precisions: [fp32]}}
+output: engines
+"""
+"""A configuration with a checkpoint and validation images to fill in."""
+
+
+def lay_out(folder: Path) -> None:
+    """Lay out what a configuration needs beside what is odd: an image of each of four classes."""
+    for label in ("ant", "bee", "cat", "dog"):
+        place = folder / "images" / label
+        place.mkdir(parents=True)
+        Image.new("RGB", (40, 40), (9, 99, 199)).save(place / "1.png")
+    (folder / "notes.txt").write_text("a canary")
+
+
+def look_at(folder: Path, text: str | bytes) -> None:
+    """Let the real command look at a configuration and all that it names, without a run.
+
+    Args:
+        folder: As `lay_out` left it, and with what is odd; nothing in it may change.
+        text: The configuration.
+
+    Raises:
+        DataError: The command refused it.
+    """
+    path = folder / "odd.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    before = seen(folder)
+    said = command(folder, "run", path.name, "--dry-run")
+    assert seen(folder) == before, "a look changed something"
+    if said:
+        raise DataError(said)
 
 
 def command(folder: Path, *arguments: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from attacks import ground
 from attacks.attempt import Attempt
 from care.evaluate import read_trained
 from care.factory import create_model
@@ -69,18 +70,43 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     """Files with every odd value in every place of the metadata, and `count` random ones."""
     state = create_model(NETWORK, num_classes=4).state_dict()
     whole = safetensors.torch.save({name: value.clone() for name, value in state.items()})
+    for name, data in inputs(state, whole, seed, count):
+        yield given(folder, whole, name, data)
+
+
+def commands(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
+    """As many of them, listed and random, through the real command."""
+    ground.lay_out(folder)
+    path = folder / "odd.safetensors"
+    state = create_model(NETWORK, num_classes=4).state_dict()
+    whole = safetensors.torch.save({name: value.clone() for name, value in state.items()})
+    every = list(inputs(state, whole, seed, count))
+    chosen = random.Random(seed).sample(every[:-count], count // 2) + every[-(count - count // 2) :]
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        ground.look_at(folder, ground.LOOKED_AT % (path.name, "folder:images"))
+
+    for name, data in chosen:
+        yield Attempt(name, partial(run, data))
+
+
+def inputs(
+    state: Mapping[str, Tensor], whole: bytes, seed: int, count: int
+) -> Iterator[tuple[str, bytes]]:
+    """Files: all that are listed, then `count` random ones."""
     for name, change in listed():
-        yield given(folder, whole, f"metadata {name}", with_metadata(state, changed(change)))
+        yield f"metadata {name}", with_metadata(state, changed(change))
     for text in RAW:
-        yield given(folder, whole, f"text {text[:20]!r}", with_text(whole, text))
-        yield given(folder, whole, f"header {text[:20]!r}", with_header(whole, text))
+        yield f"text {text[:20]!r}", with_text(whole, text)
+        yield f"header {text[:20]!r}", with_header(whole, text)
     chosen = random.Random(seed)
     for number in range(count):
         if number % 2:
             content = changed(partial(at_random, chosen))
-            yield given(folder, whole, f"metadata {number}", with_metadata(state, content))
+            yield f"metadata {number}", with_metadata(state, content)
         else:
-            yield given(folder, whole, f"bytes {number}", with_bytes(whole, chosen))
+            yield f"bytes {number}", with_bytes(whole, chosen)
 
 
 def listed() -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attacks import ground
 from attacks.attempt import Attempt
 from attacks.images import encoded
 from care.data import open_dataset
@@ -51,25 +52,8 @@ PAX = (
 
 def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     """Archives of images in class folders, damaged in many ways."""
-    rng = np.random.default_rng(seed)
-    image = encoded(rng, "RGB", "PNG")
-    whole = {kind: archive(image, kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT)}
-    whole[tarfile.PAX_FORMAT] = archive(image, tarfile.PAX_FORMAT, {"comment": "x"})
-    for number in range(count):
-        data = whole[list(whole)[number % len(whole)]]
-        yield made(folder, f"mutation {number}", damaged(rng, data, repaired=number % 2 == 0))
-    ustar = whole[tarfile.USTAR_FORMAT]
-    for size in SIZES:
-        yield made(folder, f"size {size!r}", changed(ustar, "size", size))
-    for code in range(256):
-        yield made(folder, f"type {code}", changed(ustar, "type", bytes([code])))
-    for headers in PAX:
-        name = f"extended header {headers!r:.60}"
-        yield made(folder, name, archive(image, tarfile.PAX_FORMAT, headers))
-    for name in ("a", "/a/b.png", "a/b.png/c.png", "\x1b[2J/x.png", "a/" * 40 + "x.png", "ä/x.png"):
-        yield made(folder, f"name {name[:30]!r}", archive(image, names=(name,)))
-    for length in (0, 1, 511, 512, 1024, len(ustar) // 2):
-        yield made(folder, f"{length} bytes", ustar[:length])
+    for name, data in inputs(seed, count):
+        yield made(folder, name, data)
     for uri in ("tar:/dev/zero", "tar:a\0b", f"tar:{300 * 'x'}", "wds:{0..99999999999}", "wds:/**"):
         yield Attempt(uri[:40], partial(open_dataset, uri), hostile=True)
     for pattern in (
@@ -83,6 +67,46 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
         "a\0",
     ):
         yield Attempt(f"wds:{pattern}", partial(open_dataset, f"wds:{pattern}"), hostile=True)
+
+
+def commands(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
+    """As many of them, random and listed, through the real command."""
+    ground.lay_out(folder)
+    path = folder / "odd.tar"
+    every = list(inputs(seed, count))
+    listed = np.random.default_rng(seed).permutation(np.arange(count, len(every)))
+    chosen = [*range(count - count // 2), *listed[: count // 2]]
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        ground.look_at(folder, ground.LOOKED_AT % ("random", f"tar:{path.name}"))
+
+    for index in chosen:
+        name, data = every[index]
+        yield Attempt(name, partial(run, data))
+
+
+def inputs(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """Archives: `count` random ones, then all that are listed."""
+    rng = np.random.default_rng(seed)
+    image = encoded(rng, "RGB", "PNG")
+    whole = {kind: archive(image, kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT)}
+    whole[tarfile.PAX_FORMAT] = archive(image, tarfile.PAX_FORMAT, {"comment": "x"})
+    for number in range(count):
+        data = whole[list(whole)[number % len(whole)]]
+        yield f"mutation {number}", damaged(rng, data, repaired=number % 2 == 0)
+    ustar = whole[tarfile.USTAR_FORMAT]
+    for size in SIZES:
+        yield f"size {size!r}", changed(ustar, "size", size)
+    for code in range(256):
+        yield f"type {code}", changed(ustar, "type", bytes([code]))
+    for headers in PAX:
+        name = f"extended header {headers!r:.60}"
+        yield name, archive(image, tarfile.PAX_FORMAT, headers)
+    for name in ("a", "/a/b.png", "a/b.png/c.png", "\x1b[2J/x.png", "a/" * 40 + "x.png", "ä/x.png"):
+        yield f"name {name[:30]!r}", archive(image, names=(name,))
+    for length in (0, 1, 511, 512, 1024, len(ustar) // 2):
+        yield f"{length} bytes", ustar[:length]
 
 
 def made(folder: Path, name: str, data: bytes) -> Attempt:

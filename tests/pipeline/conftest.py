@@ -107,10 +107,14 @@ def pictures() -> np.ndarray:
 def convert(
     tmp_path: Path, pictures: np.ndarray
 ) -> Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]:
-    """Converts a model: (model, name of the form, batch, options) -> (model, facts)."""
+    """Converts a model: (model, name of the form, batch, kept, options) -> (model, facts)."""
 
     def run(
-        model: onnx.ModelProto, form: str, batch: int | None = None, **options: Any
+        model: onnx.ModelProto,
+        form: str,
+        batch: int | None = None,
+        evaluations: Path | None = None,
+        **options: Any,
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
         source, result = tmp_path / "source.onnx", tmp_path / "result.onnx"
         onnx.save(model, source)
@@ -121,7 +125,7 @@ def convert(
             labels = np.arange(len(pictures)) % 4
             return CalibrationSet(pictures, labels, ("",) * len(pictures))
 
-        job = FormJob(source, NETWORK, options, calibration, lambda line: None, batch)
+        job = FormJob(source, NETWORK, options, calibration, lambda line: None, batch, evaluations)
         facts = form_named(form).convert(job, result)
         return onnx.load(result), facts
 

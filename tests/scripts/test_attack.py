@@ -10,9 +10,12 @@ from pathlib import Path
 
 import attack
 import click
+import numpy as np
 import pytest
 from attacks.attempt import Attempt, Outcome, tally, tried
-from attacks.ground import ODD_VALUES, changed_json
+from attacks.ground import LOOKED_AT, ODD_VALUES, changed_json, lay_out, look_at
+from attacks.images import encoded
+from attacks.tars import archive
 from click.testing import CliRunner
 
 from pipeline.core.errors import DataError
@@ -106,3 +109,47 @@ def test_changes_leave_the_odd_values_as_they_are() -> None:
     for _ in range(500):
         changed_json(rng, text, sign=True)
     assert repr(ODD_VALUES) == before
+
+
+def test_a_real_command_looks_at_what_is_odd_and_what_is_not(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    image = encoded(np.random.default_rng(0), "RGB", "PNG")
+    names = tuple(f"{label}/1.png" for label in "abcd")
+    (tmp_path / "whole.tar").write_bytes(archive(image, names=names))
+    look_at(tmp_path, LOOKED_AT % ("random", "tar:whole.tar"))
+    with pytest.raises(DataError, match="odd"):
+        look_at(tmp_path, LOOKED_AT % ("odd.pth", "tar:whole.tar"))
+
+
+def test_a_look_that_changes_something_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(tmp_path)
+    for name in ("notes.txt", "new.txt", "engines/trial/new.txt"):
+
+        def write(folder: Path, *arguments: str, name: str = name) -> str:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("changed")
+            return ""
+
+        monkeypatch.setattr("attacks.ground.command", write)
+        with pytest.raises(AssertionError, match="changed something"):
+            look_at(tmp_path, "")
+
+
+@pytest.mark.parametrize("kind", ["yaml", "checkpoint", "safetensors", "tar"])
+def test_as_many_inputs_as_asked_for_are_tried_by_command(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str | bytes] = []
+
+    def note(folder: Path, text: str | bytes) -> None:
+        odd = [path for path in folder.iterdir() if path.name.startswith("odd")]
+        given.append(odd[0].read_bytes() if odd else text)
+
+    monkeypatch.setattr("attacks.ground.look_at", note)
+    attempts = list(attack.COMMANDS[kind](tmp_path, 0, 9))
+    for attempt in attempts:
+        attempt.run()
+    assert len(attempts) == len({attempt.name for attempt in attempts}) == 9
+    assert len(set(given)) >= 8

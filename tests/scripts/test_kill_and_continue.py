@@ -98,5 +98,7 @@ def test_what_is_left_over(tmp_path: Path) -> None:
     (output / "trial" / "ort" / ".making-fp32-abcdefgh").mkdir(parents=True)
     (temporary / "tmpx").touch()
     assert len(kill_and_continue.left_over(output, temporary)) == 2
+    # What an undisturbed run leaves there as well is no trace of a signal.
+    assert len(kill_and_continue.left_over(output, temporary, {"tmpx"})) == 1
     kill_and_continue.emptied(temporary)
     assert list(temporary.iterdir()) == []

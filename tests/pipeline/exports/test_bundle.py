@@ -15,6 +15,7 @@ from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.network import Network
 from pipeline.exports import bundle
 from pipeline.exports.bundle import write_bundle
+from pipeline.exports.golden import Kit
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import Target
 from pipeline.targets.ort.target import OrtTarget
@@ -124,7 +125,7 @@ def test_the_readme_has_twenty_lines_and_names_what_is_there(
 def test_the_readme_names_the_golden_kit_that_is_there(
     artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kit = object.__new__(bundle.Kit)
+    kit = object.__new__(Kit)
     monkeypatch.setattr(bundle, "kit_of", lambda a: kit if a.name == "ort/fp32" else "none")
     monkeypatch.setattr(bundle, "write_kit", lambda kit, folder: folder.mkdir())
     path = write_bundle(artifacts, NETWORK, "net", tmp_path / "net.tar.gz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.graphs.qdq_ort import (
     candidates_of,
     insert_pairs,
 )
-from pipeline.targets.ort import certificate, quantize
+from pipeline.targets.ort import certificate, quantize, tune
 from pipeline.targets.ort.tune import Choice
 
 FORM = "int8-ort"
@@ -248,6 +249,27 @@ def test_parts_that_are_slower_in_8_bits_stay_in_float32(
     assert ("stages.0.blocks.1.conv.weight" in initializers(model)) is bool(left)
     ranked = {alone["group"] for alone in facts["sensitivity"]["ranking"]}
     assert ranked == {"stem", "stages.0.blocks.0", "stages.0.blocks.1", "head"} - set(left)
+
+
+def test_what_was_timed_before_a_kill_is_not_timed_again(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    timed = []
+    interleave = tune.interleave
+
+    def count(*arguments: Any) -> dict[str, list[float]]:
+        timed.append(arguments)
+        return interleave(*arguments)
+
+    monkeypatch.setattr(tune, "interleave", count)
+    _, facts = convert(small_graph(), FORM, evaluations=kept, max_top1_drop=1.0)
+    assert len(timed) >= 3  # kinds, parts, and against float32
+    assert convert(small_graph(), FORM, evaluations=kept, max_top1_drop=1.0)[1] == facts
+    assert len(timed) == sum('"medians"' in line for line in kept.read_text().splitlines())
 
 
 def test_the_report_gets_ranges_with_histograms(

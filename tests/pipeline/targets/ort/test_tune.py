@@ -21,11 +21,11 @@ from pipeline.core.network import Images, Network
 from pipeline.targets.base import BuildJob
 from pipeline.targets.ort import tune
 from pipeline.targets.ort.options import OrtOptions
-from pipeline.targets.ort.session import Settings
+from pipeline.targets.ort.session import Settings, runtime
 from pipeline.targets.ort.target import OrtTarget
 from pipeline.targets.ort.tune import Candidate, Choice, choose
 
-IMAGES = np.zeros((1, 2), np.float32)
+IMAGES = np.zeros((1, 1, 1, 2), np.float32)
 WAYS = {"a": Candidate("a.onnx", Settings()), "b": Candidate("b.onnx", Settings())}
 TIMES: Mapping[str, list[float]] = {
     "a": [2.0, 2.1, 2.2] * 20,
@@ -37,9 +37,12 @@ def save(path: Path, factor: float) -> None:
     """A network of one product."""
     weight = numpy_helper.from_array(np.full((2, 2), factor, np.float32), "w")
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["image", "w"], ["logits"])],
+        [
+            helper.make_node("Flatten", ["image"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+        ],
         "one",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 1, 2])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
         [weight],
     )
@@ -93,7 +96,7 @@ def test_a_choice_is_made_anew_from_what_was_measured(
         {"threads": 2},
         {"seconds": 2.0},
         {"images": IMAGES + 1},
-        {"images": np.zeros((2, 1), np.float32)},
+        {"images": np.zeros((2, 1, 1, 1), np.float32)},
         {"candidates": {**WAYS, "b": Candidate("b.onnx", Settings(level="basic"))}},
         {"candidates": dict(reversed(WAYS.items()))},
         {"candidates": {"a": WAYS["a"]}},
@@ -115,7 +118,7 @@ def test_another_graph_machine_or_runtime_is_measured(
     chosen(tmp_path)
     monkeypatch.setattr(tune, "cpu_class", lambda: {"cpu": "another"})
     chosen(tmp_path)
-    monkeypatch.setattr(tune.runtime(), "__version__", "1.99.0")
+    monkeypatch.setattr(runtime(), "__version__", "1.99.0")
     chosen(tmp_path)
     assert len(measured) == 4
     chosen(tmp_path)
@@ -187,7 +190,7 @@ def build(folder: Path) -> dict[str, Any]:
     """Build a network with tuning, and keep what is finished; what the target says of it."""
     (folder / "built").mkdir(exist_ok=True)
     job = BuildJob(
-        network=Network("small", ("cat", "dog"), (2,), {"size": 2}),
+        network=Network("small", ("cat", "dog"), (1, 1, 2), {"size": 2}),
         precision="fp32",
         options=OrtOptions(tune=True, tune_seconds=0.01, threads=1),
         graph=folder / "a.onnx",
