@@ -654,6 +654,7 @@ def inspect(model: Path, json_only: bool, **options: Any) -> None:
     """Say what is in MODEL, an ONNX graph or a Core ML package, and whether float16 holds it.
 
     Operations, inputs, outputs, and the largest values in float32: how often they fit into float16.
+    Of an engine of TensorRT, in its artifact's folder, what was written down when it was built.
     """
     from pipeline.commands import inspect
 
