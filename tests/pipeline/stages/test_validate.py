@@ -84,6 +84,8 @@ class ToyTarget:
 
     name, title, forms = "toy", "Toy", ()
 
+    takes_photos = False
+
     def __init__(self, runner: Runner | Exception | None, lacking: str | None) -> None:
         self.runner, self.lacking = runner, lacking
         self.graphs: list[Path | None] = []
