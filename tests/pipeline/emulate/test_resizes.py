@@ -46,7 +46,8 @@ def test_every_way_gives_the_networks_shape_and_something_else() -> None:
     shown = as_file(picture(300, 196), "JPEG")
     for each in ways(OWN):
         pixels = each.pixels(shown)
-        assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8), each.name
+        assert pixels.shape == (32, 32, 3), each.name
+        assert pixels.dtype == np.uint8, each.name
         own = each.name in ("pillow-bicubic", "wrong-mean")
         assert (pixels == shown.own).all() == own, each.name
     names = [each.name for each in ways(OWN)]

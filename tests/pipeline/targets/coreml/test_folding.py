@@ -43,8 +43,9 @@ class Positions(nn.Module):
 
 def exported(module: nn.Module, side: int = 8) -> torch.export.ExportedProgram:
     images = torch.zeros(1, 3, side, side)
-    program = torch.export.export(module.eval(), (images,))
-    return program.run_decompositions({})
+    program: torch.export.ExportedProgram = torch.export.export(module.eval(), (images,))
+    decomposed: torch.export.ExportedProgram = program.run_decompositions({})
+    return decomposed
 
 
 def resizes(program: torch.export.ExportedProgram) -> int:
