@@ -109,15 +109,8 @@ def fetch_hub(repository: str) -> HubNetwork:
     Raises:
         ModelError: It holds no network of timm's, or can be had in neither way.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     place, _, revision = repository.partition("@")
     where = f"{repository} of the Hub"
-    try:
-        validate_repo_id(place)
-    except HFValidationError as error:
-        raise ModelError(f"{shown(place)} names no repository: {in_short(error)}") from error
     config = read_json(_file(where, place, (_CONFIG,), revision), ModelError)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ModelError(
@@ -235,12 +228,17 @@ def _file(what: str, repository: str, names: Sequence[str], revision: str = "") 
         revision: Of the repository; "" for its main branch.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     of: dict[str, Any] = {"revision": revision} if revision else {}
     for file in names:
-        with contextlib.suppress(LocalEntryNotFoundError):
-            return Path(hf_hub_download(repository, file, local_files_only=True, **of))
+        try:
+            with contextlib.suppress(LocalEntryNotFoundError):
+                return Path(hf_hub_download(repository, file, local_files_only=True, **of))
+        except HFValidationError as error:
+            raise ModelError(
+                f"{shown(repository)} names no repository: {in_short(error)}"
+            ) from error
     reason = ""
     for file in names:
         try:

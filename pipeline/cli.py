@@ -196,6 +196,13 @@ def of_a_file(command: Command) -> Command:
     return command
 
 
+def of_a_graph(command: Command) -> Command:
+    """Add those of them that say how images become a graph's input."""
+    for option in reversed(OF_A_FILE[1:]):
+        command = option(command)
+    return command
+
+
 def stated_of(options: dict[str, Any]) -> Stated:
     """Take the options of a model's file out of a command's options."""
     from pipeline.api.files import Stated
@@ -551,12 +558,13 @@ def validate(
 @main.command()
 @click.option(
     "--model",
-    help="care_s0, timm/NAME or package.module:callable; default: what the checkpoint says.",
+    help="care_s0, timm/NAME, package.module:callable, graph.onnx or hub:ORG/REPOSITORY; default: "
+    "what the checkpoint says.",
 )
 @click.option(
     "--checkpoint",
-    required=True,
-    help="A file; or embedded, random, or own (what the callable gives its network).",
+    help="A file; or embedded, random, or own (what the callable gives its network). Graphs and "
+    "repositories hold their weights.",
 )
 @click.option(
     "--data",
@@ -580,13 +588,16 @@ def validate(
     show_default=True,
     help="Where to write the configuration; a new file.",
 )
+@of_a_graph
 def init(file: Path, **wanted: Any) -> None:
     """Write a first configuration, after a look at the checkpoint and the images."""
     from pipeline import config as configuration
+    from pipeline.api.files import Stated
     from pipeline.commands import init, run
     from pipeline.scheduler.plan import Selection
 
-    show(init.write_first(init.Wanted(**wanted), file))
+    images = Stated(**{name: wanted.pop(name) for name in ("size", "crop", "mean", "std")})
+    show(init.write_first(init.Wanted(**wanted, images=images), file))
     show(run.dry_run(configuration.read(file), Selection()))
     show(f"build it with: python -m pipeline run {file}")
 
@@ -656,6 +667,7 @@ def inspect(model: Path, json_only: bool, **options: Any) -> None:
     """Say what is in MODEL, an ONNX graph or a Core ML package, and whether float16 holds it.
 
     Operations, inputs, outputs, and the largest values in float32: how often they fit into float16.
+    Of an engine of TensorRT, in its artifact's folder, what was written down when it was built.
     """
     from pipeline.commands import inspect
 

@@ -87,8 +87,8 @@ def _graph(path: Path, stated: Stated, threads: int | None) -> Answering:
 
     _require(path.is_file(), path)
     found = look(path, built=True)
-    said = _said(found.metadata, path)
-    preprocess = _preprocess(stated, said, found.shape, normalizes=False)
+    said = said_by(found.metadata, path)
+    preprocess = preprocess_of(stated, said, found.shape, normalizes=False)
     runner = fast_runner(path, threads)
     return _answering(path, stated, said.labels, preprocess, runner, "")
 
@@ -100,13 +100,13 @@ def _package(path: Path, stated: Stated) -> Answering:
     executor = MilExecutor(path)
     (taken,) = executor.program.inputs
     kept = executor.program.metadata
-    said = _said({**kept, "preprocess": kept.get("preprocessing", "")}, path)
+    said = said_by({**kept, "preprocess": kept.get("preprocessing", "")}, path)
     takes: Literal["images", "pixels"] = "pixels" if taken.kind == "image" else "images"
     sides = taken.shape if takes == "pixels" else taken.shape[1:]
     if len(sides) != 3:
         raise InputError(f"{path}: its input {taken.name!r} is no image, nor an array of images")
     shape = (sides[0], sides[1], sides[2])
-    preprocess = _preprocess(stated, said, shape, normalizes=takes == "pixels")
+    preprocess = preprocess_of(stated, said, shape, normalizes=takes == "pixels")
     runner = _PackageRunner(executor, takes)
     why = "the ML Program executor answers for Core ML"
     return _answering(path, stated, executor.labels or said.labels, preprocess, runner, why)
@@ -140,7 +140,7 @@ class _PackageRunner(Runner):
         return self._executor.logits(images)
 
 
-def _said(metadata: Mapping[str, str], path: Path) -> Described:
+def said_by(metadata: Mapping[str, str], path: Path) -> Described:
     """What a file says of itself in the words of this project; what others write says nothing."""
     found: dict[str, Any] = {}
     try:
@@ -152,7 +152,7 @@ def _said(metadata: Mapping[str, str], path: Path) -> Described:
         return NOTHING
 
 
-def _preprocess(
+def preprocess_of(
     stated: Stated,
     said: Described,
     shape: tuple[int | None, int | None, int | None],

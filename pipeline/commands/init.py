@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline import config as configuration
+from pipeline.api.files import GRAPH, Stated, preprocess_of, said_by
 from pipeline.config import AUTO, OWN_WEIGHTS
 from pipeline.core import yamlfile
+from pipeline.core.checkpoints import HUB, HUB_NAMED
 from pipeline.core.described import describe
 from pipeline.core.errors import DataError, InputError, about
 from pipeline.core.files import write_atomically
@@ -39,23 +41,26 @@ class Wanted:
     """What the user says of a first configuration.
 
     Attributes:
-        model: Name of a network, or "package.module:callable"; None for what the checkpoint says.
-        checkpoint: A file, "embedded", "random" or "own".
+        model: Name of a network, "package.module:callable", an ONNX graph's file, or
+            "hub:organization/repository"; None for what the checkpoint says.
+        checkpoint: A file, "embedded", "random" or "own"; None where the model holds its weights.
         data: Name of the validation images' dataset, such as "folder:photos".
         calibration: The same of training images; None for the training split of `data`, if any.
         labels: File with the network's classes; None for the classes of `data`.
         name: Name of the results; None for the network's.
         targets: Which targets, such as "ort", or "ort/fp32" for one precision of it; empty for
             the usual ones.
+        images: How images become a graph's input, as far as it does not say so itself.
     """
 
     model: str | None
-    checkpoint: str
+    checkpoint: str | None
     data: str
     calibration: str | None = None
     labels: str | None = None
     name: str | None = None
     targets: tuple[str, ...] = ()
+    images: Stated = field(default_factory=Stated)
 
 
 def write_first(wanted: Wanted, path: Path) -> str:
@@ -82,7 +87,7 @@ def write_first(wanted: Wanted, path: Path) -> str:
 def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
     """Values of the configuration, and what was found on the way."""
     asked = _asked(wanted.targets)
-    stated = _stated(wanted.checkpoint)
+    key, stated = _source(wanted)
     model = wanted.model or stated.get("model")
     if not model:
         raise InputError(
@@ -105,9 +110,9 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
         )
     usual = QUANTIZED if calibration else PLAIN
     values = {
-        "name": wanted.name or _results_name(model),
-        "key": "module" if ":" in model else "name",
-        "model": model,
+        "name": wanted.name or _results_name(model.removesuffix(GRAPH)),
+        "key": key,
+        "model": model.removeprefix(HUB),
         "kwargs": stated.get("model_kwargs") or {},
         "checkpoint": wanted.checkpoint,
         "data": wanted.data,
@@ -122,6 +127,56 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
         },
     }
     return values, found
+
+
+def _source(wanted: Wanted) -> tuple[str, Mapping[str, Any]]:
+    """The key of the network's source, and what is known of the network.
+
+    Raises:
+        InputError: Checkpoint and network do not go together.
+    """
+    model = wanted.model or ""
+    holds = {"onnx": model.lower().endswith(GRAPH), "hub": model.startswith(HUB)}
+    key = next((name for name, is_it in holds.items() if is_it), None)
+    if key != "onnx" and wanted.images != Stated():
+        raise InputError("--size, --crop, --mean and --std are for --model graph.onnx alone")
+    if key is None:
+        if wanted.checkpoint is None:
+            raise InputError(
+                "--checkpoint is missing: name a file, or embedded, random or own; only an ONNX "
+                f"graph and {HUB}organization/repository hold their weights"
+            )
+        return "module" if ":" in model else "name", _stated(wanted.checkpoint)
+    if wanted.checkpoint is not None:
+        raise InputError(f"--model {model} holds its weights: leave out --checkpoint")
+    with about("--model"):
+        return key, _of_graph(wanted) if key == "onnx" else _of_hub(model.removeprefix(HUB))
+
+
+def _of_graph(wanted: Wanted) -> dict[str, Any]:
+    """What an ONNX graph says of itself, and what the user says of its images."""
+    from pipeline.graphs.given import look
+
+    path = Path(expanded(str(wanted.model)))
+    if not path.is_file():
+        raise InputError(f"{path} is no file: name an ONNX graph")
+    found = look(path)
+    said = said_by(found.metadata, path)
+    preprocess = preprocess_of(wanted.images, said, found.shape, normalizes=False)
+    return {
+        "num_classes": found.classes,
+        "labels": list(said.labels or ()),
+        "preprocess": preprocess.to_dict(),
+    }
+
+
+def _of_hub(repository: str) -> dict[str, Any]:
+    from care.pretrained import fetch_hub
+
+    if not re.match(HUB_NAMED, repository):
+        raise InputError(f"{shown(repository)} names no repository: write {HUB}org/repository")
+    found = fetch_hub(repository)
+    return {"num_classes": found.classes, "labels": list(found.labels or ())}
 
 
 def _asked(targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -200,15 +255,16 @@ def _require_as_many(
     own = stated.get("num_classes") or _head_classes(wanted.checkpoint, model, len(classes))
     if own not in (None, len(classes)):
         raise DataError(
-            f"{wanted.checkpoint} has {own} classes, and {wanted.data} has {len(classes)}: give "
-            "the images of its own classes, the network's classes as --labels, or fine-tune it for "
+            f"{wanted.checkpoint or model} has {own} classes, and {wanted.data} has "
+            f"{len(classes)}: give the images of its own classes, the network's classes as "
+            "--labels, or fine-tune it for "
             "these with python -m care.train --init"
         )
 
 
-def _head_classes(checkpoint: str, model: str, count: int) -> int | None:
+def _head_classes(checkpoint: str | None, model: str, count: int) -> int | None:
     """How many classes the head of a file's weights has; None where that is not known."""
-    if checkpoint in _NO_FILES or ":" in model:
+    if checkpoint is None or checkpoint in _NO_FILES or ":" in model:
         return None
     from care import checkpoint as checkpoints
     from care.factory import create_model
@@ -222,7 +278,7 @@ def _head_classes(checkpoint: str, model: str, count: int) -> int | None:
 
 def _held_out(wanted: Wanted) -> str | None:
     """What to say of the images that training held out; None where they are none of these."""
-    if wanted.checkpoint in _NO_FILES:
+    if wanted.checkpoint is None or wanted.checkpoint in _NO_FILES:
         return None
     from care.data import hold_out, open_dataset
 

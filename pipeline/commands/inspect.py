@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipeline.api.files import GRAPH, Stated, is_model_file, open_file
 from pipeline.api.model import Answering
+from pipeline.commands import engine
 from pipeline.core.errors import DataError, InputError, UnsupportedOperatorError
 from pipeline.core.listing import images_below
 from pipeline.core.network import Pixels
@@ -69,7 +70,8 @@ def inspect(path: Path, stated: Stated, *, images: Path | None, limit: int, top:
     """Operations, inputs and outputs of a model's file, and the ranges of its values.
 
     Args:
-        path: An ONNX graph, or the folder of a Core ML package.
+        path: An ONNX graph, the folder of a Core ML package, or an engine of TensorRT in its
+            artifact's folder, of which no values are known.
         stated: What the file does not say of its images.
         images: A folder of images; None for seeded noise.
         limit: Most images.
@@ -79,6 +81,8 @@ def inspect(path: Path, stated: Stated, *, images: Path | None, limit: int, top:
         InputError: The file is no model, or something has to be stated.
         ArtifactError: It is damaged.
     """
+    if path.suffix.lower() in engine.ENDINGS:
+        return Inspected(*engine.look(path))
     if not is_model_file(path) or not path.exists():
         what = "is no model's file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}: name an ONNX graph (.onnx) or a .mlpackage")

@@ -271,23 +271,30 @@ class Preprocess:
         depth, height, width = stated["input_size"]
         if height != width and size is None:
             raise PreprocessError(
-                f"only square inputs are supported, the model states {height} x {width}"
+                f"only square inputs are supported, the model states {height} x {width}: take a "
+                "network of square images, or state preprocess, if it takes such, too"
             )
         if depth not in (1, 3):
             raise PreprocessError(f"images have 1 or 3 channels, the model states {depth}")
         if stated.get("crop_mode", "center") != "center":
             raise PreprocessError(
                 "only centre crops are supported, the model states "
-                f"{shown(repr(stated['crop_mode']))}"
+                f"{shown(repr(stated['crop_mode']))}, which resizes whole images to the input: "
+                "state preprocess to give it centre crops, and see what resizes says of squash"
             )
-        return cls(
-            size=height if size is None else size,
-            crop=stated["crop_pct"],
-            interpolation=stated["interpolation"],
-            mean=tuple(stated["mean"]),
-            std=tuple(stated["std"]),
-            channels="rgb" if depth == 3 else "gray",
-        )
+        try:
+            return cls(
+                size=height if size is None else size,
+                crop=stated["crop_pct"],
+                interpolation=stated["interpolation"],
+                mean=tuple(stated["mean"]),
+                std=tuple(stated["std"]),
+                channels="rgb" if depth == 3 else "gray",
+            )
+        except PreprocessError as error:
+            raise PreprocessError(
+                f"of what {type(model).__name__} states, {error}: state preprocess in its place"
+            ) from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:

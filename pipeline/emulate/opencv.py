@@ -139,8 +139,11 @@ def _whole_area(image: Pixels, width: int, height: int) -> Pixels:
     blocks = image.reshape(height, down, width, across, -1).astype(np.int64)
     total = blocks.sum((1, 3))
     if (down, across) == (2, 2):
-        return ((total + 2) >> 2).astype(np.uint8)
-    return np.rint(total.astype(np.float32) * np.float32(1 / (down * across))).astype(np.uint8)
+        halves_up: Pixels = ((total + 2) >> 2).astype(np.uint8)
+        return halves_up
+    mean = total.astype(np.float32) * np.float32(1 / (down * across))
+    to_even: Pixels = np.rint(mean).astype(np.uint8)
+    return to_even
 
 
 def _cover(source: int, target: int) -> npt.NDArray[np.float32]:

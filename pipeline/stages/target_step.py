@@ -37,8 +37,8 @@ class TargetStep(StageStep):
     @property
     def takes_photos(self) -> bool:
         """Whether the artifacts hold a model that prepares photographs itself."""
-        wanted = self.context.config.export.preprocessing == "graph"
-        return wanted and self.runtime.takes_photos
+        able = self.runtime.takes_photos
+        return able and self.context.config.export.preprocessing == "graph"
 
     def machine(self) -> dict[str, Any]:
         """What machines have in common of which one's measurement holds for the other."""

@@ -29,6 +29,10 @@ _LOOKING = frozenset({"item", "tolist", "nonzero", "__bool__", "__int__", "__flo
 """Methods of a tensor through which values decide what is computed."""
 
 
+_PRODUCTS = frozenset({"conv2d", "linear", "matmul"})
+"""Functions of torch that are layers where they multiply by weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Value:
     """A tensor that depends on the image, by its number."""
@@ -52,12 +56,42 @@ class _Line:
         args: With `_Value` and `_Constant` in the places of tensors.
         kwargs: The same.
         results: Numbers of the tensors that it returns, in order.
+        node: Name of the graph's node that called it.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     results: tuple[int, ...]
+    node: str
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies what depends on the image by weights."""
+        if getattr(self.function, "__name__", "") not in _PRODUCTS or len(self.args) < 2:
+            return False
+        return isinstance(self.args[0], _Value) and isinstance(self.args[1], _Constant)
+
+
+class Product(nn.Module):
+    """A convolution or matrix product by weights: a layer, for whoever looks for layers.
+
+    Args:
+        function: Of torch: takes what enters the layer, its weights and settings.
+
+    Attributes:
+        is_product: Says what it is to those who do not know this class.
+    """
+
+    is_product = True
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.function(x, *args, **kwargs)
 
 
 class GraphModule(nn.Module):
@@ -83,6 +117,10 @@ class GraphModule(nn.Module):
         self._lines = recorder.lines
         for name, value in recorder.constants.items():
             self._hold(name, value)
+        self._layers: dict[int, str] = {}
+        for number, line in enumerate(self._lines):
+            if line.is_product:
+                self._layers[number] = self._add(line)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -90,6 +128,13 @@ class GraphModule(nn.Module):
         if images.shape[0] == 1:
             return self._one(images)
         return torch.cat([self._one(image) for image in images.split(1)])
+
+    def _add(self, line: _Line) -> str:
+        """Make a product a layer, called as its node; returns its name."""
+        own = "".join(c if c.isalnum() else "_" for c in line.node) or "product"
+        name = own if own.isascii() and not hasattr(self, own) else f"product_{len(self._layers)}"
+        self.add_module(name, Product(line.function))
+        return name
 
     def _hold(self, name: str, value: Tensor) -> None:
         if value.is_floating_point():
@@ -105,9 +150,10 @@ class GraphModule(nn.Module):
                 return values[stated.number]
             return getattr(self, stated.name) if isinstance(stated, _Constant) else stated
 
-        for line in self._lines:
+        for number, line in enumerate(self._lines):
             args, kwargs = tree_map(read, (line.args, line.kwargs))
-            returned = _tensors(line.function(*args, **kwargs))
+            function = getattr(self, self._layers.get(number, ""), line.function)
+            returned = _tensors(function(*args, **kwargs))
             values.update(zip(line.results, returned, strict=True))
         return values[self._result]
 
@@ -161,7 +207,8 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         numbers = tuple(self._number(each) for each in _tensors(result))
         if numbers:
-            self.lines.append(_Line(func, stated_args, stated_kwargs, numbers))
+            name = self._node.name
+            self.lines.append(_Line(func, stated_args, stated_kwargs, numbers, name))
         return result
 
     def _stated(self, given: Any) -> Any:

@@ -72,10 +72,13 @@ def with_quantized_inputs(module: nn.Module, images: Images) -> tuple[nn.Module,
 
 
 def _layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Layers by name; those of a graph that was given say themselves that they are."""
     from torch import nn
 
-    kinds = (nn.Conv2d, nn.Linear)
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, kinds)}
+    def is_layer(part: nn.Module) -> bool:
+        return isinstance(part, nn.Conv2d | nn.Linear) or getattr(part, "is_product", False)
+
+    return {name: part for name, part in module.named_modules() if is_layer(part)}
 
 
 @contextmanager
@@ -108,9 +111,11 @@ def _insert(layer: nn.Module, scale: float) -> None:
     forward = layer.forward
     arguments = (scale, 0, -128, 127, torch.int8)
 
-    def quantized(x: torch.Tensor) -> torch.Tensor:
+    # Layers of a graph that was given are called with their weights, too.
+    def quantized(x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
         stored = operations.quantize_per_tensor(x, *arguments)
-        result: torch.Tensor = forward(operations.dequantize_per_tensor(stored, *arguments))
+        entering = operations.dequantize_per_tensor(stored, *arguments)
+        result: torch.Tensor = forward(entering, *more, **named)
         return result
 
     layer.forward = quantized

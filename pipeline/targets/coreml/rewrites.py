@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.targets.coreml.folding import fold_resized_weights
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
@@ -30,6 +32,7 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
         The program to convert.
     """
     program = _decompose(program)
+    fold_resized_weights(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function":

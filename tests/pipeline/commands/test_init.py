@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
 from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from care import checkpoint
 from care.data import open_dataset
 from pipeline import config
 from pipeline.cli import main
+from tests.care.hub import CONFIG as HUB_CONFIG
+from tests.care.hub import lay, offline
 
 CLASSES = ("beech", "fir", "oak")
 
@@ -201,4 +206,88 @@ def test_what_no_target_has_is_refused(folder: Path, target: str, words: str) ->
     result = init("--checkpoint", "trees.safetensors", "--data", "folder:trees", "--target", target)
     assert result.exit_code == 2
     assert words in result.output
+    assert not (folder / "pipeline.yaml").exists()
+
+
+def graph(path: Path, classes: int, **metadata: str) -> None:
+    """A graph of means of channels, for images of 32 pixels."""
+    weights = numpy_helper.from_array(np.ones((3, classes), np.float32), "w")
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+    ]
+    taken = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])
+    made = helper.make_graph(nodes, "means", [taken], [given], [weights])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def test_a_graph_holds_its_weights(folder: Path) -> None:
+    graph(folder / "means.onnx", 3)
+    told = ("--mean", "0.5", "--std", "0.25", "--target", "ort/fp32")
+    result = init("--model", "means.onnx", "--data", "folder:trees", *told)
+    assert result.exit_code == 0, result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert (loaded.name, loaded.model.onnx, loaded.model.checkpoint) == (
+        "means",
+        "means.onnx",
+        "own",
+    )
+    assert loaded.preprocess is not None
+    assert (loaded.preprocess.size, loaded.preprocess.std) == (32, (0.25,) * 3)
+
+
+def test_a_graph_that_says_how_images_become_its_input_needs_nothing_else(folder: Path) -> None:
+    spec = {"size": 32, "crop": 0.9, "interpolation": "bilinear"}
+    spec |= {"mean": [0.1] * 3, "std": [0.2] * 3, "channels": "rgb"}
+    graph(folder / "means.onnx", 3, preprocess=json.dumps(spec), labels=json.dumps(CLASSES))
+    result = init("--model", "means.onnx", "--data", "folder:trees")
+    assert result.exit_code == 0, result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.preprocess is not None
+    assert (loaded.preprocess.crop, loaded.preprocess.interpolation) == (0.9, "bilinear")
+
+
+def test_a_repository_of_the_hub_is_enough(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(monkeypatch, folder / "hub")
+    lay(folder / "hub", config={**HUB_CONFIG, "label_names": list(CLASSES)})
+    result = init("--model", "hub:mine/little", "--data", "folder:trees", "--target", "ort/fp32")
+    assert result.exit_code == 0, result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert (loaded.name, loaded.model.hub, loaded.model.checkpoint) == (
+        "little",
+        "mine/little",
+        "hub",
+    )
+    assert loaded.preprocess is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "means.onnx"), "does not say how pixels are normalized: state --mean"),
+        (("--model", "means.onnx", "--checkpoint", "random"), "leave out --checkpoint"),
+        (("--model", "means.onnx", "--size", "64"), "it takes images of 32 pixels"),
+        (("--model", "many.onnx", "--mean", "0", "--std", "1"), "has 7 classes, and folder:trees"),
+        (("--model", "missing.onnx"), "--model: missing.onnx is no file"),
+        (("--model", "notes.onnx"), "--model: "),
+        (("--model", "timm/resnet18"), "--checkpoint is missing"),
+        (("--model", "timm/resnet18", "--checkpoint", "random", "--size", "8"), "graph.onnx alone"),
+        (("--model", "hub:little"), "names no repository"),
+        (("--model", "hub:no/thing"), "not in the Hub's cache"),
+    ],
+)
+def test_what_holds_no_weights_is_told(
+    arguments: tuple[str, ...], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(monkeypatch, folder / "hub")
+    graph(folder / "means.onnx", 3)
+    graph(folder / "many.onnx", 7)
+    (folder / "notes.onnx").write_text("no graph")
+    result = init(*arguments, "--data", "folder:trees")
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
     assert not (folder / "pipeline.yaml").exists()

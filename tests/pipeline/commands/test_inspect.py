@@ -15,6 +15,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.steps import artifact
+from tests.pipeline.conftest import NETWORK
 
 SmallGraph = Callable[..., onnx.ModelProto]
 
@@ -220,3 +222,60 @@ def test_what_cannot_be_compared_is_refused(
     result = run("diff", *arguments)
     assert result.exit_code == 2, result.output
     assert words in " ".join(result.output.split())
+
+
+# ------------------------------------------------------------------ engines
+
+
+def an_engine(folder: Path) -> Path:
+    """An artifact as the TensorRT target leaves it, with a file of some bytes."""
+    port = {"dtype": "FLOAT", "shape": [-1, 3, 8, 8]}
+    facts = {
+        "target": "trt",
+        "precision": "fp16",
+        "network": NETWORK.to_dict(),
+        "library": "tensorrt_rtx",
+        "library_version": "1.7.1.116",
+        "cuda_major": "13",
+        "compute_capabilities": ["8.6", "8.9"],
+        "batches": {"min": 1, "opt": 8, "max": 64},
+        "layers": {"layers": 3, "by_kind": {"CONVOLUTION": 2}},
+        "input": {"name": "image", **port},
+        "output": {"name": "logits", "dtype": "FLOAT", "shape": [-1, 4]},
+    }
+
+    def build(place: Path) -> dict[str, Any]:
+        (place / "model.engine").write_bytes(b"vtrt" + bytes(60))
+        return facts
+
+    artifact.make(
+        folder, kind="build", name="trt/fp16", key="k", made_from={}, tools={}, build=build
+    )
+    return folder / "model.engine"
+
+
+def test_an_engine_tells_what_was_written_down(tmp_path: Path) -> None:
+    path = an_engine(tmp_path / "trt/fp16")
+    plain = told("inspect", path)
+    assert (plain["kind"], plain["bytes"]) == ("an engine of TensorRT-RTX", 64)
+    assert (plain["precision"], plain["labels"]) == ("fp16", 4)
+    assert plain["compute_capabilities"] == ["8.6", "8.9"]
+    text = run("inspect", path).output
+    assert "takes image: FLOAT (any, 3, 8, 8)" in text
+    assert "compute capabilities: 8.6, 8.9" in text
+    assert "batches: min 1, opt 8, max 64" in text
+    assert "by kind" not in text.partition("layers:")[0]
+
+
+def test_an_engine_that_nobody_described_is_refused(tmp_path: Path) -> None:
+    path = an_engine(tmp_path / "trt/fp16")
+    alone = tmp_path / "alone.engine"
+    alone.write_bytes(path.read_bytes())
+    result = run("inspect", alone)
+    assert result.exit_code == 2
+    assert "is an engine of TensorRT-RTX, and says nothing of itself" in result.output
+    path.write_bytes(b"vtrt" + bytes(59) + b"x")
+    result = run("inspect", path)
+    assert result.exit_code == 2
+    assert "is not the engine that" in result.output
+    assert run("inspect", tmp_path / "none.engine").exit_code == 2

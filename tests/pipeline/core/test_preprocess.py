@@ -333,6 +333,30 @@ def test_from_model_refuses_what_it_cannot_express() -> None:
             Preprocess.from_model(model)
 
 
+def refusal(stated: dict[str, Any]) -> str:
+    """Why what a model states is refused; "" where it is taken as it is."""
+    model: Any = torch.nn.Identity()
+    model.pretrained_cfg = stated
+    try:
+        spec = Preprocess.from_model(model)
+    except PreprocessError as error:
+        return str(error)
+    assert stated["crop_mode"] == "center"
+    assert stated["input_size"][1:] == (spec.size, spec.size)
+    return ""
+
+
+def test_each_configuration_of_timm_is_taken_or_refused_with_what_to_do() -> None:
+    stated = {name: timm.get_pretrained_cfg(name).to_dict() for name in timm.list_pretrained()}
+    told = {name: refusal(values) for name, values in stated.items()}
+    refused = {name: why for name, why in told.items() if why}
+    lost = [name for name, why in refused.items() if "state preprocess" not in why]
+    assert lost == []
+    for kind in ("only square inputs", "only centre crops", "crop is a share in (0, 1], not 1.15"):
+        assert any(kind in why for why in refused.values()), kind
+    assert len(refused) < 0.1 * len(stated)
+
+
 def test_normalize_refuses_other_layouts() -> None:
     spec = Preprocess(**IMAGENET)
     with pytest.raises(PreprocessError, match="uint8"):

@@ -32,7 +32,8 @@ def test_pixels_are_opencvs(case: str) -> None:
     given = np.frombuffer(bytes.fromhex(GIVEN[case]), np.uint8).reshape(height, width)
     interpolation = cast(opencv.Interpolation, filter_)
     found = opencv.resize(images()[name][:, :, None], width, height, interpolation)
-    assert (found.shape, found.dtype) == ((height, width, 1), np.uint8)
+    assert found.shape == (height, width, 1)
+    assert found.dtype == np.uint8
     distance = np.abs(found[:, :, 0].astype(int) - given)
     # Vectorized sums of OpenCV's cubic filter round otherwise; all else is the same.
     assert distance.max() <= 1

@@ -79,7 +79,8 @@ def test_photographs_of_other_shapes_are_refused(results: Path) -> None:
     assert runner is not None
     with runner:
         assert runner(np.zeros((5, 9, 3), np.uint8)).shape == (1, 10)
-        for wrong in (np.zeros((5, 9, 3), np.float32), np.zeros((5, 9), np.uint8)):
+        others: list[Any] = [np.zeros((5, 9, 3), np.float32), np.zeros((5, 9), np.uint8)]
+        for wrong in others:
             with pytest.raises(InputError, match="takes a decoded photograph"):
                 runner(wrong)
     with pytest.raises(InputError, match="closed"):

@@ -83,6 +83,8 @@ class ToyTarget:
 
     name, title, forms = "toy", "Toy", ()
 
+    takes_photos = False
+
     def hardware(self) -> dict[str, str]:
         return {}
 

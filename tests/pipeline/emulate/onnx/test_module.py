@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.core.errors import ArtifactError, UnsupportedOperatorError
-from pipeline.emulate.onnx.module import GraphModule
+from pipeline.emulate.onnx.module import GraphModule, Product
 
 MakeModel = Callable[..., onnx.ModelProto]
 
@@ -106,6 +106,23 @@ def test_weights_are_parameters_and_a_convolution_comes_first(make_model: MakeMo
     assert [str(user.target) for user in image.users] == ["aten.conv2d.default"]
     (weight,) = program.graph_signature.inputs_to_parameters.values()
     assert torch.equal(program.state_dict[weight], torch.from_numpy(WEIGHT))
+
+
+def test_products_by_weights_are_layers_called_as_their_nodes(
+    small_graph: Callable[..., onnx.ModelProto],
+) -> None:
+    model = small_graph()
+    model.graph.node[4].name = "a/b.c"
+    model.graph.node[7].name = "forward"  # what a module has already
+    module = GraphModule(model, (3, 8, 8))
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, Product)}
+    assert list(layers) == ["stem", "depthwise", "a_b_c", "product_3"]
+    seen: list[tuple[int, ...]] = []
+    for part in layers.values():
+        part.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    module(torch.zeros(2, 3, 8, 8))
+    one = [(1, 3, 8, 8), (1, 16, 6, 6), (1, 16, 6, 6), (1, 16)]
+    assert seen == one * 2, "one image after the other"
 
 
 def test_a_copy_has_weights_of_its_own(make_model: MakeModel) -> None:

@@ -16,6 +16,8 @@ from pipeline.core.errors import BuildError
 from pipeline.core.network import Network
 from pipeline.core.preprocess import Pictures
 from pipeline.emulate.mil.executor import MilExecutor
+from pipeline.emulate.onnx.module import GraphModule
+from pipeline.stages.export import trace
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, palette, simulate
@@ -150,6 +152,30 @@ def test_w8a8_quantizes_what_enters_every_layer_but_the_first(
     assert (
         type(module.get_submodule("mixer").forward).__name__ == "method"
     )  # the original is untouched
+
+
+def test_w8a8_of_a_graph_is_that_of_its_network(
+    tiny: Callable[..., nn.Module],
+    make_network: Callable[..., Network],
+    make_photos: Callable[..., Pictures],
+    make_job: Callable[..., BuildJob],
+    tmp_path: Path,
+) -> None:
+    images = make_photos(16, make_network()).images
+    model = trace(tiny(), images[:2], dynamic=True)
+    given = GraphModule(model, (3, 16, 16))
+    of_network = with_quantized_inputs(tiny(), images)[1]
+    quantized, of_graph = with_quantized_inputs(given, images)
+    assert sorted(of_graph.values()) == pytest.approx(sorted(of_network.values()), rel=1e-5)
+    with torch.inference_mode():
+        inputs = torch.from_numpy(images[:4])
+        found = figures.compare(quantized(inputs).numpy(), given(inputs).numpy())
+    assert 0 < found.relative_error < 0.1
+    job = make_job("w8a8", lambda: GraphModule(model, (3, 16, 16)), deployment_target="iOS17")
+    facts = CoreMLTarget().build(job, tmp_path)
+    assert len(facts["activation_scales"]) == 3
+    operations = MilExecutor(tmp_path / "model.mlpackage").operations()
+    assert operations["quantize"] == 3
 
 
 def test_w8a8_needs_layers(make_network: Callable[..., Network], make_photos: Any) -> None:

@@ -1,0 +1,315 @@
+"""Does a network of each of timm's families come through, to all three targets?
+
+    python benchmarks/timm_breadth.py --lines breadth.jsonl --docs docs/breadth.md
+    python benchmarks/timm_breadth.py --lines breadth.jsonl --only resnet vgg --again
+    python benchmarks/timm_breadth.py --lines breadth.jsonl --limit 10 --seconds 900
+
+A family is a module of timm; its smallest classifier stands for it, at the smallest size that it
+takes, with random weights whose BatchNorms are settled. Each goes through `pipeline.run`, from the
+export to the validation, in a process of its own, and leaves a line of JSON; a line that is there
+is not made again. Logits on a few images are held against PyTorch's by the relative error of each
+image. The table between the markers of the document is made of all lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from documents import fill
+
+import pipeline
+from pipeline.core.errors import PipelineError
+from pipeline.core.figures import relative_errors
+from pipeline.core.words import in_short
+from pipeline.report.model import Run
+from pipeline.steps.keys import versions
+from pipeline.steps.step import State
+
+LIMITS = {"ort/fp32": 1e-3, "trt/fp16": 2e-2, "coreml/fp16": 2e-2}
+"""Largest relative error of the logits of an image, by artifact."""
+
+SIZES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
+"""Of images, the first that a network takes is its own."""
+
+PASSES = "passes"
+STAGES = ("export", "simplify", "precision", "build", "validate")
+IMAGES, CLASSES = 16, 10
+PACKAGES = ("timm", "torch", "onnxruntime", "coremltools", "tensorrt-rtx-cu13")
+
+
+@dataclass
+class Line:
+    """What became of one family.
+
+    Attributes:
+        family: Module of timm.
+        name: The network that stands for it; "" where none could be made.
+        size: Height and width of its images.
+        parameters: How many numbers it holds.
+        outcome: By artifact, `PASSES`, or the first step that fails and why.
+        errors: By artifact, the largest relative error of an image.
+        versions: Of the packages that decide.
+        seconds: How long it took.
+    """
+
+    family: str
+    name: str = ""
+    size: int = 0
+    parameters: int = 0
+    outcome: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def families() -> list[str]:
+    """Modules of timm that hold networks."""
+    return [name for name in timm.list_modules() if timm.list_models(module=name)]
+
+
+def members(family: str) -> list[tuple[int, str]]:
+    """Parameters and name of the classifiers of a family that can be made, the smallest first."""
+    found = []
+    for name in timm.list_models(module=family):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=CLASSES)
+        except Exception:  # some compute with values while they are made
+            continue
+        found.append((sum(p.numel() for p in model.parameters()), name))
+    return sorted(found)
+
+
+def kwargs_of(name: str, size: int) -> dict[str, Any]:
+    """What the constructor needs to be told of the size of images."""
+    stated = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    own = stated.input_size[-1] if stated else size
+    return {"img_size": size} if stated and stated.fixed_input_size and own != size else {}
+
+
+def smallest_size(name: str) -> int:
+    """The smallest of `SIZES`, or the network's own, at which it gives logits.
+
+    Raises:
+        ValueError: At none.
+    """
+    stated = timm.get_pretrained_cfg(name)
+    own = stated.input_size[-1] if stated else SIZES[-1]
+    least = stated.min_input_size[-1] if stated and stated.min_input_size else 0
+    reason = ""
+    for size in dict.fromkeys([*(size for size in SIZES if least <= size <= own), own]):
+        try:
+            model = timm.create_model(name, num_classes=CLASSES, **kwargs_of(name, size)).eval()
+            with torch.no_grad():
+                shape = tuple(model(torch.zeros(1, 3, size, size)).shape)
+        except Exception as error:  # networks refuse sizes in ways of their own
+            reason = in_short(error)
+            continue
+        if shape == (1, CLASSES):
+            return size
+        reason = f"it gives {shape}"
+    raise ValueError(f"it takes images of no size: {reason}")
+
+
+def settings(name: str, size: int, folder: Path) -> dict[str, Any]:
+    """The configuration of one network."""
+    return {
+        "name": "breadth",
+        "output": str(folder),
+        "model": {
+            "name": f"timm/{name}",
+            "checkpoint": "random",
+            "kwargs": kwargs_of(name, size),
+        },
+        "data": {"validation": "fashion-mnist"},
+        "preprocess": {"size": size, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "targets": {
+            "ort": {"precisions": ["fp32"], "tune": False},
+            "trt": {"precisions": ["fp16"], "compute_capabilities": ["8.9"]},
+            "coreml": {"precisions": ["fp16"]},
+        },
+        "validation": {"images": IMAGES, "batch": IMAGES},
+    }
+
+
+def look(family: str, *, name: str | None = None, size: int | None = None) -> Line:
+    """Send the smallest network of a family through the pipeline.
+
+    Args:
+        family: Module of timm.
+        name: Another network than the smallest.
+        size: Another size than the smallest.
+    """
+    start, line = time.monotonic(), Line(family, versions=versions(*PACKAGES))
+    try:
+        line.parameters, line.name = (0, name) if name else members(family)[0]
+        line.size = size or smallest_size(line.name)
+    except (IndexError, ValueError) as error:
+        why = str(error) if line.name else "no classifier of it can be made"
+        line.outcome = dict.fromkeys(LIMITS, f"create: {why}")
+        return line
+    with tempfile.TemporaryDirectory(prefix="breadth-") as folder:
+        try:
+            pipeline.run(settings(line.name, line.size, Path(folder)), only=STAGES)
+        except PipelineError as error:
+            line.outcome = dict.fromkeys(LIMITS, f"create: {in_short(error)}")
+        else:
+            _judge(line, Path(folder) / "breadth")
+    line.seconds = round(time.monotonic() - start, 1)
+    return line
+
+
+def _judge(line: Line, results: Path) -> None:
+    """Fill in what a run left."""
+    run = Run.read(results / "results.json")
+    failed = {end.name: end.why for end in run.steps if end.state is State.FAILED}
+    for artifact, limit in LIMITS.items():
+        logits = results / "validate" / artifact.replace("/", "-") / "logits.npy"
+        if not logits.is_file():
+            line.outcome[artifact] = _first_failure(run, artifact, failed)
+            continue
+        reference = np.load(results / "validate/pytorch/logits.npy")
+        found = np.load(logits)
+        line.errors[artifact] = float(relative_errors(found, reference).max())
+        line.outcome[artifact] = verdict(found, reference, limit)
+
+
+def _first_failure(run: Run, artifact: str, failed: Mapping[str, str]) -> str:
+    """The first step on the way to an artifact's logits that failed, and why."""
+    own = f"validate/{artifact.replace('/', '-')}"
+    for name in (end.name for end in run.steps):
+        shared = name in ("export", "onnx") or name.startswith(("precision/", "validate/pytorch"))
+        if name in failed and (shared or name in (artifact, own)):
+            return f"{name}: {failed[name]}"
+    (built,) = (each for each in run.artifacts if each.name == artifact)
+    return f"validate: {built.accuracy.top1.why or 'not judged'}"
+
+
+def verdict(
+    found: npt.NDArray[np.floating[Any]], reference: npt.NDArray[np.floating[Any]], limit: float
+) -> str:
+    """`PASSES`, or what is wrong with logits.
+
+    That an image whose margin exceeds the error by 1.5 keeps its class follows from it: no two
+    logits move against each other by more than the square root of 2 times the norm.
+
+    Args:
+        found: Of the artifact, (images, classes).
+        reference: PyTorch's.
+        limit: Largest relative error of an image.
+    """
+    if not np.isfinite(found).all():
+        return "validate: its logits are not finite"
+    errors = relative_errors(found, reference)
+    if not errors.max() <= limit:
+        return f"validate: relative error {errors.max():.1e}, {limit:.0e} allowed"
+    return PASSES
+
+
+def read_lines(path: Path) -> dict[str, Line]:
+    """Lines by family, the last of each; half a line of a killed process is passed over."""
+    found: dict[str, Line] = {}
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = Line(**json.loads(text))
+        except (ValueError, TypeError):
+            continue
+        found[line.family] = line
+    return found
+
+
+def apart(family: str, seconds: float) -> Line:
+    """The line of a family by a process of its own, which may die or hang."""
+    command = [sys.executable, __file__, "--one", family]
+    start = time.monotonic()
+    line = Line(family, versions=versions(*PACKAGES))
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, errors="replace", check=False
+        )
+        return Line(**json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        why = f"it took more than {seconds:g} s"
+    except (IndexError, ValueError, TypeError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        why = f"its process ended with code {done.returncode}: {last[:200]}"
+    line.outcome = dict.fromkeys(LIMITS, why)
+    line.seconds = round(time.monotonic() - start, 1)
+    return line
+
+
+def table(lines: Sequence[Line], total: int) -> Iterator[str]:
+    """The table and what it comes to, as lines of Markdown.
+
+    Args:
+        lines: Of the families that were run.
+        total: How many families there are.
+    """
+    told = ", ".join(f"{k} {v}" for k, v in (lines[-1].versions if lines else {}).items())
+    yield f"{len(lines)} of {total} families were run ({told})."
+    yield ""
+    for artifact in LIMITS:
+        through = sum(line.outcome.get(artifact) == PASSES for line in lines)
+        yield f"- `{artifact}`: {through} of {len(lines)} pass"
+    yield ""
+    yield "| family | network | size | " + " | ".join(LIMITS) + " |"
+    yield "|---|---|---|" + "---|" * len(LIMITS)
+    for line in sorted(lines, key=lambda each: each.family):
+        cells = [_cell(line, artifact) for artifact in LIMITS]
+        yield f"| {line.family} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
+
+
+def _cell(line: Line, artifact: str) -> str:
+    outcome = line.outcome.get(artifact, "not run")
+    if outcome == PASSES:
+        return f"passes, {line.errors[artifact]:.0e}"
+    return " ".join(outcome.split()).replace("|", "\\|")[:300]
+
+
+def main() -> None:
+    """Run, write lines, write the document."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--lines", type=Path, default=Path("breadth.jsonl"), help="JSON lines")
+    parser.add_argument("--docs", type=Path, help="document that gets the table")
+    parser.add_argument("--only", nargs="+", metavar="NAMES", help="these families alone")
+    parser.add_argument("--limit", type=int, help="most families to run now")
+    parser.add_argument("--seconds", type=float, default=1800, help="end a family after so long")
+    parser.add_argument("--again", action="store_true", help="also those that have a line")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(asdict(look(given.one))))
+        return
+    known = families()
+    if unknown := [name for name in given.only or () if name not in known]:
+        parser.error(f"timm has no family {', '.join(unknown)}; there are {', '.join(known)}")
+    there = read_lines(given.lines)
+    waiting = [name for name in given.only or known if given.again or name not in there]
+    for family in waiting[: given.limit]:
+        line = apart(family, given.seconds)
+        with given.lines.open("a") as file:
+            file.write(json.dumps(asdict(line)) + "\n")
+        print(f"{family}: {line.name} {line.size}: {line.outcome} {line.seconds} s", flush=True)
+    if given.docs:
+        fill(
+            given.docs,
+            "breadth",
+            "\n".join(table(list(read_lines(given.lines).values()), len(known))),
+        )
+
+
+if __name__ == "__main__":
+    main()
