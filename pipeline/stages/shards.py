@@ -34,7 +34,7 @@ from pipeline.core.runner import Runner
 from pipeline.stages.context import StageStep
 from pipeline.stages.images import batches, read_labels
 from pipeline.stages.names import LOGITS
-from pipeline.steps.artifact import whose_folder
+from pipeline.steps.artifact import Artifact, whose_folder
 from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.step import Step
 
@@ -54,6 +54,7 @@ class JudgingStep(StageStep):
 
     stage = "validate"
     samples: SampleStep
+    _in_one: bool = False
 
     @abstractmethod
     def opened(self) -> Runner | None:
@@ -73,12 +74,22 @@ class JudgingStep(StageStep):
 
     def shards(self) -> list[Step]:
         """See `Step.shards`: those of what is longer than one shard; samples have to be there."""
+        if self._in_one:
+            return []
         total = len(read_labels(self.samples.artifact()))
         images = self.context.config.validation.shard
         count = -(-total // images)
         if count < 2:
             return []
         return [ShardStep(self, number, number + 1 == count) for number in range(count)]
+
+    def again(self, folder: Path) -> Artifact:
+        """See `Step.again`: shards that lie here were made by the first one."""
+        self._in_one = True
+        try:
+            return super().again(folder)
+        finally:
+            self._in_one = False
 
     def forget_shards(self) -> None:
         """See `Step.forget_shards`."""

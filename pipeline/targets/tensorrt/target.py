@@ -59,6 +59,8 @@ class TrtTarget(Target):
     options: ClassVar[type[TargetOptions]] = TrtOptions
     published_on: ClassVar[str] = published.RTX
     resource: ClassVar[str] = "rtx"
+    builds_on: ClassVar[str] = "rtx"  # full TensorRT builds on a GPU only
+    builds_differ: ClassVar[str] = "two builds of an engine differ"
     forms: ClassVar[tuple[Form, ...]] = (
         Int8Trt(),
         Fp8Trt(),

@@ -215,6 +215,40 @@ def test_measured_shards_tell_their_machine(steps: Steps) -> None:
     assert "machine" not in emulated
 
 
+def test_an_audit_takes_no_shard_of_the_first(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = interrupted(steps, tmp_path / "killed")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    monkeypatch.setattr(ValidateStep, "parts", lambda self: {key: {} for key in PARTS})
+    runner = Noting()
+    step = steps.validate(ToyTarget(runner, None))
+    made = step.again(tmp_path / "again")
+    assert sum(runner.seen) == IMAGES
+    assert made.digest == step.make(step.build).digest
+    assert made.folder == tmp_path / "again"
+    assert before, "they stay until the whole is there"
+    assert step.shards() != []
+
+
+@pytest.mark.parametrize(
+    ("resource", "lacking", "why"),
+    [
+        ("rtx", None, "measured on a device"),
+        ("rtx", "no GPU", ""),
+        ("cpu", None, ""),
+    ],
+)
+def test_what_devices_measured_may_differ(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, resource: str, lacking: str | None, why: str
+) -> None:
+    monkeypatch.setattr(ToyTarget, "resource", resource, raising=False)
+    monkeypatch.setattr(ValidateStep, "parts", lambda self: {key: {} for key in PARTS})
+    step = steps.validate(ToyTarget(Noting(), lacking))
+    step.make(step.build)
+    assert step.differs() == why
+
+
 def test_a_measure_of_the_users_own_changes_no_shard(
     steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
