@@ -2,10 +2,11 @@
 
     python scripts/fleet.py --workers 1 --workers 2 --workers 7
 
-Runs the pipeline on the embedded network with a few images, in shards, in one process; then on so many workers
-of a scheduler on the loopback address, of which one is ended by SIGKILL in the middle of a step
-(a single one is started again), with results and a store of its own each time. Compares the digests
-of everything that is built. What is measured or chosen by timing is left out, and listed.
+Runs the pipeline on the embedded network with a few images, in shards, in one process; then on so
+many workers of a scheduler on the loopback address, of which one is ended by SIGKILL in the middle
+of a step (a single one is started again), with results and a store of its own each time. Compares
+the digests of everything that is built. What is measured or chosen by timing is left out, and
+listed.
 """
 
 from __future__ import annotations
