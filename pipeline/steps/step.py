@@ -159,13 +159,17 @@ class Step(ABC):
 
     def again(self, folder: Path) -> Artifact:
         """Make the artifact once more, in another place; the first is neither read nor replaced."""
+        parts = self.parts()
         return artifact.make(
             folder,
             kind=self.stage,
             name=self.name,
-            key=self.key(),
+            key=self._key_of(parts),
             build=self.build,
-            **self.parts(),
+            made_from=parts["made_from"],
+            tools=parts["tools"],
+            inputs=parts["inputs"],
+            code=parts["code"],
         )
 
     def shards(self) -> Sequence[Step]:
