@@ -77,8 +77,7 @@ class JudgingStep(StageStep):
         if self._in_one:
             return []
         total = len(read_labels(self.samples.artifact()))
-        images = self.context.config.validation.shard
-        count = -(-total // images)
+        count = -(-total // size_of(self.context.config))
         if count < 2:
             return []
         return [ShardStep(self, number, number + 1 == count) for number in range(count)]
@@ -135,8 +134,8 @@ class ShardStep(StageStep):
 
     def inputs(self) -> Mapping[str, Any]:
         """What answers, and for which images."""
-        settings = self.context.config.validation
-        shard = {"number": self.number, "images": settings.shard, "is last": self.is_last}
+        images = size_of(self.context.config)
+        shard = {"number": self.number, "images": images, "is last": self.is_last}
         return {**self.whole.what_answers(), "shard": shard}
 
     def made_from(self) -> dict[str, str]:
@@ -209,7 +208,7 @@ class ShardStep(StageStep):
 
     def _bounds(self, batch: int) -> tuple[int, int | None]:
         """Its first image, and the one after its last; None for all that are left."""
-        images = self.context.config.validation.shard
+        images = size_of(self.context.config)
         first, last = (-(-number * images // batch) * batch for number in _next_to(self.number))
         return first, None if self.is_last else last
 
@@ -244,6 +243,16 @@ def logits_of(
             done += len(pictures)
     logits = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     return logits, time.monotonic() - start
+
+
+def size_of(config: Config) -> int:
+    """Images of a shard: at least so many as configured, and whole batches of the configured size.
+
+    What runs may take other batches: then a shard ends where one of these does, and of few large
+    ones some shards may have no image.
+    """
+    settings = config.validation
+    return -(-settings.shard // settings.batch) * settings.batch
 
 
 def batch_of(config: Config, runner: Runner) -> int:
