@@ -270,6 +270,14 @@ def main() -> None:
 @click.option(
     "--insecure", is_flag=True, help="Take a scheduler on another machine without TLS (tcp://)."
 )
+@click.option(
+    "--audit",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="Make a share of the steps once more, on another worker or in another process, and fail "
+    "where the digests differ.",
+)
 @click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
 @click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show what goes to the log.")
@@ -287,6 +295,7 @@ def run(
     jobs: int,
     scheduler: str | None,
     insecure: bool,
+    audit: float,
     quiet: bool,
     log_json: bool,
     verbose: bool,
@@ -316,6 +325,7 @@ def run(
         look=look,
         wait_s=wait,
         jobs=jobs,
+        audit=audit,
         verbose=verbose,
         junit=junit,
     )

@@ -2,10 +2,11 @@
 
     python scripts/fleet.py --workers 1 --workers 2 --workers 7
 
-Runs the pipeline on the embedded network with a few images in one process; then on so many workers
-of a scheduler on the loopback address, of which one is ended by SIGKILL in the middle of a step
-(a single one is started again), with results and a store of its own each time. Compares the digests
-of everything that is built. What is measured or chosen by timing is left out, and listed.
+Runs the pipeline on the embedded network with a few images, in shards, in one process; then on so
+many workers of a scheduler on the loopback address, of which one is ended by SIGKILL in the middle
+of a step (a single one is started again), with results and a store of its own each time. Compares
+the digests of everything that is built. What is measured or chosen by timing is left out, and
+listed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ targets:
   trt: {{precisions: [fp16]}}
   ort: {{precisions: [fp32]}}
   coreml: {{precisions: [fp16]}}
-validation: {{images: 64}}
+validation: {{images: 64, batch: 16, shard: 16}}
 bench: {{samples: 20, warmup: 2, max_seconds: 2}}
 output: {output}
 store: {{address: {output}-store, push: true}}

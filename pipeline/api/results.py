@@ -130,6 +130,7 @@ def run(
     force: bool = False,
     wait_s: float = 0.0,
     jobs: int = 1,
+    audit: float = 0.0,
     observer: Observer | None = None,
 ) -> Results:
     """Build, validate and measure all that a configuration names; only what is out of date runs.
@@ -144,6 +145,7 @@ def run(
         force: What is selected runs even if it is up to date.
         wait_s: How long to wait for another run in the same folder, in seconds.
         jobs: How many steps run at once, in processes of their own, where no fleet runs them.
+        audit: Share, 0 to 1, of what is made that is made once more elsewhere, and compared.
         observer: Is told what happens.
 
     Raises:
@@ -162,6 +164,8 @@ def run(
     _require_known("stage", only, STAGES)
     _require_known("target", targets, tuple(TARGETS))
     _require_jobs(jobs, loaded)
+    if not 0 <= audit <= 1:
+        raise InputError(f"audit is {audit}: a share lies between 0 and 1")
     selection = Selection(tuple(only), None, tuple(targets), force)
     observer = observer or Observer()
     require_sound_place(loaded)
@@ -171,7 +175,10 @@ def run(
     with locked(loaded.folder, wait_s):
         log = Log(loaded.folder / LOG_FILE)
         try:
-            return Results(carry_out(written, path, selection, log, observer, first, told, jobs))
+            came_to = carry_out(
+                written, path, selection, log, observer, first, told, jobs, audit=audit
+            )
+            return Results(came_to)
         finally:
             log.close()
 
@@ -185,6 +192,8 @@ def carry_out(
     first: RunContext,
     told: str,
     jobs: int,
+    *,
+    audit: float = 0.0,
 ) -> Run:
     """Run what is selected and write the report, in a folder that is locked.
 
@@ -197,6 +206,7 @@ def carry_out(
         first: What the preflight worked with: what it has read is not read again.
         told: What the preflight had to say.
         jobs: How many steps run at once, where no fleet runs them.
+        audit: Share of what is made that is made once more, see `pipeline.scheduler.audit`.
 
     Raises:
         UnavailableError: The scheduler of a fleet does not answer.
@@ -207,7 +217,7 @@ def carry_out(
     context = make_context(config, log, observer.progress, first.source)
     store = open_store(config, observer.warn)
     with elsewhere(config, jobs, first.source, observer.warn) as running:
-        outcome = execute(context, selection, observer, store, running)
+        outcome = execute(context, selection, observer, store, running, audit)
     return write.write(config, path, outcome)
 
 

@@ -98,6 +98,11 @@ class QuietConsole(Observer, AbstractContextManager["QuietConsole"]):
         """Something went wrong that ends nothing."""
         self.screen.write(printable(f"warning: {text}") + "\n")
 
+    def audited(self, lines: Sequence[str]) -> None:
+        """What was made once more, and what was not."""
+        for line in lines:
+            self.screen.write(printable(line) + "\n")
+
     def logged(self, line: str) -> None:
         """A line of the log, where these are asked for."""
         self.screen.write(printable(line) + "\n")
@@ -141,6 +146,10 @@ class JsonConsole(QuietConsole):
     def warn(self, text: str) -> None:
         """Something went wrong that ends nothing."""
         self._write({"event": "warning", "text": text})
+
+    def audited(self, lines: Sequence[str]) -> None:
+        """What was made once more, and what was not."""
+        self._write({"event": "audit", "lines": list(lines)})
 
     def logged(self, line: str) -> None:
         """A line of the log, where these are asked for."""
@@ -256,6 +265,11 @@ class RichConsole(QuietConsole):
         from pipeline.core.screen import styled
 
         self.console.print(styled(f"warning: {text}", "yellow"), soft_wrap=True)
+
+    def audited(self, lines: Sequence[str]) -> None:
+        """What was made once more, and what was not."""
+        for line in lines:
+            self.console.print(printable(line), soft_wrap=True, markup=False)
 
     def logged(self, line: str) -> None:
         """A line of the log, where these are asked for."""

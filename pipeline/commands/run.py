@@ -39,6 +39,7 @@ def run(
     look: str,
     wait_s: float,
     jobs: int = 1,
+    audit: float = 0.0,
     verbose: bool = False,
     junit: Path | None = None,
 ) -> int:
@@ -51,6 +52,7 @@ def run(
         look: One of `LOOKS`.
         wait_s: How long to wait for another run.
         jobs: Steps at once.
+        audit: Share of what is made that is made once more, see `pipeline.scheduler.audit`.
         verbose: Show the lines of the log as well.
         junit: Where to write steps and gates as JUnit XML.
 
@@ -73,7 +75,7 @@ def run(
         if verbose:
             log.also = console.logged
         console.costs(_costs(first, selection))
-        came_to = carry_out(written, path, selection, log, console, first, told, jobs)
+        came_to = carry_out(written, path, selection, log, console, first, told, jobs, audit=audit)
         if isinstance(console, JsonConsole):
             console.summary(
                 exit_code=came_to.exit_code,

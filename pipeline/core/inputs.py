@@ -92,7 +92,7 @@ def read_at_most(stream: IO[bytes], most: int) -> bytes:
     return b"".join(pieces)
 
 
-def decode_text(data: bytes, path: Path, kind: type[InputError]) -> str:
+def decode_text(data: bytes, path: object, kind: type[InputError]) -> str:
     """A file's content as text.
 
     Raises:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline.core.errors import DataError
 from pipeline.core.inputs import expanded, why_no_path
@@ -390,13 +390,13 @@ def _below_common(files: Sequence[Path | RemotePath]) -> tuple[Path | RemotePath
     return root, [file.relative_to(root).as_posix() for file in local]
 
 
-def expand_shards(pattern: str) -> list[Path] | list[RemotePath]:
+def expand_shards(pattern: str) -> list[Path | RemotePath]:
     """The shards that a pattern names, see `list_shards`.
 
     Raises:
         DataError: One is missing, or there is none.
     """
-    shards: list[Any] = []
+    shards: list[Path | RemotePath] = []
     for name in expand_braces(expanded(pattern)):
         if is_address(name) != is_address(pattern):
             raise DataError(f"{pattern} names files here and at an address: name one of them")

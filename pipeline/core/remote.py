@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.core.address import EXTRAS, Address, parse
 from pipeline.core.errors import DataError, InputError
@@ -151,7 +151,7 @@ class RemotePath:
         version = int.from_bytes(digest[:7]) if told else time.time_ns()
         return RemoteStat(size, version)
 
-    def open(self, mode: Literal["rb"]) -> BinaryIO:
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader:
         """Open it to read it, the more so from front to back.
 
         Raises:
@@ -160,7 +160,7 @@ class RemotePath:
         opened = self._ask(
             lambda files, path: files.open(path, mode, block_size=BLOCK, cache_type="readahead")
         )
-        return cast(BinaryIO, io.BufferedReader(_Stream(self, opened), 2**16))
+        return io.BufferedReader(_Stream(self, opened), 2**16)
 
     def part(self, offset: int, length: int) -> bytes:
         """Bytes from its middle; fewer where it ends.

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
+from pipeline.scheduler.audit import audit
 from pipeline.scheduler.cuts import Cuts
 from pipeline.scheduler.plan import Selection, plan
 from pipeline.scheduler.processes import Made
-from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
+from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running, one_process
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import StageResult, State, Step
@@ -37,6 +38,9 @@ class Observer:
 
     def warn(self, text: str) -> None:
         """Something went wrong that ends nothing."""
+
+    def audited(self, lines: Sequence[str]) -> None:
+        """What was made once more, and what was not."""
 
 
 @dataclass
@@ -108,6 +112,7 @@ def execute(
     observer: Observer,
     store: Shared | None = None,
     running: Running | None = None,
+    audited: float = 0.0,
 ) -> Outcome:
     """Run what is selected and out of date; a step that fails stops only what needs it.
 
@@ -117,6 +122,7 @@ def execute(
         observer: Is told what happens.
         store: Is asked before a step is built, and given what was built.
         running: Runs steps side by side elsewhere; None to run one after the other here.
+        audited: Share of what is made that is made once more, see `pipeline.scheduler.audit`.
     """
     planned = plan(context)
     steps = selection.select(planned)
@@ -130,6 +136,12 @@ def execute(
         elif running is not None and len(running):
             run.takes_over(*running.next())
     results = [run.ended[step.name] for step in steps]
+    if audited:
+        found = audit(steps, results, audited, running, lambda: one_process(context.config))
+        observer.audited(found.lines(audited))
+        results = found.corrected(results)
+        for line in found.lines(audited):
+            context.log(line)
     return Outcome(results, [step.name for step in planned if step not in steps])
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ from pipeline.scheduler.processes import Made
 from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
 from pipeline.scheduler.worker import work
 from pipeline.source import Source
+from pipeline.stages.build import BuildStep
 from pipeline.stages.shards import ShardStep
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.artifact import Artifact
@@ -60,17 +62,20 @@ def needs(step: Step, there: Collection[str]) -> dict[str, float]:
     """What a worker has to have to run a step.
 
     Artifacts are judged and measured on their hardware, if the fleet has any of it, and elsewhere
-    emulated.
+    emulated; they are built where their target says that it is best done, if the fleet has that.
 
     Args:
         step: The step.
         there: What the fleet has.
     """
-    place = CPU
     if isinstance(step, ShardStep):
         step = step.whole
+    wanted = CPU
     if isinstance(step, TargetStep) and step.stage in ("validate", "bench"):
-        place = step.runtime.resource if step.runtime.resource in there else CPU
+        wanted = step.runtime.resource
+    if isinstance(step, BuildStep):
+        wanted = step.runtime.builds_on
+    place = wanted if wanted in there else CPU
     return {place: 1, BENCH: 1} if step.measures else {place: 1}
 
 
@@ -105,6 +110,7 @@ class Fleet(Running):
         self._executors: dict[tuple[str, ...], Executor] = {}
         self._files: dict[str, parcels.Parcel] | None = None
         self._sent: dict[str, parcels.Parcel] = {}
+        self._makers: dict[str, Answer] = {}
 
     def has_room(self, step: Step) -> bool:
         """See `Running`: what has to wait waits at Dask's, also for a worker's `bench`."""
@@ -123,6 +129,50 @@ class Fleet(Running):
                 resources=dict(wanted), pure=False, retries=RETRIES
             )
         return self._executors[key]
+
+    def made_on(self, step: Step) -> str:
+        """See `Running`."""
+        maker = self._makers.get(step.name)
+        return "the store" if maker is None else f"worker {maker.worker}"
+
+    def again(self, step: Step) -> Callable[[], tuple[str, str]]:
+        """See `Running`: on another worker that has what it needs; on the same if there is none."""
+        wanted, maker = needs(step, self.there), self._makers.get(step.name)
+        others = [
+            address
+            for address, stated in _workers(self.client).items()
+            if wanted.keys() <= stated.keys() and (maker is None or address != maker.address)
+        ]
+        order = replace(self._order(Begun(step, ASKED_FOR, (), 0.0)), again=True)
+        limits: dict[str, Any] = {"workers": others} if others else {}
+        executor = self.client.get_executor(resources=wanted, pure=False, retries=RETRIES, **limits)
+        future = executor.submit(work, order.to_json())
+
+        def answer() -> tuple[str, str]:
+            found = self._answered(step, future)
+            if (failure := found.failure()) is not None:
+                raise failure
+            return f"worker {found.worker}", found.digest
+
+        return answer
+
+    def _answered(self, step: Step, future: Future[Any]) -> Answer:
+        """What a worker answered.
+
+        Raises:
+            PipelineError: It answered nothing.
+        """
+        try:
+            return Answer.from_json(str(future.result()))
+        except PipelineError:
+            raise
+        except CancelledError:
+            lost = f"{step.name}: the scheduler {self.stated.scheduler} is gone"
+            raise UnavailableError(f"{lost}: start it again, and run again") from None
+        except Exception as error:
+            # Dask's own failures, such as a worker that died too often.
+            failed = f"{step.name}: Dask gave it up: {in_short(error)}"
+            raise BuildError(f"{failed}; see the worker's log") from error
 
     def _order(self, begun: Begun) -> Order:
         step = begun.step
@@ -196,7 +246,8 @@ class Fleet(Running):
     def _made(self, begun: Begun, future: Future[Any]) -> Made:
         """What a worker answered, with its artifact in the place."""
         try:
-            answer = Answer.from_json(str(future.result()))
+            answer = self._answered(begun.step, future)
+            self._makers[begun.step.name] = answer
             begun.step.context.log(f"{begun.step.name}: ran on worker {answer.worker}")
             for line in answer.log:
                 begun.step.context.log(line)
@@ -206,13 +257,6 @@ class Fleet(Running):
             return Made((f"on worker {answer.worker}", *answer.notes), failure, given=True)
         except PipelineError as error:
             return Made((), error)
-        except CancelledError:
-            lost = f"{begun.step.name}: the scheduler {self.stated.scheduler} is gone"
-            return Made((), UnavailableError(f"{lost}: start it again, and run again"))
-        except Exception as error:
-            # Dask's own failures, such as a worker that died too often.
-            failed = f"{begun.step.name}: Dask gave it up: {in_short(error)}"
-            return Made((), BuildError(f"{failed}; see the worker's log"))
 
     def _take(self, step: Step, answer: Answer) -> None:
         """Put into its place what a worker made, if it is what it says, from what it was given.
@@ -306,6 +350,9 @@ def require_sound_fleet(config: Config) -> None:
         )
     if store.address.get_secret_value().startswith("memory:"):
         raise ConfigError("store: workers do not see a store in memory: name a folder or s3://…")
+    for uri in (config.data.validation, config.data.calibration):
+        if (uri or "").partition(":")[2].startswith("memory:"):
+            raise ConfigError("data: workers do not see images in memory: name a path or s3://…")
     parts = urlsplit(fleet.scheduler)
     if parts.scheme == "tcp" and not fleet.insecure and not _is_local(parts.hostname or ""):
         raise ConfigError(

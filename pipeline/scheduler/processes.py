@@ -9,12 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import Config, from_mapping
@@ -89,6 +91,33 @@ def make(job: Job) -> Made:
             return _make(job)
     except signals.Ended:
         os._exit(1)  # cleaned up by now, and nobody waits for an answer
+
+
+def repeat(job: Job) -> str | PipelineError:
+    """Make a step's artifact once more, in a temporary folder; called in another process.
+
+    Returns:
+        Its digest, or what failed.
+    """
+    steps = job.planner(job.config, lambda line: None)
+    step = step_named(steps, job.name)
+    assert step is not None, f"the run planned {job.name}, and its process does not"
+    try:
+        with signals.raised():
+            return digest_again(step)
+    except signals.Ended:
+        os._exit(1)  # see `make`
+
+
+def digest_again(step: Step) -> str | PipelineError:
+    """Digest of an artifact that is made once more and goes then; or what failed."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+            return step.again(Path(folder, "again")).digest
+    except PipelineError as error:
+        return type(error)(str(error))
+    except Exception as error:
+        return UnforeseenError(f"an unforeseen fault: {in_short(error)}")
 
 
 def _make(job: Job) -> Made:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.core.errors import BuildError
-from pipeline.scheduler.processes import Job, Made, Processes, described, make, planned
+from pipeline.core.errors import BuildError, PipelineError
+from pipeline.scheduler.processes import Job, Made, Processes, described, make, planned, repeat
 from pipeline.steps.step import Step
 
 ASKED_FOR = "asked for"
@@ -71,6 +71,19 @@ class Running(ABC):
     def next(self) -> tuple[Begun, Made]:
         """Wait for a step to end."""
 
+    def made_on(self, step: Step) -> str:
+        """Where a step's artifact was made, for people."""
+        return "this machine"
+
+    @abstractmethod
+    def again(self, step: Step) -> Callable[[], tuple[str, str]]:
+        """Begin to make a step's artifact once more, elsewhere than it was made if that can be.
+
+        Returns:
+            A function that waits, and gives where it was made and its digest; it raises a
+            `PipelineError` where that failed.
+        """
+
 
 class Local(Running):
     """Steps in local processes.
@@ -116,6 +129,31 @@ class Local(Running):
                     "enough, or give fewer --jobs"
                 )
                 return begun, Made((), error)
+
+    def again(self, step: Step) -> Callable[[], tuple[str, str]]:
+        """See `Running`: in another process."""
+        future = self.executor.submit(repeat, self.job(step.name, ()))
+
+        def answer() -> tuple[str, str]:
+            try:
+                made = future.result()
+            except BrokenExecutor:
+                raise BuildError(
+                    "its process was killed: see that there is memory enough"
+                ) from None
+            if isinstance(made, PipelineError):
+                raise made
+            return "another process", made
+
+        return answer
+
+
+@contextmanager
+def one_process(config: Config) -> Iterator[Running]:
+    """A process of its own for steps of a run that has none."""
+    text = described(config)
+    with Processes(1) as executor:
+        yield Local(executor, 1, lambda name, missing: Job(name, text, planned, missing))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -27,7 +28,7 @@ from pipeline.core.errors import BuildError, PipelineError, UnavailableError, Un
 from pipeline.core.words import in_short
 from pipeline.scheduler.orders import MODULE, RESULTS, Answer, Order, differences
 from pipeline.scheduler.plan import step_named
-from pipeline.scheduler.processes import planned
+from pipeline.scheduler.processes import digest_again, planned
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.keys import PROJECT
 from pipeline.steps.log import Log
@@ -68,7 +69,8 @@ def work(text: str) -> str:
         order.write_text(text)
         arguments = [str(folder), str(order), str(answer), name]
         _run([sys.executable, "-m", PROGRAM, *arguments], _environment(nannied))
-        return answer.read_text()
+        found = Answer.from_json(answer.read_text())
+        return replace(found, address=str(worker.address)).to_json()
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
@@ -137,7 +139,10 @@ def fill(order: Order, folder: Path, name: str) -> Answer:
         (place / RESULTS).mkdir(exist_ok=True)
         os.chdir(place / MODULE)
         made = _made(order, place, lines, notes)
-        return Answer(name, made, tuple(notes), tuple(lines[-MOST_LINES:]))
+        told = tuple(notes), tuple(lines[-MOST_LINES:])
+        if isinstance(made, str):
+            return Answer(name, None, *told, digest=made)
+        return Answer(name, made, *told)
     except PipelineError as error:
         kind, message = type(error).__name__, str(error)
     except Exception as error:
@@ -148,7 +153,8 @@ def fill(order: Order, folder: Path, name: str) -> Answer:
     return Answer(name, None, tuple(notes), tuple(lines[-MOST_LINES:]), message, kind)
 
 
-def _made(order: Order, place: Path, lines: list[str], notes: list[str]) -> parcels.Parcel:
+def _made(order: Order, place: Path, lines: list[str], notes: list[str]) -> parcels.Parcel | str:
+    """The manifest of what was made, in the store; the digest of what was made once more."""
     store = _open(order, notes.append)
     assert store.entries is not None, "a store that is required is open, or an error"
     objects = store.entries.objects
@@ -170,6 +176,12 @@ def _made(order: Order, place: Path, lines: list[str], notes: list[str]) -> parc
             f"it would make {order.step} from something else: {found}: install the run's versions "
             "(pip install -c constraints.txt -e .), and let the images be the same there"
         )
+    if order.again:
+        with _logged(step):
+            digest = digest_again(step)
+        if isinstance(digest, PipelineError):
+            raise digest
+        return digest
     try:
         with _logged(step):
             if order.anew or not store.take(step):

@@ -55,6 +55,10 @@ class BuildStep(TargetStep):
         """See `Step.measures`."""
         return self.runtime.timed
 
+    def differs(self) -> str:
+        """See `Step.differs`: the target says it."""
+        return super().differs() or self.runtime.builds_differ
+
     def inputs(self) -> Mapping[str, Any]:
         """The target's options, the network, and the machine where something is timed."""
         options = self.context.config.target(self.runtime.name)

@@ -34,7 +34,7 @@ from pipeline.core.runner import Runner
 from pipeline.stages.context import StageStep
 from pipeline.stages.images import batches, read_labels
 from pipeline.stages.names import LOGITS
-from pipeline.steps.artifact import whose_folder
+from pipeline.steps.artifact import Artifact, whose_folder
 from pipeline.steps.folders import EVALUATIONS
 from pipeline.steps.step import Step
 
@@ -54,6 +54,7 @@ class JudgingStep(StageStep):
 
     stage = "validate"
     samples: SampleStep
+    _in_one: bool = False
 
     @abstractmethod
     def opened(self) -> Runner | None:
@@ -73,12 +74,21 @@ class JudgingStep(StageStep):
 
     def shards(self) -> list[Step]:
         """See `Step.shards`: those of what is longer than one shard; samples have to be there."""
+        if self._in_one:
+            return []
         total = len(read_labels(self.samples.artifact()))
-        images = self.context.config.validation.shard
-        count = -(-total // images)
+        count = -(-total // size_of(self.context.config))
         if count < 2:
             return []
         return [ShardStep(self, number, number + 1 == count) for number in range(count)]
+
+    def again(self, folder: Path) -> Artifact:
+        """See `Step.again`: shards that lie here were made by the first one."""
+        self._in_one = True
+        try:
+            return super().again(folder)
+        finally:
+            self._in_one = False
 
     def forget_shards(self) -> None:
         """See `Step.forget_shards`."""
@@ -124,8 +134,8 @@ class ShardStep(StageStep):
 
     def inputs(self) -> Mapping[str, Any]:
         """What answers, and for which images."""
-        settings = self.context.config.validation
-        shard = {"number": self.number, "images": settings.shard, "is last": self.is_last}
+        images = size_of(self.context.config)
+        shard = {"number": self.number, "images": images, "is last": self.is_last}
         return {**self.whole.what_answers(), "shard": shard}
 
     def made_from(self) -> dict[str, str]:
@@ -198,7 +208,7 @@ class ShardStep(StageStep):
 
     def _bounds(self, batch: int) -> tuple[int, int | None]:
         """Its first image, and the one after its last; None for all that are left."""
-        images = self.context.config.validation.shard
+        images = size_of(self.context.config)
         first, last = (-(-number * images // batch) * batch for number in _next_to(self.number))
         return first, None if self.is_last else last
 
@@ -233,6 +243,16 @@ def logits_of(
             done += len(pictures)
     logits = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     return logits, time.monotonic() - start
+
+
+def size_of(config: Config) -> int:
+    """Images of a shard: at least so many as configured, and whole batches of the configured size.
+
+    What runs may take other batches: then a shard ends where one of these does, and of few large
+    ones some shards may have no image.
+    """
+    settings = config.validation
+    return -(-settings.shard // settings.batch) * settings.batch
 
 
 def batch_of(config: Config, runner: Runner) -> int:

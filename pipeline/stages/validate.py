@@ -161,6 +161,12 @@ class ValidateStep(TargetStep, JudgingStep):
         """Target and precision."""
         return f"{self.runtime.title} {self.built.precision}"
 
+    def differs(self) -> str:
+        """See `Step.differs`: devices of one kind may round otherwise."""
+        facts = ValidationFacts.from_facts(self.artifact().facts, self.name)
+        is_measured = facts.numbers.top1.state is figures.State.MEASURED
+        return "measured on a device" if is_measured and self.runtime.resource != "cpu" else ""
+
     def tools(self) -> dict[str, str]:
         """What runs the artifact, or emulates it."""
         return {**versions("numpy", "torch"), **self.runtime.versions()}

@@ -153,6 +153,25 @@ class Step(ABC):
         """Seals of the artifacts that it is made from, by name: stated, and part of no key."""
         return {step.name: step.artifact().seal for step in self.requires}
 
+    def differs(self) -> str:
+        """Why two machines may make different bytes of the same inputs; "" if they may not."""
+        return "chosen by timing" if self.measures else ""
+
+    def again(self, folder: Path) -> Artifact:
+        """Make the artifact once more, in another place; the first is neither read nor replaced."""
+        parts = self.parts()
+        return artifact.make(
+            folder,
+            kind=self.stage,
+            name=self.name,
+            key=self._key_of(parts),
+            build=self.build,
+            made_from=parts["made_from"],
+            tools=parts["tools"],
+            inputs=parts["inputs"],
+            code=parts["code"],
+        )
+
     def shards(self) -> Sequence[Step]:
         """Parts of the work that others may do before it, once all that it requires is there.
 

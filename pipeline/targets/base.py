@@ -156,6 +156,9 @@ class Target(ABC):
         published_on: Device of the published latencies that stands for it, as
             `pipeline.core.published` names it; "" if there is none.
         resource: What workers of a fleet state that have the hardware to run its artifacts.
+        builds_on: What workers of a fleet state on which `build` is best done, where there are any;
+            the others can do it as well.
+        builds_differ: Why two builds from the same inputs are not the same bytes; "" if they are.
         devices: Kinds of connected device that `measure_on` takes.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
@@ -174,6 +177,8 @@ class Target(ABC):
     forms: ClassVar[tuple[Form, ...]] = ()
     published_on: ClassVar[str] = ""
     resource: ClassVar[str] = "cpu"
+    builds_on: ClassVar[str] = "cpu"
+    builds_differ: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[frozenset[str]] = frozenset()
     anywhere: ClassVar[bool] = False

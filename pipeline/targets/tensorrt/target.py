@@ -63,6 +63,8 @@ class TrtTarget(Target):
     published_on: ClassVar[str] = published.RTX
     resource: ClassVar[str] = "rtx"
     checks: ClassVar[tuple[str, ...]] = ("check_tensorrt.cpp",)
+    builds_on: ClassVar[str] = "rtx"  # full TensorRT builds on a GPU only
+    builds_differ: ClassVar[str] = "two builds of an engine differ"
     forms: ClassVar[tuple[Form, ...]] = (
         Int8Trt(),
         Fp8Trt(),

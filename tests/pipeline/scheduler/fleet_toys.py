@@ -52,10 +52,18 @@ class ToyStep(Step):
             raise ZeroDivisionError("by nothing")
         self._end()
         content = "".join((step.folder / "file").read_text() for step in self.requires)
-        (folder / "file").write_text(f"{content}{self.name}\n")
+        own = self._first_only() if said("odd_one") == self.name else ""
+        (folder / "file").write_text(f"{content}{self.name}{own}\n")
         self.notes.append("a note")
         self.context.log(f"{self.name}: a line")
         return {"checkpoint": self._network(), "kind": said("kind")}
+
+    def _first_only(self) -> str:
+        """What only the first who makes it writes."""
+        mark = Path(said("marks"), "made")
+        was_made = mark.exists()
+        mark.touch()
+        return "" if was_made else " wrong"
 
     def _end(self) -> None:
         """Kill this process, or the worker, once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 
 from pipeline import config
 from pipeline.commands.console import QuietConsole
+from pipeline.core.address import parse
 from pipeline.core.errors import ConfigError, PipelineError, UnavailableError
 from pipeline.scheduler import execute, fleet, worker
 from pipeline.scheduler.execute import Outcome
@@ -29,7 +31,6 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import State
 from pipeline.store import parcels
-from pipeline.store.address import parse
 from pipeline.store.objects import Objects
 from tests.pipeline.scheduler.fleet_toys import NAMES, steps_of
 
@@ -93,9 +94,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workers(scheduler: str, told: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two workers; a test may kill one."""
-    place = str(tmp_path_factory.mktemp("workers"))
-    options = [*OPTIONS, "--resources", "cpu=1 bench=1", "--local-directory", place]
-    options += ["--preload", "tests.pipeline.scheduler.fleet_worker"]
+    options = worker_options(tmp_path_factory.mktemp("workers"))
     with (
         started("worker", scheduler, *options, said=told),
         started("worker", scheduler, *options, said=told),
@@ -103,6 +102,21 @@ def workers(scheduler: str, told: Path, tmp_path_factory: pytest.TempPathFactory
     ):
         client.wait_for_workers(2, timeout=PATIENCE_S)
         yield
+
+
+def worker_options(place: Path) -> list[str]:
+    options = [*OPTIONS, "--resources", "cpu=1 bench=1", "--local-directory", str(place)]
+    return [*options, "--preload", "tests.pipeline.scheduler.fleet_worker"]
+
+
+@pytest.fixture
+def one_more(scheduler: str, workers: None, told: Path, tmp_path: Path) -> Iterator[None]:
+    """A worker beside the others, of which a test may have killed one."""
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        there = len(client.scheduler_info(n_workers=-1)["workers"])
+        with started("worker", scheduler, *worker_options(tmp_path), said=told):
+            client.wait_for_workers(there + 1, timeout=PATIENCE_S)
+            yield
 
 
 @pytest.fixture
@@ -243,6 +257,56 @@ def test_what_a_worker_does(
     assert (settings.folder / "first").exists() == (state is State.DONE)
 
 
+@pytest.mark.usefixtures("workers")
+def test_two_fleets_on_one_store(scheduler: str, tmp_path: Path) -> None:
+    """Both at once, of the same things: each finds what a plain run makes."""
+    plain = configured(tmp_path / "plain")
+    run(plain)
+    both = [configured(tmp_path / name, scheduler) for name in ("one", "other")]
+    with ThreadPoolExecutor(2) as pool:
+        for outcome in pool.map(run, both):
+            assert {result.state for result in outcome.results} == {State.DONE}
+    assert digests(both[0]) == digests(both[1]) == digests(plain)
+    store = Objects(parse(str(tmp_path / "store")))
+    for name in store.listed("objects"):
+        assert hashlib.sha256(b"".join(store.pieces(name))).hexdigest() == name.rpartition("/")[2]
+
+
+def wrong_second(tmp_path: Path, scheduler: str) -> Outcome:
+    settings = configured(tmp_path / "fleet", scheduler)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    console = QuietConsole(sys.stderr)
+    context = make_context(settings, lambda line: None, console.progress)
+    with fleet.connected(settings, context.source, console.warn) as running:
+        return execute.execute(context, Selection(), console, None, running, audited=1.0)
+
+
+@pytest.mark.usefixtures("one_step", "one_more")
+def test_an_audit_is_another_workers(
+    scheduler: str, say: Callable[..., None], tmp_path: Path
+) -> None:
+    """Whose consistent wrong bytes no digest would find."""
+    say(odd_one="first")
+    result = wrong_second(tmp_path, scheduler).results[0]
+    assert result.state is State.FAILED
+    found = re.fullmatch(
+        r"first is not what it was: worker (\S+) \(.*\) made ([0-9a-f]{64}), and worker (\S+) "
+        r"\(.*\) ([0-9a-f]{64}), of the same inputs: .*",
+        result.why,
+    )
+    assert found is not None, result.why
+    assert found[1] != found[3]
+    assert found[2] != found[4]
+
+
+@pytest.mark.usefixtures("one_step", "workers")
+def test_an_audit_that_finds_nothing(scheduler: str, tmp_path: Path) -> None:
+    result = wrong_second(tmp_path, scheduler).results[0]
+    assert result.state is State.DONE, result.why
+    again = wrong_second(tmp_path, scheduler).results[0]
+    assert again.state is State.UP_TO_DATE
+
+
 @pytest.mark.usefixtures("one_step", "workers")
 def test_a_store_that_takes_nothing_fails_the_step(scheduler: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
@@ -301,6 +365,11 @@ def test_an_unreachable_scheduler_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ({"store": {"push": False}}, ConfigError, "needs a store through which artifacts go"),
         ({"store": {"address": "memory://x/y"}}, ConfigError, "do not see a store in memory"),
+        (
+            {"data": {"validation": "tar:memory://x/y.tar"}},
+            ConfigError,
+            "do not see images in memory",
+        ),
         ({"fleet": {"scheduler": "tcp://10.0.0.9:8786"}}, ConfigError, "use tls:// with the cert"),
         ({"fleet": {"scheduler": "tcp://gpu.lab:8786"}}, ConfigError, "or give --insecure"),
         (
@@ -365,9 +434,33 @@ def test_artifacts_are_judged_where_their_hardware_is(tmp_path: Path) -> None:
     assert needed("bench/trt", "cpu", "rtx") == "bench rtx"
     assert needed("bench/coreml", "cpu", "mac") == "bench mac"
     assert needed("bench/ort", "cpu", "rtx", "mac") == "bench cpu"
-    assert needed("trt/fp16", "cpu", "rtx") == "cpu"
+    assert needed("trt/fp16", "cpu", "rtx") == "rtx"
+    assert needed("trt/fp16", "cpu") == "cpu"
+    assert needed("coreml/fp16", "cpu", "rtx", "mac") == "cpu"
     assert needed("ort/fp32", "cpu", "rtx") == "bench cpu"
     assert needed("export", "cpu", "rtx", "mac") == "cpu"
+
+
+def test_targets_say_what_an_audit_leaves_out(tmp_path: Path) -> None:
+    settings = configured(
+        tmp_path,
+        targets={
+            "trt": {"precisions": ["fp16"]},
+            "coreml": {"precisions": ["fp16"]},
+            "ort": {"precisions": ["fp32"]},
+        },
+    )
+    context = make_context(settings, lambda line: None, QuietConsole(sys.stderr).progress)
+    names = ("trt/fp16", "ort/fp32", "bench/trt", "coreml/fp16", "export", "precision/float16")
+    found = {step.name: step.differs() for step in plan(context) if step.name in names}
+    assert found == {
+        "trt/fp16": "two builds of an engine differ",
+        "ort/fp32": "chosen by timing",
+        "bench/trt": "chosen by timing",
+        "coreml/fp16": "",
+        "export": "",
+        "precision/float16": "",
+    }
 
 
 class Answering(Executor):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Numerics
 from pipeline.stages import shards
 from pipeline.stages.names import LOGITS
-from pipeline.stages.shards import NOTED, ShardStep, forget, kept_in, place_of_shards
+from pipeline.stages.shards import (
+    NOTED,
+    ShardStep,
+    forget,
+    kept_in,
+    place_of_shards,
+    size_of,
+)
 from pipeline.stages.validate import ReferenceStep, ValidateStep
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.folders import EVALUATIONS, artifact_folders
@@ -92,7 +100,7 @@ def test_what_is_joined_does_not_depend_on_shards(
     alone = built(steps.validate(ToyTarget(one, None)), tmp_path / "alone")
     forget(tmp_path / place_of_shards(steps.validate(ToyTarget(one, None))))
     parts = steps.validate(ToyTarget(other, None)).shards()
-    assert len(parts) == -(-IMAGES // shard)
+    assert len(parts) == {1: 3, 2: 3, 3: 2, 4: 2}[shard], "at least a batch of two each"
     for part in reversed(parts):  # as if each were another worker's
         part.run()
     last = Noting(**toy)
@@ -102,6 +110,14 @@ def test_what_is_joined_does_not_depend_on_shards(
     assert alone == joined == whole
     assert (tmp_path / "alone" / LOGITS).read_bytes() == logits
     assert (tmp_path / "joined" / LOGITS).read_bytes() == logits
+
+
+def test_shards_are_whole_batches() -> None:
+    def size(batch: int) -> int:
+        validation = SimpleNamespace(batch=batch, shard=1000)
+        return size_of(cast(Any, SimpleNamespace(validation=validation)))
+
+    assert [size(batch) for batch in (1, 64, 1000, 1024)] == [1000, 1024, 1000, 1024]
 
 
 def test_few_images_have_no_shards(steps: Steps, tmp_path: Path) -> None:
@@ -213,6 +229,40 @@ def test_measured_shards_tell_their_machine(steps: Steps) -> None:
     emulated = steps.validate(ToyTarget(Noting(), "no such device")).shards()[0].inputs()
     assert "instructions" in measured["machine"]
     assert "machine" not in emulated
+
+
+def test_an_audit_takes_no_shard_of_the_first(
+    steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = interrupted(steps, tmp_path / "killed")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    monkeypatch.setattr(ValidateStep, "parts", lambda self: {key: {} for key in PARTS})
+    runner = Noting()
+    step = steps.validate(ToyTarget(runner, None))
+    made = step.again(tmp_path / "again")
+    assert sum(runner.seen) == IMAGES
+    assert made.digest == step.make(step.build).digest
+    assert made.folder == tmp_path / "again"
+    assert before, "they stay until the whole is there"
+    assert step.shards() != []
+
+
+@pytest.mark.parametrize(
+    ("resource", "lacking", "why"),
+    [
+        ("rtx", None, "measured on a device"),
+        ("rtx", "no GPU", ""),
+        ("cpu", None, ""),
+    ],
+)
+def test_what_devices_measured_may_differ(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, resource: str, lacking: str | None, why: str
+) -> None:
+    monkeypatch.setattr(ToyTarget, "resource", resource, raising=False)
+    monkeypatch.setattr(ValidateStep, "parts", lambda self: {key: {} for key in PARTS})
+    step = steps.validate(ToyTarget(Noting(), lacking))
+    step.make(step.build)
+    assert step.differs() == why
 
 
 def test_a_measure_of_the_users_own_changes_no_shard(

@@ -82,7 +82,6 @@ class ToyTarget:
     """Runs or emulates artifacts by a `Toy`, or fails to."""
 
     name, title, forms = "toy", "Toy", ()
-
     takes_photos = False
 
     def hardware(self) -> dict[str, str]:

@@ -94,7 +94,7 @@ def test_parts_are_judged_apart_and_joined(build: Build) -> None:
     whole, joined, *others = runners
     for runner in runners:
         runner.expect(labels)
-    noted = []
+    noted: list[Any] = []
     for first, runner in zip((4, 0), others, strict=True):  # in whichever order
         whole.begin(first)
         runner.begin(first)

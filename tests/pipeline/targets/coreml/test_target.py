@@ -162,7 +162,7 @@ def test_parts_are_recorded_apart_and_joined(
     assert part is not None
     for batch in (pixels[:16], pixels[16:32], pixels[32:]):
         whole(batch)
-    noted = []
+    noted: list[Any] = []
     for first in (24, 0):
         part.begin(first)
         part(pixels[first:][:24])

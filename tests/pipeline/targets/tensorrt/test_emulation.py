@@ -160,7 +160,7 @@ def test_parts_are_recorded_apart_and_joined(graph: Path, weight: float) -> None
     whole, joined, part = (EmulatedRunner(engine_of(graph), graph) for _ in range(3))
     for image in images:
         whole(image[None])
-    noted = []
+    noted: list[Any] = []
     for first in (2, 0):
         part.begin(first)
         for image in images[first:][:2]:
