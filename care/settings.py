@@ -104,8 +104,9 @@ class TrainSettings(pydantic.BaseModel):
     quantize: str | None = _setting(
         None,
         "Model",
-        "Fine-tune in the precision in which a target is built: ort/int8, or ort/int7 with 7-bit "
-        "weights for CPUs without VNNI. Needs init.",
+        "Fine-tune in the precision in which a target is built: ort/int8; ort/int7, with 7-bit "
+        "weights for CPUs without VNNI; coreml/int8, palette4, palette6, pruned50 or pruned75. "
+        "Needs init.",
     )
     quantize_images: int = _setting(
         512, "Model", "Training images that choose the ranges of QUANTIZE.", ge=8, le=100_000
