@@ -250,6 +250,16 @@ class TrainSettings(pydantic.BaseModel):
         "fp32", "Distillation", "Mixed precision of the teacher."
     )
 
+    teacher_cache: Path | None = _setting(
+        None,
+        "Distillation",
+        "Folder of the teacher's answers, for other runs on the same images and seed.",
+        free=True,
+    )
+    teacher_cache_gb: float = _setting(
+        50.0, "Distillation", "Largest size of TEACHER_CACHE.", free=True, gt=0
+    )
+
     device: str = _setting(
         "auto", "Machine", "cpu, cuda, mps or auto; torchrun gives each process its GPU.", free=True
     )
@@ -317,7 +327,7 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError(problem)
         return quantize
 
-    @pydantic.field_validator("output", "export", "teacher_checkpoint")
+    @pydantic.field_validator("output", "export", "teacher_checkpoint", "teacher_cache")
     @classmethod
     def _possible(cls, path: Path | None) -> Path | None:
         """Refuse what can be no path, and find the home folder."""
@@ -342,6 +352,8 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError("freeze leaves the body nothing to learn: leave body_lr_factor out")
         if self.quantize is not None:
             self._check_quantize()
+        if self.teacher_cache is not None and self.distillation == "none":
+            raise ValueError("teacher_cache keeps what a teacher says: distillation is none")
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -402,6 +414,19 @@ class TrainSettings(pydantic.BaseModel):
             return type(self)(**{**self.model_dump(), **changes})
         except pydantic.ValidationError as error:
             raise ConfigError(f"--amend: {_explain(error, None, set())}") from error
+
+    def shown_to_a_teacher(self) -> dict[str, Any]:
+        """What decides the images that a teacher is shown, and who it is, as plain values."""
+        sections = ("Data", "Augmentation")
+        also = ("seed", "image_size", "distillation", "teacher", "teacher_precision")
+        # Batches are mixed as they come, and so many images at once.
+        also += ("batch_size", "accumulate", "corrupt")
+        ours = {
+            key
+            for key, field in type(self).model_fields.items()
+            if key in also or (_extra(field)["section"] in sections and not _extra(field)["free"])
+        }
+        return self.model_dump(mode="json", include=ours)
 
     def digest(self) -> str:
         """SHA-256 of the identity: names a recipe."""
