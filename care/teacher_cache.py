@@ -5,9 +5,9 @@
     answers = cached(images)
 
 What a teacher is shown is a function of the seed and of the number of a step, see `care.sampling`:
-so students of one recipe, or one student trained again, meet the same answers. They lie in a file for
-each epoch and process, in a folder named by everything that decides them. A record counts only with
-its own checksum and that of the pixels that it is about.
+so students of one recipe, or one student trained again, meet the same answers. They lie in a file
+for each epoch and process, in a folder named by everything that decides them. A record counts only
+with its own checksum and that of the pixels that it is about.
 """
 
 from __future__ import annotations
