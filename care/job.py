@@ -21,6 +21,7 @@ from care.losses import DistillationLoss, Teacher
 from care.quantization import QuantizedNetwork, calibration_images
 from care.settings import TrainSettings
 from pipeline.core.checkpoints import HUB
+from care.teacher_cache import CachedTeacher, Store, digest_of
 from pipeline.core.described import HOLD_OUT, QUANTIZED, HoldOut
 from pipeline.core.errors import ConfigError, ModelError
 from pipeline.core.preprocess import Preprocess
@@ -40,6 +41,7 @@ class Job:
         facts: What was found, not set, and must be the same for a run to be resumed.
         described: What a checkpoint of the run says about itself.
         start: Where the weights come from, unless they are random.
+        cached: The teacher, if its answers are kept.
     """
 
     settings: TrainSettings
@@ -51,6 +53,7 @@ class Job:
     facts: dict[str, Any]
     described: dict[str, Any]
     start: Start | None = None
+    cached: CachedTeacher | None = None
 
 
 def prepare(settings: TrainSettings, world: World) -> Job:
@@ -82,6 +85,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
     world.require_same({**settings.identity(), **facts})
     with world.one_on_each_machine_first():
         loss = _build_loss(settings, spec, len(classes), soft=finish.mix is not None)
+    cached = _keep_answers(settings, loss, loader, facts, spec, world)
     return Job(
         settings=settings,
         world=world,
@@ -91,6 +95,7 @@ def prepare(settings: TrainSettings, world: World) -> Job:
         validating=Validation(validating, spec, settings.batch_size, settings.workers, world),
         facts=facts,
         start=start,
+        cached=cached,
         described={
             "model": settings.model,
             "model_kwargs": settings.model_kwargs,
@@ -179,6 +184,38 @@ def _build_teacher(settings: TrainSettings, spec: Preprocess, classes: int) -> T
     return Teacher(
         network, own.mean, own.std, spec.mean, spec.std, precision=settings.teacher_precision
     )
+
+
+def _keep_answers(
+    settings: TrainSettings,
+    loss: DistillationLoss,
+    loader: TrainLoader,
+    facts: dict[str, Any],
+    spec: Preprocess,
+    world: World,
+) -> CachedTeacher | None:
+    """Put a cache before the teacher, where one is asked for; in place."""
+    if settings.teacher_cache is None or loss.teacher is None:
+        return None
+    hard = settings.distillation == "hard"
+    key = {
+        "format": 1,
+        **settings.shown_to_a_teacher(),
+        "images": facts["list of training images"],
+        "preprocess": spec.to_dict(),
+        "weights": digest_of(loss.teacher),
+        "device": world.device.type,  # devices round in their own ways
+        "process": [world.rank, world.size],
+    }
+    store = Store(
+        settings.teacher_cache,
+        key,
+        records=loader.steps * settings.accumulate,
+        answers=4 * settings.batch_size * (1 if hard else len(facts["classes"])),
+        most=1e9 * settings.teacher_cache_gb,
+    )
+    loss.teacher = CachedTeacher(loss.teacher, store, parts=settings.accumulate, hard=hard)
+    return loss.teacher
 
 
 def _download(name: str) -> nn.Module:

@@ -128,7 +128,8 @@ class DistillationLoss(nn.Module):
 
     def _against_teacher(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.kind == "hard":
-            return F.cross_entropy(logits, labels.argmax(dim=1))
+            top = labels if labels.ndim == 1 else labels.argmax(dim=1)
+            return F.cross_entropy(logits, top)
         divergence = F.kl_div(
             F.log_softmax(logits / self.temperature, dim=1),
             F.log_softmax(labels / self.temperature, dim=1),

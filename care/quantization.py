@@ -29,6 +29,11 @@ from pipeline.core.words import nearest
 _PLACES = {
     "ort/int8": "pipeline.stages.training:trainable",
     "ort/int7": "pipeline.stages.training:trainable",
+    "coreml/int8": "pipeline.stages.training:compressed_form",
+    "coreml/palette6": "pipeline.stages.training:compressed_form",
+    "coreml/palette4": "pipeline.stages.training:compressed_form",
+    "coreml/pruned50": "pipeline.stages.training:compressed_form",
+    "coreml/pruned75": "pipeline.stages.training:compressed_form",
 }
 """What makes the form of a precision: module and callable."""
 

@@ -106,8 +106,9 @@ class TrainSettings(pydantic.BaseModel):
     quantize: str | None = _setting(
         None,
         "Model",
-        "Fine-tune in the precision in which a target is built: ort/int8, or ort/int7 with 7-bit "
-        "weights for CPUs without VNNI. Needs init.",
+        "Fine-tune in the precision in which a target is built: ort/int8; ort/int7, with 7-bit "
+        "weights for CPUs without VNNI; coreml/int8, palette4, palette6, pruned50 or pruned75. "
+        "Needs init.",
     )
     quantize_images: int = _setting(
         512, "Model", "Training images that choose the ranges of QUANTIZE.", ge=8, le=100_000
@@ -251,6 +252,16 @@ class TrainSettings(pydantic.BaseModel):
         "fp32", "Distillation", "Mixed precision of the teacher."
     )
 
+    teacher_cache: Path | None = _setting(
+        None,
+        "Distillation",
+        "Folder of the teacher's answers, for other runs on the same images and seed.",
+        free=True,
+    )
+    teacher_cache_gb: float = _setting(
+        50.0, "Distillation", "Largest size of TEACHER_CACHE.", free=True, gt=0
+    )
+
     device: str = _setting(
         "auto", "Machine", "cpu, cuda, mps or auto; torchrun gives each process its GPU.", free=True
     )
@@ -322,7 +333,7 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError(problem)
         return quantize
 
-    @pydantic.field_validator("output", "export", "teacher_checkpoint")
+    @pydantic.field_validator("output", "export", "teacher_checkpoint", "teacher_cache")
     @classmethod
     def _possible(cls, path: Path | None) -> Path | None:
         """Refuse what can be no path, and find the home folder."""
@@ -347,6 +358,8 @@ class TrainSettings(pydantic.BaseModel):
             raise ValueError("freeze leaves the body nothing to learn: leave body_lr_factor out")
         if self.quantize is not None:
             self._check_quantize()
+        if self.teacher_cache is not None and self.distillation == "none":
+            raise ValueError("teacher_cache keeps what a teacher says: distillation is none")
         for key in ("scale", "ratio"):
             low, high = getattr(self, key)
             if not 0 < low <= high:
@@ -407,6 +420,19 @@ class TrainSettings(pydantic.BaseModel):
             return type(self)(**{**self.model_dump(), **changes})
         except pydantic.ValidationError as error:
             raise ConfigError(f"--amend: {_explain(error, None, set())}") from error
+
+    def shown_to_a_teacher(self) -> dict[str, Any]:
+        """What decides the images that a teacher is shown, and who it is, as plain values."""
+        sections = ("Data", "Augmentation")
+        also = ("seed", "image_size", "distillation", "teacher", "teacher_precision")
+        # Batches are mixed as they come, and so many images at once.
+        also += ("batch_size", "accumulate", "corrupt")
+        ours = {
+            key
+            for key, field in type(self).model_fields.items()
+            if key in also or (_extra(field)["section"] in sections and not _extra(field)["free"])
+        }
+        return self.model_dump(mode="json", include=ours)
 
     def digest(self) -> str:
         """SHA-256 of the identity: names a recipe."""

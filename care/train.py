@@ -151,6 +151,8 @@ class Course:
             meters.waited(time.perf_counter() - asked)
             self._report_unreadable(batch)
             sampling.seed_step(settings.seed, step, part, self.world.rank)
+            if self.job.cached is not None:
+                self.job.cached.expect(step, part, batch.pixels)
             images, targets = self.job.finish(batch, mixing=mixing)
             last = part == settings.accumulate - 1
             losses.append(learner.learn(images, targets, part=part, step=last))

@@ -172,19 +172,22 @@ def open_shards(pattern: str, split: str) -> Dataset:
     the images of one split, so that `split` changes nothing. Class names are read from classes.txt
     (one a line) beside the first shard, where there is one.
 
+    Images come by class and key, however they are spread over the shards: in the order of a folder
+    with the same files, so that a training takes the same steps on both.
+
     Raises:
         DataError: A shard is missing, compressed or damaged, or a sample lacks image or label.
     """
     del split
     shards = expand_shards(pattern)
-    places: list[tuple[int, int, int]] = []
-    names: list[str] = []
-    labels: list[int] = []
-    for number, shard in enumerate(shards):
-        for key, image, label in _samples(shard):
-            places.append((number, image.offset, image.length))
-            names.append(f"{shard.name}/{key}")
-            labels.append(label)
+    found = sorted(
+        (label, key, number, image.offset, image.length)
+        for number, shard in enumerate(shards)
+        for key, image, label in _samples(shard)
+    )
+    places = [(number, offset, length) for _, _, number, offset, length in found]
+    names = [f"{shards[number].name}/{key}" for _, key, number, _, _ in found]
+    labels = [label for label, *_ in found]
     if not places:
         raise DataError(f"{shards[0]} and the other shards hold no samples (KEY.jpg and KEY.cls)")
     listed = shards[0].with_name(CLASS_NAMES)

@@ -74,6 +74,46 @@ def trainable(
     return TrainableForm(quantized, TrainableGraph(insert_trained(prepared, quantized), copies))
 
 
+class CompressedForm:
+    """A network's deployed form with weights as a Core ML package stores them.
+
+    Attributes:
+        quantized: The precision, as a checkpoint states it.
+    """
+
+    def __init__(self, module: nn.Module, precision: str) -> None:
+        from pipeline.core.described import Quantized
+        from pipeline.targets.coreml.trained import schemes_of
+
+        self.quantized = Quantized(precision, {})
+        self._module, self._schemes = module.requires_grad_(False), schemes_of(precision)
+
+    def __call__(self, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Logits, (batch, classes)."""
+        from torch.func import functional_call
+
+        from pipeline.targets.coreml.trained import compressed
+
+        stored = compressed(weights, self._schemes)
+        logits: Tensor = functional_call(self._module.to(images.device), stored, (images,))
+        return logits
+
+
+def compressed_form(
+    module: nn.Module, images: Images, precision: str, learning: Collection[str]
+) -> CompressedForm:
+    """Make the form with weights in fewer bits that Core ML's target builds.
+
+    Args:
+        module: The form of the network that is deployed, in evaluation mode.
+        images: Not needed: there are no ranges.
+        precision: Such as "coreml/palette4".
+        learning: Not needed: the weights are given at each call.
+    """
+    del images, learning
+    return CompressedForm(module, precision)
+
+
 def _coded(module: nn.Module, codes: Codes, learning: Collection[str]) -> nn.Module:
     """The module with codes in the places of its weights."""
     import torch

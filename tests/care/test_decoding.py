@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 from care.decoding import DecodeAndCrop
 from pipeline.core.errors import DataError
@@ -42,6 +44,22 @@ def test_crops_differ_and_are_resized_as_pillow_does_but_for_one_level() -> None
         assert np.abs(found - expected).max() <= 1
         seen.add(box)
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_torchvisions_crop(interpolation: str) -> None:
+    data = encoded("JPEG", quality=95)
+    image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    whole = torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous()
+    crop = DecodeAndCrop(32, (0.3, 0.9), (0.75, 1.33), (interpolation,), "apply")
+    for seed in range(5):
+        torch.manual_seed(seed)
+        part = crop.part(48, 48)
+        mode = InterpolationMode(interpolation)
+        expected = functional.resized_crop(whole, *part, [32, 32], mode, antialias=True)
+        torch.manual_seed(seed)
+        found = np.asarray(crop(data, "x"))
+        assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
 
 
 def test_parts_have_the_shares_and_ratios_that_were_asked_for() -> None:

@@ -18,7 +18,7 @@ from calibration.sample import CalibrationSet
 from care import checkpoint, quantization
 from care.data import open_dataset
 from care.factory import create_model
-from care.inference import inference_form
+from care.inference import deployed_weights, inference_form
 from care.quantization import QuantizedNetwork, calibration_images
 from pipeline.core.described import QUANTIZED, described_by
 from pipeline.core.errors import ConfigError, ModelError
@@ -28,6 +28,8 @@ from pipeline.core.preprocess import Preprocess
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.stages.export import _say_quantized, trace
 from pipeline.stages.simplify import simplify_apart
+from pipeline.targets.coreml.compress import PALETTE4
+from pipeline.targets.coreml.trained import compressed
 from pipeline.targets.forms import FormJob
 from pipeline.targets.ort.quantize import Int8Ort, _Work
 
@@ -152,6 +154,21 @@ def test_it_computes_the_same_in_training_and_its_state_is_the_networks(
     average = copy.deepcopy(trained)
     average.load_state_dict(embedded().state_dict())
     assert not torch.equal(average(batch), trained(batch))
+
+
+def test_weights_learn_as_a_core_ml_package_stores_them(images: np.ndarray) -> None:
+    model = embedded()
+    network = QuantizedNetwork(model, quantization.begin("coreml/palette4", model, images))
+    batch = torch.from_numpy(images[:4])
+    stored = compressed(deployed_weights(model), [PALETTE4])
+    module = inference_form(model, (3, SIZE, SIZE)).module
+    module.load_state_dict(stored)
+    logits = network.train()(batch)
+    assert torch.equal(logits.detach(), module(batch).detach())
+    assert len(stored["stages.3.blocks.1.inter2_fc1.weight"].unique()) == 16
+    logits.square().sum().backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
+    assert network.form.quantized.precision == "coreml/palette4"
 
 
 class Normed(nn.Module):

@@ -67,6 +67,7 @@ def test_an_optional_setting_is_switched_off_by_name() -> None:
         ("quantize: ort/int9", r"quantize: there is ort/int8, ort/int7.*not 'ort/int9'"),
         ("quantize: ort/int7", "fine-tunes what was trained in float32: give init"),
         ("quantize: ort/int7\ninit: embedded\nprecision: bf16", "in float32 .*: not bf16"),
+        ("distillation: none\nteacher_cache: x", "keeps what a teacher says"),
         ("quantize: ort/int7\ninit: embedded\ncompile: true", "leave compile out"),
         ("quantize: ort/int7\ninit: embedded\nsync_bn: true", "leave sync_bn out"),
         ("quantize: ort/int7\ninit: embedded\nbody_lr_factor: 0.5", "leave body_lr_factor out"),

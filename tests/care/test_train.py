@@ -25,6 +25,7 @@ from care import checkpoint, train
 from care.distributed import World
 from care.evaluate import read_trained
 from care.factory import create_model
+from care.losses import Teacher
 from care.runs import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,30 @@ def test_a_teacher_is_followed(run: Train, tmp_path: Path) -> None:
         assert result.exit_code == 0, (result.output, result.exception)
     losses = [events(tmp_path / kind, "step")[0]["loss"] for kind in ("hard", "soft")]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_second_run_reads_what_the_teacher_said(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "teacher.safetensors"
+    checkpoint.save(path, create_model("care_tiny", num_classes=2).state_dict())
+    flags = [*AUGMENTED, "--teacher", "care_tiny", "--teacher-checkpoint", str(path)]
+    flags += ["--distillation", kind, "--epochs", "1", "--accumulate", "2", "--batch-size", "4"]
+    cache = ["--teacher-cache", str(tmp_path / "answers")]
+    assert run(*flags, "--name", "plain").exit_code == 0
+    assert run(*flags, *cache, "--name", "first").exit_code == 0
+    monkeypatch.setattr(Teacher, "forward", lambda *_: pytest.fail("it was asked again"))
+    result = run(*flags, *cache, "--name", "second")
+    assert result.exit_code == 0, (result.output, result.exception)
+    losses = [
+        [event["loss"] for event in events(tmp_path / name, "step")]
+        for name in ("plain", "first", "second")
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    # Another seed shows it other images.
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        run(*flags, *cache, "--name", "third", "--seed", "7")
 
 
 def test_a_teacher_of_other_classes_is_refused(run: Train, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Recipe:
         deploy: Exports the network, and says what it did.
         compress: Makes the weights smaller, and says what it did.
         calibrated: Needs calibration images.
+        schemes: How all weights are stored, one after the other; none where that is not all.
     """
 
     float32: Callable[[Collection[str]], Collection[str] | None]
@@ -38,6 +39,7 @@ class Recipe:
     deploy: Callable[[BuildJob], tuple[Deployed, Facts]]
     compress: Callable[[Any, BuildJob], tuple[Any, Facts]]
     calibrated: bool
+    schemes: tuple[Scheme, ...]
 
 
 def _options(job: BuildJob) -> CoreMLOptions:
@@ -120,7 +122,7 @@ def _recipe(
     calibrated: bool = False,
 ) -> Recipe:
     compress = compress or (_stored(*schemes) if schemes else _as_it_is)
-    return Recipe(float32, limits, deployment_target, deploy, compress, calibrated)
+    return Recipe(float32, limits, deployment_target, deploy, compress, calibrated, schemes)
 
 
 _HALF, _THREE_QUARTERS = Scheme("pruned", sparsity=0.5), Scheme("pruned", sparsity=0.75)

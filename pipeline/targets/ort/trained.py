@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pipeline.core.network import Images
     from pipeline.graphs.qdq_ort import Inserted
 
+PREFIX = "ort/"
+"""Of the precisions of this target; a graph of another's is quantized as any."""
+
 METHOD = "mse"
 """How ranges are chosen: as a build does by default."""
 
@@ -102,7 +105,7 @@ def ranges_of(quantized: Quantized, prepared: onnx.ModelProto) -> Mapping[str, R
 
 
 def stated_precision(source: Path) -> Quantized | None:
-    """In which precision the network of an exported graph was fine-tuned; None if in none.
+    """In which precision the network of an exported graph was fine-tuned; None if in none of ours.
 
     Raises:
         BuildError: What the graph says of that makes no sense.
@@ -114,8 +117,9 @@ def stated_precision(source: Path) -> Quantized | None:
     if text is None:
         return None
     try:
-        return quantized_of(parse_json(text, QUANTIZED), QUANTIZED)
+        found = quantized_of(parse_json(text, QUANTIZED), QUANTIZED)
     except ArtifactError as error:
         raise BuildError(
             f"{source}: in its metadata, {error}: take a checkpoint that you trust"
         ) from error
+    return found if found.precision.startswith(PREFIX) else None

@@ -44,6 +44,8 @@ def test_a_graph_says_in_which_precision_its_network_learned(
     assert stated_precision(saved(model, tmp_path / "a.onnx", None)) is None
     path = saved(model, tmp_path / "b.onnx", json.dumps(stated.to_dict()))
     assert stated_precision(path) == stated
+    other = json.dumps(Quantized("coreml/palette4", {}).to_dict())
+    assert stated_precision(saved(model, tmp_path / "c.onnx", other)) is None
     assert {(r.low, r.high) for r in ranges_of(stated, model).values()} == {(-2.0, 3.0)}
 
 
