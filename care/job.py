@@ -20,8 +20,8 @@ from care.loaders import Finish, TrainLoader, Validation
 from care.losses import DistillationLoss, Teacher
 from care.quantization import QuantizedNetwork, calibration_images
 from care.settings import TrainSettings
-from pipeline.core.checkpoints import HUB
 from care.teacher_cache import CachedTeacher, Store, digest_of
+from pipeline.core.checkpoints import HUB
 from pipeline.core.described import HOLD_OUT, QUANTIZED, HoldOut
 from pipeline.core.errors import ConfigError, ModelError
 from pipeline.core.preprocess import Preprocess
