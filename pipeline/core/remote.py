@@ -115,6 +115,10 @@ class RemotePath:
         """Itself."""
         return self
 
+    def resolve(self) -> RemotePath:
+        """Itself: there are no links."""
+        return self
+
     def below(self, root: RemotePath) -> str:
         """Its path below a folder."""
         return posixpath.relpath(self._path, root._path)

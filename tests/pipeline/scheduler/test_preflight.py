@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,38 @@ def test_names_of_networks_are_those_that_timm_knows() -> None:
     import care  # noqa: F401  registers our networks
 
     assert preflight.known_names() == set(timm.list_models())
+
+
+@pytest.fixture
+def lent(project: Path) -> Iterator[str]:
+    """Address of tar files with the photographs, and with the loose ones as if of a class."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    files = MemoryFileSystem()
+    for name, folder, inside in (("val", "photos", "val"), ("train", "loose", "train/ant")):
+        with tarfile.open(project / f"{name}.tar", "w") as tar:
+            tar.add(project / folder, inside)
+        files.pipe_file(f"/lent/{name}.tar", (project / f"{name}.tar").read_bytes())
+    yield "memory://lent"
+    files.rm("/lent", recursive=True)
+
+
+def test_images_at_an_address_are_looked_at_as_well(project: Path, lent: str) -> None:
+    data = {"validation": f"tar:{lent}/val.tar", "calibration": f"tar:{lent}/val.tar"}
+    told = "\n".join(refused(write(project, data=data)))
+    assert f"data.calibration: {lent}/val.tar holds the images of data.validation" in told
+    data["calibration"] = f"tar:{lent}/none.tar"
+    told = "\n".join(refused(write(project, data=data)))
+    assert f"data.calibration: no tar file at {lent}/none.tar: check" in told
+
+
+def test_a_run_reads_images_at_an_address(project: Path, lent: str) -> None:
+    """And takes what an equal set on a disk gave as its own."""
+    data = {"validation": f"tar:{lent}/val.tar", "calibration": f"tar:{lent}/train.tar"}
+    options = ("--only", "calibrate", "--quiet")
+    first = CliRunner().invoke(main, ["run", str(write(project, data=data)), *options])
+    assert first.exit_code == 0, first.output
+    here = {"validation": "tar:val.tar", "calibration": "tar:train.tar"}
+    path = write(project, data=here)
+    planned = CliRunner().invoke(main, ["run", str(path), "--dry-run", "--only", "calibrate"])
+    assert "up to date" in planned.output, planned.output
