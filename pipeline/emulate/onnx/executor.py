@@ -279,7 +279,8 @@ class GraphExecutor:
             if value.is_floating_point() and not torch.isfinite(value).all() and name in reader:
                 used_by = reader[name]
                 owner = Node(name, "Initializer", (), (name,), {}, used_by.module)
-                self._range(name, owner, constant.dtype).observe(value, value, constant.dtype)
+                narrow = value.to(constant.dtype)
+                self._range(name, owner, constant.dtype).observe(value, narrow, constant.dtype)
 
     def _fold(self, steps: list[Step]) -> list[Step]:
         """Run what depends on constants alone; returns the other steps."""

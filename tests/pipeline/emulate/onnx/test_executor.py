@@ -375,6 +375,14 @@ def test_weights_that_a_conversion_made_infinite(make_model: MakeModel) -> None:
     assert entry.infinite == 1
 
 
+def test_a_single_constant_that_is_infinite(make_model: MakeModel) -> None:
+    constants = {"k": np.array(np.inf, np.float16)}
+    model = make_model("y = Min(x, k)", (1, 2), constants, x="float16", y="float16")
+    entry = OnnxExecutor(model, record=True).overflow_report()[0]
+    assert (entry.tensor, entry.op_type) == ("k", "Initializer")
+    assert (entry.values, entry.infinite, entry.subnormal) == (1, 1, 0)
+
+
 def test_no_report_without_recording(make_model: MakeModel) -> None:
     executor = OnnxExecutor(make_model("y = Relu(x)", (1,)))
     with pytest.raises(PipelineError, match="record=True"):
