@@ -56,6 +56,14 @@ def test_it_is_the_network_that_timm_loads(cache: Path) -> None:
         assert ours.pretrained_cfg[key] == theirs.pretrained_cfg[key]  # type: ignore[index]
 
 
+def test_what_is_asked_for_comes_before_what_was_saved(cache: Path) -> None:
+    lay(cache, config={**CONFIG, "model_args": {"num_classes": 3, "in_chans": 3}})
+    found = fetch_hub("mine/little")
+    assert found.arguments == {"num_classes": 3, "in_chans": 3}
+    assert create_hub(found).num_classes == 3
+    assert create_hub(found, num_classes=5).num_classes == 5
+
+
 def test_a_revision_is_another_snapshot(cache: Path) -> None:
     lay(cache)
     refs = cache / "models--mine--little/refs"
