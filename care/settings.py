@@ -424,9 +424,9 @@ class TrainSettings(pydantic.BaseModel):
     def shown_to_a_teacher(self) -> dict[str, Any]:
         """What decides the images that a teacher is shown, and who it is, as plain values."""
         sections = ("Data", "Augmentation")
-        also = ("seed", "image_size", "distillation", "teacher", "teacher_precision")
+        own = ("seed", "image_size", "distillation", "teacher", "teacher_precision")
         # Batches are mixed as they come, and so many images at once.
-        also += ("batch_size", "accumulate", "corrupt")
+        also = (*own, "batch_size", "accumulate", "corrupt")
         ours = {
             key
             for key, field in type(self).model_fields.items()

@@ -246,7 +246,7 @@ class TrainableGraph:
             limits = torch.iinfo(zero_point.dtype)
             parameters = (scale, zero_point.to(x), limits.min, limits.max)
             # In the place of stored values: what they stand for.
-            values[node.outputs[0]] = _Pair.apply(x, *parameters)  # type: ignore[no-untyped-call]
+            values[node.outputs[0]] = _Pair.apply(x, *parameters)
         elif node.op_type == "DequantizeLinear":
             assert inputs[0] is not None
             values[node.outputs[0]] = inputs[0]
@@ -269,7 +269,7 @@ class _Pair(torch.autograd.Function):
         return kept.sub_(zero_point).mul_(scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Of x alone."""
         (inside,) = ctx.saved_tensors
@@ -285,7 +285,7 @@ class _Straight(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Of x as of the value."""
         return gradient, None
@@ -298,5 +298,5 @@ def _array(weight: Tensor) -> npt.NDArray[np.float32]:
 
 def _read_back(weight: Tensor, found: Quantization, stored: npt.NDArray[Any]) -> Tensor:
     value = torch.from_numpy(found.dequantize(stored)).to(weight.device)
-    result: Tensor = _Straight.apply(weight, value)  # type: ignore[no-untyped-call]
+    result: Tensor = _Straight.apply(weight, value)
     return result

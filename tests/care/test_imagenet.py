@@ -235,12 +235,12 @@ def test_training_takes_the_same_steps_on_tars_folder_and_shards(
     }
     losses = {}
     for name, (data, validation) in places.items():
-        flags = ["--model", "care_tiny", "--image-size", "32", "--batch-size", "4"]
-        flags += ["--data", data, "--validation", validation, "--workers", "0", "--threads", "1"]
-        flags += ["--epochs", "17", "--warmup-epochs", "1", "--distillation", "none"]
-        flags += ["--log-every", "1", "--no-tensorboard", "--save-minutes", "60"]
-        flags += ["--name", name, "--output", str(tmp_path / "runs")]
-        result = click.testing.CliRunner().invoke(train.main, flags)
+        settings = ["--model", "care_tiny", "--image-size", "32", "--batch-size", "4"]
+        settings += ["--data", data, "--validation", validation, "--workers", "0", "--threads", "1"]
+        settings += ["--epochs", "17", "--warmup-epochs", "1", "--distillation", "none"]
+        settings += ["--log-every", "1", "--no-tensorboard", "--save-minutes", "60"]
+        settings += ["--name", name, "--output", str(tmp_path / "runs")]
+        result = click.testing.CliRunner().invoke(train.main, settings)
         assert result.exit_code == 0, result.output
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         steps = [event for event in map(json.loads, lines) if event["kind"] == "step"]

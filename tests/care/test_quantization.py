@@ -178,7 +178,7 @@ class Normed(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.stem(x)).mean((2, 3)))
+        return self.head(self.norm(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def test_what_gradients_do_not_find_back_through_is_refused(images: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def _stored(weight: Tensor, schemes: Sequence[Scheme]) -> Tensor:
         values = simulate(values, scheme)
     stored = torch.from_numpy(values.astype(np.float32)).to(weight.device)
     passes = stored != 0 if schemes[0].kind == "pruned" else torch.ones_like(stored).bool()
-    result: Tensor = _Stored.apply(weight, stored, passes)  # type: ignore[no-untyped-call]
+    result: Tensor = _Stored.apply(weight, stored, passes)
     return result
 
 
@@ -78,7 +78,7 @@ class _Stored(torch.autograd.Function):
         return stored.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Of the weight, where it passes."""
         (passes,) = ctx.saved_tensors

@@ -93,7 +93,10 @@ def constants(**values: np.ndarray) -> onnx.ModelProto:
 
 
 def test_copies_are_found_wherever_they_were_put() -> None:
-    weights = {"a": np.float32([1, 2, 3]), "b": np.float32([1, 2, 3])}  # equal, and yet two
+    weights = {
+        "a": np.array([1, 2, 3], np.float32),
+        "b": np.array([1, 2, 3], np.float32),
+    }  # equal, and yet two
     codes = Codes(weights)
     a, b = codes.of("a"), codes.of("b")
     model = constants(whole=b.reshape(3, 1), mixed=np.concatenate([a[::-1], [0, 7], b[1:]]))
@@ -106,6 +109,6 @@ def test_copies_are_found_wherever_they_were_put() -> None:
 
 
 def test_weights_that_were_computed_with_are_refused() -> None:
-    codes = Codes({"a": np.float32([1, 2]), "norm.weight": np.float32([3])})
+    codes = Codes({"a": np.array([1, 2], np.float32), "norm.weight": np.array([3], np.float32)})
     with pytest.raises(ModelError, match=r"norm\.weight is not in the graph as it is trained"):
         codes.copies(constants(a=codes.of("a"), other=2 * codes.of("norm.weight")))
