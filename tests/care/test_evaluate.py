@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(trained: Path, folder: Path, tmp_path: Path) -> N
     assert_mistake(run(trained, *data), "3 classes")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_embedded_model_reaches_its_accuracy() -> None:
     """`python -m care.evaluate` without arguments: the whole test split of Fashion-MNIST."""
     result = subprocess.run(

@@ -219,7 +219,7 @@ def test_tars_folder_and_shards_are_the_same_dataset(folder: Path, tmp_path: Pat
     assert not [path for path in tmp_path.rglob("*.tmp") if ".care-index" not in str(path)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_training_takes_the_same_steps_on_tars_folder_and_shards(
     folder: Path, tmp_path: Path
 ) -> None:

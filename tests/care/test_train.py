@@ -717,8 +717,8 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_two_processes_learn_like_one(images: Path, tmp_path: Path) -> None:
-    """Twenty steps under torchrun follow the same loss curve as one process with the same batch."""
-    same = [*PLAIN, *STILL, "--epochs", "5", "--drop-path", "0", "--sync-bn"]
+    """Eight steps under torchrun follow the same loss curve as one process with the same batch."""
+    same = [*PLAIN, *STILL, "--epochs", "2", "--drop-path", "0", "--sync-bn"]
     one = [sys.executable, "-m", "care.train", *arguments(images, tmp_path / "one", *same)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launcher += ["--standalone", "-m", "care.train"]
@@ -732,7 +732,7 @@ def test_two_processes_learn_like_one(images: Path, tmp_path: Path) -> None:
         [event["loss"] for event in events(tmp_path / name / "care_tiny", "step")]
         for name in ("one", "two")
     ]
-    assert len(curves[0]) == 20
+    assert len(curves[0]) == 8
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
     found, expected = (events(tmp_path / n / "care_tiny", "epoch")[-1] for n in ("two", "one"))
     assert found["val_top1"] == pytest.approx(expected["val_top1"])
@@ -756,7 +756,7 @@ train.main()
 """A training that gets SIGTERM after a step."""
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_goes_on_with_other_numbers_of_processes(images: Path, tmp_path: Path) -> None:
     """Two, one and two processes follow the curve of one alone, to the tolerance of the docs."""
     script = tmp_path / "stopping.py"

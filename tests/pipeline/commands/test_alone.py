@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,18 @@ FAST = ("--samples", "3", "--warmup", "1", "--max-seconds", "1")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("built")
+    begin(folder / "trial")
     settings = {
         "name": "trial",
         "output": folder,
         "model": {"name": "care_tiny", "checkpoint": "embedded"},
         "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
-        "targets": {"ort": {"precisions": ("fp32",)}, "trt": {"precisions": ("fp16",)}},
+        "targets": {
+            "ort": {"precisions": ("fp32",)},
+            "trt": {"precisions": ("fp16",), "compute_capabilities": ("8.9",)},
+        },
         "validation": {"images": 40},
     }
     pipeline.run(settings, only=("export", "simplify", "precision", "build", "validate"))

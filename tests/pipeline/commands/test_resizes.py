@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ CONFIG = """\
 name: trial
 model: {name: care_tiny, checkpoint: embedded}
 data: {validation: fashion-mnist}
-targets: {ort: {precisions: [fp32], tune: false}}
+targets: {ort: {precisions: [fp32]}}
 validation: {images: 20}
 output: OUTPUT
 """
@@ -26,8 +27,9 @@ STAGES = ("export", "simplify", "precision", "build", "validate")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("run")
+    begin(folder / "engines/trial")
     path = folder / "pipeline.yaml"
     path.write_text(CONFIG.replace("OUTPUT", str(folder / "engines")))
     assert pipeline.run(str(path), only=STAGES).exit_code == 0

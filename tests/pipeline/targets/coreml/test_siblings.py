@@ -127,7 +127,7 @@ def test_the_order_is_kept(converted: Convert) -> None:
     assert converted(network).operations()["conv"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_care_s0_has_few_operations_and_holds_in_half_precision(
     parity_model: Callable[[str], nn.Module],
     make_network: Callable[..., Network],
