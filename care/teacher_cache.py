@@ -26,7 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.files import write_atomically
 
 _CHECKS = 8
 """Bytes of the two checksums before a record's answers."""
@@ -59,11 +60,10 @@ class Store:
         self._is_full_said = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / _READABLE).write_text(text, encoding="utf-8")
-        except OSError as error:
+            write_atomically(self.folder / _READABLE, text)
+        except (OSError, ArtifactError) as error:
             raise ConfigError(
-                f"--teacher-cache: {self.folder} cannot be written ({error.strerror}): name a "
-                "folder of yours"
+                f"--teacher-cache: {self.folder} cannot be written ({error}): name another"
             ) from error
 
     def read(self, number: int, about: int) -> bytes | None:

@@ -61,7 +61,8 @@ def trainable(
         ModelError, BuildError: The network has no such form.
     """
     from pipeline.graphs.trainable import Codes, TrainableGraph
-    from pipeline.targets.ort.trained import chosen_ranges, insert_trained
+    from pipeline.targets.ort.quantize import chosen_ranges
+    from pipeline.targets.ort.trained import insert_trained
 
     with tempfile.TemporaryDirectory(prefix="quantized-") as name:
         folder = Path(name)

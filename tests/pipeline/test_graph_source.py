@@ -217,7 +217,8 @@ def test_a_run_with_a_graph_of_no_use_writes_nothing(
         ),
         (
             {"model": {"onnx": "model.onnx", "name": "care_s0"}},
-            "give the network's name, a module that makes it, or its onnx graph: one of them",
+            "give the network's name, a module that makes it, its onnx graph, or its repository on "
+            "the hub: one of them",
         ),
         ({"export": {"opset": 20}}, "export.opset: the graph of model.onnx keeps its own"),
     ],

@@ -27,11 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.sample import CalibrationSet
+from pipeline.core.described import Quantized
 from pipeline.core.errors import BuildError
 from pipeline.core.network import in_batches, whole_batches
 from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
-from pipeline.targets.ort.trained import stated_precision
+from pipeline.targets.ort.trained import ranges_of, stated_precision, weights_scheme
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from calibration.ranges import Method
     from calibration.sensitivity import Outcome, Search
     from calibration.table import Table
-    from pipeline.core.described import Quantized
     from pipeline.core.figures import Ratio
     from pipeline.core.network import Images, Logits
     from pipeline.graphs.gelu_int8 import GeluFit
@@ -60,6 +60,9 @@ MEASURE_SECONDS = 3.0
 
 MARGIN = 0.05
 """By how much other kinds or parts must be faster than all of them, so that builds repeat."""
+
+TRAINING_METHOD = "mse"
+"""How the ranges of fine-tuning are chosen: as a build does by default."""
 
 GELU_SHARES = (1.0, 0.75, 0.5, 0.25)
 """Shares of the GELUs that are tried in 8 bits, one after the other."""
@@ -214,6 +217,26 @@ def observed_ranges(
     return table.with_ranges(input_ranges(model, histograms)), histograms
 
 
+def chosen_ranges(prepared: onnx.ModelProto, images: Images, precision: str) -> Quantized:
+    """Choose the ranges in which a network is to be fine-tuned.
+
+    Args:
+        prepared: What `prepare_graph` gave.
+        images: Preprocessed training images.
+        precision: Its name.
+
+    Raises:
+        BuildError: There is nothing to quantize.
+        ConfigError: There is no such precision.
+    """
+    from calibration.ranges import method_named
+
+    weights_scheme(precision)
+    table, _ = observed_ranges(prepared, images, method_named(TRAINING_METHOD))
+    ranges = {name: (found.low, found.high) for name, found in table.ranges.items()}
+    return Quantized(precision, ranges)
+
+
 @dataclass(frozen=True)
 class _Variant:
     """A float32 graph with its ranges, ready to be quantized.
@@ -329,7 +352,6 @@ class _Work:
             BuildError: It was fine-tuned in another graph.
         """
         from pipeline.graphs.qdq_ort import Kind, StoredWeights
-        from pipeline.targets.ort.trained import ranges_of, weights_scheme
 
         seen = self._variant(self.prepared, equalized=False)
         chosen = replace(

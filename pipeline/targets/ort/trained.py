@@ -1,7 +1,7 @@
 """int8 as a network was fine-tuned in it: what training and the build share.
 
-    quantized, inserted = begin(prepared, images, "ort/int7")     # care.train --quantize ort/int7
-    stated_precision(source)                                      # what the exported graph says
+    insert_trained(prepared, quantized)     # care.train --quantize ort/int7
+    stated_precision(source)                # what the exported graph says
 
 All that has an 8-bit kernel is quantized: GELUs stay exact, channels as they are, and weights are
 such that every CPU adds up their products exactly, see `calibration.pairs`.
@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     import onnx
 
     from calibration.ranges import Range, Scheme
-    from pipeline.core.network import Images
     from pipeline.graphs.qdq_ort import Inserted
 
 PREFIX = "ort/"
 """Of the precisions of this target; a graph of another's is quantized as any."""
-
-METHOD = "mse"
-"""How ranges are chosen: as a build does by default."""
 
 
 def weights_scheme(precision: str) -> Scheme:
@@ -43,27 +39,6 @@ def weights_scheme(precision: str) -> Scheme:
     if precision not in schemes:
         raise ConfigError(f"no network is fine-tuned in {precision!r}: take {', '.join(schemes)}")
     return schemes[precision]
-
-
-def chosen_ranges(prepared: onnx.ModelProto, images: Images, precision: str) -> Quantized:
-    """Choose the ranges in which a network is to be fine-tuned.
-
-    Args:
-        prepared: What `quantize.prepare_graph` gave.
-        images: Preprocessed training images.
-        precision: Its name.
-
-    Raises:
-        BuildError: There is nothing to quantize.
-        ConfigError: There is no such precision.
-    """
-    from calibration.ranges import method_named
-    from pipeline.targets.ort.quantize import observed_ranges
-
-    weights_scheme(precision)
-    table, _ = observed_ranges(prepared, images, method_named(METHOD))
-    ranges = {name: (found.low, found.high) for name, found in table.ranges.items()}
-    return Quantized(precision, ranges)
 
 
 def insert_trained(prepared: onnx.ModelProto, quantized: Quantized) -> Inserted:

@@ -409,4 +409,4 @@ def test_a_run_builds_what_it_repaired_and_reports_it(own_modules: Path) -> None
     plain = " ".join(CliRunner().invoke(main, ["run", "--dry-run"]).output.split())
     assert "precision precision/float16 not built yet" in plain
     assert "float16-repaired" not in plain
-    assert "build trt/fp16 made from" in plain
+    assert "build trt/fp16 may run: made from precision/float16, which runs" in plain
