@@ -32,7 +32,7 @@ from pydantic import (
 from pipeline.core import machine, yamlfile
 from pipeline.core.address import parse
 from pipeline.core.arguments import first_excessive, first_reserved
-from pipeline.core.bounds import Batch, Calls, Count, Seconds, Seed, Threads
+from pipeline.core.bounds import Batch, Calls, Count, LogitError, Seconds, Seed, Threads
 from pipeline.core.callables import NAMED
 from pipeline.core.checkpoints import HUB_NAMED
 from pipeline.core.errors import ConfigError, InputError, PreprocessError
@@ -271,6 +271,11 @@ class CalibrationConfig(Section):
     seed: Seed = Field(default=0, description="Chooses the images: equal seeds choose equally.")
     max_top1_drop: Share = Field(
         default=0.003, description="Layers stay in higher precision until the drop is at most this."
+    )
+    max_error: LogitError | None = Field(
+        default=None,
+        description="repair of trt: largest error of the logits in 16 bits, relative to "
+        "their norm; default: 0.05 in float16, any in bfloat16.",
     )
     cpus: Literal["any", "vnni"] = Field(
         default="any",

@@ -21,5 +21,7 @@ Batch = Annotated[int, Field(gt=0, le=MOST_BATCH)]
 Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
 Calls = Annotated[int, Field(gt=0, le=MOST_CALLS)]
 Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+LogitError = Annotated[float, Field(gt=0, le=1)]
+"""Distance of logits, relative to their norm: with 1, nothing is left of them."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""

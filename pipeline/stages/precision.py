@@ -56,7 +56,8 @@ class PrecisionStep(StageStep):
     def _options(self) -> dict[str, Any]:
         if not self.form.calibrated:
             return {}
-        return self.context.config.calibration.model_dump(mode="json")
+        # A limit that is not stated is the form's own.
+        return self.context.config.calibration.model_dump(mode="json", exclude_none=True)
 
     def tools(self) -> dict[str, str]:
         """What the form says."""

@@ -404,3 +404,12 @@ def test_a_repair_needs_calibration_images(tmp_path: Path) -> None:
     assert plain.calibrated == ()
     with pytest.raises(ConfigError, match=r"targets\.trt\.repair"):
         load(tmp_path, MINIMAL + targets.replace("true", "often"))
+
+
+def test_the_error_of_a_repair_is_the_forms_own_where_it_is_not_stated(tmp_path: Path) -> None:
+    text = MINIMAL + "calibration: {max_error: %s}\n"
+    assert load(tmp_path, text % "0.01").calibration.max_error == 0.01
+    assert load(tmp_path, MINIMAL).calibration.max_error is None
+    for wrong in ("0", "1.5", "-1"):
+        with pytest.raises(ConfigError, match=r"calibration\.max_error"):
+            load(tmp_path, text % wrong)

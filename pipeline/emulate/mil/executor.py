@@ -213,13 +213,24 @@ class MilExecutor:
         if not self._record:
             raise InputError("ranges are kept only with record=True")
         if owners is not None:
+            known = self._known_casts(owners)
             for entry in self._ranges.values():
-                entry.module = self._module(entry.name, owners)
+                entry.module = self._module(known.get(entry.name, entry.name), owners)
         return list(self._ranges.values())
 
     def go_on(self, ranges: Sequence[TensorRange]) -> None:
         """Take up what another executor of this program had recorded, see `ranges`."""
         self._ranges = {entry.name: entry for entry in ranges}
+
+    def _known_casts(self, owners: Mapping[str, str]) -> dict[str, str]:
+        """Casts that bear a value's name, by what they read: results of a fusion have none."""
+        casts = (op for op in self.program.operations if op.type == "cast")
+        named = ((op.inputs["x"][0], op.outputs[0][0]) for op in casts)
+        return {
+            str(source): name
+            for source, name in named
+            if torch_name(name) in owners and torch_name(str(source)) not in owners
+        }
 
     def _module(self, name: str, owners: Mapping[str, str]) -> str:
         """The module of a tensor or, if its operation is not in the torch graph, of its input."""

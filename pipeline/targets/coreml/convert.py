@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.network import Network
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import refusals, siblings
-from pipeline.targets.coreml.network import Deployed, preprocess_of
+from pipeline.targets.coreml.network import Deployed, owners_of, preprocess_of
 
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 """Oldest system on which a package runs; the macOS versions of the same year are 13, 14 and 15."""
@@ -108,20 +108,16 @@ class Selector:
     """
 
     def __init__(self, deployed: Deployed, entries: Collection[str]) -> None:
-        from pipeline.emulate.mil.record import module_owners
-
         self._entries = frozenset(entries)
         self._owners = {
             value: module.removeprefix("network").removeprefix(".")
-            for value, module in module_owners(deployed.program).items()
+            for value, module in owners_of(deployed.program).items()
         }
         self._used: set[str] = set()
 
     def __call__(self, operation: Any) -> bool:
         """Whether an operation of a program in conversion is chosen."""
-        from pipeline.emulate.mil.record import torch_name
-
-        module = self._owners.get(torch_name(operation.name), "")
+        module = self._module(operation)
         found = {
             entry
             for entry in self._entries
@@ -129,6 +125,19 @@ class Selector:
         }
         self._used |= found
         return bool(found)
+
+    def _module(self, operation: Any) -> str:
+        """The module of an operation or, where the converter made it up, of its input.
+
+        As `MilExecutor.ranges` has it: who raises what that names, raises it.
+        """
+        from pipeline.emulate.mil.record import torch_name
+
+        while (name := torch_name(operation.outputs[0].name)) not in self._owners:
+            operation = next(_computed(operation), None)
+            if operation is None:
+                return ""
+        return self._owners[name]
 
     def check(self) -> None:
         """Refuse entries that chose nothing, after the conversion.
@@ -149,6 +158,14 @@ class Selector:
                 f"coreml: float32_operations names {entry}, which is no MIL operation and no "
                 f"module of the network that computes something{hint}"
             )
+
+
+def _computed(operation: Any) -> Iterator[Any]:
+    """The operations that make what an operation of a program in conversion reads."""
+    for given in operation.inputs.values():
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if value.op is not None and value.op.op_type != "const":
+                yield value.op
 
 
 def finish(model: Any, network: Network, package: Path, precision: str) -> None:

@@ -20,8 +20,7 @@ from pipeline.core.network import Images, Network
 from pipeline.core.preprocess import Pictures
 from pipeline.emulate.layers import LayerError
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.coreml import package as saved
-from pipeline.targets.coreml.network import deploy, preprocess_of
+from pipeline.targets.coreml.network import deploy, preprocess_of, results_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,8 +71,7 @@ def diff_package(
     # The exported program divides by the standard deviation itself, see `deploy`.
     undivided = replace(preprocess, std=(1.0,) * preprocess.depth)
     wanted = _values(program, undivided.normalize(pictures.pixels))
-    results = next(node for node in program.graph.nodes if node.op == "output").args[0]
-    renamed = {saved.LOGITS: results[0].name, saved.PROBABILITIES: results[1].name}
+    renamed = results_of(program)
     executor = MilExecutor(package, precision=precision)
     made_by = {name: op for op in executor.program.operations for name, _ in op.outputs}
     errors, seen = [], set()

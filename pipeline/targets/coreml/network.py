@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import BuildError, ConfigError, PreprocessError
 from pipeline.core.network import Network
 from pipeline.core.preprocess import Preprocess
+from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.rewrites import rewrite
 
 if TYPE_CHECKING:
@@ -147,3 +148,26 @@ def _fold(program: ExportedProgram, std: tuple[float, ...]) -> bool:
     divided = old.double() / torch.tensor(std, dtype=torch.float64).reshape(1, -1, 1, 1)
     program.state_dict[name] = torch.nn.Parameter(divided.to(old.dtype), requires_grad=False)
     return True
+
+
+def results_of(program: ExportedProgram) -> dict[str, str]:
+    """The values of what `deploy` exported, by the names that they have in a package.
+
+    Args:
+        program: Of `Deployed`.
+    """
+    logits, probabilities = next(n for n in program.graph.nodes if n.op == "output").args[0]
+    return {saved.LOGITS: logits.name, saved.PROBABILITIES: probabilities.name}
+
+
+def owners_of(program: ExportedProgram) -> dict[str, str]:
+    """Modules of the values of what `deploy` exported, also under their names in a package.
+
+    Args:
+        program: Of `Deployed`.
+    """
+    from pipeline.emulate.mil.record import module_owners
+
+    owners = module_owners(program)
+    renamed = results_of(program).items()
+    return owners | {name: owners[value] for name, value in renamed if value in owners}

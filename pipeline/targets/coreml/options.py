@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.core.bounds import Count
+from pipeline.core.bounds import Count, LogitError
 from pipeline.targets.base import TargetOptions
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class CoreMLOptions(TargetOptions):
         default=False,
         description="Where float16 breaks the network, compute the fewest modules in float32 with "
         "which all values and the answers hold; chosen on calibration images. For fp16.",
+    )
+    max_error: LogitError = Field(
+        default=0.05,
+        description="repair: largest error of the logits, relative to their norm.",
     )
     signing_team: str = Field(
         default="", description="Development team that signs the measuring app for an iPhone."

@@ -15,34 +15,37 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from calibration.budget import Budget
 from calibration.sensitivity import Limits, Outcome, search
 from pipeline.core import figures
 from pipeline.core.errors import GateFailedError
 from pipeline.emulate.mil.executor import MilExecutor
-from pipeline.emulate.mil.record import FLOAT16_LARGEST, TensorRange, module_owners
+from pipeline.emulate.mil.program import Constant
+from pipeline.emulate.mil.record import FLOAT16_LARGEST, TensorRange
 from pipeline.emulate.onnx.graph import block_of
 from pipeline.graphs.repair import MARGIN, MOST_ROUNDS
 from pipeline.steps.facts.graphs import RaisedPart, RepairFacts
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import convert, finish
+from pipeline.targets.coreml.network import owners_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.core.network import Logits
     from pipeline.core.preprocess import Pictures
+    from pipeline.emulate.mil.program import Operation, Program
     from pipeline.targets.base import BuildJob
     from pipeline.targets.coreml.network import Deployed
 
 Modules = frozenset[str]
+Shapes = Mapping[str, tuple[int, ...]]
 
 _BASELINE = Outcome(1.0, 1.0, 0.0)
 
@@ -116,11 +119,12 @@ class _Work:
         assert isinstance(job.options, CoreMLOptions)
         self.job, self.options, self.deployed = job, job.options, deployed
         self.pictures, self.package = pictures, folder / "trial.mlpackage"
-        self.owners = module_owners(deployed.program)
+        self.owners = owners_of(deployed.program)
         module = job.module().eval()
         self.reference = _logits(module, pictures)
-        self.products = products_by_module(module, pictures)
-        self.budget = Budget(max_top1_drop=self.options.max_top1_drop)
+        self.budget = Budget(
+            max_error=self.options.max_error, max_top1_drop=self.options.max_top1_drop
+        )
         self.limits = Limits(
             max_top1_drop=max(self.budget.max_top1_drop, 1 / len(pictures)),
             max_error=_strict(self.budget.max_error),
@@ -129,11 +133,12 @@ class _Work:
         self.why: dict[str, str] = {}
         self.order: list[str] = []
         self.readers: dict[str, set[str]] = {}
+        self.products: Mapping[str, int] = {}
 
     def run(self) -> Mended:
         """Choose, and tell what was chosen."""
         before = self.judge(frozenset())
-        self.order, self.readers = self._program()
+        self._look_at_program()
         exact = self._exact()
         raised: Modules = frozenset()
         if not self._holds(before):
@@ -189,19 +194,19 @@ class _Work:
         error = found.relative_error if found.finite else math.nan
         return Outcome(found.agreement, found.agreement, error)
 
-    def _program(self) -> tuple[list[str], dict[str, set[str]]]:
-        """Modules in the order of the package at hand, and those that read each tensor."""
+    def _look_at_program(self) -> None:
+        """Note the modules in the order of the package at hand, their products and readers."""
         executor = MilExecutor(self.package, record=True)
         executor.predict(self.pictures.pixels[:1])
         made = {entry.name: _module(entry) for entry in executor.ranges(self.owners)}
-        readers: dict[str, set[str]] = {}
+        self.order = list(dict.fromkeys(name for name in made.values() if name))
+        self.products = products_by_module(executor.program, made)
         for operation in executor.program.operations:
             module = next((made[name] for name, _ in operation.outputs if name in made), "")
             for group in operation.inputs.values():
                 for name in group:
                     if isinstance(name, str):
-                        readers.setdefault(name, set()).add(module)
-        return list(dict.fromkeys(name for name in made.values() if name)), readers
+                        self.readers.setdefault(name, set()).add(module)
 
     def _exact(self) -> list[TensorRange]:
         """Ranges of all tensors without rounding."""
@@ -286,32 +291,65 @@ class _Work:
         )
 
 
-def products_by_module(module: nn.Module, pictures: Pictures) -> Mapping[str, int]:
-    """Multiply-accumulates of one image, by module, those of the modules inside of it left out.
+def products_by_module(program: Program, modules: Mapping[str, str]) -> Mapping[str, int]:
+    """Multiply-accumulates of one image, by the module that the result belongs to.
+
+    Not those of the torch modules: a convolution that a BatchNorm was folded into bears its name.
 
     Args:
-        module: Takes preprocessed images.
-        pictures: Of which the first is taken.
+        program: Saved for one image.
+        modules: By the name of the result.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(torch.from_numpy(np.ascontiguousarray(pictures[:1].images)))
-    root = type(module).__name__
-    counted = {
-        name.removeprefix(root).removeprefix("."): sum(of_kinds.values()) // 2
-        for name, of_kinds in counter.get_flop_counts().items()
-        if name != "Global"
+    results = (result for operation in program.operations for result in operation.outputs)
+    shapes = {
+        name: tuple(side or 1 for side in kind.shape)
+        for name, kind in (*program.arguments, *results)
     }
-    own = dict(counted)
-    for name, count in counted.items():
-        if name:
-            parent = name.rpartition(".")[0]
-            while parent not in own:  # a list of modules computes nothing itself
-                parent = parent.rpartition(".")[0]
-            own[parent] -= count
-    return own
+    found: Counter[str] = Counter()
+    for operation in program.operations:
+        module = modules.get(operation.outputs[0][0], "") if operation.outputs else ""
+        found[module] += _products(operation, program, shapes)
+    return found
+
+
+def _products(operation: Operation, program: Program, shapes: Shapes) -> int:
+    """Multiply-accumulates of an operation; 0 of what sums no products."""
+    made = math.prod(shapes[operation.outputs[0][0]]) if operation.outputs else 0
+
+    def shape(parameter: str) -> tuple[int, ...]:
+        return shapes[str(operation.inputs[parameter][0])]
+
+    match operation.type:
+        case "conv":
+            return made * math.prod(shape("weight")[1:])
+        case "conv_transpose":
+            return math.prod(shape("x")) * math.prod(shape("weight")[1:])
+        case "linear":
+            return made * shape("weight")[-1]
+        case "matmul":
+            turned = _constant(operation, "transpose_x", program)
+            return made * shape("x")[-2 if turned else -1]
+        case "einsum":
+            return _einsum(str(_constant(operation, "equation", program)), shapes, operation)
+        case "scaled_dot_product_attention":
+            keys = shape("key")[-2]
+            return keys * (math.prod(shape("query")) + made)
+    return 0
+
+
+def _einsum(equation: str, shapes: Shapes, operation: Operation) -> int:
+    """A product for each choice of all indices."""
+    sides: dict[str, int] = {}
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    for term, name in zip(terms, operation.inputs["values"], strict=True):
+        sides |= zip(term, shapes[str(name)], strict=True)
+    return math.prod(sides.values())
+
+
+def _constant(operation: Operation, parameter: str, program: Program) -> Any:
+    """The constant that an operation is given; None without any."""
+    given = operation.inputs.get(parameter, (None,))[0]
+    return given.value if isinstance(given, Constant) else program.constants.get(str(given))
 
 
 def _logits(module: nn.Module, pictures: Pictures) -> Logits:

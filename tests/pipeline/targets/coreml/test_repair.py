@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from calibration.sensitivity import Outcome
 from pipeline.core.errors import BuildError, ConfigError, GateFailedError
 from pipeline.core.network import Network
 from pipeline.core.preprocess import Pictures
+from pipeline.emulate.mil.constants import TensorType
 from pipeline.emulate.mil.executor import MilExecutor
-from pipeline.emulate.mil.program import read_program
+from pipeline.emulate.mil.program import Constant, Operation, Program, read_program
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.graphs import BuildFacts, RepairFacts
 from pipeline.targets.coreml import repair
@@ -168,11 +170,40 @@ def test_more_than_the_allowed_share_is_no_repair(
         build(module=loud, fresh=True, repair=True)
 
 
-def test_products_belong_to_the_module_that_computes_them(
-    make_network: Networks, make_photos: Photos
+class Settled(nn.Module):
+    """A convolution that takes its BatchNorm in, and an activation of several operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.act = nn.Hardswish()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act(self.norm(self.conv(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def settled() -> nn.Module:
+    return Settled().eval().requires_grad_(False)
+
+
+def test_products_belong_to_the_module_whose_result_holds_them(
+    build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = products_by_module(loud(), make_photos(2, make_network()))
-    assert {name: count for name, count in found.items() if count} == {
+    seen: list[Mapping[str, int]] = []
+    original = repair.products_by_module
+
+    def spy(*arguments: Any) -> Mapping[str, int]:
+        seen.append(original(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(repair, "products_by_module", spy)
+    build(module=loud, fresh=True, repair=True)
+    build(module=settled, fresh=True, repair=True)
+    first, second = ({name: count for name, count in each.items() if count} for each in seen)
+    assert first == {
         "stem": 27 * 16 * 64,
         "blocks.0.expand": 512 * 64,
         "blocks.0.shrink": 512 * 64,
@@ -180,6 +211,81 @@ def test_products_belong_to_the_module_that_computes_them(
         "blocks.1.shrink": 512 * 64,
         "head": 80,
     }
+    # What the convolution computes is called by the BatchNorm that was folded into it.
+    assert second == {"norm": 27 * 8 * 64, "head": 40}
+
+
+def held(name: str, shape: tuple[int, ...], dtype: str = "FLOAT16") -> Operation:
+    return Operation("const", 1, {}, ((name, TensorType(dtype, shape)),))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "given", "made", "products"),
+    [
+        ("conv", {"x": (1, 6, 8, 8), "weight": (4, 3, 5, 5)}, {}, (1, 4, 8, 8), 4 * 64 * 3 * 25),
+        ("conv_transpose", {"x": (1, 6, 4, 4), "weight": (6, 2, 3, 3)}, {}, (1, 2, 8, 8), 1728),
+        ("linear", {"x": (1, 7, 6), "weight": (5, 6)}, {}, (1, 7, 5), 7 * 5 * 6),
+        ("matmul", {"x": (2, 3, 4), "y": (2, 4, 5)}, {}, (2, 3, 5), 120),
+        ("matmul", {"x": (2, 4, 3), "y": (2, 4, 5)}, {"transpose_x": True}, (2, 3, 5), 120),
+        (
+            "einsum",
+            {"a": (2, 3, 4), "b": (2, 4, 5)},
+            {"equation": "bij, bjk -> bik"},
+            (2, 3, 5),
+            120,
+        ),
+        (
+            "scaled_dot_product_attention",
+            {"query": (1, 2, 3, 4), "key": (1, 2, 5, 4), "value": (1, 2, 5, 6)},
+            {},
+            (1, 2, 3, 6),
+            2 * 3 * 5 * (4 + 6),
+        ),
+        ("mul", {"x": (1, 6), "y": (1, 6)}, {}, (1, 6), 0),
+    ],
+)
+@pytest.mark.parametrize("inline", [True, False])
+def test_products_of_each_operation(
+    kind: str,
+    shapes: dict[str, tuple[int, ...]],
+    given: dict[str, Any],
+    made: tuple[int, ...],
+    products: int,
+    inline: bool,
+) -> None:
+    named: dict[str, Any] = {name: (name,) for name in shapes}
+    if kind == "einsum":
+        named = {"values": tuple(shapes)}
+    named |= {name: (Constant(value) if inline else name,) for name, value in given.items()}
+    program = Program(
+        package=Path(),
+        specification=7,
+        operations=(
+            *(held(name, shape) for name, shape in shapes.items()),
+            Operation(kind, 9, named, (("made", TensorType("FLOAT16", made)),)),
+        ),
+        constants=given,
+        arguments=(),
+        results=("made",),
+        inputs=(),
+        outputs=(),
+    )
+    assert products_by_module(program, {"made": "here"})["here"] == products
+
+
+def test_what_the_converter_made_of_a_module_is_raised_with_it(build: Build) -> None:
+    made = build("mixed", module=settled, float32_operations=("norm", "act"))
+    operations = read_program(made.folder / "model.mlpackage").operations
+    dtypes = {op.type: op.outputs[0][1].dtype for op in operations}
+    # coremltools makes it of the Hardswish, and calls it by no name of the network's.
+    assert dtypes["sigmoid_hard"] == "FLOAT32"
+    assert dtypes["linear"] == "FLOAT16"
+
+
+def test_the_error_that_is_asked_for_is_held(build: Build) -> None:
+    told = r"error 1e-07, .*modules, .* of the products, error "
+    with pytest.raises(GateFailedError, match=told):
+        build(repair=True, fresh=True, max_error=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["int8", "w8a8", "palette4", "pruned50", "mixed"])
