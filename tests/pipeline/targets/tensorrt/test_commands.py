@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def copied(finished: Path, tmp_path: Path) -> tuple[str, Path]:
 Built = Callable[..., dict[str, Any]]
 
 
+def is_built(usual: str, build: Callable[[], dict[str, Any]]) -> bool:
+    """Whether a build gives the usual engine.
+
+    In some process layouts the library's threads make one build in dozens differ, see
+    docs/targets.md; what depends on its surroundings differs every time.
+    """
+    return any(build()["engine_sha256"] == usual for _ in range(3))
+
+
 @pytest.fixture
 def usual(finished: Path, tmp_path: Path, build_in: Built) -> str:
     """Hash of an engine with a dynamic batch, where a second build gives the same bytes."""
@@ -93,8 +103,9 @@ def test_who_asks_and_from_where_does_not_change_an_engine(
         root = checkout(tmp_path / ("r" * n))
         graph = root / "model.onnx"
         shutil.copy(finished / FLOAT16, graph)
-        built = build_in(root, graph, tmp_path / ("o" * n), PADDING="x" * n * 300)
-        assert built["engine_sha256"] == usual
+        place, padding = tmp_path / ("o" * n), "x" * n * 300
+        build = partial(build_in, root, graph, place, PADDING=padding)
+        assert is_built(usual, build)
 
 
 MOUNT = 'mount --bind "$0" /proc/stat && exec "$@"'
@@ -124,8 +135,8 @@ def test_what_the_system_counts_does_not_change_an_engine(
         other = tmp_path / "stat"
         other.write_text(re.sub(r"(?m)^intr .*$", "intr 1" + " 0" * (n // 2), lines))
         before = (*mounting, str(other))
-        built = build_in(ROOT, finished / FLOAT16, tmp_path / "output", before=before)
-        assert built["engine_sha256"] == usual
+        build = partial(build_in, ROOT, finished / FLOAT16, tmp_path / "output", before=before)
+        assert is_built(usual, build)
 
 
 def truncate(folder: Path) -> None:
