@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,7 +118,14 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n"
 
 
 @pytest.fixture(autouse=True)
-def forget() -> None:
+def forget() -> Iterator[None]:
+    """Each test reads the machine anew, and what it played stays with no other."""
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
     machine.cpu_name.cache_clear()
     machine.instructions.cache_clear()
 
