@@ -31,18 +31,18 @@ def _html(run: Run) -> str:
 PAGES: dict[str, Callable[[Run], str]] = {"report.md": _markdown, "report.html": _html}
 
 
-def write_pages(folder: Path, run: Run, seal: str) -> None:
+def write_pages(folder: Path, run: Run, results: str) -> None:
     """Write the pages of a run, each whole or not at all; what is as it would be stays.
 
     Args:
         folder: The results' folder.
         run: What its results.json holds.
-        seal: The seal of results.json. With it stand and fall all artifacts that pages look into.
+        results: The text of results.json, with the seals of all artifacts that pages look into.
 
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    source = f"{seal} {_code()}"
+    source = hashlib.sha256(f"{results} {_code()}".encode()).hexdigest()
     for name, page in PAGES.items():
         if not _is_of(folder / name, source):
             text = page(run)
@@ -67,7 +67,7 @@ def _is_of(path: Path, source: str) -> bool:
 @functools.cache
 def _code() -> str:
     """What tells apart states of the product's files: after a copy of them, pages are made anew."""
-    files = [*PROJECT.glob("pipeline/**/*.py"), *PROJECT.glob("pipeline/**/*.j2")]
-    files += PROJECT.glob("pipeline/report/templates/*")
-    stats = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in set(files))
-    return hashlib.sha256(repr(stats).encode()).hexdigest()
+    files = [*PROJECT.glob("pipeline/**/*.py"), *PROJECT.glob("pipeline/**/templates/*")]
+    stats = {str(file): file.stat() for file in sorted(files)}
+    stated = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+    return hashlib.sha256(repr(stated).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pipeline.config import Config
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular, refuse_foreign_file, write_atomically
 from pipeline.core.plain import parse_json
-from pipeline.core.seals import sealed, unsealed
+from pipeline.core.seals import sealed
 from pipeline.report import history
 from pipeline.report.model import Run, read_values
 from pipeline.report.pages import PAGES, write_pages
@@ -43,7 +42,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def _is_page(path: Path) -> bool:
-    """Pages carry no mark of their own: they are ours where they lie beside our results.json."""
+    """Pages are ours where they lie beside our results.json: an edited one has lost its mark."""
     return is_results_file(path.with_name(RESULTS_FILE))
 
 
@@ -67,19 +66,19 @@ def write(config: Config, path: Path, outcome: Outcome) -> Run:
     refuse_foreign(folder)
     run = _as_dated(folder, collect(config, path, outcome))
     text = sealed(run.to_dict())
-    _, seal = unsealed(text.encode(), RESULTS_FILE)
     write_atomically(folder / RESULTS_FILE, text)
     Stated(folder).is_reported()
-    write_pages(folder, run, seal)
+    write_pages(folder, run, text)
     history.keep(folder, run)
     return run
 
 
 def _as_dated(folder: Path, run: Run) -> Run:
     """A run with the date of the results that lie there, if these say nothing else."""
+    path = folder / RESULTS_FILE
     try:
-        there = read_values(folder / RESULTS_FILE)
-    except ArtifactError:
+        earlier = replace(run, date=str(read_values(path).get("date")))
+        same = read_regular(path, MOST_BYTES) == sealed(earlier.to_dict()).encode()
+    except (ArtifactError, OSError):
         return run  # none yet, or damaged
-    earlier = replace(run, date=str(there.get("date")))
-    return earlier if parse_json(json.dumps(earlier.to_dict()), "it") == there else run
+    return earlier if same else run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.seals import sealed, unsealed
+from pipeline.core.seals import sealed
 from pipeline.report import pages, write
 from pipeline.report.model import Run
 from tests.pipeline.report.making import STEPS, configured, ended, fill
@@ -18,7 +18,7 @@ def written(tmp_path: Path) -> tuple[Path, Run, str]:
     config = configured(tmp_path)
     fill(config)
     run = write.write(config, tmp_path / "pipeline.yaml", ended(*STEPS))
-    return config.folder, run, unsealed(sealed(run.to_dict()).encode(), "it")[1]
+    return config.folder, run, sealed(run.to_dict())
 
 
 def made(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -28,15 +28,15 @@ def made(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_what_would_say_the_same_is_not_made_again(written: tuple[Path, Run, str]) -> None:
-    folder, run, seal = written
+    folder, run, results = written
     before = made(folder)
-    pages.write_pages(folder, run, seal)
+    pages.write_pages(folder, run, results)
     assert made(folder) == before
 
 
 def test_other_results_make_other_pages(written: tuple[Path, Run, str]) -> None:
     folder, run, _ = written
-    pages.write_pages(folder, replace(run, name="another"), "another seal")
+    pages.write_pages(folder, replace(run, name="another"), "other results")
     assert (folder / "report.md").read_text().startswith("# another\n")
     assert "another" in (folder / "report.html").read_text()
 
@@ -46,7 +46,7 @@ def test_other_results_make_other_pages(written: tuple[Path, Run, str]) -> None:
 def test_a_page_that_is_not_as_it_was_made_is_made_again(
     written: tuple[Path, Run, str], name: str, damage: str
 ) -> None:
-    folder, run, seal = written
+    folder, run, results = written
     path = folder / name
     before = path.read_bytes()
     changed = {
@@ -58,30 +58,30 @@ def test_a_page_that_is_not_as_it_was_made_is_made_again(
     path.unlink()
     if damage in changed:
         path.write_bytes(changed[damage])
-    pages.write_pages(folder, run, seal)
+    pages.write_pages(folder, run, results)
     assert path.read_bytes() == before
 
 
 def test_a_link_to_a_page_is_none(written: tuple[Path, Run, str]) -> None:
-    folder, run, seal = written
+    folder, run, results = written
     path = folder / "report.html"
     path.rename(folder / "elsewhere")
     path.symlink_to(folder / "elsewhere")
     with pytest.raises(ArtifactError, match="is in the way"):
-        pages.write_pages(folder, run, seal)
+        pages.write_pages(folder, run, results)
 
 
 def test_other_code_makes_the_pages_again(
     written: tuple[Path, Run, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, run, seal = written
+    folder, run, results = written
     monkeypatch.setitem(pages.PAGES, "report.md", lambda run: "another text\n")
-    pages.write_pages(folder, run, seal)
+    pages.write_pages(folder, run, results)
     assert "another text" not in (folder / "report.md").read_text(), (
         "the same code, as far as known"
     )
     monkeypatch.setattr(pages, "_code", lambda: "changed")
-    pages.write_pages(folder, run, seal)
+    pages.write_pages(folder, run, results)
     assert (folder / "report.md").read_text().startswith("another text\n")
 
 
