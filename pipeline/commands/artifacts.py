@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.commands.console import RichConsole
 from pipeline.config import Config
@@ -13,8 +13,10 @@ from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.bench import BenchStep
 from pipeline.stages.build import BuildStep, in_precisions
 from pipeline.stages.context import RunContext
-from pipeline.steps.folders import LOG_FILE
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.folders import LOG_FILE, locked
 from pipeline.steps.log import Log
+from pipeline.steps.step import Step
 
 
 @contextlib.contextmanager
@@ -56,6 +58,29 @@ def bench_step(context: RunContext, target: str) -> BenchStep:
         if isinstance(step, BenchStep) and step.runtime.name == target:
             return step
     raise InputError(f"the configuration has no target {target}: add it under targets")
+
+
+def made(config: Config, step_of: Callable[[RunContext], Step]) -> Artifact:
+    """The artifact of one step that no run needs, made now if it is not up to date.
+
+    Args:
+        config: The configuration.
+        step_of: Makes the step; what it needs has to be there then.
+    """
+    with (
+        locked(config.folder),
+        log_of(config) as log,
+        log.captured() as screen,
+        RichConsole(screen) as console,
+    ):
+        step = step_of(make_context(config, log, console.progress))
+        why = step.stale()
+        log(f"{step.name}: {why or 'up to date'}")
+        if why:
+            step.run()
+        else:
+            step.restate()
+        return step.artifact()
 
 
 @contextlib.contextmanager

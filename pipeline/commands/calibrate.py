@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.commands.artifacts import log_of
-from pipeline.commands.console import RichConsole
+from pipeline.commands.artifacts import made
 from pipeline.config import Config
 from pipeline.core.errors import InputError
-from pipeline.scheduler.plan import make_context
 from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
 from pipeline.stages.ranges import RangesStep, read_ranges
 from pipeline.stages.samples import CalibrationStep
 from pipeline.stages.simplify import SimplifyStep
-from pipeline.steps.folders import locked
 
 
 def calibrate(config: Config, *, method: str | None, stored: str, limit: int | None) -> str:
@@ -29,21 +26,8 @@ def calibrate(config: Config, *, method: str | None, stored: str, limit: int | N
     """
     from calibration.show import text
 
-    with (
-        locked(config.folder),
-        log_of(config) as log,
-        log.captured() as screen,
-        RichConsole(screen) as console,
-    ):
-        context = make_context(config, log, console.progress)
-        step = _ranges(context, method or config.calibration.method, stored)
-        why = step.stale()
-        log(f"{step.name}: {why or 'up to date'}")
-        if why:
-            step.run()
-        else:
-            step.restate()
-        artifact = step.artifact()
+    chosen = method or config.calibration.method
+    artifact = made(config, lambda context: _ranges(context, chosen, stored))
     return text(read_ranges(artifact), limit)
 
 

@@ -10,21 +10,19 @@ import numpy as np
 from rich.table import Table
 
 from pipeline.commands.alone import artifact_alone, classes_among
-from pipeline.commands.artifacts import builds_of, log_of
-from pipeline.commands.console import RichConsole
+from pipeline.commands.artifacts import builds_of, made
 from pipeline.config import Config
 from pipeline.core.errors import InputError, UnavailableError, about
 from pipeline.core.preprocess import Preprocess
 from pipeline.report import resizes as report
 from pipeline.report.terminal import render
-from pipeline.scheduler.plan import make_context, plan
+from pipeline.scheduler.plan import plan
 from pipeline.stages.build import BuildStep
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import evenly
 from pipeline.stages.resizes import ResizesStep, measure, photos
 from pipeline.stages.samples import SampleStep
 from pipeline.steps.facts.resizes import ResizesFacts
-from pipeline.steps.folders import locked
 from pipeline.targets.registry import TARGETS
 
 
@@ -53,21 +51,8 @@ def resizes(config: Config, artifact: str | None, images: int) -> Resizes:
         InputError: The configuration has no such artifact, or it is not built.
         UnavailableError: It does not run on this machine.
     """
-    with (
-        locked(config.folder),
-        log_of(config) as log,
-        log.captured() as screen,
-        RichConsole(screen) as console,
-    ):
-        context = make_context(config, log, console.progress)
-        step = _step(context, artifact, images)
-        why = step.stale()
-        log(f"{step.name}: {why or 'up to date'}")
-        if why:
-            step.run()
-        else:
-            step.restate()
-        facts = ResizesFacts.from_facts(step.artifact().facts, step.name)
+    measured = made(config, lambda context: _step(context, artifact, images))
+    facts = ResizesFacts.from_facts(measured.facts, measured.name)
     return _shown(facts, "the next run's report shows it, too")
 
 
