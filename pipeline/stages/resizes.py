@@ -22,10 +22,10 @@ from pipeline.core.runner import Runner
 from pipeline.emulate.resizes import Photo, Way, ways, why_nothing
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.images import evenly
+from pipeline.stages.target_step import code_beside
 from pipeline.steps.facts.bench import PYTORCH
 from pipeline.steps.facts.resizes import ResizesFacts, WayCost
 from pipeline.steps.keys import versions
-from pipeline.targets.base import LOOKING
 
 if TYPE_CHECKING:
     from care.data import Dataset
@@ -70,8 +70,7 @@ class ResizesStep(StageStep):
         """See `Step.code`; what a target does beside running artifacts is left out."""
         if self.built is None:
             return super().code()
-        forms = {type(form).__module__ for form in self.built.runtime.forms}
-        return self.context.code.hashes(self.modules(), registered=forms, aside=LOOKING)
+        return code_beside(self.context, self.built.runtime, self.modules())
 
     def inputs(self) -> Mapping[str, Any]:
         """The network, and how many images."""

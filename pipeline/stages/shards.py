@@ -208,13 +208,12 @@ class ShardStep(StageStep):
 
     def _bounds(self, batch: int) -> tuple[int, int | None]:
         """Its first image, and the one after its last; None for all that are left."""
-        images = size_of(self.context.config)
-        first, last = (-(-number * images // batch) * batch for number in _next_to(self.number))
-        return first, None if self.is_last else last
+        last = None if self.is_last else self._begin(self.number + 1, batch)
+        return self._begin(self.number, batch), last
 
-
-def _next_to(number: int) -> tuple[int, int]:
-    return number, number + 1
+    def _begin(self, number: int, batch: int) -> int:
+        """The first image of a shard: where a batch begins."""
+        return -(-number * size_of(self.context.config) // batch) * batch
 
 
 def logits_of(

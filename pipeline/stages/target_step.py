@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import machine
-from pipeline.stages.context import StageStep
+from pipeline.stages.context import RunContext, StageStep
 from pipeline.targets.base import LOOKING
 
 if TYPE_CHECKING:
     from pipeline.targets.base import Target
+
+
+def code_beside(context: RunContext, runtime: Target, modules: Sequence[str]) -> dict[str, str]:
+    """Hashes of modules of a step, but for the target's forms and what only looks at artifacts.
+
+    Args:
+        context: The run's.
+        runtime: The target, whose module is among the modules.
+        modules: Full names.
+    """
+    forms = {type(form).__module__ for form in runtime.forms}
+    return context.code.hashes(modules, registered=forms, aside=LOOKING)
 
 
 class TargetStep(StageStep):
@@ -31,8 +44,7 @@ class TargetStep(StageStep):
         The target's module also imports its forms, to make them known: the graph that a form made
         is an input of the step. And it imports what only looks at artifacts.
         """
-        forms = {type(form).__module__ for form in self.runtime.forms}
-        return self.context.code.hashes(self.modules(), registered=forms, aside=LOOKING)
+        return code_beside(self.context, self.runtime, self.modules())
 
     @property
     def takes_photos(self) -> bool:

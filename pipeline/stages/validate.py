@@ -392,20 +392,7 @@ def compare_photos(
         by: What ran the former.
     """
     top1, _ = accuracy(own, labels, figures.measured_here(), by, "")
-    compared = figures.compare(own, given)
-    drop = figures.paired_drop(own, given, labels)
-
-    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
-        return dataclasses.replace(top1, value=value, interval=interval)
-
-    return PhotoCheck(
-        len(labels),
-        by,
-        top1,
-        figure(drop.value, drop.interval),
-        figure(compared.agreement, figures.wilson(len(labels) - compared.flips, len(labels))),
-        figure(compared.max_difference),
-    )
+    return PhotoCheck(len(labels), by, top1, *_paired(own, given, labels, top1))
 
 
 def compare_emulation(
@@ -426,18 +413,26 @@ def compare_emulation(
             (emulated, figures.State.EMULATED),
         )
     )
-    compared = figures.compare(emulated, measured)
-    drop = figures.paired_drop(emulated, measured, labels)
+    differences = _paired(emulated, measured, labels, emulated_top1)
+    return EmulationError(len(labels), by, top1, emulated_top1, *differences)
 
-    def figure(value: float, interval: tuple[float, float] | None = None) -> Number:
-        return dataclasses.replace(emulated_top1, value=value, interval=interval)
 
-    return EmulationError(
-        len(labels),
-        by,
-        top1,
-        emulated_top1,
-        figure(drop.value, drop.interval),
-        figure(compared.agreement, figures.wilson(len(labels) - compared.flips, len(labels))),
-        figure(compared.max_difference),
+def _paired(
+    these: Logits, those: Logits, labels: npt.NDArray[np.int64], like: Number
+) -> tuple[Number, Number, Number]:
+    """Top-1 lost against other logits of the same images, agreement, and largest difference.
+
+    Args:
+        these: Logits, (images, classes).
+        those: What they are held against.
+        labels: The right classes, (images,).
+        like: A figure of the same state, by the same and of as many images.
+    """
+    compared = figures.compare(these, those)
+    drop = figures.paired_drop(these, those, labels)
+    same = figures.wilson(len(labels) - compared.flips, len(labels))
+    return (
+        dataclasses.replace(like, value=drop.value, interval=drop.interval),
+        dataclasses.replace(like, value=compared.agreement, interval=same),
+        dataclasses.replace(like, value=compared.max_difference, interval=None),
     )
