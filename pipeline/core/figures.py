@@ -365,10 +365,17 @@ def percentile_bound(samples: Sequence[float], share: float) -> float | None:
     return sorted(samples)[total - 1 - above] if above >= 1 else None
 
 
+_MOST_PICKS = 2**16
+"""Values that are drawn at a time: half a MiB of numbers."""
+
+
 def _resampled_medians(values: Floats, rounds: int, rng: np.random.Generator) -> Floats:
-    # Row by row: a matrix of rounds x samples would need much memory for long runs.
-    picks = (rng.integers(0, len(values), len(values)) for _ in range(rounds))
-    return np.array([np.median(values[pick]) for pick in picks])
+    # Some rounds at a time: a matrix of all would need much memory for long runs.
+    samples = len(values)
+    most = max(1, _MOST_PICKS // samples)
+    parts = [min(most, rounds - done) for done in range(0, rounds, most)]
+    picks = (rng.integers(0, samples, (part, samples)) for part in parts)
+    return np.concatenate([np.median(values[pick], axis=1) for pick in picks])
 
 
 def bootstrap(values: Floats, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from PIL import Image
 
 import pipeline
 from calibration.sample import CalibrationSet
-from pipeline.core.network import Network
+from pipeline.core.network import Images, Network
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.floats import SHARED
 from pipeline.targets.forms import Form, FormJob
+from pipeline.targets.ort import tune
 from pipeline.targets.registry import TARGETS
 from pipeline.targets.repaired import REPAIRED
 
@@ -141,6 +142,19 @@ EMBEDDED = {
         "ort": {"precisions": ["fp32"]},
     },
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_trials() -> Iterator[None]:
+    """What builds try for seconds, they try for some rounds here: no test asks which one won."""
+    whole = tune.interleave
+
+    def short(sessions: Mapping[str, Any], images: Images, seconds: float) -> dict[str, list[float]]:
+        return whole(sessions, images, min(seconds, 0.05))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "interleave", short)
+        yield
 
 
 @pytest.fixture(scope="session")
