@@ -10,46 +10,9 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from pipeline.targets.registry import TARGETS
-
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("pipeline", "care", "calibration")
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-FILES = {name_of(p): p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Modules of this project that a file imports at run time, wherever in the file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in FILES)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                if submodule in FILES:
-                    yield submodule
-                elif node.module in FILES:
-                    yield node.module
+from tests.imports import FILES, ROOT, imported
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -90,35 +53,9 @@ def test_imports_run_in_no_circle() -> None:
     assert circles(graph) == []
 
 
-LOAD_EACH = """
-import importlib, os, sys
-for heavy in {heavy!r}:
-    importlib.import_module(heavy)
-failed = []
-for name in {names!r}:
-    child = os.fork()
-    if not child:
-        try:
-            importlib.import_module(name)
-        except BaseException as error:
-            print(f"{{name}}: {{type(error).__name__}}: {{error}}", flush=True)
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    failed += [name] if status else []
-sys.exit(1 if failed else 0)
-"""
-
-HEAVY = ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxruntime", "pydantic", "rich")
-"""Loaded once: children are forked from a process that holds them."""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_every_module_loads_alone() -> None:
-    names = [name for name in FILES if not name.endswith("__main__")]
-    program = LOAD_EACH.format(heavy=HEAVY, names=names)
     run = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-m", "tests.imports"],
         capture_output=True,
         text=True,
         cwd=ROOT,
