@@ -84,18 +84,30 @@ def small_graph() -> Callable[..., onnx.ModelProto]:
     return small_model
 
 
+def lay(folder: Path) -> Path:
+    """Put model.onnx of four classes into a folder; photos/ and samples/: three images of each."""
+    rng = np.random.default_rng(0)
+    for split in ("photos", "samples"):
+        for name in ("ant", "bee", "cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    onnx.save(small_model(), folder / "model.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lay_graph_project() -> Callable[[Path], Path]:
+    """Puts into a folder what `graph_project` holds."""
+    return lay
+
+
 @pytest.fixture
 def graph_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: model.onnx of four classes, and photos/ with three images of each."""
-    rng = np.random.default_rng(0)
-    for name in ("ant", "bee", "cat", "dog"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(3):
-            pixels = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
-    onnx.save(small_model(), tmp_path / "model.onnx")
+    """The working directory: model.onnx, photos/ and samples/, see `lay`."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return lay(tmp_path)
 
 
 @pytest.fixture

@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.steps.artifact import Artifact
 
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """\
 name: trial
-model: {name: care_tiny, checkpoint: embedded}
-data: {validation: fashion-mnist, calibration: fashion-mnist}
-calibration: {images: 16}
+model: {onnx: model.onnx}
+data: {validation: "folder:photos", calibration: "folder:samples"}
+preprocess: {size: 8, crop: 1.0, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
+calibration: {images: 8}
 targets:
-  ort: {precisions: [fp32]}
-validation: {images: 20}
+  ort: {precisions: [fp32], tune_seconds: 0.1}
 bench: {batches: [1], samples: 3, warmup: 1, max_seconds: 2}
 output: engines
 """
@@ -84,9 +86,11 @@ CANARIES = (
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
+def ground(
+    tmp_path_factory: pytest.TempPathFactory, lay_graph_project: Callable[[Path], Path]
+) -> Path:
     """A working folder full of canaries, after one run among them."""
-    folder = tmp_path_factory.mktemp("ground")
+    folder = lay_graph_project(tmp_path_factory.mktemp("ground"))
     for name in CANARIES:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +98,6 @@ def ground(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Pat
     (folder / "pipeline.yaml").write_text(CONFIG)
     (folder / "engines/trial/link").symlink_to("../other")
     before = watched(folder)
-    begin(folder / "engines/trial")
     result = process(folder, "run")
     assert result.returncode == 0, result.stdout + result.stderr
     assert lost(before, watched(folder)) == []
@@ -148,21 +151,21 @@ IN_THE_WAY = (
 
 
 @pytest.mark.parametrize("name", IN_THE_WAY)
-def test_what_is_in_the_way_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "pipeline.yaml").write_text(CONFIG.replace("[fp32]", "[fp32, int8]"))
-    path = tmp_path / "engines/trial" / name
+def test_what_is_in_the_way_of_a_run_is_refused(graph_project: Path, name: str) -> None:
+    (graph_project / "pipeline.yaml").write_text(CONFIG.replace("[fp32]", "[fp32, int8]"))
+    path = graph_project / "engines/trial" / name
     path.parent.mkdir(parents=True)
     path.write_text('{"precious": 1}')
-    before = watched(tmp_path)
-    result = process(tmp_path, "run", "--quiet")
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert result.stderr.startswith("error: engines/trial/")
-    assert result.stderr.count("\n") == 1
-    assert "move it away" in result.stderr
-    assert watched(tmp_path) == before
-    dry = process(tmp_path, "run", "--dry-run")
-    assert (dry.returncode, dry.stderr) == (2, result.stderr)
-    assert watched(tmp_path) == before
+    before = watched(graph_project)
+    run = CliRunner().invoke(main, ["run", "--quiet"])
+    assert run.exit_code == 2, run.output
+    assert run.stderr.startswith("error: engines/trial/")
+    assert run.stderr.count("\n") == 1
+    assert "move it away" in run.stderr
+    assert watched(graph_project) == before
+    dry = CliRunner().invoke(main, ["run", "--dry-run"])
+    assert (dry.exit_code, dry.stderr) == (2, run.stderr)
+    assert watched(graph_project) == before
 
 
 def test_files_in_an_artifact_are_set_aside_with_it_and_this_is_said(copied: Path) -> None:
