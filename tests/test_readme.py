@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from PIL import Image
+
+from pipeline.cli import main as pipeline_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -132,6 +135,10 @@ def run(folder: Path, line: str, *more: str) -> str:
     words = [SMALL.get(word, word) for word in shlex.split(line, comments=True)[1:]]
     if "--artifact" not in words:
         words = ["coreml/fp16" if word == "coreml" else word for word in words]
+    if words[1] == "pipeline":
+        result = CliRunner().invoke(pipeline_command, [*words[2:], *more], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words, *more],
@@ -146,7 +153,10 @@ def run(folder: Path, line: str, *more: str) -> str:
 
 
 @pytest.mark.slow
-def test_from_a_folder_of_photographs_to_a_prediction(tmp_path: Path) -> None:
+def test_from_a_folder_of_photographs_to_a_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     section = README.partition("### From a folder of photographs")[2].partition("\n## ")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
     assert len(lines) <= 6
