@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore
-from torch.multiprocessing.spawn import spawn
 
 from care.distributed import World, choose_device, synchronize_batch_norm, world
-from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError, DataError, UnavailableError
+from tests.care.processes import run_apart
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
@@ -65,7 +64,7 @@ def share(rank: int, folder: str) -> None:
 
 
 def test_synchronized_batch_norm_equals_one_process(tmp_path: Path) -> None:
-    spawn(share, (str(tmp_path),), nprocs=2)
+    assert run_apart(share, [(rank, str(tmp_path)) for rank in range(2)]) == [0, 0]
     expected = learn(network(), images(), 1.0)
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     output = torch.cat([half.pop("output") for half in halves])
@@ -114,7 +113,7 @@ def tell(rank: int, folder: str) -> None:
 
 
 def test_what_the_main_process_finds_or_misses_is_known_to_all(tmp_path: Path) -> None:
-    spawn(tell, (str(tmp_path),), nprocs=3)
+    assert run_apart(tell, [(rank, str(tmp_path)) for rank in range(3)]) == [0, 0, 0]
     for rank in range(3):
         same, ranks, failed, differs, mean, first = torch.load(tmp_path / f"{rank}.pt")
         assert same == {"rank": 0}
@@ -126,56 +125,53 @@ def test_what_the_main_process_finds_or_misses_is_known_to_all(tmp_path: Path) -
         assert first
 
 
-RESTARTED = """
-import os, sys, torch, time
-from care import distributed
-for attempt in range(2):
-    if attempt == int(os.environ["RANK"]):
-        time.sleep(1)  # the others find what was there before
-    with distributed.world("cpu", timeout_minutes=2) as world:
-        print(world.sum(torch.ones(1)).item(), flush=True)
-"""
+def launched(rank: int, port: int, **more: str) -> dict[str, str]:
+    """What torchrun says to one of two processes."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        **more,
+    }
+
+
+def meet_twice(folder: Path, environment: dict[str, str]) -> None:
+    """One of two processes that are restarted once; each time, the other one comes first."""
+    os.environ.update(environment)
+    found = []
+    for attempt in range(2):
+        if attempt == int(environment["RANK"]):
+            time.sleep(1)  # the others find what was there before
+        with world("cpu", timeout_minutes=2) as both:
+            found.append(both.sum(torch.ones(1)).item())
+    (folder / environment["RANK"]).write_text(str(found))
 
 
 def test_what_processes_before_them_left_does_not_mislead_new_ones(tmp_path: Path) -> None:
     """torchrun keeps its store over restarts: half of them hung in gloo."""
     server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(server.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
     for rank in ("0", "1"):
         for key in ("hello", "answer", "thanks"):
             server.set(f"{key}/{rank}", "f00 f00")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RESTARTED],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**environment, "RANK": str(rank)},
-        )
+    calls = [
+        (tmp_path, launched(rank, server.port, TORCHELASTIC_USE_AGENT_STORE="True"))
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert said == ["2.0\n2.0\n"] * 2
+    assert run_apart(meet_twice, calls) == [0, 0]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["[2.0, 2.0]"] * 2
 
 
-LOST = """
-import os, sys, torch
-from care import distributed
-from pipeline.core.errors import UnavailableError
-try:
-    with distributed.world("cpu", timeout_minutes=float(sys.argv[1])) as world:
-        if world.rank == 1:
-            os._exit(1)
-        world.sum(torch.zeros(1))
-except UnavailableError as error:
-    print(error)
-"""
+def lose(folder: Path, environment: dict[str, str], minutes: float) -> None:
+    """One of two processes, of which the second one goes away at once."""
+    os.environ.update(environment)
+    try:
+        with world("cpu", timeout_minutes=minutes) as both:
+            if both.rank == 1:
+                os._exit(1)
+            both.sum(torch.zeros(1))
+    except UnavailableError as error:
+        (folder / "said").write_text(str(error))
 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["never came", "went away"])
@@ -183,21 +179,10 @@ def test_a_lost_process_is_one_line(tmp_path: Path, others: int) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, "-c", LOST, "5" if others else "0.02"]
-    processes = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**environment, "RANK": str(rank)}
-        )
-        for rank in range(1 + others)
-    ]
-    said, *_ = [process.communicate(timeout=300)[0] for process in processes]
+    minutes = 5 if others else 0.02
+    calls = [(tmp_path, launched(rank, port), minutes) for rank in range(1 + others)]
+    assert run_apart(lose, calls) == [0, 1][: 1 + others]
+    said = (tmp_path / "said").read_text()
     assert said.startswith("process 0 of 2 on "), said
     assert "--resume" in said
-    assert said.count("\n") == 1
+    assert "\n" not in said

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from care import stopping
 from care.distributed import World
 from care.stopping import Wishes
 from pipeline.core.signals import Ended
+from tests.care.processes import run_apart
 
 ROOT = Path(__file__).parents[2]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -153,5 +153,5 @@ def ask(rank: int, folder: str) -> None:
 
 
 def test_processes_agree_on_the_step_after_which_they_save(tmp_path: Path) -> None:
-    spawn(ask, (str(tmp_path),), nprocs=2)
+    assert run_apart(ask, [(rank, str(tmp_path)) for rank in range(2)]) == [0, 0]
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["4 True 15"] * 2

@@ -31,6 +31,8 @@ def form_named(name: str) -> Form:
     return next(form for form in (*SHARED, *REPAIRED, *own) if form.name == name)
 
 
+Times = dict[str, list[float]]
+
 NETWORK = Network("small", ("a", "b", "c", "d"), (3, 8, 8), {})
 
 
@@ -161,7 +163,9 @@ def short_trials() -> Iterator[None]:
     """What builds try for seconds, they try for some rounds here: no test asks which one won."""
     whole = tune.interleave
 
-    def short(sessions: Mapping[str, Any], images: Images, seconds: float) -> dict[str, list[float]]:
+    def short(
+        sessions: Mapping[str, Any], images: Images, seconds: float
+    ) -> dict[str, list[float]]:
         return whole(sessions, images, min(seconds, 0.05))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,8 +21,8 @@ SCALE = 200.0
 BLOCK = "stages.2.blocks.1"
 
 
-def float16_report(module: nn.Module, images: np.ndarray) -> list[TensorRange]:
-    model, _ = float16.to_half(trace(module, images, dynamic=False), float16.FLOAT16)
+def float16_report(traced: onnx.ModelProto, images: np.ndarray) -> list[TensorRange]:
+    model, _ = float16.to_half(traced, float16.FLOAT16)
     onnx.checker.check_model(model, full_check=True)
     executor = OnnxExecutor(model, record=True)
     executor.run(images)
@@ -46,19 +46,20 @@ def test_an_overflow_is_found_and_its_block_named(
             if ".qk." in f".{name}":
                 parameter.mul_(SCALE)
     pictures = images(2, 64)
-    published = float16_report(model, pictures)
+    traced = trace(model, pictures, dynamic=False)
+    published = float16_report(traced, pictures)
     failure = first_failure(published)
     assert failure is not None
     assert failure.block == BLOCK
     assert failure.largest > 65504
     assert failure.headroom < 1
     # The name survives the tools that rewrite graphs, of which this one drops all metadata.
-    raised = float16.raise_opset(trace(model, pictures, dynamic=False), float16.BFLOAT16_OPSET)
+    raised = float16.raise_opset(traced, float16.BFLOAT16_OPSET)
     executor = OnnxExecutor(float16.to_half(raised, float16.FLOAT16)[0], record=True)
     executor.run(pictures)
     failure = first_failure(executor.overflow_report())
     assert failure is not None
     assert failure.block == BLOCK
-    inference = float16_report(fuse(model), pictures)
+    inference = float16_report(trace(fuse(model), pictures, dynamic=False), pictures)
     assert first_failure(inference) is None
     assert min(entry.headroom for entry in tightest(inference).values()) > 4

@@ -131,10 +131,12 @@ def test_care_tiny_fused(convert: Convert) -> None:
 @pytest.mark.parametrize(
     ("name", "target", "fused"),
     [
-        ("care_s0", "iOS17", True),
+        pytest.param("care_s0", "iOS17", True, marks=pytest.mark.soak),
         pytest.param("care_s0", "iOS16", False, marks=pytest.mark.soak),
-        ("mobilenetv4_conv_small", "iOS16", False),
-        ("fastvit_t8", "iOS18", False),
+        ("test_efficientnet", "iOS16", False),
+        ("test_convnext", "iOS18", False),
+        pytest.param("mobilenetv4_conv_small", "iOS16", False, marks=pytest.mark.soak),
+        pytest.param("fastvit_t8", "iOS18", False, marks=pytest.mark.soak),
         pytest.param("mlla_t", "iOS17", False, marks=pytest.mark.soak),
     ],
 )

@@ -30,7 +30,13 @@ def expected(module: nn.Module, pictures: Images) -> Images:
 
 @needs_coreai
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "mobilenetv3_small_100"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv3_small_100",
+        pytest.param("mobilenetv4_conv_small", marks=pytest.mark.soak),
+    ],
+)
 def test_mobile_networks(name: str, tmp_path: Path) -> None:
     size, pictures = 64, images(4, size=64)
     artifact = made(
