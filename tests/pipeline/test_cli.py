@@ -70,10 +70,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(config: Path, begin: Callable[[Path], Path]) -> Path:
-    """A finished run: three targets from one checkpoint, by the real command."""
+    """A finished run: three targets from one checkpoint."""
     begin(config.parent / "engines" / "trial")
-    result = process("run", str(config))
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = invoke("run", str(config))
+    assert result.exit_code == 0, result.output
     return config.parent / "engines" / "trial"
 
 
@@ -314,8 +314,8 @@ def test_the_log_is_shown_and_ci_is_told_where_that_is_asked_for(
     path, _ = copied
     junit = tmp_path / "junit.xml"
     options = ("--only", "bench", "--target", "ort", "--force", "--log-json", "-v")
-    result = process("run", str(path), *options, "--junit", str(junit))
-    assert result.returncode == 0, result.stderr
+    result = invoke("run", str(path), *options, "--junit", str(junit))
+    assert result.exit_code == 0, result.stderr
     events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
     assert {"event": "log", "text": "bench/ort: asked for"} in events
     text = junit.read_text()
@@ -323,8 +323,8 @@ def test_the_log_is_shown_and_ci_is_told_where_that_is_asked_for(
     assert 'classname="gates" name="ort/fp32"' in text
     assert 'failures="0"' in text
     junit.write_text("precious")
-    result = process("run", str(path), *options, "--junit", str(junit))
-    assert (result.returncode, junit.read_text()) == (2, "precious")
+    result = invoke("run", str(path), *options, "--junit", str(junit))
+    assert (result.exit_code, junit.read_text()) == (2, "precious")
 
 
 def completed(words: str, folder: Path) -> list[str]:
@@ -827,7 +827,7 @@ def test_killed_and_interrupted_runs_continue(copied: tuple[Path, Path]) -> None
                 run.kill()
         assert run.returncode == code, error
         assert "Traceback" not in error
-    assert process(*command[3:]).returncode == 0
+    assert invoke(*command[3:]).exit_code == 0
     assert_built_as(before, folder)
     assert not list(folder.rglob(".making-*"))
 
