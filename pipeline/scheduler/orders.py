@@ -160,7 +160,9 @@ def config_for_workers(config: Config) -> dict[str, Any]:
 
     Images do not travel: they lie under the same path, or at the same address, on every machine.
     """
-    values: dict[str, Any] = config.model_dump(mode="json", exclude={"store", "fleet"})
+    values: dict[str, Any] = config.model_dump(
+        mode="json", exclude={"store", "fleet"}, exclude_unset=True
+    )
     values["output"] = f"../{RESULTS}"
     checkpoint = Path(config.model.checkpoint).name
     if config.model.checkpoint not in (EMBEDDED, PRETRAINED, HUB_WEIGHTS, "random", "own"):
@@ -170,7 +172,8 @@ def config_for_workers(config: Config) -> dict[str, Any]:
     if config.data.labels not in (None, IMAGENET):
         values["data"]["labels"] = f"../{LABELS}/{Path(str(config.data.labels)).name}"
     for split in ("validation", "calibration"):
-        values["data"][split] = _absolute(values["data"][split])
+        if split in values["data"]:
+            values["data"][split] = _absolute(values["data"][split])
     return values
 
 

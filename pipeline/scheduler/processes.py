@@ -70,8 +70,11 @@ class Made:
 
 
 def described(config: Config) -> str:
-    """A configuration as JSON, without the store: what is secret does not travel."""
-    return config.model_dump_json(exclude={"store", "fleet"})
+    """A configuration as JSON, without the store: what is secret does not travel.
+
+    What it leaves out stays left out: said aloud, some defaults contradict other settings.
+    """
+    return config.model_dump_json(exclude={"store", "fleet"}, exclude_unset=True)
 
 
 def planned(text: str, log: Callable[[str], None]) -> Sequence[Step]:

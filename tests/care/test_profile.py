@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -110,14 +107,8 @@ def test_mistakes_are_one_line() -> None:
 
 
 def test_the_program_runs() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "care.profile", "care_s0"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    result = CliRunner().invoke(profile_.main, ["care_s0"], catch_exceptions=False)
+    assert result.exit_code == 0
     assert "7,340,000" in result.stdout
     assert "0.718" in result.stdout
     assert "78.4 %" in result.stdout

@@ -131,7 +131,9 @@ from mutation.trial import Trials, load_libraries
 load_libraries()
 trials = Trials(Path(sys.argv[1]))
 print(trials.unchanged(["test_thing.py"], 60)[0])
-for source in ("x = 2", "x = 1 ", "while True: pass", "import os, signal; os.kill(0, 9)"):
+for source in (
+    "x = 2", "x = 1 ", "import time; time.sleep(60)", "import os, signal; os.kill(0, 9)"
+):
     print(trials.changed("thing.py", source.encode(), ["test_thing.py"], 4)[0])
 print(trials.unchanged(["test_thing.py"], 60)[0])
 """

@@ -58,8 +58,9 @@ def configured(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("run")
+    begin(folder / "engines" / "trial")
     result = invoke("run", configured(folder), "--quiet")
     assert result.exit_code == 0, result.output
     return folder / "engines" / "trial"
