@@ -3,9 +3,9 @@
     python scripts/lower.py > lowest.txt
     pip install --constraint lowest.txt --editable '.[test]'
 
-`make lower` does that in an environment of its own, and runs the suite there: what setup.cfg says of
-versions is only true if somebody tries it. A bound has to be a version that exists. Needs nothing
-but Python: it is run before anything is installed.
+`make lower` does that in an environment of its own, and runs the suite there: what setup.cfg says
+of versions is only true if somebody tries it. A bound has to be a version that exists. Needs
+nothing but Python: it is run before anything is installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def lowest(lines: Iterator[str]) -> list[str]:
     """Constraints of those lines that state a lowest version, sorted.
 
     Args:
-        lines: Requirements, such as `torch>=2.13` or `s3fs[boto3]>=2024.6; sys_platform == "linux"`.
+        lines: Requirements, such as `torch>=2.13` or `s3fs[boto3]>=2024.6; os_name == "posix"`.
     """
     found = set()
     for line in lines:
