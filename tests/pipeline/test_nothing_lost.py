@@ -31,8 +31,8 @@ output: engines
 """
 
 
-KEPT_UP = (".hashes.sqlite", ".imports.json", ".lock")
-"""Files of ours that a run may write; versions of filelock give its empty file another date."""
+KEPT_UP = (".hashes.sqlite", ".imports.json", ".lock", ".announcing.lock")
+"""Files of ours that a run may write; older versions of filelock give empty ones another date."""
 
 
 def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
