@@ -1,9 +1,10 @@
 # make run    build, validate and measure the embedded model for all three targets
 # make test   run the whole test suite
 # make check  formatting, lint, floors and types
+# make lower  the whole test suite on the lowest versions that setup.cfg allows
 # make soak   what takes long: signals, random graphs, odd inputs, mutants (some hours on two cores)
 #
-# Each installs what it needs into .venv when that is missing or out of date.
+# Each installs what it needs into .venv (lower: .venv-lower) when that is missing or out of date.
 
 PYTHON ?= python3
 # Another Python has an environment of its own: make test PYTHON=python3.13
@@ -11,7 +12,10 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test check soak install clean
+LOWER := .venv-lower
+LOWER_INSTALLED := $(LOWER)/.installed
+
+.PHONY: run test check lower soak install clean
 .DEFAULT_GOAL := run
 
 run: $(INSTALLED)
@@ -25,6 +29,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# Old versions warn of what later ones of others took away: that is no fault of what is tested here.
+lower: $(LOWER_INSTALLED)
+	$(LOWER)/bin/python -m pytest -n auto --dist loadfile -W ignore::FutureWarning -W ignore::DeprecationWarning
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
@@ -44,5 +52,11 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(LOWER_INSTALLED): setup.cfg pyproject.toml scripts/lower.py
+	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python scripts/lower.py > $(LOWER)/lowest.txt
+	$(LOWER)/bin/python -m pip install --quiet --constraint $(LOWER)/lowest.txt --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWER) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

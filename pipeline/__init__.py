@@ -15,6 +15,7 @@ name is loaded when it is first used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from pipeline.scheduler.execute import Observer
 
 __all__ = ["Model", "Observer", "PipelineError", "Prediction", "Results", "Score", "load", "run"]
+
+# ONNX Runtime tells its maker of the models that it loads, since 1.29 on Linux and macOS, too, and
+# leaves files in the folder for temporary ones and in the user's home. What is deployed here is
+# nobody else's: it is asked not to, before it is loaded, where the user has said nothing of it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PLACES = {
     "Model": "pipeline.api.model",

@@ -209,7 +209,10 @@ def main(kills: int, images: int, seed: int, signals: tuple[str, ...]) -> None:
             emptied(temporary)
             status, lived_on = ended(config, temporary, signal.Signals[name], moment)
             left = left_over(output, temporary, usual)
-            faults += problems(name, status, lived_on, left)
+            new = problems(name, status, lived_on, left)
+            faults += new
+            for fault in new:
+                click.echo(f"FAULT: {fault}")  # at once: the whole takes an hour
             if status is None:
                 click.echo("finished before it was ended: compared, and begun again")
                 compare(expected, digests(output))

@@ -31,6 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.core.errors import PipelineError
 from pipeline.emulate.onnx.executor import GraphExecutor
 
+RUNTIME = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 OPSET = 22
 KINDS = ("float32", "float16", "quantized")
 LARGEST = 4096
@@ -344,6 +345,8 @@ def _pool(d: Drawn, x: np.ndarray) -> Draft | None:
         attributes["ceil_mode"] = d.integer(0, 1)
     if name == "AveragePool":
         attributes["count_include_pad"] = d.integer(0, 1)
+        if RUNTIME < (1, 25):  # it counts uneven padding wrongly
+            attributes["count_include_pad"] = 0
     return name, [], attributes
 
 
@@ -418,6 +421,8 @@ def _reduce(d: Drawn, x: np.ndarray) -> Draft | None:
     name = d.one_of(REDUCTIONS if is_float(x) else ["Mean", "Sum", "Max", "Min", "Prod"])
     axes: list[np.ndarray | str | None] = [d.axes(x)] if d.chance(0.8) else []
     attributes = {"keepdims": d.integer(0, 1), "noop_with_empty_axes": d.integer(0, 1)}
+    if RUNTIME < (1, 24):  # it takes a reduction over no axes for no operation at all
+        attributes["noop_with_empty_axes"] = 0
     return f"Reduce{name}", axes, attributes
 
 

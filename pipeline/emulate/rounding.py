@@ -19,6 +19,14 @@ FLOAT8 = frozenset(
 )
 """Types that a conversion saturates by default: ONNX's rule for `Cast` and `QuantizeLinear`."""
 
+_FRACTION_BITS = {
+    torch.float8_e4m3fn: 3,
+    torch.float8_e4m3fnuz: 3,
+    torch.float8_e5m2: 2,
+    torch.float8_e5m2fnuz: 2,
+}
+"""As the names say. `torch.finfo(float8_e5m2fnuz).eps` of PyTorch 2.13 is that of three bits."""
+
 INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]  # missing in torch's stubs
 UINT4: torch.dtype = torch.uint4  # type: ignore[attr-defined]
 
@@ -142,7 +150,7 @@ def _narrow_float8(exact: Tensor, dtype: torch.dtype, saturate: bool) -> Tensor:
     # Up to half a step above the limit rounds down to it. A tie goes to the even neighbour, which
     # is the limit itself in e4m3fn alone (its odd neighbour is the encoding of NaN).
     exponent = math.frexp(high)[1] - 1
-    half_step = 2.0**exponent * torch.finfo(dtype).eps / 2
+    half_step = 2.0 ** (exponent - _FRACTION_BITS[dtype] - 1)
     size = exact.abs()
     beyond = size > high + half_step
     if dtype != torch.float8_e4m3fn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from pipeline.config import Config
@@ -35,15 +36,13 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         ArtifactError: There is one.
     """
-    refuse_foreign_file(folder / RESULTS_FILE, is_results_file)
+    results = folder / RESULTS_FILE
+    is_ours = cache(is_results_file)  # one look at a file of some megabytes, for all three
+    refuse_foreign_file(results, is_ours)
     history.refuse_foreign(folder)
     for name in PAGES:
-        refuse_foreign_file(folder / name, _is_page)
-
-
-def _is_page(path: Path) -> bool:
-    """Pages are ours where they lie beside our results.json: an edited one has lost its mark."""
-    return is_results_file(path.with_name(RESULTS_FILE))
+        # Pages are ours where they lie beside our results.json: an edited one has lost its mark.
+        refuse_foreign_file(folder / name, lambda page: is_ours(results))
 
 
 def write(config: Config, path: Path, outcome: Outcome) -> Run:

@@ -314,7 +314,11 @@ ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         "is a quantized tensor: save the float weights",
     ),
     "meta": (lambda w: w.to("meta"), "is a tensor without values"),
-    "nested": (lambda w: torch.nested.nested_tensor(list(w)), "was refused: .*rebuild_nested"),
+    # What newer versions of PyTorch save of it is refused before it is a tensor.
+    "nested": (
+        lambda w: torch.nested.nested_tensor(list(w)),
+        "is a nested tensor: save it padded|was refused: .*rebuild_nested",
+    ),
     "float8": (lambda w: w.to(torch.float8_e4m3fn), "is of type float8_e4m3fn: save it as float32"),
     "whole": (lambda w: w.to(torch.int8), r"of another type head\.fc\.weight \(is int8, should be"),
     "beyond": (lambda w: torch.full_like(w, 1e300, dtype=torch.float64), "holds NaN or infinity"),

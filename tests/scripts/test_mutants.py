@@ -134,7 +134,8 @@ print(trials.unchanged(["test_thing.py"], 60)[0])
 for source in (
     "x = 2", "x = 1 ", "import time; time.sleep(60)", "import os, signal; os.kill(0, 9)"
 ):
-    print(trials.changed("thing.py", source.encode(), ["test_thing.py"], 4)[0])
+    limit = 4 if "sleep" in source else 60  # a busy machine takes its time
+    print(trials.changed("thing.py", source.encode(), ["test_thing.py"], limit)[0])
 print(trials.unchanged(["test_thing.py"], 60)[0])
 """
 

@@ -52,7 +52,12 @@ Signature = Counter[tuple[str, str]]
 
 class _Part(BaseModel):
     model_config = ConfigDict(
-        frozen=True, alias_generator=to_camel, extra="ignore", strict=True, allow_inf_nan=False
+        frozen=True,
+        alias_generator=to_camel,
+        extra="ignore",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),  # Xcode's own names begin with `model`: older versions warn of it
     )
 
 

@@ -12,6 +12,8 @@ from pipeline import config as configuration
 from pipeline.core.errors import ConfigError, InputError, UnavailableError
 from pipeline.steps.step import StageResult, State
 
+ROOT = str(Path(__file__).parents[3])
+
 
 def test_a_run_gives_rows_that_say_where_figures_come_from(results: pipeline.Results) -> None:
     rows = {row["artifact"]: row for row in results.table()}
@@ -111,13 +113,37 @@ def test_importing_the_package_loads_nothing_else() -> None:
     assert told.stdout.strip() == "['pipeline']"
 
 
+def _where_it_is_loaded(folder: Path, code: str, **environment: str) -> str:
+    """What code prints that has this folder for its home and for temporary files."""
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        # Little is inherited: ONNX Runtime keeps quiet by itself where a variable says CI.
+        env={"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": ROOT, **environment},
+    )
+    return told.stdout.strip()
+
+
+def test_onnxruntime_tells_nobody_of_models_and_leaves_nothing(tmp_path: Path) -> None:
+    code = "import os, pipeline, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert _where_it_is_loaded(tmp_path, code) == "1"
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_who_has_said_whether_onnxruntime_may_tell_is_obeyed(tmp_path: Path) -> None:
+    code = "import os, pipeline; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert _where_it_is_loaded(tmp_path, code, ORT_DISABLE_TELEMETRY="0") == "0"
+
+
 def test_unknown_names_are_no_attributes() -> None:
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         pipeline.lode  # noqa: B018
 
 
 def test_every_public_name_is_documented() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "python.md").read_text()
+    text = (Path(ROOT, "docs", "python.md")).read_text()
     missing = [name for name in pipeline.__all__ if f"`{name}" not in text]
     assert missing == []
     assert all(getattr(pipeline, name).__doc__ for name in pipeline.__all__)

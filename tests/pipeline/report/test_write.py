@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import read_regular
 from pipeline.core.replacing import TEMPORARY_PREFIX
 from pipeline.report import pages, write
 from pipeline.report.model import Run
@@ -61,3 +63,24 @@ def test_what_is_no_report_is_told_apart(tmp_path: Path, text: str) -> None:
     path.unlink()
     os.mkfifo(path)
     assert not write.is_results_file(path)
+
+
+def test_whose_a_report_is_takes_one_look_at_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, looks = configured(tmp_path), []
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+
+    def look(path: Path, most: int) -> bytes:
+        looks.append(path)
+        return read_regular(path, most)
+
+    monkeypatch.setattr(write, "read_regular", look)
+    write.refuse_foreign(config.folder)
+    assert looks == [config.folder / RESULTS_FILE]
+
+
+def test_a_page_without_results_beside_it_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("a thesis")
+    with pytest.raises(ArtifactError, match=r"report\.md"):
+        write.refuse_foreign(tmp_path)

@@ -220,6 +220,7 @@ def test_an_entry_of_another_step_is_not_used(first: Machine, second: Machine) -
 
 
 def test_what_does_not_arrive_whole_is_told(tmp_path: Path) -> None:
-    objects = entries(Unsteady({}, {1: "truncated"})).objects
+    # Which of the calls opens the file depends on fsspec: older versions look first what is there.
+    objects = entries(Unsteady({}, dict.fromkeys(range(1, 9), "truncated"))).objects
     with pytest.raises(StoreError, match="did not arrive whole"):
         objects.write("steps/x", b"0123456789")
