@@ -13,6 +13,7 @@ from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import EVALUATIONS
+from pipeline.steps.step import MACHINE
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class PrecisionStep(StageStep):
         if self.form.calibrated:
             found["settings calibration"] = self._options()
         if self.form.timed:
-            found["machine"] = machine.cpu_class()
+            found[MACHINE] = machine.cpu_class()
             found["settings export.batch"] = self.context.config.export.batch
         return found
 
