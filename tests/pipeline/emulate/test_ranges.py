@@ -85,7 +85,13 @@ def test_counts_are_those_of_the_slow_form(dtype: torch.dtype, low: int) -> None
     powers = 2.0 ** torch.randint(low, 24, (7, 50, 9), generator=draw)
     exact = (torch.randn(7, 50, 9, generator=draw) * powers).transpose(0, 2)
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan])
-    for values in (exact, exact.relu(), torch.cat([exact.flatten(), special]), exact[0, 0, 0]):
+    for values in (
+        exact,
+        exact.contiguous(),
+        exact.relu(),
+        torch.cat([exact.flatten(), special]),
+        exact[0, 0, 0],
+    ):
         entry = observed(values, dtype)
         saturated, flushed, subnormal = slow_counts(values, dtype)
         assert (entry.flushed, entry.subnormal) == (flushed, subnormal)
