@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
+def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A bucket; keys and the server's address come from the environment, as for a worker."""
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -36,16 +37,14 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
     server.stop()
 
 
-def filled(files: s3fs.S3FileSystem, folder: Path) -> str:
+def filled(files: Any, folder: Path) -> str:
     for path in folder.iterdir():
         files.pipe_file(f"bucket/{path.name}", path.read_bytes())
     return "s3://bucket"
 
 
 @pytest.mark.parametrize("pattern", ["val-{00..01}.tar", "val-*.tar"])
-def test_shards_on_s3_are_those_of_a_disk(
-    files: s3fs.S3FileSystem, tmp_path: Path, pattern: str
-) -> None:
+def test_shards_on_s3_are_those_of_a_disk(files: Any, tmp_path: Path, pattern: str) -> None:
     shards(tmp_path)
     at = filled(files, tmp_path)
     here, there = (open_dataset(f"wds:{place}/{pattern}") for place in (tmp_path, at))
@@ -56,9 +55,7 @@ def test_shards_on_s3_are_those_of_a_disk(
     ]
 
 
-def test_a_tar_file_on_s3_is_known_until_it_changes(
-    files: s3fs.S3FileSystem, tmp_path: Path
-) -> None:
+def test_a_tar_file_on_s3_is_known_until_it_changes(files: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     cache = tmp_path / "hashes.sqlite"
 
