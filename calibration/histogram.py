@@ -100,6 +100,27 @@ class Histogram:
         total[first - start :][: counts.size] += counts
         self._first, self._counts = start, total
 
+    @classmethod
+    def restored(
+        cls, low: float, high: float, exponent: int, first: int, counts: Counts
+    ) -> Histogram:
+        """A histogram as it was, see `low`, `high`, `exponent`, `first` and `counts`."""
+        found = cls()
+        found.low, found.high = low, high
+        found._exponent, found._first = exponent, first
+        found._counts = counts.astype(np.int64)
+        return found
+
+    @property
+    def exponent(self) -> int:
+        """Of the width of a bin, which is a power of two."""
+        return self._exponent
+
+    @property
+    def first(self) -> int:
+        """Number of the first bin of `counts`: of 0, zero is the lower edge."""
+        return self._first
+
     @property
     def count(self) -> int:
         """Number of values."""

@@ -266,6 +266,7 @@ def observe(
         threads: CPU threads; None for as many as this process may use.
         values: Values of each image that a histogram takes.
         between: Only these images, see `observe_callable`; `merge` joins what several calls saw.
+            Of few large batches none may begin in a part: then nothing was seen there.
 
     Returns:
         Statistics by tensor, in the order of the graph.
@@ -281,6 +282,8 @@ def observe(
     graph.check(images)
     images = whole_batches(images, graph.fixed_batch or 1)
     size, groups = graph.plan(wanted, batch, memory)
+    if _is_empty(between, size, len(images)):
+        return {name: Statistics(name, (channels or {}).get(name), values) for name in wanted}
     statistics: dict[str, Statistics] = {}
     for group in groups:
         axes = {name: axis for name, axis in (channels or {}).items() if name in group}
@@ -289,6 +292,13 @@ def observe(
             run, images, batch=size, channels=axes, values=values, between=between
         )
     return {name: statistics[name] for name in wanted}
+
+
+def _is_empty(between: tuple[int, int | None], batch: int, total: int) -> bool:
+    """Whether no batch begins in a part of the images, which begins among them."""
+    first, last = (None if at is None else -(-at // batch) for at in between)
+    batches = -(-total // batch) if last is None else last
+    return 0 < between[0] < total and first is not None and first >= batches
 
 
 class GraphTensors:

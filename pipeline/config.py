@@ -269,6 +269,11 @@ class CalibrationConfig(Section):
         default="mse", description="How the range of a tensor is chosen from what was seen."
     )
     seed: Seed = Field(default=0, description="Chooses the images: equal seeds choose equally.")
+    shard: Count = Field(
+        default=256,
+        description="Images of a shard: a calibration that is killed goes on after its last one, "
+        "and workers share them.",
+    )
     max_top1_drop: Share = Field(
         default=0.003, description="Layers stay in higher precision until the drop is at most this."
     )

@@ -19,7 +19,7 @@ from pipeline.core.words import shown
 from pipeline.report.junit import is_junit, run_as_junit
 from pipeline.report.overview import told_first, verdict
 from pipeline.report.terminal import summary
-from pipeline.scheduler.elsewhere import require_sound_place
+from pipeline.scheduler.elsewhere import planned_elsewhere, require_sound_place
 from pipeline.scheduler.estimate import Estimates
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.plan import Selection, make_context
@@ -123,7 +123,8 @@ def _looking(config: Config) -> RunContext:
 def _costs(context: RunContext, selection: Selection) -> list[str]:
     """What the run takes, in words; nothing where only the run itself can tell what is wrong."""
     try:
-        reasons = plan_run(context, selection, verify=False)
+        place = planned_elsewhere(context.config)
+        reasons = plan_run(context, selection, verify=False, elsewhere=place)
         is_needed = any(why is not None for _, why in reasons)
         return Estimates(context).lines(reasons) if is_needed else []
     except (PipelineError, OSError):
@@ -140,7 +141,8 @@ def dry_run(written: Written, selection: Selection) -> str:
     refuse_foreign(config, selection)
     context = _looking(config)
     require_sound(written, context, selection, load=False)
-    estimates, reasons = Estimates(context), plan_run(context, selection)
+    place = planned_elsewhere(config)
+    estimates, reasons = Estimates(context), plan_run(context, selection, elsewhere=place)
     rows = [_row(step, why, estimates) for step, why in reasons]
     # Lines, not a table: reasons may name long paths, and scripts read this.
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]

@@ -8,7 +8,8 @@ import sys
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.words import shown
-from pipeline.scheduler.fleet import BENCH, CPU
+from pipeline.scheduler.fleet import BENCH
+from pipeline.scheduler.places import CPU
 from pipeline.targets.registry import TARGETS
 
 OPTIONS = ("--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--no-dashboard")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.emulate import rounding
+
+Values = npt.NDArray[np.floating[Any]]
+Bits = npt.NDArray[np.int16]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,8 +114,10 @@ class TensorRange:
         smallest, largest = rounding.bounds(dtype)
         if not (smallest <= low and high <= largest):
             values = exact.numpy()  # numpy compares and counts ten times as fast as torch
-            self.saturated += int(np.count_nonzero(values < smallest))
-            self.saturated += int(np.count_nonzero(values > largest))
+            if not smallest <= low:
+                self.saturated += int(np.count_nonzero(values < smallest))
+            if not high <= largest:
+                self.saturated += int(np.count_nonzero(values > largest))
 
     def _count_special(
         self, exact: Tensor, rounded: Tensor, dtype: torch.dtype, low: float, high: float
@@ -129,14 +136,15 @@ class TensorRange:
             rounded = rounded.to(torch.float32)  # torch computes nothing on 8-bit floats
             kept = int(torch.count_nonzero(rounded))
             normal = kept - _subnormal(rounded, kept, rounding.smallest_normal(dtype))
-        else:
-            bits = rounded.view(torch.int16).numpy()
-            normal = int(np.count_nonzero(bits & _EXPONENTS[dtype]))
-            if normal == bits.size:
-                return
-            kept = int(np.count_nonzero(bits & 0x7FFF))
-        self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
-        self.subnormal += kept - normal
+            self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
+            self.subnormal += kept - normal
+            return
+        magnitudes = rounded.view(torch.int16).numpy() & 0x7FFF
+        normal = int(np.count_nonzero(magnitudes >= _SMALLEST_NORMAL[dtype]))
+        if normal < magnitudes.size:
+            kept = int(np.count_nonzero(magnitudes))
+            self.flushed += _not_zero(exact.numpy(), magnitudes, magnitudes.size - kept)
+            self.subnormal += kept - normal
 
 
 _COUNTS = ("values", "overflowed", "saturated", "infinite", "nan", "flushed", "subnormal")
@@ -150,8 +158,27 @@ def extremes_of(values: Tensor) -> tuple[float, float]:
     return low.item(), high.item()
 
 
-_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
-"""The exponent's bits of a 16-bit type: all zero in zeros and subnormal numbers alone."""
+_FEW = 1 / 16
+"""Where a smaller share of the values is zero, these are looked up, and the others not read."""
+
+_SMALLEST_NORMAL = {torch.float16: 0x0400, torch.bfloat16: 0x0080}
+"""Bits of the smallest positive normal number of a 16-bit type; those of larger ones are larger."""
+
+
+def _not_zero(exact: Values, magnitudes: Bits, zeros: int) -> int:
+    """How many values that are zero in 16 bits were not before.
+
+    Args:
+        exact: The values as computed.
+        magnitudes: Their bits in 16 bits, without the sign.
+        zeros: How many are zero there.
+    """
+    if zeros < exact.size * _FEW and exact.flags.c_contiguous and magnitudes.flags.c_contiguous:
+        if not zeros:
+            return 0
+        places = np.flatnonzero(magnitudes.reshape(-1) == 0)
+        return int(np.count_nonzero(exact.reshape(-1)[places]))
+    return int(np.count_nonzero(exact != 0)) - (exact.size - zeros)
 
 
 def _subnormal(rounded: Tensor, kept: int, smallest_normal: float) -> int:

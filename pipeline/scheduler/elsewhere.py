@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.config import Config
+from pipeline.scheduler.places import FleetPlaces
 from pipeline.scheduler.side_by_side import Running, local
 from pipeline.source import Source
+from pipeline.steps.step import Elsewhere
 
 
 def require_sound_place(config: Config) -> None:
@@ -21,6 +23,19 @@ def require_sound_place(config: Config) -> None:
     from pipeline.scheduler.fleet import require_sound_fleet  # here: few runs need a fleet
 
     require_sound_fleet(config)
+
+
+def planned_elsewhere(config: Config) -> Elsewhere | None:
+    """What is known of the machines where a run's steps run, without asking a fleet.
+
+    Its workers' machines are not: what they made counts, and the run itself looks closer.
+    """
+    if config.fleet is None:
+        return None
+    from pipeline.scheduler.fleet import hardware  # here: few runs need a fleet
+
+    there = config.fleet.resources or ()
+    return FleetPlaces(lambda step: hardware(step, there), lambda step: None)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pipeline.scheduler.processes import Made
 from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running, one_process
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
-from pipeline.steps.step import StageResult, State, Step
+from pipeline.steps.step import Elsewhere, StageResult, State, Step, machine_of
 from pipeline.store.shared import Shared
 
 
@@ -62,7 +62,11 @@ class Outcome:
 
 
 def dry_run(
-    context: RunContext, selection: Selection, *, verify: bool = True
+    context: RunContext,
+    selection: Selection,
+    *,
+    verify: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> list[tuple[Step, str | None]]:
     """Every selected step and why it would run; None where it is up to date.
 
@@ -70,35 +74,43 @@ def dry_run(
         context: What the steps work with.
         selection: Which steps.
         verify: Whether to hash what is there: damage is a reason, too.
+        elsewhere: Knows the machines where the steps would run; None: this one.
     """
     reasons: dict[Step, str | None] = {}
     for step in selection.select(plan(context)):
-        reasons[step] = _reason(step, selection, reasons, verify)
+        reasons[step] = _reason(step, selection, reasons, verify, elsewhere)
     return list(reasons.items())
 
 
 def _reason(
-    step: Step, selection: Selection, reasons: dict[Step, str | None], verify: bool
+    step: Step,
+    selection: Selection,
+    reasons: dict[Step, str | None],
+    verify: bool,
+    elsewhere: Elsewhere | None,
 ) -> str | None:
     if selection.forces(step):
         return ASKED_FOR
     for required in step.requires:
         if reasons.get(required):
-            return _after(step, required, str(reasons[required]), verify)
-    return step.stale(verify=verify)
+            why = str(reasons[required])
+            return _after(
+                step, required, why, lambda: step.stale(verify=verify, elsewhere=elsewhere)
+            )
+    return step.stale(verify=verify, elsewhere=elsewhere)
 
 
 MAY_RUN = "may run"
 """How the reason of a step begins that need not run: what it is made from may come out the same."""
 
 
-def _after(step: Step, required: Step, why: str, verify: bool) -> str:
+def _after(step: Step, required: Step, why: str, stale: Callable[[], str | None]) -> str:
     """Why a step runs that is made from one that runs, and whether it is certain to."""
     begins = f"made from {required.name}, which"
     if not step.folder.exists():
         return f"{begins} runs"
     try:
-        own = step.stale(verify=verify)
+        own = stale()
     except PipelineError:  # what it is made from is not there, or damaged
         own = None
     if own is not None:
@@ -207,7 +219,8 @@ class _Run:
     def _begin(self, step: Step, missing: tuple[str, ...]) -> str | None:
         """Bring a step up to date; why that was needed, "" if not, None while it runs."""
         forced = self.selection.forces(step)
-        why = ASKED_FOR if forced else step.stale()
+        elsewhere = None if self.running is None else self.running.elsewhere
+        why = ASKED_FOR if forced else step.stale(elsewhere=elsewhere)
         if why is None:
             step.restate()
             return ""
@@ -216,7 +229,9 @@ class _Run:
                 _require_whole(step, self.ended)
                 self.observer.started(step, why)
             self.context.log(f"{step.name}: {why}")
-            if self.store is not None and not forced and self.store.take(step):
+            # A step's key here says nothing of the machine where it will run: a worker asks itself.
+            is_asked = elsewhere is None or not machine_of(step.parts()["inputs"])
+            if self.store is not None and not forced and is_asked and self.store.take(step):
                 return why
             if self.running is not None and self.cuts.cut(step):
                 return None

@@ -24,25 +24,28 @@ from pipeline.core.errors import (
     PipelineError,
     UnavailableError,
 )
+from pipeline.core.plain import parse_json
 from pipeline.core.words import in_short
 from pipeline.scheduler.orders import Answer, Order, config_for_workers, network_files
+from pipeline.scheduler.places import CPU, FleetPlaces, MachineFacts
 from pipeline.scheduler.plan import open_store, with_requirements
 from pipeline.scheduler.processes import Made
 from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
-from pipeline.scheduler.worker import work
+from pipeline.scheduler.worker import told_machine, work
 from pipeline.source import Source
 from pipeline.stages.build import BuildStep
 from pipeline.stages.shards import ShardStep
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.step import Step
+from pipeline.steps.step import Place, Step
 from pipeline.store import parcels
 from pipeline.store.objects import Objects
+from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from distributed import Client
 
-CPU, BENCH = "cpu", "bench"
+BENCH = "bench"
 INSTALL = "pip install 'care-deploy[dask]'"
 CERTIFICATES = "distributed.comm.tls.{ca-file, client.cert, client.key} of Dask's settings"
 CONNECT_S = 15.0
@@ -61,6 +64,17 @@ SAME = ("care-deploy", "dask", "distributed")
 def needs(step: Step, there: Collection[str]) -> dict[str, float]:
     """What a worker has to have to run a step.
 
+    Args:
+        step: The step.
+        there: What the fleet has.
+    """
+    place = hardware(step, there)
+    return {place: 1, BENCH: 1} if step.measures else {place: 1}
+
+
+def hardware(step: Step, there: Collection[str]) -> str:
+    """On what a step runs: a resource.
+
     Artifacts are judged and measured on their hardware, if the fleet has any of it, and elsewhere
     emulated; they are built where their target says that it is best done, if the fleet has that.
 
@@ -75,8 +89,7 @@ def needs(step: Step, there: Collection[str]) -> dict[str, float]:
         wanted = step.runtime.resource
     if isinstance(step, BuildStep):
         wanted = step.runtime.builds_on
-    place = wanted if wanted in there else CPU
-    return {place: 1, BENCH: 1} if step.measures else {place: 1}
+    return wanted if wanted in there else CPU
 
 
 class Fleet(Running):
@@ -111,6 +124,21 @@ class Fleet(Running):
         self._files: dict[str, parcels.Parcel] | None = None
         self._sent: dict[str, parcels.Parcel] = {}
         self._makers: dict[str, Answer] = {}
+        self._machines: dict[str, MachineFacts] | None = None
+        self.elsewhere = FleetPlaces(lambda step: hardware(step, self.there), self.machines)
+
+    def machines(self, step: Step) -> list[MachineFacts]:
+        """What those workers tell of their machines that a step may run on; asked once a run."""
+        if self._machines is None:
+            names = [name for name in TARGETS if self.source.config.target(name)]
+            told = self.client.run(told_machine, names, on_error="ignore")
+            self._machines = {address: _facts(text) for address, text in told.items()}
+        wanted = needs(step, self.there)
+        return [
+            self._machines[address]
+            for address, stated in _workers(self.client).items()
+            if address in self._machines and wanted.keys() <= stated.keys()
+        ]
 
     def has_room(self, step: Step) -> bool:
         """See `Running`: what has to wait waits at Dask's, also for a worker's `bench`."""
@@ -267,16 +295,14 @@ class Fleet(Running):
         """
 
         def check(made: Artifact) -> None:
-            wrong = [
-                what
-                for what, same in (
-                    ("its name", (made.name, made.kind) == (step.name, step.stage)),
-                    ("what it was made from", dict(made.made_from) == step.made_from()),
-                    ("the seals of that", dict(made.seals) == step.seals()),
-                    ("the code", dict(made.code) == step.code()),
-                )
-                if not same
-            ]
+            with step.seen_from(Place(made.inputs or {}, made.tools)):
+                same = {
+                    "its name": (made.name, made.kind) == (step.name, step.stage),
+                    "what it was made from": dict(made.made_from) == step.made_from(),
+                    "the seals of that": dict(made.seals) == step.seals(),
+                    "the code": dict(made.code) == step.code(),
+                }
+            wrong = [what for what, fits in same.items() if not fits]
             if wrong:
                 raise BuildError(
                     f"worker {answer.worker} made something else than {step.name}: "
@@ -305,6 +331,15 @@ def _workers(client: Client) -> dict[str, dict[str, float]]:
 
 def _resources(workers: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
     return {name for stated in workers.values() for name in stated}
+
+
+def _facts(text: str) -> MachineFacts:
+    """What a worker told of its machine; nothing where that cannot be read."""
+    try:
+        facts = parse_json(text, "a worker's machine")
+    except ArtifactError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _written(wanted: Mapping[str, float]) -> str:

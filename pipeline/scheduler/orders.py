@@ -28,9 +28,6 @@ from pipeline.store.parcels import Parcel
 MODULE, CHECKPOINT, LABELS, RESULTS = "module", "checkpoint", "labels", "results"
 """Folders of a worker's place for a configuration; steps run in the first, as a user would."""
 
-OF_A_MACHINE = ("machine", "what this machine lacks")
-"""Beginnings of what a step's inputs say of the machine, which a worker may have otherwise."""
-
 MOST_NAMED = 6
 """Differences between a worker and the run that an error names."""
 
@@ -190,21 +187,17 @@ def differences(
 ) -> str:
     """What a run and a worker would make a step from that is not the same; "" if nothing.
 
-    What the inputs say of the machine may differ: that is why there are several. A tool that one of
-    them lacks is no difference either: where it is needed, the step says so.
-
     Args:
         here: See `pipeline.steps.step.Step.parts`, as the run has them.
-        there: As the worker has them.
+        there: As the worker has them for the machine of the run, see `Step.seen_from`: what that
+            lacks, and which machine it is, is no difference.
     """
     found = []
     for kind, mine in here.items():
         theirs = there.get(kind, {})
         for name in dict.fromkeys([*mine, *theirs]):
             ours, other = (json.loads(json.dumps(s.get(name), default=str)) for s in (mine, theirs))
-            lacking = kind == "tools" and {ours, other} & {None, "missing"}
-            of_machine = kind == "inputs" and name.startswith(OF_A_MACHINE)
-            if ours == other or lacking or of_machine:
+            if ours == other:
                 continue
             found.append(f"{name} {other} (here {ours})" if kind == "tools" else name)
     more = len(found) - MOST_NAMED

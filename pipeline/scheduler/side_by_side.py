@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.core.errors import BuildError, PipelineError
 from pipeline.scheduler.processes import Job, Made, Processes, described, make, planned, repeat
-from pipeline.steps.step import Step
+from pipeline.steps.step import Elsewhere, Step
 
 ASKED_FOR = "asked for"
 """Why a step runs that is up to date."""
@@ -42,7 +42,13 @@ class Begun:
 
 
 class Running(ABC):
-    """Steps that run at this moment, somewhere else than in this process."""
+    """Steps that run at this moment, somewhere else than in this process.
+
+    Attributes:
+        elsewhere: Knows the machines where they run; None: this one.
+    """
+
+    elsewhere: Elsewhere | None = None
 
     def __init__(self) -> None:
         self._begun: dict[Future[Any], Begun] = {}

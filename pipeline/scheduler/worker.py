@@ -8,6 +8,7 @@ case.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -23,21 +24,26 @@ from pathlib import Path
 
 import filelock
 
-from pipeline.core import signals
+from pipeline.core import machine, signals
 from pipeline.core.errors import BuildError, PipelineError, UnavailableError, UnforeseenError
 from pipeline.core.words import in_short
 from pipeline.scheduler.orders import MODULE, RESULTS, Answer, Order, differences
+from pipeline.scheduler.places import MachineFacts
 from pipeline.scheduler.plan import step_named
 from pipeline.scheduler.processes import digest_again, planned
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.keys import PROJECT
 from pipeline.steps.log import Log
-from pipeline.steps.step import Step
+from pipeline.steps.step import Place, Step
 from pipeline.store import parcels
 from pipeline.store.shared import Shared
+from pipeline.targets.registry import TARGETS
 
 PROGRAM = "pipeline.scheduler.worker"
 """The module that a worker's process runs."""
+
+MACHINE = "--machine"
+"""Asks the program for the machine in place of an order."""
 
 MOST_LINES = 500
 """Lines of a step's log that travel back: the last ones."""
@@ -71,6 +77,28 @@ def work(text: str) -> str:
         _run([sys.executable, "-m", PROGRAM, *arguments], _environment(nannied))
         found = Answer.from_json(answer.read_text())
         return replace(found, address=str(worker.address)).to_json()
+
+
+async def told_machine(targets: Sequence[str]) -> str:
+    """What decides a figure of this machine; called by Dask, beside what the worker does.
+
+    Args:
+        targets: Names of those whose hardware counts.
+
+    Returns:
+        `machine_facts` as JSON; "" where nothing can be told.
+    """
+    command = [sys.executable, "-m", PROGRAM, MACHINE, *targets]
+    answer = await asyncio.to_thread(
+        subprocess.run, command, env=_environment(False), capture_output=True, text=True
+    )
+    return str(answer.stdout)
+
+
+def machine_facts(targets: Sequence[str]) -> MachineFacts:
+    """What decides a figure of this machine, as keys of steps have it."""
+    hardware = {name: TARGETS[name].hardware() for name in targets}
+    return {"cpu": machine.cpu_class(), "targets": hardware}
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
@@ -108,8 +136,12 @@ def main(arguments: Sequence[str]) -> None:
     """Carry out an order.
 
     Args:
-        arguments: The worker's folder, the order, where the answer goes, and the worker's name.
+        arguments: The worker's folder, the order, where the answer goes, and the worker's name; or
+            `MACHINE`, and targets: what decides a figure here is written to standard output.
     """
+    if arguments[0] == MACHINE:
+        print(json.dumps(machine_facts(arguments[1:])))
+        return
     signals.die_with_parent()
     threading.Thread(target=_end_with_worker, daemon=True).start()
     folder, order, answer = map(Path, arguments[:3])
@@ -171,7 +203,9 @@ def _made(order: Order, place: Path, lines: list[str], notes: list[str]) -> parc
     if order.missing:
         step.do_without([each for each in steps if each.name in order.missing])
         step.notes.clear()  # the run notes that itself
-    if found := differences(order.parts, step.parts()):
+    with step.seen_from(Place(order.parts.get("inputs", {}), order.parts.get("tools", {}))):
+        found = differences(order.parts, step.parts())
+    if found:
         raise UnavailableError(
             f"it would make {order.step} from something else: {found}: install the run's versions "
             "(pip install -c constraints.txt -e .), and let the images be the same there"

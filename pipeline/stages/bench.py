@@ -33,7 +33,7 @@ from pipeline.steps.facts.bench import (
     Measured,
     Sustained,
 )
-from pipeline.steps.step import Step
+from pipeline.steps.step import LACKS, MACHINE, Step
 from pipeline.targets.base import Target
 from pipeline.targets.registry import TARGETS
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pipeline.stages.validate import ReferenceStep, ValidateStep
 
 TENTHS = 10
+
+LACKS_FOR = f"{LACKS} for"
+"""Name of the input that says which artifacts run."""
 
 
 class BenchStep(TargetStep):
@@ -89,13 +92,20 @@ class BenchStep(TargetStep):
 
     def inputs(self) -> Mapping[str, Any]:
         """The protocol, the machine, and the network, which is measured as PyTorch has it."""
-        lacking = {step.name: self.runtime.missing(step.artifact()) for step in self.builds}
+        lacking = {step.name: self._lacking(step) for step in self.builds}
         return {
             **self.source.network_inputs(),
             "settings bench": self.context.config.bench.model_dump(mode="json"),
-            "machine": self.machine(),
-            "what this machine lacks for": lacking,
+            MACHINE: self.machine(),
+            LACKS_FOR: lacking,
         }
+
+    def _lacking(self, build: BuildStep) -> str | None:
+        """What the machine lacks to run an artifact; None if nothing."""
+        found: str | None = self.of_the_machine(
+            f"{LACKS_FOR}.{build.name}", lambda: self.runtime.missing(build.artifact())
+        )
+        return found
 
     def made_from(self) -> dict[str, str]:
         """The artifacts, the samples, who judged them, and the checkpoint of the baseline."""
@@ -110,9 +120,7 @@ class BenchStep(TargetStep):
 
     def _needed(self) -> dict[str, ReferenceStep | ValidateStep]:
         """Who judged what runs here; what was measured on other devices depends on nobody else."""
-        here = {
-            step.precision for step in self.builds if self.runtime.missing(step.artifact()) is None
-        }
+        here = {step.precision for step in self.builds if self._lacking(step) is None}
         if not here:
             return {}
         return {name: step for name, step in self.judges.items() if name in {*here, PYTORCH}}

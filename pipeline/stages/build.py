@@ -16,7 +16,7 @@ from pipeline.stages.images import read_pictures
 from pipeline.stages.names import GRAPH, OWN_GRAPH
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.folders import EVALUATIONS
-from pipeline.steps.step import Step
+from pipeline.steps.step import MACHINE, Step
 from pipeline.targets.base import MODULE, BuildJob
 from pipeline.targets.registry import TARGETS
 
@@ -76,7 +76,7 @@ class BuildStep(TargetStep):
         else:
             found["network"] = self.graph.artifact().network().to_dict()
         if self.runtime.timed:
-            found["machine"] = self.machine()
+            found[MACHINE] = self.machine()
         return found
 
     def made_from(self) -> dict[str, str]:

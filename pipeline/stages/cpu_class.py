@@ -26,6 +26,7 @@ from pipeline.stages.own_process import run_worker
 from pipeline.stages.target_step import TargetStep
 from pipeline.stages.validate import batch_inputs, judge, measured
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+from pipeline.steps.step import LACKS, MACHINE
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class ClassStep(TargetStep):
             "settings bench": self.context.config.bench.model_dump(mode="json"),
             **batch_inputs(self.context.config),
             **metrics_inputs(self.context.config.validation.metrics),
-            "machine": self.machine(),
-            "what this machine lacks": self.runtime.why_not_as(self.cls),
+            MACHINE: self.machine(),
+            LACKS: self.runtime.why_not_as(self.cls),
         }
 
     def tools(self) -> dict[str, str]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from calibration.kept import Kept
 from pipeline.core import machine
 from pipeline.stages.calibration_set import read_calibration
-from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.context import RunContext
 from pipeline.stages.names import GRAPH
+from pipeline.stages.observing import Observed, ObservingStep
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.folders import EVALUATIONS
+from pipeline.steps.step import MACHINE
 from pipeline.targets.forms import Form, FormJob
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.stages.simplify import SimplifyStep
 
 
-class PrecisionStep(StageStep):
+class PrecisionStep(ObservingStep):
     """The graph in the form that a precision needs."""
 
     stage = "precision"
@@ -33,6 +35,15 @@ class PrecisionStep(StageStep):
         needed = [simplify, calibration] if self.form.calibrated else [simplify]
         super().__init__(context, f"precision/{form.name}", needed)
         self.simplify, self.calibration = simplify, calibration
+
+    @property
+    def observes(self) -> bool:
+        """See `ObservingStep`: as the form says."""
+        return self.form.observes
+
+    def observed(self) -> Observed:
+        """See `ObservingStep`."""
+        return Observed(*self.form.observed(self.simplify.artifact().path(GRAPH)))
 
     def modules(self) -> list[str]:
         """The step's own, and the form's."""
@@ -49,7 +60,7 @@ class PrecisionStep(StageStep):
         if self.form.calibrated:
             found["settings calibration"] = self._options()
         if self.form.timed:
-            found["machine"] = machine.cpu_class()
+            found[MACHINE] = machine.cpu_class()
             found["settings export.batch"] = self.context.config.export.batch
         return found
 
@@ -57,7 +68,8 @@ class PrecisionStep(StageStep):
         if not self.form.calibrated:
             return {}
         # A limit that is not stated is the form's own.
-        return self.context.config.calibration.model_dump(mode="json", exclude_none=True)
+        settings = self.context.config.calibration
+        return settings.model_dump(mode="json", exclude_none=True, exclude={"shard"})
 
     def tools(self) -> dict[str, str]:
         """What the form says."""
@@ -89,5 +101,6 @@ class PrecisionStep(StageStep):
             log=self.context.log,
             batch=self.context.config.export.fixed_batch,
             evaluations=evaluations,
+            look=self.look,
         )
         return {**self.form.convert(job, destination), "network": network.to_dict()}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import ArtifactError, DataError
 from pipeline.core.plain import read_json
 from pipeline.stages.calibration_set import read_calibration
-from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.context import RunContext
 from pipeline.stages.names import GRAPH
+from pipeline.stages.observing import Observed, ObservingStep
 from pipeline.stages.samples import CalibrationStep
 from pipeline.stages.simplify import SimplifyStep
 from pipeline.steps.artifact import Artifact
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 RANGES = "ranges.json"
 
 
-class RangesStep(StageStep):
+class RangesStep(ObservingStep):
     """Ranges of all tensors of the graph over the calibration set."""
 
     stage = "calibrate"
@@ -45,20 +46,23 @@ class RangesStep(StageStep):
         """How ranges are chosen."""
         return {"settings of the ranges": {"method": self.method, "stored": self.stored}}
 
+    def observed(self) -> Observed:
+        """See `ObservingStep`."""
+        return Observed(self.simplify.artifact().path(GRAPH))
+
     def tools(self) -> dict[str, str]:
         """What runs the graph."""
         return versions("onnxruntime")
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Observe the tensors and choose their ranges."""
-        from calibration.observe import observe
         from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method
         from calibration.table import make_table
 
         scheme = ACTIVATIONS_INT8 if self.stored == "int8" else ACTIVATIONS_UINT8
         images = read_calibration(self.calibration.artifact()).images
         self.context.progress(0, None, "observing every tensor")
-        statistics = observe(self.simplify.artifact().path(GRAPH), images)
+        statistics = self.look(self.simplify.artifact().path(GRAPH), images)
         table = make_table(statistics, Method(self.method), scheme, images=len(images))
         (folder / RANGES).write_text(json.dumps(table.to_dict(), indent=1) + "\n")
         return {"method": self.method, "stored": self.stored, "tensors": len(table.tensors)}

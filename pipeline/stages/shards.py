@@ -45,7 +45,26 @@ if TYPE_CHECKING:
 NOTED = "noted.json"
 
 
-class JudgingStep(StageStep):
+class Sharded(StageStep):
+    """A step that keeps shards below the results' folder until its artifact is there."""
+
+    _in_one: bool = False
+    """Whether it does without them."""
+
+    def again(self, folder: Path) -> Artifact:
+        """See `Step.again`: shards that lie here were made by the first one."""
+        self._in_one = True
+        try:
+            return super().again(folder)
+        finally:
+            self._in_one = False
+
+    def forget_shards(self) -> None:
+        """See `Step.forget_shards`."""
+        forget(self.context.folder / place_of_shards(self))
+
+
+class JudgingStep(Sharded):
     """A step that lets one runner answer for all validation images.
 
     Attributes:
@@ -54,7 +73,6 @@ class JudgingStep(StageStep):
 
     stage = "validate"
     samples: SampleStep
-    _in_one: bool = False
 
     @abstractmethod
     def opened(self) -> Runner | None:
@@ -81,18 +99,6 @@ class JudgingStep(StageStep):
         if count < 2:
             return []
         return [ShardStep(self, number, number + 1 == count) for number in range(count)]
-
-    def again(self, folder: Path) -> Artifact:
-        """See `Step.again`: shards that lie here were made by the first one."""
-        self._in_one = True
-        try:
-            return super().again(folder)
-        finally:
-            self._in_one = False
-
-    def forget_shards(self) -> None:
-        """See `Step.forget_shards`."""
-        forget(self.context.folder / place_of_shards(self))
 
     def answers(self, runner: Runner) -> Logits:
         """Logits of all samples, (images, classes); the runner has noted what it did of them."""

@@ -16,6 +16,7 @@ from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.names import GRAPH
 from pipeline.steps.facts.graphs import SimplifyFacts
 from pipeline.steps.keys import versions
+from pipeline.steps.step import Elsewhere
 
 if TYPE_CHECKING:
     from pipeline.stages.export import ExportStep
@@ -77,9 +78,9 @@ class SimplifyStep(StageStep):
             fault=refusal is not None and refusal.fault,
         ).to_facts()
 
-    def stale(self, *, verify: bool = True) -> str | None:
+    def stale(self, *, verify: bool = True, elsewhere: Elsewhere | None = None) -> str | None:
         """See `Step.stale`; a crash of the tool is no property of the graph: it is tried again."""
-        why = super().stale(verify=verify)
+        why = super().stale(verify=verify, elsewhere=elsewhere)
         if why is None and self.artifact().facts.get("fault"):
             return "onnxsim failed the last time"
         return why

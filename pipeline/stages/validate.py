@@ -32,7 +32,7 @@ from pipeline.steps.facts.accuracy import (
 )
 from pipeline.steps.facts.golden import Expected, GoldenFacts
 from pipeline.steps.keys import versions
-from pipeline.steps.step import Step
+from pipeline.steps.step import LACKS, MACHINE, Step
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -134,7 +134,7 @@ class ValidateStep(TargetStep, JudgingStep):
 
     def _how(self) -> dict[str, Any]:
         return {
-            "what this machine lacks": self.runtime.missing(self.built.artifact()),
+            LACKS: self.runtime.missing(self.built.artifact()),
             "network": self.samples.artifact().network().to_dict(),
             **batch_inputs(self.context.config),
         }
@@ -142,8 +142,7 @@ class ValidateStep(TargetStep, JudgingStep):
     def what_answers(self) -> Mapping[str, Any]:
         """As `inputs`, and the machine where the artifact runs for real: its shards join alone."""
         how = self._how()
-        lacking = how["what this machine lacks"]
-        return how if lacking else {**how, "machine": self.machine()}
+        return how if how[LACKS] else {**how, MACHINE: self.machine()}
 
     def answers_from(self) -> list[Step]:
         """The artifact and its graph, and the samples."""

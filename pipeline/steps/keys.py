@@ -43,6 +43,9 @@ the steps; through the registry every step would depend on every target."""
 
 _CUT_BEGINNINGS = tuple(f"{name}." for name in CUT)
 
+MISSING = "missing"
+"""The version of a package that is not installed."""
+
 MOST_REMEMBERED = 2000
 """Sources whose imports are remembered: those of some earlier versions too."""
 
@@ -58,7 +61,7 @@ _PARSED: dict[str, list[Import]] = {}
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of packages, without importing them; "missing" where there is none."""
+    """Installed versions of packages, without importing them; `MISSING` where there is none."""
     return {package: _version(package) for package in packages}
 
 
@@ -67,7 +70,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "missing"
+        return MISSING
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -23,6 +24,10 @@ from pipeline.core.files import digest_of
 from pipeline.steps import artifact, keys
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.stated import Stated
+
+MACHINE, LACKS = "machine", "what this machine lacks"
+OF_A_MACHINE = (MACHINE, LACKS)
+"""Beginnings of the inputs that say on which machine a step runs, and how it can run there."""
 
 
 class State(StrEnum):
@@ -102,6 +107,56 @@ class Context:
         return {}
 
 
+class Elsewhere(Protocol):
+    """Knows of the machines on which the steps of a run run, where that is not this one."""
+
+    def why_not(self, step: Step, made: Artifact) -> str | None:
+        """Why an artifact cannot count as made by them; None if it can.
+
+        Args:
+            step: The step that makes it.
+            made: Of all that does not depend on a machine what the step makes now.
+        """
+
+
+@dataclass(frozen=True)
+class Place:
+    """The machine on which a step ran, or shall run, as the parts of its key tell of it.
+
+    Attributes:
+        inputs: Flat, see `Step.parts`; those count that say something of the machine.
+        tools: Versions by package.
+    """
+
+    inputs: Mapping[str, Any]
+    tools: Mapping[str, str]
+
+    def inputs_there(self, here: Mapping[str, Any]) -> dict[str, Any]:
+        """A step's flat inputs with what they say of the machine as it is in this place."""
+        others = {name: value for name, value in here.items() if not is_of_a_machine(name)}
+        return others | machine_of(self.inputs)
+
+    def tools_there(self, here: Mapping[str, str]) -> dict[str, str]:
+        """A step's tools: those that one of the two machines lacks as they are in this place."""
+        found = dict(here)
+        for name in here.keys() | self.tools.keys():
+            mine, theirs = here.get(name, keys.MISSING), self.tools.get(name)
+            if keys.MISSING in (mine, theirs or keys.MISSING):
+                found.pop(name, None)
+                found |= {} if theirs is None else {name: theirs}
+        return found
+
+
+def is_of_a_machine(name: str) -> bool:
+    """Whether an input, by its flat name, says on which machine a step runs."""
+    return name.startswith(OF_A_MACHINE)
+
+
+def machine_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of flat inputs that say on which machine a step runs."""
+    return {name: value for name, value in inputs.items() if is_of_a_machine(name)}
+
+
 class Step(ABC):
     """One step: makes the artifact `name` under the results' folder.
 
@@ -126,6 +181,7 @@ class Step(ABC):
         self.target = target
         self.notes: list[str] = []
         self.beside: dict[str, Any] = {}
+        self._place: Place | None = None
 
     @property
     def measures(self) -> bool:
@@ -209,12 +265,34 @@ class Step(ABC):
 
     def parts(self) -> dict[str, dict[str, Any]]:
         """Everything that can change the result, by kind and name."""
+        inputs, tools = flat(self.inputs()), self.tools()
+        if self._place is not None:
+            inputs, tools = self._place.inputs_there(inputs), self._place.tools_there(tools)
         return {
             "made_from": self.made_from(),
-            "inputs": flat(self.inputs()),
-            "tools": self.tools(),
+            "inputs": inputs,
+            "tools": tools,
             "code": self.code(),
         }
+
+    @contextmanager
+    def seen_from(self, place: Place) -> Iterator[None]:
+        """Let the parts of the key be those that the step has on another machine.
+
+        So they can be compared where nothing is known of that machine but what an artifact, or the
+        run of a fleet, says of it.
+        """
+        before, self._place = self._place, place
+        try:
+            yield
+        finally:
+            self._place = before
+
+    def of_the_machine(self, name: str, here: Callable[[], Any]) -> Any:
+        """An input of the machine: as the place says from which the step is seen, or as here."""
+        if self._place is None or name not in self._place.inputs:
+            return here()
+        return self._place.inputs[name]
 
     def key(self) -> str:
         """Content hash of everything that can change the result."""
@@ -234,11 +312,12 @@ class Step(ABC):
             known[self.name] = Artifact.read(self.folder)
         return known[self.name]
 
-    def stale(self, *, verify: bool = True) -> str | None:
+    def stale(self, *, verify: bool = True, elsewhere: Elsewhere | None = None) -> str | None:
         """Why the step has to run, or None if its artifact is up to date and undamaged.
 
         Args:
             verify: Whether to hash its files, too: of many images that takes a while.
+            elsewhere: Says which machines' artifacts count; None: those of machines like this one.
         """
         self.context.artifacts.pop(self.name, None)
         if not self.folder.exists():
@@ -249,6 +328,14 @@ class Step(ABC):
             return f"damaged: {error}"
         if existing.inputs is None:
             return "built by an earlier version"
+        if elsewhere is None:
+            return self._what_changed(existing)
+        # Nobody here knows what another machine is like. What the artifact says of it is taken, and
+        # all else compared; whether such a machine counts is another question.
+        with self.seen_from(Place(existing.inputs, existing.tools)):
+            return self._what_changed(existing) or elsewhere.why_not(self, existing)
+
+    def _what_changed(self, existing: Artifact) -> str | None:
         parts = self.parts()
         return what_changed(existing, parts) if existing.key != self._key_of(parts) else None
 

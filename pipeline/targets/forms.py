@@ -9,15 +9,36 @@ is named in its `Target.forms`. Targets name the form that each precision builds
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from pipeline.core.network import Network
+from pipeline.core.network import Images, Network
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from calibration.observe import Statistics
     from calibration.sample import CalibrationSet
+
+
+class Look(Protocol):
+    """Observes the tensors of a graph."""
+
+    def __call__(
+        self, model: Path | ModelProto, images: Images, tensors: Sequence[str] | None = None
+    ) -> dict[str, Statistics]:
+        """See `calibration.observe.observe`."""
+
+
+def look(
+    model: Path | ModelProto, images: Images, tensors: Sequence[str] | None = None
+) -> dict[str, Statistics]:
+    """Observe the tensors of a graph in one pass."""
+    from calibration.observe import observe
+
+    return observe(model, images, tensors)
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class FormJob:
             may take any batch all the same.
         evaluations: Where a search writes down what it evaluated, so that it goes on there after a
             kill; None to keep nothing.
+        look: Observes the graph: at once, or in shards that others have seen.
     """
 
     source: Path
@@ -43,6 +65,7 @@ class FormJob:
     log: Callable[[str], None]
     batch: int | None = None
     evaluations: Path | None = None
+    look: Look = look
 
 
 class Form(ABC):
@@ -53,11 +76,13 @@ class Form(ABC):
         calibrated: The result depends on the calibration set.
         timed: The form is chosen by measuring on the machine that makes it: the result belongs to
             that class of machines, see `pipeline.core.machine.cpu_class`.
+        observes: `convert` begins by looking at what `observed` says, by `FormJob.look`.
     """
 
     name: ClassVar[str]
     calibrated: ClassVar[bool] = False
     timed: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -72,3 +97,14 @@ class Form(ABC):
         Raises:
             BuildError: The graph has no such form.
         """
+
+    def observed(self, source: Path) -> tuple[Path | ModelProto, Sequence[str]]:
+        """What `convert` looks at first, of a form that `observes`: a graph, and tensors of it.
+
+        Args:
+            source: See `FormJob`.
+
+        Raises:
+            BuildError: The graph has no such form.
+        """
+        raise NotImplementedError(f"{self.name} observes no graph")

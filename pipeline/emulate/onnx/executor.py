@@ -22,6 +22,7 @@ GPU which one a kernel is nearer to. `docs/targets.md` says what else is emulate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -238,7 +239,9 @@ class GraphExecutor:
             return self._to_integers(step, name, dtype, exact)
         narrow = rounding.narrow(exact, dtype, saturate=bool(step.node.attribute("saturate", 1)))
         if self._record and dtype.is_floating_point:
-            self._range(name, step.node, dtype).observe(exact, narrow, dtype)
+            seen = self._range(name, step.node, dtype)
+            if not _observe_steps(seen, step, inputs):
+                seen.observe(exact, narrow, dtype)
         if dtype not in ROUNDED:
             return narrow
         shared = any(x is not None and x.data_ptr() == exact.data_ptr() for x in inputs)
@@ -254,6 +257,8 @@ class GraphExecutor:
         low, high = rounding.bounds(dtype)
         if known and low <= known[0] and known[1] <= high:
             return positions.to(rounding.storage(dtype))
+        if known and not any(map(math.isnan, known)):
+            return positions.clamp_(low, high).to(rounding.storage(dtype))
         return rounding.saturated(positions, dtype)
 
     def _range(self, name: str, node: Node, dtype: torch.dtype) -> TensorRange:
@@ -354,6 +359,32 @@ class OnnxExecutor(GraphExecutor):
                 "the reference executor needs a graph with one input and an output; "
                 f"inputs: {names}"
             )
+
+
+def _observe_steps(seen: TensorRange, step: Step, inputs: Sequence[Tensor | None]) -> bool:
+    """Take a dequantized tensor into account by its steps, if they tell all; whether they do.
+
+    With a single scale a value grows with its distance from the zero point: where one step is a
+    normal number, and the farthest one is in range, nothing is lost in between.
+    """
+    if step.node.op_type != "DequantizeLinear":
+        return False
+    positions, scale, zero_point = (*inputs, None)[:3]
+    if positions is None or scale is None or positions.dtype not in (torch.int8, torch.uint8):
+        return False
+    if scale.numel() != 1 or not positions.numel():
+        return False
+    if zero_point is not None and zero_point.numel() != 1:
+        return False
+    dtype, size = step.dtypes[0], np.float32(abs(scale.item()))
+    zero = 0.0 if zero_point is None else zero_point.item()
+    farthest = max(abs(extreme - zero) for extreme in extremes_of(positions))
+    largest = float(np.float32(farthest) * size)
+    if not (rounding.smallest_normal(dtype) <= size and largest <= seen.limit):
+        return False
+    seen.largest = max(seen.largest, largest)
+    seen.values += positions.numel()
+    return True
 
 
 def _in_tf32(factor: Tensor | None) -> Tensor | None:

@@ -17,7 +17,7 @@ parts merged up to 32 channels: the 8-bit depthwise kernel takes as long for 8 c
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from pipeline.core.described import Quantized
 from pipeline.core.errors import BuildError
 from pipeline.core.network import in_batches, whole_batches
 from pipeline.steps.keys import versions
-from pipeline.targets.forms import Form, FormJob
+from pipeline.targets.forms import Form, FormJob, Look, look
 from pipeline.targets.ort.trained import ranges_of, stated_precision, weights_scheme
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Int8Ort(Form):
     name = "int8-ort"
     calibrated = True
     timed = True
+    observes = True
 
     def versions(self) -> dict[str, str]:
         """See `Form.versions`."""
@@ -139,6 +140,11 @@ class Int8Ort(Form):
             **told,
         }
 
+    def observed(self, source: Path) -> tuple[Path | onnx.ModelProto, Sequence[str]]:
+        """See `Form.observed`: the graph whose channels are not equalized."""
+        prepared = prepare_graph(source)
+        return prepared, quantizable(prepared)
+
     def told(
         self, job: FormJob, found: Search, shares: Mapping[str, float], images: int
     ) -> dict[str, Any]:
@@ -189,8 +195,22 @@ def prepare_graph(source: Path) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
+def quantizable(model: onnx.ModelProto) -> list[str]:
+    """The tensors of a prepared graph that may be quantized.
+
+    Raises:
+        BuildError: There is nothing to quantize.
+    """
+    from pipeline.graphs.qdq_ort import activations
+
+    tensors = activations(model)
+    if not tensors:
+        raise BuildError("the graph has no convolution or linear layer to quantize")
+    return tensors
+
+
 def observed_ranges(
-    model: onnx.ModelProto, images: Images, method: Method
+    model: onnx.ModelProto, images: Images, method: Method, look: Look = look
 ) -> tuple[Table, dict[str, Histogram]]:
     """The ranges of all tensors that may be quantized, and what was seen of them.
 
@@ -198,20 +218,16 @@ def observed_ranges(
         model: What `prepare_graph` gave.
         images: Calibration images.
         method: How ranges are chosen.
+        look: Observes the tensors, see `FormJob`.
 
     Raises:
         BuildError: There is nothing to quantize.
     """
-    from calibration.observe import observe
     from calibration.ranges import ACTIVATIONS_UINT8
     from calibration.table import make_table
     from pipeline.graphs.gelu_int8 import input_ranges
-    from pipeline.graphs.qdq_ort import activations
 
-    tensors = activations(model)
-    if not tensors:
-        raise BuildError("the graph has no convolution or linear layer to quantize")
-    statistics = observe(model, images, tensors)
+    statistics = look(model, images, quantizable(model))
     table = make_table(statistics, method, ACTIVATIONS_UINT8, images=len(images))
     histograms = {name: each.histogram for name, each in statistics.items()}
     return table.with_ranges(input_ranges(model, histograms)), histograms
@@ -378,7 +394,7 @@ class _Work:
     def _variant(self, model: onnx.ModelProto, *, equalized: bool) -> _Variant:
         count = len(self.images.images)
         self.job.log(f"observing the network over {count} images")
-        table, histograms = observed_ranges(model, self.images.images, self.method)
+        table, histograms = observed_ranges(model, self.images.images, self.method, self.job.look)
         safe = frozenset(name for node in model.graph.node for name in node.output)
         return _Variant(
             model,

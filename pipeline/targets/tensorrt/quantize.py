@@ -14,6 +14,7 @@ graph that is built, on the calibration images, with the strict executor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,6 +53,7 @@ class Quantized(Form):
     """
 
     calibrated = True
+    observes = True
     stored: ClassVar[str]
 
     def takes(self, layer: Layer) -> bool:
@@ -72,20 +74,15 @@ class Quantized(Form):
         from calibration.show import rows
         from pipeline.graphs import float16, qdq
 
-        source = float16.raise_opset(float16.read_graph(job.source), OPSET)
+        source = _source(job.source)
         repaired = self.repaired(source, job)
         found = qdq.layers_of(source)
-        layers = [
-            layer
-            for layer in found
-            if self.takes(layer)
-            and not (repaired and repaired.raises(source.graph.node[layer.node]))
-        ]
+        layers = self._layers(found, job.source)
+        if repaired is not None:
+            raised = repaired.raises
+            layers = [layer for layer in layers if not raised(source.graph.node[layer.node])]
         if not layers:
-            raise BuildError(
-                f"{job.source} has no convolution or linear layer that TensorRT runs in "
-                f"{self.stored}; build fp16"
-            )
+            raise self._no_layers(job.source)
         images = job.calibration()
         method = method_named(str(job.options.get("method", "mse")))
         schemes = _schemes(self.stored)
@@ -105,6 +102,30 @@ class Quantized(Form):
             "sensitivity": search,
             **(self.told(repaired) if repaired else {}),
         }
+
+    def observed(self, source: Path) -> tuple[Path | onnx.ModelProto, Sequence[str]]:
+        """See `Form.observed`."""
+        from pipeline.graphs import qdq
+
+        layers = self._layers(qdq.layers_of(_source(source)), source)
+        return source, qdq.activations(layers)
+
+    def _layers(self, found: Sequence[Layer], source: Path) -> list[Layer]:
+        """Those that TensorRT runs in this type.
+
+        Raises:
+            BuildError: There are none.
+        """
+        layers = [layer for layer in found if self.takes(layer)]
+        if not layers:
+            raise self._no_layers(source)
+        return layers
+
+    def _no_layers(self, source: Path) -> BuildError:
+        return BuildError(
+            f"{source} has no convolution or linear layer that TensorRT runs in {self.stored}; "
+            "build fp16"
+        )
 
     def repaired(self, source: onnx.ModelProto, job: FormJob) -> Repaired | None:
         """How the network was repaired in float16 before it is quantized; None if it was not."""
@@ -139,6 +160,12 @@ class Fp8Trt(Quantized):
         return layer.groups == 1 and layer.channels >= FP8_CHANNELS
 
 
+def _source(path: Path) -> onnx.ModelProto:
+    from pipeline.graphs import float16
+
+    return float16.raise_opset(float16.read_graph(path), OPSET)
+
+
 def _schemes(stored: str) -> tuple[Scheme, Scheme]:
     """Schemes of activations and of weights."""
     from calibration.ranges import ACTIVATIONS_INT8, FLOAT8_E4M3, WEIGHTS_INT8
@@ -151,11 +178,10 @@ def _schemes(stored: str) -> tuple[Scheme, Scheme]:
 def _ranges(
     job: FormJob, tensors: list[str], images: CalibrationSet, method: Method, scheme: Scheme
 ) -> Table:
-    from calibration.observe import observe
     from calibration.table import make_table
 
     job.log(f"observing {len(tensors)} tensors over {len(images.images)} images")
-    statistics = observe(job.source, images.images, tensors)
+    statistics = job.look(job.source, images.images, tensors)
     return make_table(statistics, method, scheme, images=len(images.images))
 
 

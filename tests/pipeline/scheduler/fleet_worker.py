@@ -30,6 +30,7 @@ def lying(real: Any) -> Any:
 
 if __name__ == "__main__":
     vars(worker)["planned"] = planner
+    vars(worker)["machine_facts"] = lambda targets: {"cpu": {"kind": said("kind")}}
     if said("lies"):
         parcels.send = lying(parcels.send)
     worker.main(sys.argv[1:])

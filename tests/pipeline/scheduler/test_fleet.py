@@ -31,7 +31,9 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import State
 from pipeline.store import parcels
+from pipeline.store.entries import Entries
 from pipeline.store.objects import Objects
+from pipeline.store.shared import Shared
 from tests.pipeline.scheduler.fleet_toys import NAMES, steps_of
 
 distributed = pytest.importorskip("distributed")
@@ -156,6 +158,7 @@ def run(
     selection: Selection | None = None,
     lines: list[str] | None = None,
     warned: list[str] | None = None,
+    store: Shared | None = None,
 ) -> Outcome:
     settings.folder.mkdir(parents=True, exist_ok=True)
     console = QuietConsole(sys.stderr)
@@ -163,10 +166,10 @@ def run(
     context = make_context(settings, log, console.progress)
     chosen = selection or Selection()
     if settings.fleet is None:
-        return execute.execute(context, chosen, console)
+        return execute.execute(context, chosen, console, store)
     warn = console.warn if warned is None else warned.append
     with fleet.connected(settings, context.source, warn) as running:
-        return execute.execute(context, chosen, console, None, running)
+        return execute.execute(context, chosen, console, store, running)
 
 
 def digests(settings: config.Config) -> dict[str, str]:
@@ -255,6 +258,42 @@ def test_what_a_worker_does(
     assert result.state is state, result.why
     assert why in result.why.replace(f"({platform.node()})", "(node)")
     assert (settings.folder / "first").exists() == (state is State.DONE)
+
+
+@pytest.mark.usefixtures("one_step", "workers")
+def test_what_other_machines_made_stays_while_the_fleet_has_such(
+    scheduler: str, say: Callable[..., None], tmp_path: Path
+) -> None:
+    """And is made on those that are there as soon as it has not."""
+    settings = configured(tmp_path / "fleet", scheduler)
+    say(kind="server")
+    assert run(settings).results[0].state is State.DONE
+    assert run(settings).results[0].state is State.UP_TO_DATE
+    say(kind="phone")
+    result = run(settings).results[0]
+    assert "measured on a machine such as the fleet has none" in result.why
+    assert Artifact.read(settings.folder / "first").facts["kind"] == "phone"
+    assert "taken from" not in result.why
+    plain = configured(tmp_path / "fleet")
+    assert "changed: machine.kind" in run(plain).results[0].why
+
+
+@pytest.mark.usefixtures("one_step", "workers")
+def test_a_run_takes_nothing_from_the_store_that_a_machine_like_its_own_made(
+    scheduler: str, say: Callable[..., None], tmp_path: Path
+) -> None:
+    """A worker may be of another class: it asks by its own key."""
+    store = Shared(
+        Entries(Objects(parse(str(tmp_path / "store")))),
+        push=True,
+        required=True,
+        warn=lambda text: None,
+    )
+    run(configured(tmp_path / "plain"), store=store)
+    say(kind="server")
+    settings = configured(tmp_path / "fleet", scheduler)
+    assert "on worker" in run(settings, store=store).results[0].why
+    assert Artifact.read(settings.folder / "first").facts["kind"] == "server"
 
 
 @pytest.mark.usefixtures("workers")

@@ -65,7 +65,7 @@ def make_step(
 
     simplify, calibration = made(tmp_path, "onnx", graph), made(tmp_path, "calibration", images)
     context = Context(
-        config=SimpleNamespace(folder=tmp_path),
+        config=SimpleNamespace(folder=tmp_path, calibration=SimpleNamespace(shard=256)),
         progress=lambda *told: None,
         log=lambda line: None,
         code=Code(Path(artifact.__file__).parents[2]),

@@ -257,6 +257,42 @@ def test_positions_become_integers_the_same_with_and_without_records(
 
 # ------------------------------------------------------------------ the overflow report
 
+
+@pytest.mark.parametrize("scale", [0.05, 2.0**-14, 6e-5, 600.0, 511.76, -0.05, 0.0, math.nan])
+@pytest.mark.parametrize(("integer", "zero"), [("int8", 0), ("int8", 7), ("uint8", 200)])
+def test_steps_tell_of_dequantized_values_what_the_values_tell(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, scale: float, integer: str, zero: int
+) -> None:
+    step = helper.make_tensor("t", TensorProto.FLOAT16, [], [scale])
+    constants = {"s": np.array(1, np.float16), "z": np.array(zero, integer), "t": step}
+    body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z)"
+    model = make_model(body, (1, 5), constants, x="float16", y="float16")
+    batches = [np.array([[-128, 3, 0, 1, high]], np.float32) for high in (100, 127)]
+
+    def found() -> list[TensorRange]:
+        by_steps = OnnxExecutor(model, record=True)
+        for batch in batches:
+            by_steps.run(batch)
+        return by_steps.overflow_report()
+
+    by_steps = found()
+    monkeypatch.setattr("pipeline.emulate.onnx.executor._observe_steps", lambda *told: False)
+    assert list(map(str, by_steps)) == list(map(str, found()))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_of_what_is_not_finite(make_model: MakeModel, approximate: str) -> None:
+    model = make_model(f'y = Gelu<approximate="{approximate}">(x)', (1, 4))
+    run = OnnxExecutor(model).run
+    inf, nan = math.inf, math.nan
+    assert run(np.array([[inf, 2, 0, 9]], np.float32))[0, [0, 2]].tolist() == [inf, 0]
+    for value in (-inf, nan):
+        found = run(np.array([[value, 2, 0, 9]], np.float32))
+        assert np.isnan(found).tolist() == [[True, False, False, False]]
+    x = torch.tensor([[-3e38, 2, 0, 3e38]])
+    assert np.array_equal(run(x.numpy()), F.gelu(x, approximate=approximate).numpy())
+
+
 PUBLISHED = """
     q0, k0, v = Split<axis=1, num_outputs=3>(x)
     q1 = Elu(q0) q = Add(q1, one) k1 = Elu(k0) k = Add(k1, one)
