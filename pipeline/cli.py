@@ -804,7 +804,7 @@ def golden(name: str, output: Path, folder: Path, target: str, precision: str | 
 )
 @click.option(
     "--target",
-    type=click.Choice(["coreml", "coreai"]),
+    type=TARGET,
     default="coreml",
     show_default=True,
     help="Whose model.",

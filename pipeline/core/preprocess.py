@@ -313,7 +313,7 @@ class Preprocess:
                 f"preprocessing is a mapping of fields, not {shown(repr(values))}"
             )
         fields = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in fields if name not in values and name not in _LATER]
+        missing = [name for name in fields if name not in values and name not in LATER]
         unknown = [str(name) for name in values if name not in fields]
         if missing or unknown:
             problem = (
@@ -330,7 +330,7 @@ class Preprocess:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
-        for name, default in _LATER.items():
+        for name, default in LATER.items():
             if values[name] == default:
                 del values[name]
         return values
@@ -548,7 +548,7 @@ _PROBLEMS: dict[str, Callable[[object], str | None]] = {
     "crop_mode": _problem_with_choice(get_args(CropMode)),
 }
 
-_LATER = {"exif": "apply", "crop_mode": "center"}
+LATER = {"exif": "apply", "crop_mode": "center"}
 """Fields that came later, with their defaults."""
 
 
