@@ -29,7 +29,7 @@ from pipeline.core.words import printable, shown
 from pipeline.report.model import Run
 from pipeline.scheduler.execute import Observer, dry_run
 from pipeline.scheduler.plan import Selection, make_context
-from pipeline.steps.folders import RESULTS_FILE, UNREPORTED, artifact_folders
+from pipeline.steps.folders import HASHES, RESULTS_FILE, UNREPORTED, artifact_folders
 from pipeline.steps.step import State
 
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate")
@@ -147,7 +147,8 @@ def _copied(results: Path, path: Path, config: Config) -> Iterator[Path]:
         copy = folder / config.name
         for name, place in artifact_folders(results):
             shutil.copytree(place, copy / name, copy_function=_link, dirs_exist_ok=True)
-        for name in (RESULTS_FILE, UNREPORTED):  # they state the seals
+        # Two state the seals; the third spares to hash every image once more.
+        for name in (RESULTS_FILE, UNREPORTED, HASHES):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(results / name, copy / name)
         yield written
