@@ -617,24 +617,52 @@ def init(file: Path, **wanted: Any) -> None:
 @click.option(
     "--baseline",
     type=PATH,
-    required=True,
     help="How it was: a results' folder, an entry of a `history`, or 'previous'.",
+)
+@click.option(
+    "--with",
+    "requirements",
+    multiple=True,
+    metavar="PACKAGE==VERSION",
+    help="In place of --baseline: what would this version change? It is installed aside.",
+)
+@click.option(
+    "--python",
+    type=PATH,
+    help="In place of --with: the interpreter of an environment that is there.",
 )
 @click.option("--markdown", type=PATH, help="Also write it for a pull request.")
 @click.option("--html", type=PATH, help="Also write a page with the images that changed.")
 @click.option("--junit", type=PATH, help="Also write it as JUnit XML, for CI.")
 @click.option("--json", "json_file", type=PATH, help="Also write all of it as JSON.")
 @click.pass_context
-def compare(ctx: click.Context, /, new: Path, baseline: Path, **files: Any) -> None:
+def compare(
+    ctx: click.Context,
+    /,
+    new: Path,
+    baseline: Path | None,
+    requirements: tuple[str, ...],
+    python: Path | None,
+    **files: Any,
+) -> None:
     """Compare the results in the folder NEW with others: accuracy image by image, size, versions.
 
     A results' folder keeps the last 20 results in its folder `history`; 'previous' is the newest
     that is not what lies there now. Exit code 1 where the new run is proven to be worse: where the
     95 % interval of the paired difference of top-1 excludes zero, or an artifact is gone.
+
+    With --with or --python, NEW is how it is, and what another environment makes of the same
+    configuration is held against it: what its versions concern is built and judged once more, in a
+    temporary folder. Neither this environment nor NEW is changed.
     """
     from pipeline.commands import compare
 
-    ctx.exit(compare.compare(baseline, new, **files))
+    given = [baseline is not None, bool(requirements), python is not None]
+    if sum(given) != 1:
+        raise click.UsageError("give one of --baseline, --with and --python")
+    if baseline is not None:
+        ctx.exit(compare.compare(baseline, new, **files))
+    ctx.exit(compare.compare_rebuilt(new, requirements, python, **files))
 
 
 @main.command()
@@ -776,7 +804,7 @@ def golden(name: str, output: Path, folder: Path, target: str, precision: str | 
 )
 @click.option(
     "--target",
-    type=click.Choice(["coreml", "coreai"]),
+    type=TARGET,
     default="coreml",
     show_default=True,
     help="Whose model.",

@@ -37,7 +37,13 @@ from pipeline.core.callables import NAMED
 from pipeline.core.checkpoints import HUB_NAMED
 from pipeline.core.errors import ConfigError, InputError, PreprocessError
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
-from pipeline.core.preprocess import GRAPH_FILTERS, Interpolation, Preprocess, problem_with
+from pipeline.core.preprocess import (
+    GRAPH_FILTERS,
+    CropMode,
+    Interpolation,
+    Preprocess,
+    problem_with,
+)
 from pipeline.core.remote import is_address, why_no_address
 from pipeline.core.words import nearest_or_all, shown
 from pipeline.targets.base import TargetOptions
@@ -197,6 +203,12 @@ class PreprocessConfig(Section):
         default="apply",
         description="Whether an orientation tag turns an image; published checkpoints were trained "
         "and judged with 'ignore'.",
+    )
+    crop_mode: CropMode = Field(
+        default="center",
+        description="What is resized to size / crop pixels: 'center', the shorter side; 'squash', "
+        "both sides, whatever the shape; 'border', the longer side, with the mean colour around "
+        "what is left.",
     )
 
     @field_validator("size", "crop", "mean", "std")

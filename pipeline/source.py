@@ -213,8 +213,10 @@ class Source:
         """What is said of preprocessing, by the configuration or else by the checkpoint."""
         stated = self.config.preprocess
         if stated is not None:
-            without = {"exif"} if stated.exif == "apply" else None
-            return stated.model_dump(mode="json", exclude=without)
+            from pipeline.core.preprocess import LATER
+
+            plain = stated.model_dump(mode="json")
+            return {name: value for name, value in plain.items() if LATER.get(name) != value}
         own = self.described.preprocess
         return None if own is None else own.to_dict()
 

@@ -194,6 +194,7 @@ def preprocess_of(
         "std": _each(std, channels, "--std"),
         "channels": "gray" if channels == 1 else "rgb",
         "exif": own.exif if own else "apply",
+        "crop_mode": own.crop_mode if own else "center",
     }
     return Preprocess.from_dict(values)
 

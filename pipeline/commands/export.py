@@ -34,7 +34,8 @@ def export_coreml_bench(
     """Write a Swift package that measures a Core ML or Core AI artifact; returns what was written.
 
     Raises:
-        InputError: There is no such artifact, or the folder holds something.
+        InputError: There is no such artifact, no Swift package measures it, or the folder holds
+            something.
         ArtifactError: It, or something that it was made from, is not what was stated.
     """
     from pipeline.exports.coreml_bench import write_bench_package

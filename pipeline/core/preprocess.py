@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Channels = Literal["rgb", "gray"]
+CropMode = Literal["center", "squash", "border"]
 Exif = Literal["apply", "ignore"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -193,13 +194,16 @@ class Preprocess:
     Attributes:
         size: Height and width of the input in pixels.
         crop: Share of the resized shorter side that the centre crop keeps, in (0, 1]: the shorter
-            side is resized to floor(size / crop) pixels, as timm does.
+            side is resized to floor(size / crop) pixels, as timm does; see `crop_mode`.
         interpolation: Pillow's resampling filter, antialiased.
         mean: Per-channel mean, for pixels scaled to 0 … 1.
         std: Per-channel standard deviation, for pixels scaled to 0 … 1.
         channels: "rgb", or "gray" (ITU-R 601 luma) for a network with one input channel.
         exif: Whether an orientation tag turns an image. The default is left out of `to_dict`, so
             that what was recorded before this field existed means, and hashes to, the same.
+        crop_mode: What is resized to floor(size / crop) pixels, as timm names it: "center", the
+            shorter side; "squash", both sides, whatever the shape; "border", the longer side, with
+            the mean colour around what is left. Its default is left out of `to_dict`, too.
 
     Raises:
         PreprocessError: A value makes no sense.
@@ -212,6 +216,7 @@ class Preprocess:
     std: tuple[float, ...]
     channels: Channels = "rgb"
     exif: Exif = "apply"
+    crop_mode: CropMode = "center"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -242,8 +247,13 @@ class Preprocess:
 
     @property
     def resized(self) -> int:
-        """Length in pixels of the shorter side after the resize, before the crop."""
+        """Length in pixels of the side that `crop_mode` names after the resize, before the crop."""
         return math.floor(self.size / self.crop)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The mean colour in 0 … 255, by channel: what is around an image in "border"."""
+        return tuple(round(255 * mean) for mean in self.mean)
 
     @classmethod
     def from_model(cls, model: object, size: int | None = None) -> Preprocess:
@@ -276,12 +286,6 @@ class Preprocess:
             )
         if depth not in (1, 3):
             raise PreprocessError(f"images have 1 or 3 channels, the model states {depth}")
-        if stated.get("crop_mode", "center") != "center":
-            raise PreprocessError(
-                "only centre crops are supported, the model states "
-                f"{shown(repr(stated['crop_mode']))}, which resizes whole images to the input: "
-                "state preprocess to give it centre crops, and see what resizes says of squash"
-            )
         try:
             return cls(
                 size=height if size is None else size,
@@ -290,6 +294,7 @@ class Preprocess:
                 mean=tuple(stated["mean"]),
                 std=tuple(stated["std"]),
                 channels="rgb" if depth == 3 else "gray",
+                crop_mode=stated.get("crop_mode") or "center",
             )
         except PreprocessError as error:
             raise PreprocessError(
@@ -298,7 +303,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`; strict: every field once (`exif` may lack), nothing else.
+        """The inverse of `to_dict`; strict: every field once (defaults may lack), nothing else.
 
         Raises:
             PreprocessError: A field is missing, unknown or makes no sense.
@@ -308,7 +313,7 @@ class Preprocess:
                 f"preprocessing is a mapping of fields, not {shown(repr(values))}"
             )
         fields = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in fields if name not in values and name != "exif"]
+        missing = [name for name in fields if name not in values and name not in LATER]
         unknown = [str(name) for name in values if name not in fields]
         if missing or unknown:
             problem = (
@@ -320,13 +325,14 @@ class Preprocess:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, with JSON's types; `exif` only where it is not the default."""
+        """Every field, with JSON's types; what came later only where it is not the default."""
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
         }
-        if self.exif == "apply":
-            del values["exif"]
+        for name, default in LATER.items():
+            if values[name] == default:
+                del values[name]
         return values
 
     def digest(self) -> str:
@@ -356,28 +362,67 @@ class Preprocess:
         width, height = self.resized_shape(image)
         # timm and torchvision leave an image alone that has the right size already; so does Pillow.
         image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        image = image.crop((left, top, left + self.size, top + self.size))
-        return np.array(image, dtype=np.uint8).reshape(self.size, self.size, self.depth)
+        return self.middle(np.asarray(image, np.uint8).reshape(height, width, self.depth))
 
-    def resized_shape(self, image: Image.Image) -> tuple[int, int]:
+    def middle(self, resized: Pixels, round_: Callable[[float], int] = round) -> Pixels:
+        """The middle of a resized image; where that is smaller, in the middle of the mean colour.
+
+        Args:
+            resized: uint8 of shape (height, width, depth).
+            round_: How the offset of a crop is rounded; to the next even number, as torchvision
+                does.
+
+        Returns:
+            uint8 of shape (size, size, depth), a copy.
+        """
+        top, left = (self._offset(side, round_) for side in resized.shape[:2])
+        shown_ = resized[max(top, 0) : top + self.size, max(left, 0) : left + self.size]
+        if min(resized.shape[:2]) >= self.size:
+            return np.array(shown_)
+        whole = np.empty((self.size, self.size, self.depth), np.uint8)
+        whole[:] = self.fill
+        height, width = shown_.shape[:2]
+        down, across = max(-top, 0), max(-left, 0)
+        whole[down : down + height, across : across + width] = shown_
+        return whole
+
+    def _offset(self, side: int, round_: Callable[[float], int]) -> int:
+        """Where the middle begins; negative where something is put before the image."""
+        if side < self.size:
+            return -((self.size - side) // 2)
+        return round_((side - self.size) / 2)
+
+    def resized_shape(self, image: Image.Image, resized: int | None = None) -> tuple[int, int]:
         """Width and height after the resize, before the crop.
 
-        The longer side is rounded down, as torchvision does.
+        In "center" the longer side is rounded down, as torchvision does; in "border" the shorter
+        one is rounded, as timm does.
+
+        Args:
+            image: The image.
+            resized: Length in place of `Preprocess.resized`.
 
         Raises:
             DataError: The image is empty, or too elongated to be resized within bounds.
         """
+        length = self.resized if resized is None else resized
         short, long = sorted(image.size)
         if not short:
             raise DataError(f"an image of {image.width} x {image.height} pixels is empty")
-        longer = int(self.resized * long / short)
-        if self.resized * longer > MAX_PIXELS:
+        if self.crop_mode == "squash":
+            return length, length
+        if self.crop_mode == "border":
+            other = round(short / (long / length))
+            shorter_first = other, length
+        else:
+            other = int(length * long / short)
+            shorter_first = length, other
+        if not other or length * other > MAX_PIXELS:
             raise DataError(
                 f"an image of {image.width} x {image.height} pixels is too elongated to be "
                 "resized: crop it first"
             )
-        return (self.resized, longer) if image.width <= image.height else (longer, self.resized)
+        return shorter_first if image.width <= image.height else shorter_first[::-1]
 
     def normalize(self, batch: Pixels) -> Images:
         """Scale pixels to 0 … 1, subtract the mean, divide by the standard deviation.
@@ -500,7 +545,11 @@ _PROBLEMS: dict[str, Callable[[object], str | None]] = {
     "std": _problem_with_std,
     "channels": _problem_with_choice(get_args(Channels)),
     "exif": _problem_with_choice(get_args(Exif)),
+    "crop_mode": _problem_with_choice(get_args(CropMode)),
 }
+
+LATER = {"exif": "apply", "crop_mode": "center"}
+"""Fields that came later, with their defaults."""
 
 
 def _is_int(value: object) -> TypeGuard[int]:

@@ -25,6 +25,9 @@ from pipeline.emulate import opencv
 Kind = Literal["resize", "crop", "decode", "colour", "normalize"]
 """What a way does otherwise."""
 
+SIDES = {"center": "shorter side", "squash": "both sides", "border": "longer side"}
+"""What a network's own preprocessing resizes, by its crop mode."""
+
 _TORCH_FILTERS = ("bilinear", "bicubic")
 _WRONG = 0.5
 """Mean and standard deviation that many mobile examples take for all networks."""
@@ -93,6 +96,7 @@ def ways(preprocess: Preprocess) -> list[Way]:
         preprocess: The network's own.
     """
     filter_ = preprocess.interpolation if preprocess.interpolation in _TORCH_FILTERS else "bilinear"
+    side = SIDES[preprocess.crop_mode]
     return [
         Way("pillow-bicubic", "Pillow, bicubic", "resize", _pillow("bicubic")),
         Way("pillow-bilinear", "Pillow, bilinear", "resize", _pillow("bilinear")),
@@ -124,9 +128,9 @@ def ways(preprocess: Preprocess) -> list[Way]:
             _bilinear(aligned=True),
         ),
         Way("crop-down", "centre crop whose offset is rounded down", "crop", _crop_rounded_down),
-        Way("side-up", "shorter side rounded up before the crop", "crop", _side_rounded_up),
-        Way("no-margin", "shorter side resized to the input, no margin", "crop", _no_margin),
-        Way("squash", "both sides resized to the input, no crop", "crop", _squash),
+        Way("side-up", f"{side} rounded up before the crop", "crop", _side_rounded_up),
+        Way("no-margin", f"{side} resized to the input, no margin", "crop", _no_margin),
+        _other_shape(preprocess),
         Way("draft", "JPEG decoded at a reduced size (draft mode)", "decode", _draft),
         Way("bgr", "blue and red swapped (BGR)", "colour", _swapped),
         Way(
@@ -150,6 +154,8 @@ def why_nothing(way: Way, photos: int, fitting: int, preprocess: Preprocess) -> 
     """
     if way.name == f"pillow-{preprocess.interpolation}":
         return "this is the network's own preprocessing"
+    if way.kind == "crop" and preprocess.crop_mode == "squash" and preprocess.crop == 1:
+        return "nothing is cropped: every image is resized to the input"
     if way.kind == "resize" and fitting == photos:
         return "every image has the network's size already: nothing is resized"
     if way.kind == "decode":
@@ -171,8 +177,7 @@ def _pillow(interpolation: Literal["bicubic", "bilinear"]) -> Callable[[Photo], 
 
 def _opencv(interpolation: opencv.Interpolation) -> Callable[[Photo], Pixels]:
     def pixels(photo: Photo) -> Pixels:
-        resized = opencv.resize(photo.array, *photo.shape, interpolation)
-        return _centre(resized, photo.preprocess.size)
+        return photo.preprocess.middle(opencv.resize(photo.array, *photo.shape, interpolation))
 
     return pixels
 
@@ -187,7 +192,7 @@ def _torchvision(interpolation: str, *, antialias: bool) -> Callable[[Photo], Pi
         tensor = torch.from_numpy(photo.array).permute(2, 0, 1)
         mode = InterpolationMode(interpolation)
         resized = functional.resize(tensor, [height, width], mode, antialias=antialias)
-        return _centre(resized.permute(1, 2, 0).numpy(), photo.preprocess.size)
+        return photo.preprocess.middle(resized.permute(1, 2, 0).numpy())
 
     return pixels
 
@@ -202,31 +207,35 @@ def _bilinear(*, aligned: bool) -> Callable[[Photo], Pixels]:
             tensor, (height, width), mode="bilinear", align_corners=aligned
         )
         whole = resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-        return _centre(whole, photo.preprocess.size)
+        return photo.preprocess.middle(whole)
 
     return pixels
 
 
-def _centre(image: Pixels, size: int, round_: Callable[[float], int] = round) -> Pixels:
-    """The middle of a resized image, its offset rounded to the next even number by default."""
-    top, left = (round_((side - size) / 2) for side in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
-
-
 def _crop_rounded_down(photo: Photo) -> Pixels:
-    return _centre(_resized(photo, photo.shape), photo.preprocess.size, math.floor)
+    return photo.preprocess.middle(_resized(photo, photo.shape), math.floor)
 
 
 def _side_rounded_up(photo: Photo) -> Pixels:
-    preprocess, image = photo.preprocess, photo.image
+    preprocess = photo.preprocess
     side = math.ceil(preprocess.size / preprocess.crop)
-    scale = side / min(image.size)
-    shape = (max(side, int(image.width * scale)), max(side, int(image.height * scale)))
-    return _centre(_resized(photo, shape), preprocess.size)
+    return preprocess.middle(_resized(photo, preprocess.resized_shape(photo.image, side)))
 
 
 def _no_margin(photo: Photo) -> Pixels:
     return dataclasses.replace(photo.preprocess, crop=1.0).pixels(photo.image)
+
+
+def _other_shape(preprocess: Preprocess) -> Way:
+    """The shape that most applications choose: squashed, or else, for who is squashed, as it is."""
+    if preprocess.crop_mode != "squash":
+        return Way("squash", "both sides resized to the input, no crop", "crop", _squash)
+    return Way("keep-shape", "shorter side resized to the input, the rest cut", "crop", _keep_shape)
+
+
+def _keep_shape(photo: Photo) -> Pixels:
+    centred = dataclasses.replace(photo.preprocess, crop=1.0, crop_mode="center")
+    return centred.pixels(photo.image)
 
 
 def _squash(photo: Photo) -> Pixels:

@@ -50,8 +50,10 @@ Built by CARE Deploy. `sha256sum -c SHA256SUMS` tells whether all arrived whole.
 {artifacts}
 
 `labels.txt` has a class a line, in the order of the logits. `preprocess.json` says how an image
-becomes the input: the shorter side is resized so that the centre crop keeps its share `crop`, the
-crop has `size` pixels a side, values of 0 to 1 lose `mean`, are divided by `std`, channels first.
+becomes the input: the shorter side is resized so that the centre crop keeps its share `crop` (with
+`crop_mode` squash both sides are; with border the longer one, and the mean colour fills the rest),
+the crop has `size` pixels a side, values of 0 to 1 lose `mean` and are divided by `std`, and
+channels come first.
 
 {usage}
 

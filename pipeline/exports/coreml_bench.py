@@ -7,63 +7,19 @@ cannot be taken for that of another model. See the targets' `results` for the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.exports import golden
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.coreai import package as coreai
-from pipeline.targets.coreml import package as coreml
+from pipeline.targets.apple import Swift
+from pipeline.targets.registry import TARGETS, able
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What the Swift packages of two formats differ in.
-
-    Attributes:
-        module: Name of the Swift library.
-        program: Name of the program, and of the file that it writes.
-        model: The model's folder within an artifact.
-        digest: Names a model's content.
-        templates: Templates of its own, by what they stand for; the others are shared.
-    """
-
-    module: str
-    program: str
-    model: str
-    digest: Callable[[Path], str]
-    templates: Mapping[str, str]
-
-    def files(self) -> dict[str, str]:
-        """Where each template goes."""
-        library, tests = f"Sources/{self.module}", f"Tests/{self.module}Tests"
-        return {
-            "Package.swift": "Package.swift",
-            "README.md": "README.md",
-            "Benchmark.swift": f"{library}/Benchmark.swift",
-            "Measurements.swift": f"{library}/Measurements.swift",
-            "GoldenKit.swift": f"{library}/GoldenKit.swift",
-            "main.swift": f"Sources/{self.program}/main.swift",
-            "BenchmarkTests.swift": f"{tests}/BenchmarkTests.swift",
-        }
-
-
-_COREML = Kind("CoreMLBench", "coreml-bench", coreml.MODEL, coreml.digest, {})
-_OWN = ("Package.swift", "README.md", "Benchmark.swift", "Measurements.swift", "GoldenKit.swift")
-KINDS = {
-    "coreml": _COREML,
-    "coreai": Kind(
-        "CoreAIBench",
-        "coreai-bench",
-        coreai.MODEL,
-        coreai.digest,
-        {name: f"CoreAI{name}" for name in _OWN},
-    ),
-}
-"""By target."""
+_TEMPLATES = Path(__file__).parent / "templates"
+_WRITTEN_FOR = "CoreMLBench", "coreml-bench"
+"""Module and program that the shared templates name."""
 
 
 def write_bench_package(
@@ -76,7 +32,7 @@ def write_bench_package(
     """Write the Swift package.
 
     Args:
-        artifact: What `CoreMLTarget` or `CoreAITarget` built.
+        artifact: What a target built whose `swift` says how.
         folder: Where it shall lie; must not exist, or be empty.
         samples: Timed predictions on each set of compute units; with 662 and more there is a p99.
         say: Is told if the package holds no golden kit, by which the device shows that it computes
@@ -87,40 +43,68 @@ def write_bench_package(
 
     Raises:
         ArtifactError: The artifact is damaged, or the folder cannot be written.
-        InputError: The folder holds something.
+        InputError: No Swift package measures such an artifact, or the folder holds something.
     """
+    swift = _swift_of(artifact)
     artifact.verify()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: name a new folder")
     place = folder.resolve()
     try:
         with workspace(place) as new:
-            _write(artifact, new, samples, say)
+            _write(artifact, swift, new, samples, say)
             put(new, place, Whose.FREE)
     except OSError as error:
         raise ArtifactError(cannot_write(folder, error)) from error
     return folder
 
 
-def _write(artifact: Artifact, folder: Path, samples: int, say: Callable[[str], object]) -> None:
-    kind = next(kind for kind in KINDS.values() if (artifact.folder / kind.model).is_dir())
-    templates = Path(__file__).parent / "templates"
-    for name, destination in kind.files().items():
+def _swift_of(artifact: Artifact) -> Swift:
+    """How a Swift package measures an artifact."""
+    target = artifact.name.partition("/")[0]
+    swift = TARGETS[target].swift if target in TARGETS else None
+    if swift is None:
+        raise InputError(
+            f"no Swift package measures {artifact.name}: give --target {' or '.join(able('swift'))}"
+        )
+    return swift
+
+
+def _files(swift: Swift) -> Iterator[tuple[Path, str]]:
+    """The templates, a target's own in place of the shared ones, and where each goes."""
+    library, tests = f"Sources/{swift.module}", f"Tests/{swift.module}Tests"
+    places = {
+        "Package.swift": "Package.swift",
+        "README.md": "README.md",
+        "Benchmark.swift": f"{library}/Benchmark.swift",
+        "Measurements.swift": f"{library}/Measurements.swift",
+        "GoldenKit.swift": f"{library}/GoldenKit.swift",
+        "main.swift": f"Sources/{swift.program}/main.swift",
+        "BenchmarkTests.swift": f"{tests}/BenchmarkTests.swift",
+    }
+    for name, place in places.items():
+        own = _TEMPLATES / f"{swift.prefix}{name}.txt"
+        yield own if own.exists() else _TEMPLATES / f"{name}.txt", place
+
+
+def _write(
+    artifact: Artifact, swift: Swift, folder: Path, samples: int, say: Callable[[str], object]
+) -> None:
+    for template, destination in _files(swift):
         path = folder / destination
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = (templates / f"{kind.templates.get(name, name)}.txt").read_text()
-        path.write_text(_named_for(kind, text))
-    resources = folder / "Sources" / kind.module / "Resources"
+        path.write_text(_named_for(swift, template.read_text()))
+    resources = folder / "Sources" / swift.module / "Resources"
     for name in artifact.files:
-        if name.startswith(f"{kind.model}/"):
+        if name.startswith(f"{swift.model}/"):
             artifact.copy(name, resources / name)
     network = artifact.network()
     facts = {
         "name": f"{network.name} {artifact.name}",
-        "digest": kind.digest(resources / kind.model),
+        "digest": swift.digest(resources / swift.model),
         "samples": samples,
     }
-    if kind is not _COREML:  # which takes an image, whose size the model tells
+    if not swift.takes_image:
         facts["shape"] = [1, *network.input_shape]
     (resources / "bench.json").write_text(json.dumps(facts, indent=1) + "\n")
     kit = golden.kit_of(artifact)
@@ -131,6 +115,7 @@ def _write(artifact: Artifact, folder: Path, samples: int, say: Callable[[str], 
     golden.write_data(kit, resources / golden.FOLDER)
 
 
-def _named_for(kind: Kind, text: str) -> str:
-    """Templates that both share are written for Core ML."""
-    return text.replace(_COREML.module, kind.module).replace(_COREML.program, kind.program)
+def _named_for(swift: Swift, text: str) -> str:
+    """A template's text, with the names of this library and program."""
+    module, program = _WRITTEN_FOR
+    return text.replace(module, swift.module).replace(program, swift.program)

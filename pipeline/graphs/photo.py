@@ -4,14 +4,15 @@ The graph takes one decoded photograph, RGB and upright, uint8 (height, width, 3
 resizes with antialias, crops and normalizes as `pipeline.core.preprocess` does with Pillow, within
 one level of each pixel. One photograph at a time: a batch of several would have to be of one size.
 
-It resizes as Pillow does, first the width and then the height, and cuts to 0 … 255 in between, but
-rounds once, at the end: Pillow's second rounding moves a value by 0.64 at most, so that no pixel is
-off by two. With both roundings fewer pixels differ, but ties, which fall by chance of the last
-bits, can add up to two levels.
+It resizes as Pillow does, along one axis and then the other, in Pillow's order, and cuts to 0 … 255
+in between, but rounds once, at the end: Pillow's second rounding moves a value by 0.64 at most, so
+that no pixel is off by two. With both roundings fewer pixels differ, but ties, which fall by chance
+of the last bits, can add up to two levels.
 """
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ MOST_LEVELS = 1
 _CUBIC_A = -0.5  # Pillow's; ONNX's own default is -0.75
 _LUMA = (19595, 38470, 7471)
 """Pillow's weights of red, green and blue, of 65536."""
-_SIZES = ((1, 1.0), (1.4, 2.3), (0.6, 0.5), (3.1, 1.7))
+_SIZES = ((1, 1.0), (1.4, 2.3), (0.6, 0.5), (3.1, 1.7), (4.3, 1.4))
 """Height and width of the photographs that are tried, relative to the input."""
 
 
@@ -197,11 +198,14 @@ def _write(to: _Nodes, preprocess: Preprocess) -> None:
     first = to.constant("axis0", [0], np.int64)
     batch = to.add("Unsqueeze", [planes, first], "photo.batch")
     values = to.add("Cast", [batch], "photo.values", to=TensorProto.FLOAT)
-    flat, shape = _new_shapes(to, preprocess.resized)
+    flat, shape = _new_shapes(to, preprocess)
     mode = _MODES[preprocess.interpolation]
-    narrow = _resize(to, values, flat, "photo.across", mode)
-    resized = _resize(to, narrow, shape, "photo.down", mode)
-    _crop(to, resized, preprocess.size)
+    between = _resize(to, values, flat, "photo.pass1", mode)
+    resized = _resize(to, between, shape, "photo.pass2", mode)
+    if preprocess.crop_mode == "border":
+        _border(to, resized, preprocess)
+    else:
+        _crop(to, resized, preprocess)
 
 
 def _gray(to: _Nodes) -> str:
@@ -234,37 +238,116 @@ def _resize(to: _Nodes, values: str, shape: str, name: str, mode: str) -> str:
     return to.add("Clip", [smooth, low, high], f"{name}.cut")
 
 
-def _new_shapes(to: _Nodes, resized: int) -> tuple[str, str]:
-    """Shapes after the first and the second pass.
-
-    Both sides become their length times `resized` over the shorter one, rounded down.
-    """
+def _new_sides(to: _Nodes, preprocess: Preprocess) -> str:
+    """Height and width after the resize, as `Preprocess.resized_shape` has them."""
     sides = to.add("Shape", [PHOTO], "photo.sides", start=0, end=2)
+    if preprocess.crop_mode == "border":
+        wide = to.add("Cast", [sides], "photo.sides.wide", to=TensorProto.DOUBLE)
+        long = to.add("ReduceMax", [wide], "photo.long", keepdims=1)
+        side = to.constant("side", [preprocess.resized], np.float64)
+        ratio = to.add("Div", [long, side], "photo.ratio")
+        rounded = to.add("Round", [to.add("Div", [wide, ratio], "photo.exact")], "photo.rounded")
+        return to.add("Cast", [rounded], "photo.new", to=TensorProto.INT64)
+    side = to.constant("side", [preprocess.resized], np.int64)
+    larger = to.add("Mul", [sides, side], "photo.larger")
+    if preprocess.crop_mode == "squash":  # by itself: every side becomes the same
+        return to.add("Div", [larger, sides], "photo.new")
     short = to.add("ReduceMin", [sides], "photo.short", keepdims=1)
-    larger = to.add("Mul", [sides, to.constant("side", [resized], np.int64)], "photo.larger")
-    new = to.add("Div", [larger, short], "photo.new")
-    one = to.constant("one", [1], np.int64)
-    two = to.constant("two", [2], np.int64)
-    width = to.add("Slice", [new, one, two], "photo.width")
-    before = to.add("Shape", ["photo.values"], "photo.before", start=0, end=3)
-    flat = to.add("Concat", [before, width], "photo.flat", axis=0)
-    first = to.add("Shape", ["photo.values"], "photo.first", start=0, end=2)
-    return flat, to.add("Concat", [first, new], "photo.shape", axis=0)
+    return to.add("Div", [larger, short], "photo.new")
 
 
-def _crop(to: _Nodes, resized: str, size: int) -> None:
-    """The middle; its offset is rounded to the next even number, as Python does."""
-    side = to.constant("size", [size], np.int64)
+def _new_shapes(to: _Nodes, preprocess: Preprocess) -> tuple[str, str]:
+    """Shapes after the first and the second pass: each pass resizes along one axis."""
+    new = _new_sides(to, preprocess)
+    zero, one, two = (to.constant(f"at{i}", [i], np.int64) for i in range(3))
+    height, width = (f"photo.sides.{name}" for name in ("height", "width"))
+    to.add("Slice", ["photo.sides", zero, one], height)
+    to.add("Slice", ["photo.sides", one, two], width)
+    rows = to.add("Slice", [new, zero, one], "photo.new.height")
+    columns = to.add("Slice", [new, one, two], "photo.new.width")
+    between = to.add("Concat", [height, columns], "photo.across.sides", axis=0)
+    if takes_fewest_rows_first():
+        down = to.add("Concat", [rows, width], "photo.down.sides", axis=0)
+        is_tall = _is_tall(to, to.add("Sub", ["photo.sides", new], "photo.lost"))
+        between = to.add("Where", [is_tall, down, between], "photo.between")
+    before = to.add("Shape", ["photo.values"], "photo.before", start=0, end=2)
+    flat = to.add("Concat", [before, between], "photo.flat", axis=0)
+    return flat, to.add("Concat", [before, new], "photo.shape", axis=0)
+
+
+def _is_tall(to: _Nodes, lost: str) -> str:
+    """Whether so many more rows are lost than columns that Pillow resizes downwards first."""
+    zero, one, two = (f"photo.at{i}" for i in range(3))
+    rows = to.add("Slice", [lost, zero, one], "photo.lost.rows")
+    columns = to.add("Slice", [lost, one, two], "photo.lost.columns")
+    doubled = to.add("Mul", [columns, two], "photo.lost.twice")
+    shrinks = to.add("Greater", [rows, zero], "photo.shrinks")
+    more = to.add("Greater", [rows, doubled], "photo.morerows")
+    return to.add("And", [shrinks, more], "photo.istall")
+
+
+@functools.cache
+def takes_fewest_rows_first() -> bool:
+    """Whether the Pillow that is here resizes downwards first what loses many rows.
+
+    Its order is a matter of speed, and not documented: Pillow 13 begins with the rows where it
+    loses some, and more than twice as many as columns; others may always begin with the columns. A
+    cubic filter overshoots, and what is cut between the passes depends on their order.
+    """
+    from PIL import Image
+
+    stripes = np.random.default_rng(0).integers(0, 2, (61, 40), np.uint8) * 255
+    image, cubic = Image.fromarray(stripes), Image.Resampling.BICUBIC
+    down_first = image.resize((40, 24), cubic).resize((24, 24), cubic)
+    return image.resize((24, 24), cubic).tobytes() == down_first.tobytes()
+
+
+def _start(to: _Nodes, preprocess: Preprocess) -> str:
+    """Where the middle begins; its offset is rounded to the next even number, as Python does."""
+    side = to.constant("size", [preprocess.size], np.int64)
     left_over = to.add("Sub", ["photo.new", side], "photo.margin")
     margin = to.add("Cast", [left_over], "photo.marginfloat", to=TensorProto.FLOAT)
     halved = to.add("Mul", [margin, to.constant("halve", 0.5, np.float32)], "photo.halved")
     rounded = to.add("Round", [halved], "photo.offset")
-    start = to.add("Cast", [rounded], "photo.start", to=TensorProto.INT64)
-    end = to.add("Add", [start, side], "photo.end")
+    return to.add("Cast", [rounded], "photo.start", to=TensorProto.INT64)
+
+
+def _rounded(to: _Nodes, values: str, output: str) -> None:
+    """Whole numbers; halves are rounded up, as Pillow does."""
+    raised = to.add("Add", [values, to.constant("up", 0.5, np.float32)], "photo.up.raised")
+    to.add("Floor", [raised], output)
+
+
+def _crop(to: _Nodes, resized: str, preprocess: Preprocess) -> None:
+    """The middle of what is larger than the input, or as large."""
+    start = _start(to, preprocess)
+    end = to.add("Add", [start, "photo.size"], "photo.end")
     axes = to.constant("axes", [2, 3], np.int64)
-    middle = to.add("Slice", [resized, start, end, axes], "photo.middle")
-    raised = to.add("Add", [middle, to.constant("up", 0.5, np.float32)], "photo.up.raised")
-    to.add("Floor", [raised], PIXELS)
+    _rounded(to, to.add("Slice", [resized, start, end, axes], "photo.middle"), PIXELS)
+
+
+def _border(to: _Nodes, resized: str, preprocess: Preprocess) -> None:
+    """The middle; where the image is smaller, the mean colour around it.
+
+    A pad is of one value for all channels: so the colour is zero while it is put around.
+    """
+    start = _start(to, preprocess)
+    lacking = to.add("Sub", ["photo.size", "photo.new"], "photo.lacking")
+    # What is put before, rounded down; where the image is larger a negative pad crops.
+    two = to.constant("pad.two", [2], np.int64)
+    before = to.add("Div", [lacking, two], "photo.before.lacking")
+    cut = to.add("Neg", [start], "photo.before.cut")
+    nothing = to.constant("nothing", [0], np.int64)
+    is_smaller = to.add("Greater", [lacking, nothing], "photo.issmaller")
+    first = to.add("Where", [is_smaller, before, cut], "photo.pad.first")
+    last = to.add("Sub", [lacking, first], "photo.pad.last")
+    pads = to.add("Concat", [first, last], "photo.pads", axis=0)
+    colour = to.constant("colour", np.reshape(preprocess.fill, (-1, 1, 1)), np.float32)
+    _rounded(to, resized, "photo.levels")
+    without = to.add("Sub", ["photo.levels", colour], "photo.without")
+    axes = to.constant("axes", [2, 3], np.int64)
+    padded = to.add("Pad", [without, pads, "", axes], "photo.padded")
+    to.add("Add", [padded, colour], PIXELS)
 
 
 def _normalize(to: _Nodes, preprocess: Preprocess, result: str) -> None:

@@ -117,6 +117,7 @@ class Compared(Plain):
         pairs: Their artifacts.
         versions: Packages with another version, before and after.
         machines: CPU of each run.
+        remarks: What else to know, a line each.
     """
 
     baseline: str
@@ -124,6 +125,7 @@ class Compared(Plain):
     pairs: tuple[Pair, ...]
     versions: Mapping[str, tuple[str, str]]
     machines: tuple[str, str]
+    remarks: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> list[str]:

@@ -107,6 +107,7 @@ def _changed(pair: Pair) -> str:
 def _notes(compared: Compared) -> Iterator[str]:
     """What to know beside the table."""
     yield from compared.regressions or ["no regression is proven"]
+    yield from compared.remarks
     reasons = dict.fromkeys(pair.why_not for pair in compared.pairs if pair.why_not)
     yield from (f"accuracy is not compared: {why}" for why in reasons)
     for pair in compared.pairs:

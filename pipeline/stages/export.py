@@ -59,7 +59,9 @@ class ExportStep(StageStep):
 
     def tools(self) -> dict[str, str]:
         """The exporter's packages."""
-        return {**self.source.tools(), **versions("onnx", "onnxscript")}
+        # What is put before the graph resizes as the Pillow does that is here.
+        before = versions("pillow", "onnxruntime") if self._takes_photos else {}
+        return {**self.source.tools(), **versions("onnx", "onnxscript"), **before}
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Export, strip, describe and check the graph."""

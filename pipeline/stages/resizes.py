@@ -19,7 +19,7 @@ from pipeline.core.figures import Number, measured_here
 from pipeline.core.network import in_batches
 from pipeline.core.preprocess import Pictures, Preprocess
 from pipeline.core.runner import Runner
-from pipeline.emulate.resizes import Photo, Way, ways, why_nothing
+from pipeline.emulate.resizes import SIDES, Photo, Way, ways, why_nothing
 from pipeline.stages.context import RunContext, StageStep
 from pipeline.stages.images import evenly
 from pipeline.stages.target_step import code_beside
@@ -264,7 +264,8 @@ def _share(hits: npt.NDArray[np.bool_], by: str) -> Number:
 
 
 def _in_words(preprocess: Preprocess) -> str:
+    side = SIDES[preprocess.crop_mode]
     return (
-        f"Pillow, {preprocess.interpolation}: shorter side to {preprocess.resized}, the middle "
+        f"Pillow, {preprocess.interpolation}: {side} to {preprocess.resized}, the middle "
         f"{preprocess.size} x {preprocess.size}"
     )

@@ -28,6 +28,7 @@ from pipeline.targets.refusals import signature
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.targets.apple import Swift
     from pipeline.targets.forms import Form
 
 
@@ -160,6 +161,8 @@ class Target(ABC):
             the others can do it as well.
         builds_differ: Why two builds from the same inputs are not the same bytes; "" if they are.
         devices: Kinds of connected device that `measure_on` takes.
+        swift: How a Swift package measures its artifacts on a device that is not connected; None
+            where none does.
         calibrated: Precisions of which `build` asks for calibration images. Forms of the graph have
             their own, see `pipeline.targets.forms`.
         anywhere: What it builds for this machine runs on others, so that examples show it first.
@@ -180,6 +183,7 @@ class Target(ABC):
     builds_on: ClassVar[str] = "cpu"
     builds_differ: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ()
+    swift: ClassVar[Swift | None] = None
     calibrated: ClassVar[frozenset[str]] = frozenset()
     anywhere: ClassVar[bool] = False
     checks: ClassVar[tuple[str, ...]] = ()

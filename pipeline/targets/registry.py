@@ -66,10 +66,10 @@ TARGETS = Registry(_PLACES)
 
 
 def able(method: str) -> list[str]:
-    """Names of the targets that offer what others leave out, such as "diff" or "fitness".
+    """Names of the targets that offer what others leave out, such as "diff" or "swift".
 
     Args:
-        method: Name of a method that `Target` gives a default.
+        method: Name of a method or attribute that `Target` gives a default.
     """
     from pipeline.targets.base import Target
 

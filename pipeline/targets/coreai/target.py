@@ -16,6 +16,7 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
+from pipeline.targets.apple import Swift
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
@@ -26,7 +27,7 @@ from pipeline.targets.base import (
 )
 from pipeline.targets.coreai.build import RECIPES, build
 from pipeline.targets.coreai.options import CoreAIOptions
-from pipeline.targets.coreai.package import MODEL, PACKAGES, check, producers
+from pipeline.targets.coreai.package import MODEL, PACKAGES, check, digest, producers
 
 if TYPE_CHECKING:
     from pipeline.targets.coreai.runner import Bound
@@ -59,6 +60,7 @@ class CoreAITarget(Target):
     precisions = dict.fromkeys(RECIPES, MODULE)
     options = CoreAIOptions
     devices = ("mac", "iphone", "ipad")
+    swift = Swift("CoreAIBench", "coreai-bench", MODEL, digest, prefix="CoreAI", takes_image=False)
 
     def requirements(self) -> list[Requirement]:
         """See `Target.requirements`."""

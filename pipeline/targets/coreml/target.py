@@ -20,6 +20,7 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
+from pipeline.targets.apple import Swift
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
@@ -32,7 +33,7 @@ from pipeline.targets.base import (
 from pipeline.targets.coreml.build import RECIPES, Recipe
 from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
 from pipeline.targets.coreml.options import CoreMLOptions
-from pipeline.targets.coreml.package import MODEL
+from pipeline.targets.coreml.package import MODEL, digest
 from pipeline.targets.coreml.quiet import logged
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class CoreMLTarget(Target):
     published_on = published.IPHONE
     resource = "mac"
     devices = ("mac", "iphone", "ipad")
+    swift = Swift("CoreMLBench", "coreml-bench", MODEL, digest, prefix="", takes_image=True)
     calibrated = frozenset(name for name, recipe in RECIPES.items() if recipe.calibrated)
 
     def requirements(self) -> list[Requirement]:

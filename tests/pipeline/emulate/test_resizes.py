@@ -54,6 +54,31 @@ def test_every_way_gives_the_networks_shape_and_something_else() -> None:
     assert len(set(names)) == len(names) == 16
 
 
+def test_squashing_networks_are_compared_with_squashed_images() -> None:
+    own = dataclasses.replace(OWN, crop_mode="squash")
+    shown = as_file(picture(300, 196), "JPEG", own)
+    for each in ways(own):
+        if each.name != "crop-down":  # both margins are even
+            same = each.name in ("pillow-bicubic", "wrong-mean")
+            assert (each.pixels(shown) == shown.own).all() == same, each.name
+    assert (way("no-margin", own).pixels(shown) == way("squash").pixels(shown)).all()
+    centred = dataclasses.replace(OWN, crop=1.0)
+    assert (way("keep-shape", own).pixels(shown) == centred.pixels(shown.image)).all()
+    assert way("side-up", own).title.startswith("both sides")
+    whole = dataclasses.replace(own, crop=1.0)
+    assert "nothing is cropped" in why_nothing(way("crop-down", whole), 5, 0, whole)
+
+
+def test_bordered_networks_have_their_border_in_every_way() -> None:
+    own = dataclasses.replace(OWN, crop=1.0, crop_mode="border")
+    shown = as_file(picture(300, 196), "JPEG", own)
+    border = shown.own[:3]
+    assert (border == own.fill).all()
+    for each in ways(own):
+        if each.name not in ("squash", "bgr"):
+            assert (each.pixels(shown)[:3] == border).all(), each.name
+
+
 def test_gray_networks_have_all_ways_too() -> None:
     shown = as_file(picture(300, 202), "JPEG", GRAY)
     for each in ways(GRAY):

@@ -49,6 +49,25 @@ def test_every_crop_has_its_offset(crop: float) -> None:
         assert photo.difference_to_pillow(spec, photos) <= 1
 
 
+def test_what_is_tall_is_resized_in_pillows_order() -> None:
+    assert photo.takes_fewest_rows_first(), "the Pillow of the constraints does"
+    tall = [picture(height, width) for height, width in ((119, 31), (90, 40), (80, 27), (61, 8))]
+    wide = [picture(width, height) for width, height in ((31, 119), (40, 90), (27, 80))]
+    for crop in (1.0, 0.875, 0.71):
+        assert photo.difference_to_pillow(dataclasses.replace(OWN, crop=crop), tall + wide) <= 1
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+@pytest.mark.parametrize("crop", [1.0, 0.875, 0.71])
+def test_other_modes_are_pillows(mode: Literal["squash", "border"], crop: float) -> None:
+    photos = [picture(height, width) for height, width in SIZES]
+    for size in (24, 25):
+        spec = dataclasses.replace(OWN, crop=crop, crop_mode=mode, size=size)
+        assert photo.difference_to_pillow(spec, photos) <= 1
+    gray = dataclasses.replace(GRAY, crop=crop, crop_mode=mode)
+    assert photo.difference_to_pillow(gray, photos) <= 1
+
+
 def test_brightness_is_pillows() -> None:
     photos = [picture(height, width) for height, width in SIZES]
     assert photo.difference_to_pillow(GRAY, photos) <= 1
@@ -88,7 +107,7 @@ def run(model: onnx.ModelProto, given: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return logits
 
 
-@pytest.mark.parametrize("spec", [OWN, GRAY])
+@pytest.mark.parametrize("spec", [OWN, GRAY, dataclasses.replace(OWN, crop_mode="border")])
 def test_a_photograph_gives_the_logits_of_its_prepared_image(spec: Preprocess) -> None:
     model = network(channels=spec.depth)
     before = model.SerializeToString()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,14 @@ def test_swift_package(build: Build, tmp_path: Path) -> None:
     assert "has not been compiled" in (folder / "README.md").read_text()
     with pytest.raises(InputError, match="not empty"):
         write_bench_package(build(), folder)
+
+
+def test_a_target_without_a_swift_package_is_refused(build: Build, tmp_path: Path) -> None:
+    other = dataclasses.replace(build(), name="ort/fp32")
+    told = r"no Swift package measures ort/fp32: give --target coreml or coreai"
+    with pytest.raises(InputError, match=told):
+        write_bench_package(other, tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
 
 
 def test_no_link_in_a_package_is_followed(build: Build, tmp_path: Path) -> None:
