@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
+from torch.nn.functional import interpolate
+from torchvision.io import ImageReadMode
 
 from pipeline.core.preprocess import Exif, decode
 
 _JPEG = b"\xff\xd8\xff"
+_decode_jpeg = torch.ops.image.decode_jpeg
+"""What torchvision.io.decode_jpeg calls, after it has warned of its end for each image anew: its
+decoders will move to torchcodec, which needs FFmpeg. The warning takes 3 % of an image's time."""
+
 _MOST_ATTEMPTS = 10
 """Draws of a crop before the middle is taken, as in timm."""
 
@@ -46,7 +48,7 @@ class DecodeAndCrop:
         exif: Exif,
     ) -> None:
         self.size, self.scale, self.ratio, self.exif = size, scale, ratio, exif
-        self.interpolations = [InterpolationMode(name) for name in interpolations]
+        self.interpolations = interpolations
 
     def __call__(self, encoded: bytes, name: str) -> Image.Image:
         """Decode and crop.
@@ -61,13 +63,14 @@ class DecodeAndCrop:
         pixels = _decoded(encoded, name, self.exif)
         top, left, height, width = self.part(pixels.shape[1], pixels.shape[2])
         chosen = int(torch.randint(len(self.interpolations), ()))
-        part = pixels[None, :, top : top + height, left : left + width]
+        part = pixels.narrow(1, top, height).narrow(2, left, width).unsqueeze(0)
         # With the channels of a pixel side by side, as Pillow has them, resizing takes two thirds
         # of the time, and the result is handed over without being turned.
         part = part.contiguous(memory_format=torch.channels_last)
-        side = [self.size, self.size]
-        square = functional.resize(part, side, self.interpolations[chosen], antialias=True)
-        return Image.fromarray(square[0].permute(1, 2, 0).numpy())
+        side = (self.size, self.size)
+        # What torchvision's resize does with 8-bit pixels, without its checks of the arguments.
+        square = interpolate(part, side, mode=self.interpolations[chosen], antialias=True)
+        return Image.fromarray(square.squeeze(0).permute(1, 2, 0).numpy())
 
     def part(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a random part."""
@@ -89,11 +92,8 @@ def _decoded(encoded: bytes, name: str, exif: Exif) -> torch.Tensor:
     """uint8 of shape (3, height, width)."""
     if encoded[:3] == _JPEG:
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        upright = exif == "apply"
         # Truncated, or of a kind that it does not know: Pillow decides below.
-        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
-            # torchvision's decoders will move to torchcodec, which needs FFmpeg.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=upright)  # type: ignore[no-any-return]
+        with contextlib.suppress(RuntimeError):
+            return _decode_jpeg(data, ImageReadMode.RGB.value, exif == "apply")  # type: ignore[no-any-return]
     image = decode(encoded, name, exif)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms import Compose, Grayscale
 
-from care import sampling
+from care import sampling, warps
 from care.data import Dataset, Subset
 from care.decoding import DecodeAndCrop
 from care.distributed import World
@@ -340,9 +339,10 @@ def augmentation(
         use_prefetcher=True,  # ends with 8-bit pixels
     )
     mend(transform)
+    steps = transform.transforms[:-1]  # the last would make a tensor in its own way
     gray = [Grayscale()] if spec.channels == "gray" else []
     if settings.decoder == "pillow":
-        return None, Compose([*gray, transform, _as_tensor])
+        return None, Compose([*gray, *steps, _as_tensor])
     kinds = {"model": (spec.interpolation,), "random": ("bilinear", "bicubic")}
     crop = DecodeAndCrop(
         spec.size,
@@ -351,20 +351,22 @@ def augmentation(
         kinds.get(interpolation, (interpolation,)),
         settings.exif,
     )
-    return crop, Compose([*gray, *transform.transforms[1:], _as_tensor])
+    warps.hasten(transform)
+    return crop, Compose([*gray, *steps[1:], _as_tensor])
 
 
 def mend(transform: Compose) -> Compose:
     """Let the policies of timm's transforms take every strength with Pillow 13; in place."""
-    for step in transform.transforms:
-        for operation in itertools.chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
+    for operation in warps.operations(transform):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
     return transform
 
 
-def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+def _as_tensor(image: Image.Image) -> Tensor:
+    """uint8 of shape (depth, size, size), of which the channels of a pixel lie side by side."""
+    pixels = torch.from_numpy(np.array(image))
+    return (pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -378,7 +380,9 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    pixels = torch.stack([sample.pixels for sample in samples])
+    # Stacked as they lie in memory; the device turns them, if the network wants them so.
+    pixels = torch.stack([sample.pixels.permute(1, 2, 0) for sample in samples])
+    pixels = pixels.permute(0, 3, 1, 2)
     targets = torch.tensor([sample.label for sample in samples])
     return Batch(pixels, targets, tuple(s.unreadable for s in samples if s.unreadable))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class FolderDataset(EncodedDataset):
 
     def _read(self, index: int) -> bytes:
         file = self.root / self.names[index]
-        if file.exists() and not file.is_file():
+        if not stat.S_ISREG(file.stat().st_mode):
             raise OSError("it is a device or a pipe")  # reading it might never end
         with file.open("rb") as stream:
             data = read_at_most(stream, MOST_BYTES + 1)

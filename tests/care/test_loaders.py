@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment
 
-from care import sampling
+from care import sampling, warps
 from care.data import Dataset, open_dataset
 from care.distributed import World
-from care.loaders import Finish, TrainLoader, Transform, Validation, mixer
+from care.loaders import Finish, TrainLoader, Transform, Validation, augmentation, mixer
 from care.settings import TrainSettings
 from pipeline.core.errors import DataError, UnavailableError
 from pipeline.core.preprocess import Preprocess
@@ -196,6 +197,23 @@ def test_validation_shares_all_images_and_prepares_them_as_deployed(images: Data
     assert sorted(seen) == list(range(20))
     image = images.image(7)
     np.testing.assert_array_equal(Transform(SPEC)(image).numpy(), SPEC(image))
+
+
+def test_pixels_stay_as_they_lie_in_memory(images: Dataset) -> None:
+    for decoder in ("pillow", "torchvision"):
+        loader = TrainLoader(settings(decoder=decoder), images, SPEC, World(0, 1, CPU))
+        pixels = next(loader.batches(0, 1)).pixels
+        assert pixels.shape[1:] == (3, SPEC.size, SPEC.size)
+        assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_the_recipes_that_allow_a_level_take_faster_operations() -> None:
+    shears = {}
+    for decoder in ("pillow", "torchvision"):
+        _, transform = augmentation(settings(decoder=decoder, auto_augment="rand-m9"), SPEC)
+        shears[decoder] = {one.name: one.aug_fn for one in warps.operations(transform)}["ShearX"]
+    assert shears["pillow"] is auto_augment.shear_x
+    assert shears["torchvision"] is not auto_augment.shear_x
 
 
 def test_gray_networks_get_one_channel(images: Dataset) -> None:
