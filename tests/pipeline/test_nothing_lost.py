@@ -253,6 +253,7 @@ PLACES = {
     "pipeline/exports/bundle.py:write_bundle": "a new file, in a workspace",
     "calibration/kept.py:Kept._append": "its own file, known by its first line",
     "calibration/kept.py:Kept.forget": "its own file, known by its first line",
+    "calibration/parts.py:write_part": MADE,
     "pipeline/commands/clean.py:_remove": "what was asked for: whole artifacts and caches of ours",
     "pipeline/commands/compare.py:Files.tell": "refuses what is no comparison of ours",
     "pipeline/commands/environment.py:_make": "in a temporary folder",
