@@ -85,6 +85,7 @@ class Learner:
         self.go_to(0)
         half = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(world.device.type) if half else None
+        self._weights = list(self.model.parameters())  # looking for them takes time at each step
         self._buffers = list(self.model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
         self._ema = ModelEmaV3(self.model, settings.ema_decay) if settings.ema_decay else None
@@ -137,7 +138,7 @@ class Learner:
         # Processes share their gradients: what is not finite in one is so in all of them.
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._weights if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm = float(norm)
         if math.isfinite(self.gradient_norm):
