@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,12 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode
 
-from pipeline.core.preprocess import Exif, decode
+from pipeline.core.preprocess import MAX_PIXELS, Exif, decode
 
 _JPEG = b"\xff\xd8\xff"
+_MARKER = 0xFF
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of frame headers; those left out are of tables and reserved (ITU-T T.81, table B.1)."""
 _decode_jpeg = torch.ops.image.decode_jpeg
 """What torchvision.io.decode_jpeg calls, after it has warned of its end for each image anew: its
 decoders will move to torchcodec, which needs FFmpeg. The warning takes 3 % of an image's time."""
@@ -88,9 +92,24 @@ class DecodeAndCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
+def _stated_pixels(encoded: bytes) -> int:
+    """Pixels by the frame header of a JPEG (ITU-T T.81, B.2.2); 0 where there is none to be found.
+
+    torchvision takes the memory for as many as are stated, however small the file.
+    """
+    at = 2
+    while encoded[:3] == _JPEG and at + 9 <= len(encoded) and encoded[at] == _MARKER:
+        kind = encoded[at + 1]
+        if kind in _FRAMES:
+            height, width = struct.unpack_from(">HH", encoded, at + 5)
+            return int(height * width)
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return 0
+
+
 def _decoded(encoded: bytes, name: str, exif: Exif) -> torch.Tensor:
     """uint8 of shape (3, height, width)."""
-    if encoded[:3] == _JPEG:
+    if 0 < _stated_pixels(encoded) <= MAX_PIXELS:
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         # Truncated, or of a kind that it does not know: Pillow decides below.
         with contextlib.suppress(RuntimeError):

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from care import decoding
 from care.decoding import DecodeAndCrop
 from pipeline.core.errors import DataError
 
@@ -86,3 +87,23 @@ def test_the_orientation_is_followed_or_not() -> None:
 def test_what_cannot_be_decoded_is_named_by_pillow() -> None:
     with pytest.raises(DataError, match=r"x\.JPEG is a truncated or corrupt image"):
         WHOLE(encoded("JPEG")[:300], "x.JPEG")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"comment": b"x" * 300}, {"exif": b"Exif\0\0" + bytes(9)}],
+)
+def test_jpegs_need_no_pillow(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "decode", lambda *arguments: pytest.fail("Pillow was asked"))
+    assert WHOLE(encoded("JPEG", **options), "x").size == (48, 48)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_what_unpacks_to_gigabytes_is_refused_unopened(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_decode_jpeg", lambda *arguments: pytest.fail("it was opened"))
+    sides = (48).to_bytes(2, "big") * 2
+    bomb = encoded("JPEG", **options).replace(sides, b"\xea\x60\xea\x60", 1)
+    with pytest.raises(DataError, match="unpacks to more than 89 million pixels"):
+        WHOLE(bomb, "bomb.jpg")
