@@ -24,7 +24,17 @@ from pipeline.emulate.onnx.executor import GraphExecutor
 from pipeline.emulate.onnx.graph import to_dtype
 from pipeline.emulate.onnx.operators import OPERATORS
 
-pytestmark = pytest.mark.slow
+JUDGES = (1, 23)
+"""ONNX's first version whose cases are right: 1.19 expects queries to be grouped otherwise, NaN of
+an L2 norm of zero and rotary angles that do not fit its inputs, and has no case of CumProd."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        tuple(map(int, onnx.__version__.split(".")[:2])) < JUDGES,
+        reason=f"some cases of ONNX {onnx.__version__} expect what later ones corrected",
+    ),
+]
 
 REFUSALS = {
     r"has the type (STRING|FLOAT4E2M1|FLOAT8E8M0|U?INT2),": "no target computes with these types",

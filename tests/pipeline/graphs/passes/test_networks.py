@@ -50,6 +50,8 @@ def exported(
     )
     assert program is not None
     if request.param == "exported":
+        if any(node.op_type == "Shape" for node in program.model_proto.graph.node):
+            pytest.skip(f"PyTorch {torch.__version__} exports sizes that are computed: for onnxsim")
         program.save(str(path))
         return path
     simplified, same = onnxsim.simplify(program.model_proto)
