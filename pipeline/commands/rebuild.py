@@ -35,6 +35,9 @@ from pipeline.steps.step import State
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate")
 """What is made once more. Latency is not: two runs one after the other say nothing of it."""
 
+_PROGRAM = __name__.partition(".")[0]
+"""What `python -m` is told: the package that this module is in."""
+
 _CAME_TO_AN_END = (0, GateFailedError.exit_code, BuildError.exit_code)
 """Exit codes of runs that leave results: a gate that fails, or a build, is what is looked for."""
 
@@ -166,7 +169,7 @@ def _run(python: Path, written: Path, title: str) -> Rebuilt:
     """Run in the other environment what is out of date there."""
     selection = [word for stage in STAGES for word in ("--only", stage)]
     # -P: a file pipeline.py in the working directory would stand for this project.
-    command = [str(python), "-P", "-m", "pipeline", "run", str(written), "--quiet", *selection]
+    command = [str(python), "-P", "-m", _PROGRAM, "run", str(written), "--quiet", *selection]
     print(f"rebuilding {title}", file=sys.stderr, flush=True)
     done = run_in(command)
     if done.returncode not in _CAME_TO_AN_END:

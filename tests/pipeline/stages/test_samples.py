@@ -4,12 +4,14 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.steps.artifact import Artifact
 
 ROOT = Path(__file__).parents[3]
@@ -24,29 +26,17 @@ validation: {images: 100}
 PIXELS = 100 * 64 * 64 * 3
 
 
-def run(
-    folder: Path, output: Path, before: Callable[[], None] = lambda: None
-) -> subprocess.CompletedProcess[str]:
-    """Decode and preprocess the validation images, by the real command."""
+def words(folder: Path, output: Path) -> list[str]:
+    """Arguments that decode and preprocess the validation images."""
     config = folder / "pipeline.yaml"
     config.write_text(f"{CONFIG}output: {output}\n")
-    command = [sys.executable, "-m", "pipeline", "run", str(config), "--only", "validate"]
-    return subprocess.run(
-        [*command, "--quiet"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        preexec_fn=before,
-    )
+    return ["run", str(config), "--only", "validate", "--quiet"]
 
 
-def assert_said_and_nothing_left(
-    result: subprocess.CompletedProcess[str], output: Path, reason: str
-) -> None:
-    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if "validate/samples failed" in line]
+def assert_said_and_nothing_left(code: int, said: str, output: Path, reason: str) -> None:
+    assert code == 2, said
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if "validate/samples failed" in line]
     assert len(lines) == 1
     assert f"validate/samples: {reason}" in lines[0]
     assert "free disk space" in lines[0]
@@ -71,8 +61,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
-    result = run(tmp_path, small_disk)
-    assert_said_and_nothing_left(result, small_disk, "No space left on device")
+    result = CliRunner().invoke(main, words(tmp_path, small_disk))
+    assert_said_and_nothing_left(
+        result.exit_code, result.stderr, small_disk, "No space left on device"
+    )
     assert os.statvfs(small_disk).f_bavail > 0
 
 
@@ -80,11 +72,19 @@ def test_files_that_may_not_grow_are_one_line_and_leave_nothing(tmp_path: Path) 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (PIXELS // 2, PIXELS // 2))
 
-    assert_said_and_nothing_left(run(tmp_path, tmp_path, limit), tmp_path, "File too large")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words(tmp_path, tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        preexec_fn=limit,
+    )
+    assert_said_and_nothing_left(result.returncode, result.stderr, tmp_path, "File too large")
 
 
 def test_samples_are_images_in_numpys_format(tmp_path: Path) -> None:
-    assert run(tmp_path, tmp_path).returncode == 0
+    assert CliRunner().invoke(main, words(tmp_path, tmp_path)).exit_code == 0
     made = Artifact.read(tmp_path / "trial/validate/samples")
     made.verify()
     pixels = np.load(made.path("pixels.npy"), mmap_mode="r")
