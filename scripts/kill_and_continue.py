@@ -207,8 +207,10 @@ def main(kills: int, images: int, seed: int, signals: tuple[str, ...]) -> None:
         while wanted:
             moment, name = moments.uniform(0.1, seconds / 3), wanted[-1]
             emptied(temporary)
+            # SIGKILL may leave something, which stays until its step begins in a later run.
+            before = left_over(output, temporary, usual)
             status, lived_on = ended(config, temporary, signal.Signals[name], moment)
-            left = left_over(output, temporary, usual)
+            left = [path for path in left_over(output, temporary, usual) if path not in before]
             new = problems(name, status, lived_on, left)
             faults += new
             for fault in new:
