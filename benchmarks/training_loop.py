@@ -77,7 +77,8 @@ class Turns:
     def _step(self, step: int) -> None:
         """What a training has to do, and nothing else."""
         learner = self.bare.learner
-        learner.model.train()
+        if step == 0:
+            learner.model.train()
         sampling.seed_step(self.bare.settings.seed, step, 0, 0)  # the same share is mixed
         images, targets = self.bare.finish(self.batch)
         images = images.contiguous(memory_format=learner.memory_format)

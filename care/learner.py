@@ -86,6 +86,7 @@ class Learner:
         half = settings.precision == "fp16"
         self.scaler = torch.amp.GradScaler(world.device.type) if half else None
         self._weights = list(self.model.parameters())  # looking for them takes time at each step
+        self._is_frozen_somewhere = not all(weight.requires_grad for weight in self._weights)
         self._buffers = list(self.model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
         self._ema = ModelEmaV3(self.model, settings.ema_decay) if settings.ema_decay else None
@@ -103,7 +104,9 @@ class Learner:
 
     def begin_training(self) -> None:
         """Set the network to training; what is frozen stays as it is deployed."""
-        set_training(self.model)
+        # To look at every module takes time at each step. What validated sets all or none.
+        if self._is_frozen_somewhere or not self.model.training:
+            set_training(self.model)
 
     def learn(self, images: Tensor, targets: Tensor, *, part: int = 0, step: bool) -> Tensor:
         """Gather the gradients of a part of a step, and take the step if it is the last part.
