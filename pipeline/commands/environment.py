@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import subprocess
@@ -112,7 +111,7 @@ def run_in(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def _make(folder: Path) -> Path:
     """A virtual environment that finds its own packages first, and then those of this process."""
-    has_pip = importlib.util.find_spec("pip") is not None
+    has_pip = "pip" in _installed()  # to look for the module itself would wake setuptools' hooks
     try:
         venv.create(folder, with_pip=not has_pip, symlinks=os.name != "nt")
     except (subprocess.CalledProcessError, OSError) as error:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import filelock
 import pytest
@@ -66,6 +68,8 @@ def test_only_what_was_asked_is_other(index: Path, monkeypatch: pytest.MonkeyPat
     wheel(index, "filelock", "99.1", "STAND_IN = True")
     here = importlib.metadata.version("filelock")
     monkeypatch.setenv("PYTHONPATH", str(Path(filelock.__file__).parents[1]))  # the old one's
+    # Where something loaded distutils before, setuptools warns whoever looks for the module pip.
+    monkeypatch.setitem(sys.modules, "distutils", ModuleType("distutils"))
     code = (
         "import importlib.metadata as m, json, filelock, pipeline, click\n"
         "print(json.dumps([m.version('filelock'), filelock.STAND_IN, pipeline.__file__, "
