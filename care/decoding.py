@@ -97,8 +97,8 @@ def _stated_pixels(encoded: bytes) -> int:
 
     torchvision takes the memory for as many as are stated, however small the file.
     """
-    at = 2
-    while encoded[:3] == _JPEG and at + 9 <= len(encoded) and encoded[at] == _MARKER:
+    at = 2 if encoded[:3] == _JPEG else len(encoded)
+    while at + 9 <= len(encoded) and encoded[at] == _MARKER:
         kind = encoded[at + 1]
         if kind in _FRAMES:
             height, width = struct.unpack_from(">HH", encoded, at + 5)

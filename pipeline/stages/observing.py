@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
 from pipeline.stages.calibration_set import read_calibration
-from pipeline.stages.context import RunContext, StageStep
+from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_labels
-from pipeline.stages.shards import Sharded, place_of_shards
+from pipeline.stages.shards import Shard, Sharded
 from pipeline.steps.step import Step
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Observed:
         self.digest = hashlib.sha256(content + named.encode()).hexdigest()
 
 
-class ObservationShard(StageStep):
+class ObservationShard(Shard["dict[str, Statistics]"]):
     """What was seen of some consecutive calibration images.
 
     Args:
@@ -127,25 +127,15 @@ class ObservationShard(StageStep):
     """
 
     stage = "calibrate"
+    whole: ObservingStep
 
     def __init__(self, whole: ObservingStep, number: int) -> None:
-        name = f"{place_of_shards(whole)}/{number:05d}"
-        super().__init__(whole.context, name, [whole.simplify, whole.calibration], whole.target)
-        self.whole, self.number = whole, number
+        super().__init__(whole, number, [whole.simplify, whole.calibration])
         self._given: tuple[Observed, Images] | None = None
-        self._seen: dict[str, Statistics] | None = None
 
     def inputs(self) -> Mapping[str, Any]:
         """Which images."""
         return {"shard": {"number": self.number, "images": size_of(self.context.config)}}
-
-    def tools(self) -> dict[str, str]:
-        """Those of the whole."""
-        return self.whole.tools()
-
-    def code(self) -> dict[str, str]:
-        """That of the whole."""
-        return self.whole.code()
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Look at the images of the shard."""
@@ -162,15 +152,13 @@ class ObservationShard(StageStep):
         last = None if first + size >= total else first + size
         self._seen = observe(wanted.model, images, wanted.tensors, between=(first, last))
         write_part(folder, self._seen)
-        return {"of": wanted.digest}
+        return {OF: wanted.digest}
 
     def _images(self) -> Images:
         return read_calibration(self.whole.calibration.artifact()).images
 
     def found(self, wanted: Observed, images: Images) -> dict[str, Statistics]:
         """What was seen: kept before, or looked at now.
-
-        What cannot be kept costs time later, and is no reason to end now.
 
         Args:
             wanted: The graph.
@@ -179,14 +167,7 @@ class ObservationShard(StageStep):
         if (kept := self._kept(wanted)) is not None:
             return kept
         self._given = wanted, images
-        try:
-            self.run()
-        except ArtifactError as error:
-            if self._seen is None:
-                raise
-            self.context.log(f"{self.name} is not kept: {error}")
-        assert self._seen is not None
-        return self._seen
+        return self._run()
 
     def _kept(self, wanted: Observed) -> dict[str, Statistics] | None:
         """What lies there, is up to date, and was seen of this graph; None if nothing is."""

@@ -19,9 +19,9 @@ import json
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -62,6 +62,45 @@ class Sharded(StageStep):
     def forget_shards(self) -> None:
         """See `Step.forget_shards`."""
         forget(self.context.folder / place_of_shards(self))
+
+
+Seen = TypeVar("Seen")
+"""What a shard makes, as it is joined with the others."""
+
+
+class Shard(StageStep, Generic[Seen]):
+    """A part of a longer step, as an artifact of its own, by the same tools and code.
+
+    Args:
+        whole: The longer step.
+        number: Which part, from 0 on.
+        requires: What it is made from.
+    """
+
+    def __init__(self, whole: Sharded, number: int, requires: Sequence[Step]) -> None:
+        name = f"{place_of_shards(whole)}/{number:05d}"
+        super().__init__(whole.context, name, requires, whole.target)
+        self.whole, self.number = whole, number
+        self._seen: Seen | None = None
+
+    def tools(self) -> dict[str, str]:
+        """Those of the whole."""
+        return self.whole.tools()
+
+    def code(self) -> dict[str, str]:
+        """That of the whole."""
+        return self.whole.code()
+
+    def _run(self) -> Seen:
+        """Make it now; what cannot be kept costs time later, and is no reason to end now."""
+        try:
+            self.run()
+        except ArtifactError as error:
+            if self._seen is None:
+                raise
+            self.context.log(f"{self.name} is not kept: {error}")
+        assert self._seen is not None
+        return self._seen
 
 
 class JudgingStep(Sharded):
@@ -115,7 +154,7 @@ class JudgingStep(Sharded):
         return np.concatenate([logits for logits, _ in parts if len(logits)])
 
 
-class ShardStep(StageStep):
+class ShardStep(Shard[tuple[Logits, Any]]):
     """Some consecutive images of a validation.
 
     Args:
@@ -128,15 +167,14 @@ class ShardStep(StageStep):
     """
 
     stage = "validate"
+    whole: JudgingStep
 
     def __init__(self, whole: JudgingStep, number: int, is_last: bool) -> None:
-        name = f"{place_of_shards(whole)}/{number:05d}"
-        super().__init__(whole.context, name, whole.answers_from(), whole.target)
-        self.whole, self.number, self.is_last = whole, number, is_last
+        super().__init__(whole, number, whole.answers_from())
+        self.is_last = is_last
         self.from_source = whole.from_source
         self.seconds = 0.0
         self._runner: Runner | None = None
-        self._computed: tuple[Logits, Any] | None = None
 
     def inputs(self) -> Mapping[str, Any]:
         """What answers, and for which images."""
@@ -150,14 +188,6 @@ class ShardStep(StageStep):
         return (
             {**digests, "checkpoint": self.source.checkpoint_hash} if self.from_source else digests
         )
-
-    def tools(self) -> dict[str, str]:
-        """Those of the whole."""
-        return self.whole.tools()
-
-    def code(self) -> dict[str, str]:
-        """That of the whole."""
-        return self.whole.code()
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Let the runner answer for the images of the shard."""
@@ -175,21 +205,11 @@ class ShardStep(StageStep):
         return {"images": len(logits), "of": self.whole.name}
 
     def found(self, runner: Runner) -> tuple[Logits, Any]:
-        """Its logits, (images, classes), and what was noted of them: kept before, or computed now.
-
-        What cannot be kept costs time later, and is no reason to end now.
-        """
+        """Its logits, (images, classes), and what was noted: kept before, or computed now."""
         if (kept := self._kept()) is not None:
             return kept
         self._runner = runner
-        try:
-            self.run()
-        except ArtifactError as error:
-            if self._computed is None:
-                raise
-            self.context.log(f"{self.name} is not kept: {error}")
-        assert self._computed is not None
-        return self._computed
+        return self._run()
 
     def _kept(self) -> tuple[Logits, Any] | None:
         """What lies there and is up to date; None if nothing is."""
@@ -209,8 +229,8 @@ class ShardStep(StageStep):
         logits, self.seconds = logits_of(self.whole, runner, self.whole.title(), first, last)
         self.beside["images_seconds"] = round(self.seconds, 3)
         # As JSON has it, so that what is joined now is what would be read later.
-        self._computed = logits, json.loads(json.dumps(runner.noted()))
-        return self._computed
+        self._seen = logits, json.loads(json.dumps(runner.noted()))
+        return self._seen
 
     def _bounds(self, batch: int) -> tuple[int, int | None]:
         """Its first image, and the one after its last; None for all that are left."""

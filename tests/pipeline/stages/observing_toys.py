@@ -35,9 +35,9 @@ NETWORK = Network(
 )
 
 
-def write(folder: Path, graph: onnx.ModelProto) -> None:
-    """Write what a calibration is made from."""
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
+def write(folder: Path, graph: onnx.ModelProto, images: int = IMAGES) -> None:
+    """Write what a calibration is made from: a graph, and so many images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8, 3), dtype=np.uint8)
 
     def write_graph(place: Path) -> dict[str, Any]:
         onnx.save(graph, place / GRAPH)
@@ -45,8 +45,8 @@ def write(folder: Path, graph: onnx.ModelProto) -> None:
 
     def write_images(place: Path) -> dict[str, Any]:
         np.save(place / PIXELS, pixels)
-        np.save(place / LABELS, np.zeros(IMAGES, dtype=np.int64))
-        (place / SOURCES).write_text(json.dumps([[str(i), f"h{i}"] for i in range(IMAGES)]))
+        np.save(place / LABELS, np.zeros(images, dtype=np.int64))
+        (place / SOURCES).write_text(json.dumps([[str(i), f"h{i}"] for i in range(images)]))
         return {"network": NETWORK.to_dict()}
 
     _made(folder, "onnx", write_graph)
@@ -57,7 +57,7 @@ def _made(folder: Path, name: str, build: Callable[[Path], dict[str, Any]]) -> N
     artifact.make(folder / name, kind="x", name=name, key="k", made_from={}, tools={}, build=build)
 
 
-def step_of(folder: Path, shard: int) -> RangesStep:
+def step_of(folder: Path, shard: int, *, method: str = "mse", stored: str = "int8") -> RangesStep:
     """The calibration in a folder, in shards of so many images."""
 
     def there(name: str) -> Any:
@@ -72,7 +72,6 @@ def step_of(folder: Path, shard: int) -> RangesStep:
         code=Code(Path(artifact.__file__).parents[2]),
     )
     simplify, calibration = there("onnx"), there("calibration")
-    method, stored = "mse", "int8"
     return RangesStep(cast(Any, context), simplify, calibration, method=method, stored=stored)
 
 

@@ -5,45 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
-import numpy as np
 import onnx
 import pytest
 
 from calibration.ranges import DType, Method
 from pipeline.core.errors import ArtifactError
-from pipeline.core.network import Network
-from pipeline.stages.names import GRAPH, LABELS, PIXELS, SOURCES
 from pipeline.stages.ranges import RANGES, RangesStep, read_ranges
-from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.keys import Code, versions
-from pipeline.steps.step import Context
+from pipeline.steps.keys import versions
+from tests.pipeline.stages.observing_toys import step_of, write
 
 IMAGES = 8
-NETWORK = Network(
-    "small",
-    ("a", "b", "c", "d"),
-    (3, 8, 8),
-    {
-        "size": 8,
-        "crop": 1.0,
-        "interpolation": "bicubic",
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-        "channels": "rgb",
-    },
-)
-
-
-def made(folder: Path, name: str, build: Callable[[Path], dict[str, Any]]) -> Any:
-    """Stands for the step whose artifact this is."""
-    built = artifact.make(
-        folder / name, kind="x", name=name, key="k", made_from={}, tools={}, build=build
-    )
-    return SimpleNamespace(name=name, folder=folder / name, artifact=lambda: built)
 
 
 @pytest.fixture
@@ -51,30 +24,8 @@ def make_step(
     tmp_path: Path, small_graph: Callable[..., onnx.ModelProto]
 ) -> Callable[[str, str], RangesStep]:
     """Makes the step of a method and a stored type."""
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
-
-    def graph(folder: Path) -> dict[str, Any]:
-        onnx.save(small_graph(), folder / GRAPH)
-        return {}
-
-    def images(folder: Path) -> dict[str, Any]:
-        np.save(folder / PIXELS, pixels)
-        np.save(folder / LABELS, np.zeros(IMAGES, dtype=np.int64))
-        (folder / SOURCES).write_text(json.dumps([[str(i), f"h{i}"] for i in range(IMAGES)]))
-        return {"network": NETWORK.to_dict()}
-
-    simplify, calibration = made(tmp_path, "onnx", graph), made(tmp_path, "calibration", images)
-    context = Context(
-        config=SimpleNamespace(folder=tmp_path, calibration=SimpleNamespace(shard=256)),
-        progress=lambda *told: None,
-        log=lambda line: None,
-        code=Code(Path(artifact.__file__).parents[2]),
-    )
-
-    def make(method: str, stored: str) -> RangesStep:
-        return RangesStep(cast(Any, context), simplify, calibration, method=method, stored=stored)
-
-    return make
+    write(tmp_path, small_graph(), IMAGES)
+    return lambda method, stored: step_of(tmp_path, 256, method=method, stored=stored)
 
 
 @pytest.mark.parametrize(
