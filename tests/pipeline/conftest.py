@@ -113,6 +113,18 @@ def graph_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def graph_settings() -> dict[str, Any]:
+    """A configuration of what `graph_project` holds, for ONNX Runtime alone."""
+    return {
+        "name": "mine",
+        "model": {"onnx": "model.onnx"},
+        "data": {"validation": "folder:photos"},
+        "preprocess": {"size": 8, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "targets": {"ort": {"precisions": ["fp32"]}},
+    }
+
+
+@pytest.fixture
 def pictures() -> np.ndarray:
     """Images for the small_graph network, (32, 3, 8, 8)."""
     return np.random.default_rng(1).standard_normal((32, 3, 8, 8)).astype(np.float32)

@@ -172,15 +172,10 @@ def test_a_fleet_of_the_configuration_is_asked(
     assert not list(output.glob("*/*/artifact.json")), "nothing ran here without a word"
 
 
-def test_steps_run_in_processes_of_their_own(graph_project: Path) -> None:
-    settings = {
-        "name": "mine",
-        "model": {"onnx": "model.onnx"},
-        "data": {"validation": "folder:photos"},
-        "preprocess": {"size": 8, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3},
-        "targets": {"ort": {"precisions": ["fp32"]}},
-    }
-    results = pipeline.run(settings, only=("export",), jobs=2)
+def test_steps_run_in_processes_of_their_own(
+    graph_project: Path, graph_settings: dict[str, Any]
+) -> None:
+    results = pipeline.run(graph_settings, only=("export",), jobs=2)
     assert results.exit_code == 0
     with pytest.raises(InputError, match="jobs"):
-        pipeline.run(settings, jobs=0)
+        pipeline.run(graph_settings, jobs=0)

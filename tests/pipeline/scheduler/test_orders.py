@@ -98,21 +98,13 @@ def test_a_configuration_travels_without_secrets_and_own_paths(
 
 
 def test_a_configuration_says_to_workers_what_it_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph_project: Path, graph_settings: dict[str, Any]
 ) -> None:
     """Its defaults, said aloud, would contradict what an ONNX graph brings."""
-    monkeypatch.chdir(tmp_path)
-    values = {
-        "name": "mine",
-        "model": {"onnx": "model.onnx"},
-        "data": {"validation": "folder:photos"},
-        "preprocess": {"size": 8, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3},
-        "targets": {"ort": {"precisions": ["fp32"]}},
-    }
-    plain = config_for_workers(config.from_mapping(values).config)
+    plain = config_for_workers(config.from_mapping(graph_settings).config)
     assert plain["model"]["onnx"] == "../checkpoint/model.onnx"
     there = config.from_mapping(plain).config
-    assert there.targets == config.from_mapping(values).config.targets
+    assert there.targets == config.from_mapping(graph_settings).config.targets
     assert "calibration" not in plain["data"]
 
 
