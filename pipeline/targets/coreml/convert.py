@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Collection, Iterator
@@ -70,22 +71,46 @@ def convert(
     selector = Selector(deployed, float32 or ())
     refusals.check(deployed.program, network.name)
     try:
-        model = ct.convert(
-            deployed.program,
-            convert_to="mlprogram",
-            inputs=[image],
-            outputs=outputs,
-            minimum_deployment_target=getattr(ct.target, deployment_target),
-            compute_precision=_precision(float32, selector),
-            pass_pipeline=siblings.pipeline(),
-            skip_model_load=True,
-        )
+        with seldom_checked():
+            model = ct.convert(
+                deployed.program,
+                convert_to="mlprogram",
+                inputs=[image],
+                outputs=outputs,
+                minimum_deployment_target=getattr(ct.target, deployment_target),
+                compute_precision=_precision(float32, selector),
+                pass_pipeline=siblings.pipeline(),
+                skip_model_load=True,
+            )
     # The converter raises whatever its passes do: ValueError, RuntimeError, NotImplementedError, …
     except Exception as error:
         reason = refusals.explain(str(error), module_owners(deployed.program))
         raise BuildError(f"coremltools cannot convert {network.name}: {reason}") from error
     selector.check()
     return model
+
+
+@contextlib.contextmanager
+def seldom_checked() -> Iterator[None]:
+    """Let coremltools check a program where dead code went and when it is written, no oftener.
+
+    It checks all operations after each of its 112 passes, a third of the time of a conversion. The
+    check that stays is the thorough one, and 16 times in a conversion: a pass that breaks a program
+    is refused all the same, only further on.
+    """
+    from coremltools.converters.mil.mil import Program
+
+    whole = Program.validate
+
+    def thorough(program: Any, check_essential_scope: bool | None = False) -> None:
+        if check_essential_scope:
+            whole(program, check_essential_scope=True)
+
+    Program.validate = thorough
+    try:
+        yield
+    finally:
+        Program.validate = whole
 
 
 def _precision(float32: Collection[str] | None, selector: Selector) -> Any:
