@@ -645,7 +645,7 @@ class Source:
         """Gives the answers that artifacts are held against: the network in float32."""
         from pipeline.targets.pytorch import TorchRunner
 
-        return TorchRunner(self.module, threads_for(math.prod(self.network.input_shape)))
+        return TorchRunner(self.module, threads_for(math.prod(self._input_shape)))
 
     def baseline(self, threads: int | None) -> Runner:
         """What artifacts are timed against.

@@ -287,16 +287,12 @@ def test_the_network_has_a_logit_a_class_and_always_the_same_weights(make: Make)
     assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (first, second)), strict=True))
 
 
-def test_the_reference_takes_one_thread_for_small_images(
-    make: Make, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reference_takes_one_thread_for_small_images(make: Make) -> None:
     with make().reference() as runner:
         assert torch.get_num_threads() == 1
         assert ", 1 thread, " in runner.device
-    monkeypatch.setattr("pipeline.source.threads_for", lambda values: None)
-    with make().reference() as runner:
+    with make(preprocess={"size": 128}).reference():
         assert torch.get_num_threads() == granted()
-    monkeypatch.undo()
     with make().baseline(None):
         assert torch.get_num_threads() == granted()  # what is timed has what it is asked to have
 
