@@ -245,9 +245,9 @@ def _is_tanh(node: onnx.NodeProto) -> bool:
 
 def _replace(model: onnx.ModelProto, place: _Place, found: GeluFit) -> None:
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     output, (stored, scale_name, zero_name) = place.node.output[0], place.source.input
-    scale, zero = constants[scale_name], constants[zero_name]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    scale, zero = (numpy_helper.to_array(constants[name]) for name in (scale_name, zero_name))
 
     def store(name: str, value: Any) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{output}_{name}"))
