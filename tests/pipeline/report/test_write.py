@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,28 @@ def test_results_that_say_the_same_keep_their_date(
     monkeypatch.setattr("time.strftime", lambda form: "2026-01-02 03:05")
     again = write.write(config, tmp_path / "pipeline.yaml", ended(*STEPS))
     assert (first.date, again) == ("2026-01-02 03:04", first)
+    assert Run.read(config.folder / RESULTS_FILE) == first
     other = write.write(config, tmp_path / "pipeline.yaml", ended(*STEPS[:-1]))
     assert other.date == "2026-01-02 03:05"
     assert Run.read(config.folder / RESULTS_FILE) == other
+
+
+def test_results_that_say_the_same_are_put_into_words_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, made = configured(tmp_path), []
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    before = (config.folder / RESULTS_FILE).read_bytes()
+    own = write.sealed
+
+    def counted(values: dict[str, Any]) -> str:
+        made.append(own(values))
+        return made[-1]
+
+    monkeypatch.setattr(write, "sealed", counted)
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    assert [text.encode() for text in made] == [before]
+    assert (config.folder / RESULTS_FILE).read_bytes() == before
 
 
 def test_a_report_that_fails_leaves_no_half_of_one(
