@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.core import seals
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular
 from pipeline.core.replacing import TEMPORARY_PREFIX
@@ -47,7 +48,7 @@ def test_results_that_say_the_same_are_put_into_words_once(
     config, made = configured(tmp_path), []
     write.write(config, tmp_path / "pipeline.yaml", ended("export"))
     before = (config.folder / RESULTS_FILE).read_bytes()
-    own = write.sealed
+    own = seals.sealed
 
     def counted(values: dict[str, Any]) -> str:
         made.append(own(values))

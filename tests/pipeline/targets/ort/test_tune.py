@@ -113,7 +113,7 @@ def test_another_comparison_is_measured(
     assert measured == [("a", "b"), tuple(changes.get("candidates", WAYS))]
 
 
-def test_another_graph_machine_or_runtime_is_measured(
+def test_another_graph_machine_runtime_or_number_of_calls_is_measured(
     tmp_path: Path, measured: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen(tmp_path)
@@ -123,9 +123,11 @@ def test_another_graph_machine_or_runtime_is_measured(
     chosen(tmp_path)
     monkeypatch.setattr(runtime(), "__version__", "1.99.0")
     chosen(tmp_path)
-    assert len(measured) == 4
+    monkeypatch.setattr(tune, "MOST_CALLS", 30)
     chosen(tmp_path)
-    assert len(measured) == 4
+    assert len(measured) == 5
+    chosen(tmp_path)
+    assert len(measured) == 5
 
 
 def test_what_was_cut_off_is_measured_again(
