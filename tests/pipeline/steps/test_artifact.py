@@ -61,6 +61,33 @@ def test_what_was_made_is_read_back(tmp_path: Path) -> None:
         made.path("other")
 
 
+def test_a_manifest_is_parsed_once_as_long_as_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "made")
+    artifact._parsed.cache_clear()
+    parsed, own = [], artifact.unsealed
+
+    def counted(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+        parsed.append(where)
+        return own(data, where)
+
+    monkeypatch.setattr(artifact, "unsealed", counted)
+    first = Artifact.read(tmp_path / "made")
+    assert Artifact.read(tmp_path / "made") == first
+    assert len(parsed) == 1
+    manifest = tmp_path / "made" / MANIFEST
+    before = manifest.read_bytes()
+    for _ in range(2):
+        manifest.write_bytes(before[:-9])
+        with pytest.raises(ArtifactError, match="damaged"):
+            Artifact.read(tmp_path / "made")
+        manifest.write_bytes(before)
+        assert Artifact.read(tmp_path / "made") == first
+    make(tmp_path / "made", write_one)
+    assert Artifact.read(tmp_path / "made") != first
+
+
 def test_digest_is_that_of_the_content(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a"), make(tmp_path / "b")
     assert first.digest == second.digest
