@@ -18,7 +18,7 @@ from pipeline.core import files, signals
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.network import Network
 from pipeline.core.replacing import Whose
-from pipeline.core.seals import sealed
+from pipeline.core.seals import sealed, unsealed
 from pipeline.steps import artifact
 from pipeline.steps.artifact import MADE, MANIFEST, Artifact, Made
 
@@ -66,11 +66,11 @@ def test_a_manifest_is_parsed_once_as_long_as_it_stays(
 ) -> None:
     make(tmp_path / "made")
     artifact._parsed.cache_clear()
-    parsed, own = [], artifact.unsealed
+    parsed: list[str] = []
 
     def counted(data: bytes, where: str) -> tuple[dict[str, Any], str]:
         parsed.append(where)
-        return own(data, where)
+        return unsealed(data, where)
 
     monkeypatch.setattr(artifact, "unsealed", counted)
     first = Artifact.read(tmp_path / "made")
