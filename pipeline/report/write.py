@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from pipeline.config import Config
@@ -24,9 +24,19 @@ from pipeline.steps.stated import MOST_BYTES, Stated
 def is_results_file(path: Path) -> bool:
     """Whether a file is one that `write` wrote."""
     try:
-        plain = parse_json(read_regular(path, MOST_BYTES), str(path))
+        return _are_results(read_regular(path, MOST_BYTES))
     except (ArtifactError, OSError):
         return False
+
+
+@lru_cache(maxsize=1)
+def _are_results(data: bytes) -> bool:
+    """Whether some megabytes of JSON are results; a run asks before and after, often of the same.
+
+    Raises:
+        ArtifactError: It is no JSON.
+    """
+    plain = parse_json(data, RESULTS_FILE)
     keys = {"format", "name", "steps", "artifacts", "machine"}
     return isinstance(plain, dict) and keys <= set(plain)
 

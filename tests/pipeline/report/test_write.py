@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core import seals
+from pipeline.core import plain, seals
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular
 from pipeline.core.replacing import TEMPORARY_PREFIX
@@ -99,6 +99,26 @@ def test_whose_a_report_is_takes_one_look_at_its_results(
     monkeypatch.setattr(write, "read_regular", look)
     write.refuse_foreign(config.folder)
     assert looks == [config.folder / RESULTS_FILE]
+
+
+def test_results_that_stay_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, parsed = configured(tmp_path), []
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    own = plain.parse_json
+
+    def counted(data: bytes, where: str) -> Any:
+        parsed.append(where)
+        return own(data, where)
+
+    monkeypatch.setattr(write, "parse_json", counted)
+    write._are_results.cache_clear()
+    for _ in range(2):
+        write.refuse_foreign(config.folder)
+    assert len(parsed) == 1
+    (config.folder / RESULTS_FILE).write_text('{"of": "somebody else"}')
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=RESULTS_FILE):
+            write.refuse_foreign(config.folder)
 
 
 def test_a_page_without_results_beside_it_is_somebody_elses(tmp_path: Path) -> None:
