@@ -25,6 +25,9 @@ that entropy calibration is usually given."""
 _SMALLEST_EXPONENT = -1000  # of a width; lets a histogram of zeros alone become any other
 
 
+_LARGEST_EXPONENT = 127  # of a power of two in single precision
+
+
 class Histogram:
     """Counts of finite values in bins of equal width.
 
@@ -52,17 +55,17 @@ class Histogram:
         Raises:
             ValueError: A value is NaN or infinite.
         """
-        flat = np.asarray(values, dtype=np.float64).reshape(-1)
+        flat = np.asarray(values).reshape(-1)
         if not flat.size:
             return
         low, high = float(flat.min()), float(flat.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("a histogram counts finite values only")
         self._cover(low, high)
-        # Exact: the factor is a power of two.
-        index = np.floor(flat * 2.0**-self._exponent).astype(np.int64)
-        first = int(index.min())
-        self._insert(first, np.bincount(index - first))
+        index = np.floor(_scaled(flat, -self._exponent)).astype(np.int64)
+        first = math.floor(low * 2.0**-self._exponent)
+        index -= first
+        self._insert(first, np.bincount(index))
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of another histogram with as many bins.
@@ -190,6 +193,16 @@ def merged(histograms: Sequence[Histogram]) -> Histogram:
     for histogram in histograms:
         total.merge(histogram)
     return total
+
+
+def _scaled(values: Floats, exponent: int) -> Floats:
+    """Values times a power of two, exactly, in single precision where that holds the products.
+
+    They are numbers of bins, so small; but a factor below 1 might take digits from tiny values.
+    """
+    if values.dtype == np.float32 and 0 <= exponent <= _LARGEST_EXPONENT:
+        return values * np.float32(2.0**exponent)
+    return values.astype(np.float64) * 2.0**exponent
 
 
 def _coarsen(first: int, counts: Counts, doublings: int) -> tuple[int, Counts]:

@@ -16,6 +16,7 @@ from pipeline.core.errors import BuildError
 from pipeline.core.figures import compare, top_k
 from pipeline.core.memory import freed_memory_kept
 from pipeline.core.network import Images, Logits
+from pipeline.core.threads import threads_that_help
 
 Graph = Path | onnx.ModelProto
 
@@ -24,7 +25,7 @@ def by_strict_executor(model: Graph, images: Images) -> Logits:
     """Logits with every result rounded to its type."""
     from pipeline.emulate.onnx.executor import OnnxExecutor  # needs torch, which takes its time
 
-    with freed_memory_kept():
+    with freed_memory_kept(), threads_that_help(images[0].size):
         return OnnxExecutor(model).run_all(images)
 
 

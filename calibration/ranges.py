@@ -19,6 +19,7 @@ The methods are:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.histogram import Counts, Doubles, Floats, Histogram
+from calibration.squares import SquaredErrors
 from pipeline.core.errors import ConfigError, DataError
 
 PERCENTILE = 99.99
@@ -244,11 +246,16 @@ def quantization(range_: Range, scheme: Scheme) -> Quantization:
     low, high = scheme.limits
     if scheme.symmetric:
         # The limit is of the positive side: -128 of int8 then stands for a little more than amax.
-        middle = 128 if scheme.dtype is DType.UINT8 else 0
+        middle = _middle(scheme)
         return _parameters(scheme, range_.amax / (high - middle), middle)
     bottom, top = min(range_.low, 0.0), max(range_.high, 0.0)
     scale = _usable((top - bottom) / (high - low))
     return _parameters(scheme, scale, int(np.clip(np.rint(low - bottom / scale), low, high)))
+
+
+def _middle(scheme: Scheme) -> int:
+    """The zero point of a symmetric scheme."""
+    return 128 if scheme.dtype is DType.UINT8 else 0
 
 
 def _usable(scale: float) -> float:
@@ -449,33 +456,77 @@ def _mse_range(histogram: Histogram, scheme: Scheme) -> Range:
     """The range with the smallest squared error: both ends together, then each on its own."""
     seen = Range(histogram.low, histogram.high)
     fractions = np.linspace(1, SMALLEST_CUT, _CANDIDATES)
-    candidates = [seen.clip(seen.amax * float(f)) for f in fractions]
+    thresholds = seen.amax * fractions
+    tried = _ends(*(np.clip(end, -thresholds, thresholds) for end in (seen.low, seen.high)))
     if not scheme.symmetric:
-        candidates += [Range(seen.low * float(f), seen.high * float(f)) for f in fractions]
-    best = _best(histogram, scheme, candidates)
+        tried = np.concatenate([tried, _ends(seen.low * fractions, seen.high * fractions)])
+    errors = SquaredErrors(histogram)
+    best = best_range(errors, scheme, tried)
     if scheme.symmetric:
         return best
     for _ in range(2):
-        best = _best(histogram, scheme, [best, *_with_other_ends(seen, best, fractions, "low")])
-        best = _best(histogram, scheme, [best, *_with_other_ends(seen, best, fractions, "high")])
+        lows = seen.low * fractions
+        best = _best_beside(best, errors, scheme, lows[lows <= best.high], best.high)
+        highs = seen.high * fractions
+        best = _best_beside(best, errors, scheme, best.low, highs[highs >= best.low])
     return best
 
 
-def _with_other_ends(seen: Range, best: Range, fractions: Doubles, end: str) -> list[Range]:
-    if end == "low":
-        lows = [seen.low * float(f) for f in fractions]
-        return [Range(low, best.high) for low in lows if low <= best.high]
-    highs = [seen.high * float(f) for f in fractions]
-    return [Range(best.low, high) for high in highs if high >= best.low]
+def _best_beside(
+    best: Range, errors: SquaredErrors, scheme: Scheme, low: Doubles | float, high: Doubles | float
+) -> Range:
+    """The best range so far, or one with another of its ends that is better."""
+    tried = np.concatenate([_ends(best.low, best.high), _ends(low, high)])
+    return best_range(errors, scheme, tried)
 
 
-def _best(histogram: Histogram, scheme: Scheme, candidates: list[Range]) -> Range:
-    """The first candidate with the smallest error."""
-    used = np.flatnonzero(histogram.counts)
-    centres, weights = histogram.centres[used], histogram.counts[used].astype(np.float64)
+def _ends(low: Doubles | float, high: Doubles | float) -> Doubles:
+    """Ranges as an array, (ranges, 2), from their lower and upper ends."""
+    return np.stack(np.broadcast_arrays(np.atleast_1d(low), np.atleast_1d(high)), axis=1)
+
+
+def best_range(errors: SquaredErrors, scheme: Scheme, tried: Doubles) -> Range:
+    """The first range with the smallest squared error.
+
+    Args:
+        errors: Of what is quantized.
+        scheme: What it is stored in.
+        tried: Lower and upper ends of the ranges, (ranges, 2), at least one.
+    """
+    distinct = list(dict.fromkeys(map(tuple, tried.tolist())))
+    candidates = [Range(*distinct[number]) for number in _may_be_best(errors, scheme, distinct)]
+    if len(candidates) == 1:
+        return candidates[0]
 
     def error(candidate: Range) -> float:
-        rounded = quantization(candidate, scheme).round_trip(centres)
-        return float((weights * (rounded - centres) ** 2).sum())
+        return errors.exact(quantization(candidate, scheme).round_trip(errors.centres))
 
     return min(candidates, key=error)
+
+
+def _may_be_best(
+    errors: SquaredErrors, scheme: Scheme, ends: Sequence[tuple[float, float]]
+) -> Iterable[int]:
+    """Numbers of the ranges whose error may be the smallest, ascending."""
+    if scheme.dtype is DType.FLOAT8:
+        return range(len(ends))  # its values do not lie evenly
+    scales, zeros = _parameters_of(np.array(ends), scheme)
+    return errors.may_be_best(scales, zeros, scheme.limits)
+
+
+def _parameters_of(ends: Doubles, scheme: Scheme) -> tuple[npt.NDArray[np.float32], Doubles]:
+    """Scales and zero points of many ranges at once, as `quantization` gives those of one."""
+    low, high = scheme.limits
+    if scheme.symmetric:
+        middle = _middle(scheme)
+        scales = _usable_ones(np.abs(ends).max(1) / (high - middle))
+        zeros = np.full(len(ends), float(middle))
+    else:
+        bottoms, tops = np.minimum(ends[:, 0], 0.0), np.maximum(ends[:, 1], 0.0)
+        scales = _usable_ones((tops - bottoms) / (high - low))
+        zeros = np.clip(np.rint(low - bottoms / scales), low, high)
+    return scales.astype(np.float32), zeros
+
+
+def _usable_ones(scales: Doubles) -> Doubles:
+    return np.where(scales == 0, 1.0, np.maximum(scales, _SMALLEST_SCALE))

@@ -7,6 +7,7 @@ hashes) is had without importing it; networks and images are loaded when a stage
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipeline.core.labels import imagenet_labels, read_labels, require_distinct
 from pipeline.core.listing import Files, Folders, list_split, parse
 from pipeline.core.network import LICENCE_REMARK, Network
 from pipeline.core.shards import weight_files, weights_hash
+from pipeline.core.threads import threads_for
 from pipeline.core.words import shown
 from pipeline.steps.keys import own_code, versions
 
@@ -643,7 +645,7 @@ class Source:
         """Gives the answers that artifacts are held against: the network in float32."""
         from pipeline.targets.pytorch import TorchRunner
 
-        return TorchRunner(self.module)
+        return TorchRunner(self.module, threads_for(math.prod(self._input_shape)))
 
     def baseline(self, threads: int | None) -> Runner:
         """What artifacts are timed against.

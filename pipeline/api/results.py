@@ -169,8 +169,8 @@ def run(
     selection = Selection(tuple(only), None, tuple(targets), force)
     observer = observer or Observer()
     require_sound_place(loaded)
-    refuse_foreign(loaded, selection)
     first = make_context(loaded, lambda line: None, observer.progress)
+    refuse_foreign(first, selection)
     told = require_sound(written, first, selection)
     with locked(loaded.folder, wait_s):
         log = Log(loaded.folder / LOG_FILE)
@@ -214,7 +214,7 @@ def carry_out(
     config = written.config
     for line in told.splitlines():
         log(line)
-    context = make_context(config, log, observer.progress, first.source)
+    context = make_context(config, log, observer.progress, first.source, first.code)
     store = open_store(config, observer.warn)
     with elsewhere(config, jobs, first.source, observer.warn) as running:
         outcome = execute(context, selection, observer, store, running, audit)
@@ -234,14 +234,17 @@ def _require_jobs(jobs: int, config: configuration.Config) -> None:
         raise InputError("jobs is for processes here, a fleet for workers: choose one")
 
 
-def refuse_foreign(config: configuration.Config, selection: Selection) -> None:
+def refuse_foreign(context: RunContext, selection: Selection) -> None:
     """Refuse what somebody else put where a run would write, before as much as a log is written.
+
+    Args:
+        context: What the run works with.
+        selection: Which steps.
 
     Raises:
         ArtifactError: There is such a thing; nothing was changed.
     """
-    folder = config.folder
-    context = make_context(config, lambda line: None, Observer().progress)
+    folder = context.folder
     for step in selection.select(plan(context)):
         refuse_foreign_folder(step.folder)
     refuse_foreign_lock(folder)

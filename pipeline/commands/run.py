@@ -61,10 +61,10 @@ def run(
     """
     config = written.config
     require_sound_place(config)
-    refuse_foreign(config, selection)
+    first = _looking(config)
+    refuse_foreign(first, selection)
     if junit is not None:
         refuse_foreign_file(junit, is_junit)
-    first = _looking(config)
     told = require_sound(written, first, selection)
     with (
         locked(config.folder, wait_s),
@@ -138,8 +138,8 @@ def dry_run(written: Written, selection: Selection) -> str:
         ConfigError: The run cannot succeed; all that is wrong.
     """
     config = written.config
-    refuse_foreign(config, selection)
     context = _looking(config)
+    refuse_foreign(context, selection)
     require_sound(written, context, selection, load=False)
     place = planned_elsewhere(config)
     estimates, reasons = Estimates(context), plan_run(context, selection, elsewhere=place)

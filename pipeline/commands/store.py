@@ -41,7 +41,7 @@ def push(config: Config) -> str:
     """Give the store all artifacts that are up to date and that it lacks."""
     entries = _entries(config)
     given = there = 0
-    refuse_foreign(config, Selection())
+    refuse_foreign(_context(config, lambda line: None), Selection())
     with locked(config.folder), log_of(config) as log:
         for step in plan(_context(config, log)):
             if step.folder.exists() and step.stale() is None:
@@ -55,7 +55,7 @@ def pull(config: Config) -> str:
     store = Shared(_entries(config), push=False, required=True, warn=_warn)
     taken: list[str] = []
     missing: list[str] = []
-    refuse_foreign(config, Selection())
+    refuse_foreign(_context(config, lambda line: None), Selection())
     with locked(config.folder), log_of(config) as log:
         for step in plan(_context(config, log)):
             if any(required.name in missing for required in step.requires):

@@ -27,7 +27,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from calibration.histogram import Floats, Histogram
-from calibration.ranges import ACTIVATIONS_UINT8, Quantization, Range, quantization
+from calibration.ranges import ACTIVATIONS_UINT8, Quantization, Range, best_range
+from calibration.squares import SquaredErrors
 from pipeline.core.plain import Plain
 
 Doubles = npt.NDArray[np.float64]
@@ -99,18 +100,21 @@ def fit(counts: Doubles, source: Quantization, result: Quantization) -> GeluFit:
     exact = _stored(wanted, result)
     step = float(result.scale)
 
-    def error(values: Doubles) -> float:
-        return float(np.sqrt((counts * ((values - wanted) / step) ** 2).sum() / total))
+    def errors(values: Doubles) -> Doubles:
+        found: Doubles = np.sqrt((counts * ((values - wanted) / step) ** 2).sum(-1) / total)
+        return found
 
-    best = GeluFit(1.702, 1.0, 0, np.inf, error(exact))
+    best = GeluFit(1.702, 1.0, 0, np.inf, float(errors(exact)))
+    gained = x * GAINS[:, None]
     for slope, shift in itertools.product(SLOPES, SHIFTS):
         if not 0 <= zero + shift < LEVELS:
             continue
         share = sigmoid_levels(slope, shift, source) / 255
-        for gain in GAINS:
-            found = error(_stored(x * gain * share, result))
-            if found < best.error:
-                best = GeluFit(float(slope), float(gain), int(shift), found, best.exact_error)
+        found = errors(_stored(gained * share, result))
+        least = int(found.argmin())
+        if found[least] < best.error:
+            gain, error = float(GAINS[least]), float(found[least])
+            best = GeluFit(float(slope), gain, int(shift), error, best.exact_error)
     return best
 
 
@@ -139,18 +143,9 @@ def input_ranges(model: onnx.ModelProto, histograms: Mapping[str, Histogram]) ->
 
 def input_range(histogram: Histogram) -> Range:
     """The range of a GELU's input with the smallest squared error of its output."""
-    used = np.flatnonzero(histogram.counts)
-    x, weights = histogram.centres[used], histogram.counts[used].astype(np.float64)
-    wanted = gelu(x)
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    best, smallest = Range(low, high), np.inf
-    for share, other in itertools.product(_ENDS, _ENDS):
-        tried = Range(low * float(share), high * float(other))
-        rounded = quantization(tried, ACTIVATIONS_UINT8).round_trip(x)
-        error = float((weights * (gelu(rounded) - wanted) ** 2).sum())
-        if error < smallest:
-            best, smallest = tried, error
-    return best
+    shares = np.array(list(itertools.product(_ENDS, _ENDS)))
+    return best_range(SquaredErrors(histogram, gelu), ACTIVATIONS_UINT8, shares * [low, high])
 
 
 def sigmoid_levels(slope: float, shift: int, source: Quantization) -> Doubles:
@@ -250,9 +245,9 @@ def _is_tanh(node: onnx.NodeProto) -> bool:
 
 def _replace(model: onnx.ModelProto, place: _Place, found: GeluFit) -> None:
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     output, (stored, scale_name, zero_name) = place.node.output[0], place.source.input
-    scale, zero = constants[scale_name], constants[zero_name]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    scale, zero = (numpy_helper.to_array(constants[name]) for name in (scale_name, zero_name))
 
     def store(name: str, value: Any) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{output}_{name}"))

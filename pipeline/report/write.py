@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from pipeline.config import Config
@@ -23,9 +24,19 @@ from pipeline.steps.stated import MOST_BYTES, Stated
 def is_results_file(path: Path) -> bool:
     """Whether a file is one that `write` wrote."""
     try:
-        plain = parse_json(read_regular(path, MOST_BYTES), str(path))
+        return _are_results(read_regular(path, MOST_BYTES))
     except (ArtifactError, OSError):
         return False
+
+
+@lru_cache(maxsize=1)
+def _are_results(data: bytes) -> bool:
+    """Whether some megabytes of JSON are results; a run asks before and after, often of the same.
+
+    Raises:
+        ArtifactError: It is no JSON.
+    """
+    plain = parse_json(data, RESULTS_FILE)
     keys = {"format", "name", "steps", "artifacts", "machine"}
     return isinstance(plain, dict) and keys <= set(plain)
 
@@ -63,8 +74,7 @@ def write(config: Config, path: Path, outcome: Outcome) -> Run:
     """
     folder = config.folder
     refuse_foreign(folder)
-    run = _as_dated(folder, collect(config, path, outcome))
-    text = sealed(run.to_dict())
+    run, text = _as_dated(folder, collect(config, path, outcome))
     write_atomically(folder / RESULTS_FILE, text)
     Stated(folder).is_reported()
     write_pages(folder, run, text)
@@ -72,12 +82,12 @@ def write(config: Config, path: Path, outcome: Outcome) -> Run:
     return run
 
 
-def _as_dated(folder: Path, run: Run) -> Run:
-    """A run with the date of the results that lie there, if these say nothing else."""
-    path = folder / RESULTS_FILE
-    try:
-        earlier = replace(run, date=str(read_values(path).get("date")))
-        same = read_regular(path, MOST_BYTES) == sealed(earlier.to_dict()).encode()
-    except (ArtifactError, OSError):
-        return run  # none yet, or damaged
-    return earlier if same else run
+def _as_dated(folder: Path, run: Run) -> tuple[Run, str]:
+    """A run with the date of the results that lie there if these say nothing else, and its text."""
+    path, values = folder / RESULTS_FILE, run.to_dict()
+    with contextlib.suppress(ArtifactError, OSError):  # none yet, or damaged
+        date = str(read_values(path).get("date"))
+        text = sealed({**values, "date": date})
+        if read_regular(path, MOST_BYTES) == text.encode():
+            return replace(run, date=date), text
+    return run, sealed(values)

@@ -131,7 +131,11 @@ def step_named(steps: Sequence[Step], name: str) -> Step | None:
 
 
 def make_context(
-    config: Config, log: Callable[[str], None], progress: Progress, source: Source | None = None
+    config: Config,
+    log: Callable[[str], None],
+    progress: Progress,
+    source: Source | None = None,
+    code: Code | None = None,
 ) -> RunContext:
     """What the steps of a configuration work with.
 
@@ -140,6 +144,7 @@ def make_context(
         log: Takes a line for the log file.
         progress: Is told how far the running step is.
         source: The network and the images, where something loaded them already.
+        code: This project's own code, where something read it already.
     """
 
     def told(done: int, total: int | None = None, what: str = "") -> None:
@@ -150,7 +155,7 @@ def make_context(
     if source is None:
         source = _kind_of_source(config)(config, HashCache(config.folder / HASHES), told)
     source.progress = told
-    code = Code(PROJECT, config.folder / IMPORTS)
+    code = code or Code(PROJECT, config.folder / IMPORTS)
     return RunContext(config=config, source=source, log=log, progress=told, code=code)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import re
 import shutil
 import sys
@@ -302,22 +301,34 @@ def _keys_of(message: str) -> KeyPath:
 def _unknown_name(stated: str) -> Problems:
     """Why no network is called so; nothing where one is, or where that is not told cheaply."""
     architecture = stated.removeprefix(TIMM_PREFIX).partition(".")[0]
-    known = known_names()
-    if known and architecture not in known:
+    if any(architecture in names for names in _names_by_source()):
+        return
+    if known := known_names():
         hint = nearest(architecture, sorted(known)) or "; timm.list_models() lists the known names"
         yield Problem(("model", "name"), f"model.name: unknown model {shown(stated)!r}{hint}")
 
 
 def known_names() -> set[str]:
-    """Names of networks, out of the sources of timm and of this project: nothing is imported.
+    """Names of networks, out of the sources of timm and of this project: nothing is imported."""
+    return set().union(*_names_by_source())
+
+
+def _names_by_source() -> Iterator[set[str]]:
+    """Names of networks, by one source after the other, our own few first.
 
     A program that calls us may have registered more with timm.
     """
+    for file in _sources("care"):
+        yield _names_in(file)
     loaded = sys.modules.get("timm")
-    names: set[str] = set() if loaded is None else set(loaded.list_models())
-    for file in itertools.chain(_sources("timm", "models"), _sources("care")):
-        names.update(_REGISTERED.findall(file.read_text("utf-8", "replace")))
-    return names
+    if loaded is not None:
+        yield set(loaded.list_models())
+    for file in _sources("timm", "models"):
+        yield _names_in(file)
+
+
+def _names_in(file: Path) -> set[str]:
+    return set(_REGISTERED.findall(file.read_text("utf-8", "replace")))
 
 
 def _sources(package: str, *below: str) -> Iterator[Path]:

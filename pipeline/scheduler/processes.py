@@ -6,18 +6,16 @@ whose lock the run holds. A process that dies takes no other with it.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Config, from_mapping
 from pipeline.core import signals
@@ -28,6 +26,10 @@ from pipeline.scheduler.plan import make_context, plan, step_named
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.log import Log
 from pipeline.steps.step import Step
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.connection import Connection
 
 T = TypeVar("T")
 Planner = Callable[[str, Callable[[str], None]], Sequence[Step]]
@@ -165,6 +167,8 @@ class Processes(Executor):
     """
 
     def __init__(self, count: int) -> None:
+        import multiprocessing  # here: a run with one step at a time needs no processes
+
         self.count = count
         self._method = multiprocessing.get_context("spawn")
         # Nothing is ever sent: its end tells the processes that the run ended, however it did.
@@ -182,6 +186,8 @@ class Processes(Executor):
         return future
 
     def _new(self) -> ProcessPoolExecutor:
+        from concurrent.futures import ProcessPoolExecutor
+
         pool = ProcessPoolExecutor(
             1, mp_context=self._method, initializer=_begin, initargs=(self._listen,)
         )

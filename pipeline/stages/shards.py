@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from abc import abstractmethod
@@ -31,6 +32,7 @@ from pipeline.core.network import Logits, in_batches
 from pipeline.core.plain import read_json
 from pipeline.core.replacing import Whose, sweep
 from pipeline.core.runner import Runner
+from pipeline.core.threads import threads_that_help
 from pipeline.stages.context import StageStep
 from pipeline.stages.images import batches, read_labels
 from pipeline.stages.names import LOGITS
@@ -261,7 +263,7 @@ def logits_of(
     size, total = batch_of(step.context.config, runner), len(read_labels(samples))
     parts: list[Logits] = []
     done, start = first, time.monotonic()
-    with freed_memory_kept():
+    with freed_memory_kept(), threads_that_help(math.prod(samples.network().input_shape)):
         for pictures in batches(samples, size, first, last):
             step.context.progress(done, total, what)
             parts.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))

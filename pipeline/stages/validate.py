@@ -15,6 +15,7 @@ from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
+from pipeline.core.threads import threads_that_help
 from pipeline.stages.context import RunContext
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, evenly, pictures_at, read_labels
@@ -243,8 +244,9 @@ class ValidateStep(TargetStep, JudgingStep):
         """Logits of some of the samples, (images, classes)."""
         runner.expect(labels[chosen])
         size = batch_of(self.context.config, runner)
-        images = runner.input_of(pictures_at(self.samples.artifact(), chosen))
-        return in_batches(runner, images, size, runner.smallest)
+        pictures = pictures_at(self.samples.artifact(), chosen)
+        with threads_that_help(pictures.pixels[0].size):
+            return in_batches(runner, runner.input_of(pictures), size, runner.smallest)
 
     def _with_narrow_sums(
         self,

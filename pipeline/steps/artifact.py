@@ -23,6 +23,7 @@ a seal.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -236,7 +237,7 @@ class Artifact:
             raise ArtifactError(f"{folder} holds no {MANIFEST}: nothing was built there") from error
         except ArtifactError as error:
             raise ArtifactError(f"{error}: build again") from error
-        return cls.parse(data, folder)
+        return _parsed(data, folder)
 
     @classmethod
     def parse(cls, data: bytes, folder: Path) -> Artifact:
@@ -321,6 +322,15 @@ class Made(Facts):
     checkpoint: str = ""
     data: str = ""
     images_seconds: float | None = None
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(data: bytes, folder: Path) -> Artifact:
+    """See `Artifact.parse`; a run reads a manifest some four times, which seldom changes meanwhile.
+
+    An artifact is nothing that anybody changes, so that those who ask may share it.
+    """
+    return Artifact.parse(data, folder)
 
 
 def _check_format(path: Path, found: Any, seal: str) -> None:

@@ -32,9 +32,8 @@ class TorchRunner(Runner):
         self.threads = resolve_threads(threads)
         self.before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
-        self.device = (
-            f"PyTorch {torch.__version__}, eager, float32, {self.threads} threads, {cpu_name()}"
-        )
+        granted = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        self.device = f"PyTorch {torch.__version__}, eager, float32, {granted}, {cpu_name()}"
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images."""

@@ -103,3 +103,17 @@ def test_bad_bins_and_unlike_histograms_are_refused() -> None:
         Histogram(bins=4).merge(Histogram(bins=8))
     with pytest.raises(ValueError, match="no histogram"):
         merged([])
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-38, 1e-20, 1e-3, 1.0, 4095.0, 1e5, 1e30])
+def test_single_precision_counts_as_double_does(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    values = (scale * rng.standard_normal(5000)).astype(np.float32)
+    values[:4] = 0.0, -1e-45, 1e-45, -values.max()  # the least that single precision holds
+    single, double = Histogram(), Histogram()
+    for part in np.split(values, 5):
+        single.add(part)
+        double.add(part.astype(np.float64))
+    assert single.exponent == double.exponent
+    assert single.first == double.first
+    assert np.array_equal(single.counts, double.counts)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
+import torch
 
-from calibration.judge import Graph, Judge
+from calibration.judge import Graph, Judge, by_strict_executor
 from calibration.kept import Kept
 from calibration.sample import CalibrationSet
 from pipeline.core.network import Images, Logits
@@ -46,3 +48,27 @@ def test_a_graph_is_evaluated_once_and_known_by_its_bytes(tmp_path: Path) -> Non
     assert len(ran) == 3  # the float network twice, the graph once
     judge(onnx.ModelProto(producer_name="another"))
     assert len(ran) == 4
+
+
+def test_the_strict_executor_takes_one_thread_for_small_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    class Executor:
+        def __init__(self, model: Graph) -> None:
+            pass
+
+        def run_all(self, images: Images) -> Logits:
+            threads.append(torch.get_num_threads())
+            return run(Path("any"), images)
+
+    monkeypatch.setattr("pipeline.emulate.onnx.executor.OnnxExecutor", Executor)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        by_strict_executor(Path("any"), np.zeros((2, 3, 8, 8), np.float32))
+        by_strict_executor(Path("any"), np.zeros((2, 3, 224, 224), np.float32))
+        assert (*threads, torch.get_num_threads()) == (1, 3, 3)
+    finally:
+        torch.set_num_threads(before)

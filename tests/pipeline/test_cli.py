@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import main
+from pipeline.cli import GARBAGE, main
 from pipeline.commands import bench as commands_bench
 from pipeline.core import machine
 from pipeline.core.answers import Answers
@@ -104,6 +105,12 @@ def assert_built_as(before: dict[str, Artifact], folder: Path) -> None:
 
 def artifacts(folder: Path) -> dict[str, Artifact]:
     return {name: Artifact.read(folder / name) for name in BUILT}
+
+
+def test_objects_that_stay_are_not_gone_through_again_and_again() -> None:
+    gc.set_threshold(700, 10, 10)
+    CliRunner().invoke(main, ["doctor", "--help"])
+    assert gc.get_threshold() == GARBAGE
 
 
 def test_a_run_leaves_artifacts_results_and_reports(finished: Path) -> None:

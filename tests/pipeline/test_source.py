@@ -23,6 +23,7 @@ from pipeline.core.errors import CheckpointError, ConfigError, DataError, ModelE
 from pipeline.core.files import file_hash
 from pipeline.core.hashes import HashCache
 from pipeline.core.listing import Files
+from pipeline.core.machine import granted
 from pipeline.source import Source, Split, _package_folder
 from pipeline.steps.keys import versions
 from tests.care.hub import COMMIT, lay, offline
@@ -284,6 +285,16 @@ def test_the_network_has_a_logit_a_class_and_always_the_same_weights(make: Make)
         assert first.module(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     torch.manual_seed(99)
     assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (first, second)), strict=True))
+
+
+def test_the_reference_takes_one_thread_for_small_images(make: Make) -> None:
+    with make().reference() as runner:
+        assert torch.get_num_threads() == 1
+        assert ", 1 thread, " in runner.device
+    with make(preprocess={"size": 128}).reference():
+        assert torch.get_num_threads() == granted()
+    with make().baseline(None):
+        assert torch.get_num_threads() == granted()  # what is timed has what it is asked to have
 
 
 def _weights(source: Source) -> list[torch.Tensor]:

@@ -33,7 +33,7 @@ from pipeline.targets.ort.layout import PROBE, block_size, write_probe
 from pipeline.targets.ort.profile import counts, trace
 from pipeline.targets.ort.providers import NAMES, missing
 from pipeline.targets.ort.session import Settings, errors, runtime, start
-from pipeline.targets.ort.tune import Candidate, choose
+from pipeline.targets.ort.tune import Candidate, Trial, choose
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -328,12 +328,12 @@ def _choose(
     tuning: dict[str, Any] = {}
     name = next(iter(files))
     if len(files) > 1:
-        layout = choose(folder, files, threads, one, seconds / 2, kept=kept)
+        layout = choose(Trial(folder, files, threads, one, seconds / 2), kept=kept)
         name = layout.name
         tuning["files"] = {**layout.to_dict(), "chosen": name}
     ways = _other_settings(name, files[name], threads)
     ways |= _other_provider(job, folder, settings, images, tuning)
-    choice = choose(folder, ways, threads, one, seconds / 2, kept=kept)
+    choice = choose(Trial(folder, ways, threads, one, seconds / 2), kept=kept)
     job.log(f"chosen: {choice.name}, {choice.medians[choice.name]:.2f} ms")
     return ways[choice.name], {**tuning, "chosen": choice.name, "settings": choice.to_dict()}
 

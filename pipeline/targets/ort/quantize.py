@@ -56,7 +56,7 @@ BATCH = 16
 """Images at a time, where the graph leaves that open."""
 
 MEASURE_SECONDS = 3.0
-"""How long each comparison of latency takes."""
+"""How long each comparison of latency takes at most, see `tune.MOST_CALLS`."""
 
 MARGIN = 0.05
 """By how much other kinds or parts must be faster than all of them, so that builds repeat."""
@@ -532,7 +532,7 @@ class _Work:
         from pipeline.core.machine import granted
         from pipeline.targets.ort.session import Settings
         from pipeline.targets.ort.tune import Candidate as Way
-        from pipeline.targets.ort.tune import choose
+        from pipeline.targets.ort.tune import Trial, choose
 
         batch = self.job.batch or 1
         with tempfile.TemporaryDirectory(prefix="int8-") as name:
@@ -545,15 +545,9 @@ class _Work:
                 else:
                     onnx.save(graph, folder / file)
                 candidates[label] = Way(file, Settings())
-            return choose(
-                folder,
-                candidates,
-                granted(),
-                whole_batches(self.images.images[:batch], batch),
-                seconds=MEASURE_SECONDS,
-                margin=MARGIN,
-                kept=self.kept,
-            )
+            images = whole_batches(self.images.images[:batch], batch)
+            trial = Trial(folder, candidates, granted(), images, MEASURE_SECONDS)
+            return choose(trial, MARGIN, self.kept)
 
 
 def _write_float32(source: Path, folder: Path, log: Callable[[str], None]) -> str:

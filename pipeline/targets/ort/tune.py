@@ -29,6 +29,12 @@ from pipeline.targets.ort.session import Settings, runtime, start
 WARMUP = 5
 MIN_ROUNDS = 4
 
+MOST_CALLS = 90
+"""Timed calls of each way after which a comparison ends before its time is over. Intervals say what
+so few can tell. Three ways to run a network of half a millisecond get as many in 1.5 seconds, and
+five parts of one in 3; fewer ways, or a faster network, would only be called more often.
+"""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -41,6 +47,56 @@ class Candidate:
 
     model: str
     settings: Settings
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is compared, and how.
+
+    Attributes:
+        folder: Where the models lie.
+        candidates: By name; the first is the one to beat.
+        threads: How many threads.
+        images: What to run them on.
+        seconds: How long to measure at most, all together.
+    """
+
+    folder: Path
+    candidates: Mapping[str, Candidate]
+    threads: int
+    images: Images
+    seconds: float
+
+    def key(self) -> str:
+        """Hash of all that decides it: graphs, ways to run them, input, machine, runtime."""
+        ways = [
+            (name, file_hash(self.folder / way.model), way.settings.to_dict())
+            for name, way in self.candidates.items()
+        ]
+        decides = {
+            "comparison of": ways,
+            "threads": self.threads,
+            "seconds": self.seconds,
+            "calls": MOST_CALLS,
+            "images": [self.images.shape, hashlib.sha256(self.images.tobytes()).hexdigest()],
+            "machine": cpu_class(),
+            "onnxruntime": runtime().__version__,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def measure(self) -> Comparison:
+        """Let all candidates take turns."""
+        sessions = {
+            name: start(self.folder / way.model, way.settings, self.threads)
+            for name, way in self.candidates.items()
+        }
+        times = interleave(sessions, self.images, self.seconds)
+        first = next(iter(times))
+        return Comparison(
+            {name: Latency(tuple(t)).p50 for name, t in times.items()},
+            {name: ratio(t, times[first]) for name, t in times.items()},
+            len(times[first]),
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +151,10 @@ class Choice:
 def interleave(
     sessions: Mapping[str, Any], images: Images, seconds: float
 ) -> dict[str, list[float]]:
-    """Milliseconds of every session's calls, taken in turns as in `timing.interleaved`."""
+    """Milliseconds of every session's calls, taken in turns as in `timing.interleaved`.
+
+    It ends after `seconds`, or earlier with `MOST_CALLS` of each.
+    """
     feeds = {name: {s.get_inputs()[0].name: images} for name, s in sessions.items()}
     for name, session in sessions.items():
         for _ in range(WARMUP):
@@ -103,7 +162,7 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in sessions}
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+    while rounds < MIN_ROUNDS or (rounds * CALLS < MOST_CALLS and time.perf_counter() < end):
         rounds += 1
         for name, session in sessions.items():
             settle(partial(session.run, None, feeds[name]))
@@ -114,61 +173,31 @@ def interleave(
     return times
 
 
-def choose(
-    folder: Path,
-    candidates: Mapping[str, Candidate],
-    threads: int,
-    images: Images,
-    seconds: float,
-    margin: float = 0.0,
-    kept: Kept | None = None,
-) -> Choice:
+def choose(trial: Trial, margin: float = 0.0, kept: Kept | None = None) -> Choice:
     """Measure candidates and choose one.
 
     The first one stays unless another is faster beyond doubt: the whole interval of its ratio to
     the first lies below 1 - margin.
 
     Args:
-        folder: Where the models lie.
-        candidates: By name; the first is the one to beat.
-        threads: How many threads.
-        images: What to run them on.
-        seconds: How long to measure, all together.
+        trial: What is compared.
         margin: By how much another one must be faster; a choice that changes the built files needs
             one, or two builds would differ by chance.
         kept: Comparisons that an earlier, killed build finished; None to measure in any case.
     """
     kept = kept or Kept()
-    key = _key(folder, candidates, threads, images, seconds)
-    found = _known(kept, key, candidates)
+    key = trial.key()
+    found = _known(kept, key, trial.candidates)
     if found is None:
-        found = _compare(folder, candidates, threads, images, seconds)
+        found = trial.measure()
         kept.put(key, found.to_dict())
     medians, ratios = found.medians, found.ratios
-    first = next(iter(candidates))
-    faster = [n for n in candidates if n != first and ratios[n].interval[1] < 1 - margin]
+    first = next(iter(trial.candidates))
+    others = (name for name in trial.candidates if name != first)
+    faster = [name for name in others if ratios[name].interval[1] < 1 - margin]
     best = min(faster, key=lambda name: medians[name], default=first)
-    fastest = min(candidates, key=lambda name: medians[name])
+    fastest = min(trial.candidates, key=lambda name: medians[name])
     return Choice(best, medians, ratios, found.samples, fastest)
-
-
-def _compare(
-    folder: Path,
-    candidates: Mapping[str, Candidate],
-    threads: int,
-    images: Images,
-    seconds: float,
-) -> Comparison:
-    sessions = {
-        name: start(folder / c.model, c.settings, threads) for name, c in candidates.items()
-    }
-    times = interleave(sessions, images, seconds)
-    first = next(iter(times))
-    return Comparison(
-        {name: Latency(tuple(t)).p50 for name, t in times.items()},
-        {name: ratio(t, times[first]) for name, t in times.items()},
-        len(times[first]),
-    )
 
 
 def _known(kept: Kept, key: str, candidates: Mapping[str, Candidate]) -> Comparison | None:
@@ -181,25 +210,3 @@ def _known(kept: Kept, key: str, candidates: Mapping[str, Candidate]) -> Compari
         if list(found.medians) == list(found.ratios) == list(candidates):
             return found
     return None
-
-
-def _key(
-    folder: Path,
-    candidates: Mapping[str, Candidate],
-    threads: int,
-    images: Images,
-    seconds: float,
-) -> str:
-    """Hash of all that decides a comparison: graphs, ways to run them, input, machine, runtime."""
-    ways = [
-        (name, file_hash(folder / c.model), c.settings.to_dict()) for name, c in candidates.items()
-    ]
-    decides = {
-        "comparison of": ways,
-        "threads": threads,
-        "seconds": seconds,
-        "images": [images.shape, hashlib.sha256(images.tobytes()).hexdigest()],
-        "machine": cpu_class(),
-        "onnxruntime": runtime().__version__,
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ import pytest
 import pipeline
 from pipeline import config as configuration
 from pipeline.core.errors import ConfigError, InputError, UnavailableError
+from pipeline.steps import keys
 from pipeline.steps.step import StageResult, State
 
 ROOT = str(Path(__file__).parents[3])
@@ -51,6 +52,22 @@ def test_what_is_up_to_date_does_not_run_and_observers_are_told(
         ("ort/fp32", State.UP_TO_DATE),
     ]
     assert again.run.not_selected
+
+
+def test_a_run_reads_each_of_our_modules_once(
+    settings: dict[str, Any], results: pipeline.Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    own = keys.Code._read
+
+    def noted(code: keys.Code, name: str) -> keys.Module:
+        read.append(name)
+        return own(code, name)
+
+    monkeypatch.setattr(keys.Code, "_read", noted)
+    assert pipeline.run(settings, targets=("ort",)).exit_code == 0
+    assert "pipeline.stages.export" in read
+    assert len(read) == len(set(read))
 
 
 def test_a_model_is_opened_by_its_name(results: pipeline.Results, photos: list[Path]) -> None:

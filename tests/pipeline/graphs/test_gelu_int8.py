@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from onnx import helper, numpy_helper
 from calibration.histogram import Histogram
 from calibration.ranges import ACTIVATIONS_UINT8, Range, quantization
 from pipeline.graphs.gelu_int8 import (
+    GAINS,
+    SHIFTS,
+    SLOPES,
     GeluFit,
     fit,
     fit_gelus,
@@ -59,6 +63,37 @@ def test_a_fit_is_better_than_the_usual_slope() -> None:
     assert 1.5 <= found.slope <= 2.0
     assert found.exact_error < found.error
     assert found.excess == pytest.approx(found.error**2 - found.exact_error**2)
+
+
+def test_a_fit_is_the_first_of_the_whole_grid_with_the_smallest_error() -> None:
+    counts = levels(seen(), SOURCE)
+    x = (np.arange(256) - int(SOURCE.zero_point)) * float(SOURCE.scale)
+    best: tuple[float, float, float, int] = (np.inf, 0.0, 0.0, 0)
+    for slope, shift, gain in itertools.product(SLOPES, SHIFTS, GAINS):
+        share = sigmoid_levels(float(slope), shift, SOURCE) / 255
+        rounded = RESULT.round_trip(x * gain * share).astype(np.float64)
+        steps = (rounded - gelu(x)) / float(RESULT.scale)
+        error = float(np.sqrt((counts * steps**2).sum() / counts.sum()))
+        if error < best[0] - 1e-9:
+            best = (error, float(slope), float(gain), shift)
+    found = fit(counts, SOURCE, RESULT)
+    assert (found.slope, found.gain, found.shift) == best[1:]
+    assert found.error == pytest.approx(best[0])
+
+
+def test_the_range_of_an_input_is_the_best_of_the_whole_grid() -> None:
+    histogram = seen()
+    used = np.flatnonzero(histogram.counts)
+    x, weights = histogram.centres[used], histogram.counts[used]
+    best, smallest = Range(0.0, 0.0), np.inf
+    shares = np.linspace(1, 1 / 12, 24)
+    for low, high in itertools.product(shares, shares):
+        tried = Range(histogram.low * float(low), histogram.high * float(high))
+        rounded = quantization(tried, ACTIVATIONS_UINT8).round_trip(x)
+        error = float((weights * (gelu(rounded) - gelu(x)) ** 2).sum())
+        if error < smallest:
+            best, smallest = tried, error
+    assert input_range(histogram) == best
 
 
 def test_the_range_of_an_input_leaves_out_what_gives_nothing() -> None:

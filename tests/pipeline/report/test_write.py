@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.core import plain, seals
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular
 from pipeline.core.replacing import TEMPORARY_PREFIX
@@ -34,9 +36,28 @@ def test_results_that_say_the_same_keep_their_date(
     monkeypatch.setattr("time.strftime", lambda form: "2026-01-02 03:05")
     again = write.write(config, tmp_path / "pipeline.yaml", ended(*STEPS))
     assert (first.date, again) == ("2026-01-02 03:04", first)
+    assert Run.read(config.folder / RESULTS_FILE) == first
     other = write.write(config, tmp_path / "pipeline.yaml", ended(*STEPS[:-1]))
     assert other.date == "2026-01-02 03:05"
     assert Run.read(config.folder / RESULTS_FILE) == other
+
+
+def test_results_that_say_the_same_are_put_into_words_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, made = configured(tmp_path), []
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    before = (config.folder / RESULTS_FILE).read_bytes()
+    own = seals.sealed
+
+    def counted(values: dict[str, Any]) -> str:
+        made.append(own(values))
+        return made[-1]
+
+    monkeypatch.setattr(write, "sealed", counted)
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    assert [text.encode() for text in made] == [before]
+    assert (config.folder / RESULTS_FILE).read_bytes() == before
 
 
 def test_a_report_that_fails_leaves_no_half_of_one(
@@ -78,6 +99,26 @@ def test_whose_a_report_is_takes_one_look_at_its_results(
     monkeypatch.setattr(write, "read_regular", look)
     write.refuse_foreign(config.folder)
     assert looks == [config.folder / RESULTS_FILE]
+
+
+def test_results_that_stay_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, parsed = configured(tmp_path), []
+    write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    own = plain.parse_json
+
+    def counted(data: bytes, where: str) -> Any:
+        parsed.append(where)
+        return own(data, where)
+
+    monkeypatch.setattr(write, "parse_json", counted)
+    write._are_results.cache_clear()
+    for _ in range(2):
+        write.refuse_foreign(config.folder)
+    assert len(parsed) == 1
+    (config.folder / RESULTS_FILE).write_text('{"of": "somebody else"}')
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=RESULTS_FILE):
+            write.refuse_foreign(config.folder)
 
 
 def test_a_page_without_results_beside_it_is_somebody_elses(tmp_path: Path) -> None:

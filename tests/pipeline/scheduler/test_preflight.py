@@ -200,6 +200,23 @@ def test_names_of_networks_are_those_that_timm_knows() -> None:
     assert preflight.known_names() == set(timm.list_models())
 
 
+@pytest.mark.parametrize(("name", "read"), [("care_s0", ["care"]), ("resnet18", ["care", "timm"])])
+def test_sources_are_read_until_one_knows_the_name(
+    name: str, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    sources = preflight._sources
+
+    def noted(package: str, *below: str) -> Iterator[Path]:
+        asked.append(package)
+        return sources(package, *below)
+
+    monkeypatch.setattr(preflight, "_sources", noted)
+    monkeypatch.delitem(sys.modules, "timm")
+    assert list(preflight._unknown_name(name)) == []
+    assert asked == read
+
+
 @pytest.fixture
 def lent(project: Path) -> Iterator[str]:
     """Address of tar files with the photographs, and with the loose ones as if of a class."""

@@ -171,3 +171,11 @@ def test_no_process_outlives_the_run(tmp_path: Path, number: signal.Signals) -> 
         time.sleep(0.02)
     if number is signal.SIGTERM:
         assert not list(folder.glob(".making-*")), "it cleaned up"
+
+
+def test_a_run_with_one_step_at_a_time_loads_nothing_for_processes() -> None:
+    code = "import sys, pipeline.commands.run; print('multiprocessing' in sys.modules)"
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,6 +212,14 @@ def normalized(pixels: npt.NDArray[np.uint8]) -> Images:
 
 
 @pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def steps(tmp_path: Path) -> Steps:
     return Steps(tmp_path)
 
@@ -260,6 +268,29 @@ def test_the_error_of_the_emulation_is_told(steps: Steps, tmp_path: Path) -> Non
     assert error.max_difference.value == pytest.approx(0.86)
     assert not error.is_proven, "of five images"
     assert target.beside.closed
+
+
+class Threads(Brighter):
+    """Notes the threads that PyTorch has at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[int] = []
+
+    def __call__(self, images: Images) -> Logits:
+        self.threads.append(torch.get_num_threads())
+        return super().__call__(images)
+
+
+def test_small_pictures_are_answered_for_with_one_thread(
+    steps: Steps, tmp_path: Path, three_threads: None
+) -> None:
+    runner, beside = Threads(), Threads()
+    target = ToyTarget(runner, None)
+    target.beside = beside
+    built(steps.validate(target), tmp_path / "new")
+    assert set(runner.threads) == set(beside.threads) == {1}
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("beside", [None, UnsupportedOperatorError("no Foo")])

@@ -18,7 +18,7 @@ from pipeline.core import files, signals
 from pipeline.core.errors import ArtifactError, BuildError
 from pipeline.core.network import Network
 from pipeline.core.replacing import Whose
-from pipeline.core.seals import sealed
+from pipeline.core.seals import sealed, unsealed
 from pipeline.steps import artifact
 from pipeline.steps.artifact import MADE, MANIFEST, Artifact, Made
 
@@ -59,6 +59,33 @@ def test_what_was_made_is_read_back(tmp_path: Path) -> None:
     assert made.path("model.bin").read_bytes() == CONTENT
     with pytest.raises(ArtifactError, match="holds no other"):
         made.path("other")
+
+
+def test_a_manifest_is_parsed_once_as_long_as_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "made")
+    artifact._parsed.cache_clear()
+    parsed: list[str] = []
+
+    def counted(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+        parsed.append(where)
+        return unsealed(data, where)
+
+    monkeypatch.setattr(artifact, "unsealed", counted)
+    first = Artifact.read(tmp_path / "made")
+    assert Artifact.read(tmp_path / "made") == first
+    assert len(parsed) == 1
+    manifest = tmp_path / "made" / MANIFEST
+    before = manifest.read_bytes()
+    for _ in range(2):
+        manifest.write_bytes(before[:-9])
+        with pytest.raises(ArtifactError, match="damaged"):
+            Artifact.read(tmp_path / "made")
+        manifest.write_bytes(before)
+        assert Artifact.read(tmp_path / "made") == first
+    make(tmp_path / "made", write_one)
+    assert Artifact.read(tmp_path / "made") != first
 
 
 def test_digest_is_that_of_the_content(tmp_path: Path) -> None:

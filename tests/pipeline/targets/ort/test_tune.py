@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.targets.ort import tune
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.session import Settings, runtime
 from pipeline.targets.ort.target import OrtTarget
-from pipeline.targets.ort.tune import Candidate, Choice, choose
+from pipeline.targets.ort.tune import Candidate, Choice, Trial, choose, interleave
 
 IMAGES = np.zeros((1, 1, 1, 2), np.float32)
 WAYS = {"a": Candidate("a.onnx", Settings()), "b": Candidate("b.onnx", Settings())}
@@ -70,7 +71,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
 def chosen(folder: Path, **changes: Any) -> Choice:
     """A choice between two ways, with what an earlier one kept."""
     asked: dict[str, Any] = {"candidates": WAYS, "threads": 1, "images": IMAGES, "seconds": 1.0}
-    return choose(folder, **{**asked, **changes}, kept=Kept(folder / "kept.jsonl"))
+    margin = changes.pop("margin", 0.0)
+    trial = Trial(folder, **{**asked, **changes})
+    return choose(trial, margin, Kept(folder / "kept.jsonl"))
 
 
 def test_a_finished_comparison_is_not_measured_again(
@@ -110,7 +113,7 @@ def test_another_comparison_is_measured(
     assert measured == [("a", "b"), tuple(changes.get("candidates", WAYS))]
 
 
-def test_another_graph_machine_or_runtime_is_measured(
+def test_another_graph_machine_runtime_or_number_of_calls_is_measured(
     tmp_path: Path, measured: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen(tmp_path)
@@ -120,9 +123,11 @@ def test_another_graph_machine_or_runtime_is_measured(
     chosen(tmp_path)
     monkeypatch.setattr(runtime(), "__version__", "1.99.0")
     chosen(tmp_path)
-    assert len(measured) == 4
+    monkeypatch.setattr(tune, "MOST_CALLS", 30)
     chosen(tmp_path)
-    assert len(measured) == 4
+    assert len(measured) == 5
+    chosen(tmp_path)
+    assert len(measured) == 5
 
 
 def test_what_was_cut_off_is_measured_again(
@@ -165,6 +170,34 @@ def test_outcomes_lie_beside_comparisons(tmp_path: Path, measured: list[tuple[st
     found = Kept(path).outcome("a graph", lambda: pytest.fail("it is known"))
     assert found == Outcome(0.5, 0.6, 0.7)
     assert path.read_text().splitlines()[0] == MARK
+
+
+class Session:
+    """Answers at once, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="image")]
+
+    def run(self, outputs: None, feeds: Mapping[str, Images]) -> None:
+        self.calls += 1
+
+
+def test_a_comparison_ends_with_enough_calls_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "settle", lambda call: call())
+    monkeypatch.setattr(tune, "MOST_CALLS", 30)
+    times = interleave({"a": Session(), "b": Session()}, IMAGES, seconds=1e6)
+    assert [len(each) for each in times.values()] == [30, 30]
+
+
+def test_a_comparison_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "settle", lambda call: call())
+    session = Session()
+    times = interleave({"a": session}, IMAGES, seconds=0.0)
+    assert len(times["a"]) == tune.MIN_ROUNDS * 3
+    assert session.calls == tune.WARMUP + tune.MIN_ROUNDS * 4  # one of each round does not count
 
 
 KILLED = """\
