@@ -105,7 +105,9 @@ class TensorRange:
         if dtype in rounding.FLOAT8:
             self._count_small_in_float8(exact, rounded, dtype)
 
-    def observe_bits(self, exact: Values, bits: Bits, dtype: torch.dtype) -> None:
+    def observe_bits(
+        self, exact: Values, bits: Bits, dtype: torch.dtype, spend: bool = False
+    ) -> None:
         """Take one batch of a tensor of 16-bit floating-point values into account.
 
         All of it is numpy, which leaves torch's threads alone: another thread may do it.
@@ -114,12 +116,13 @@ class TensorRange:
             exact: Values as computed, any shape.
             bits: The same after rounding, as the type stores them.
             dtype: float16 or bfloat16.
+            spend: Nobody else reads the bits: their memory may be written to.
         """
         if not exact.size:
             return
         self.values += exact.size
         kind = _BITS[dtype]
-        magnitudes = bits & 0x7FFF
+        magnitudes = np.bitwise_and(bits, 0x7FFF, out=bits if spend else None)
         if not kind.value(int(magnitudes.max()) + 1) <= self.largest:
             # Else no value was as large as the largest: bits are read in less time than values.
             low, high = exact.min().item(), exact.max().item()

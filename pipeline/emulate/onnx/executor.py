@@ -96,6 +96,9 @@ class GraphExecutor:
         self._moved, self._keep = moved, keep
         self._ranges: dict[str, TensorRange] = {}
         self._beside: Beside | None = None
+        self._whole: dict[
+            str, tuple[float, float]
+        ] = {}  # extremes of integers, where they are known
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
         steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
@@ -154,6 +157,7 @@ class GraphExecutor:
             for name in written:
                 if known is not None and name in known:
                     values[name] = _from_numpy(known[name], self._types[name])
+                    self._whole.pop(name, None)
             for name in step.dead:
                 values.pop(name, None)
 
@@ -258,11 +262,13 @@ class GraphExecutor:
         narrow = rounding.narrow(exact, dtype, saturate=bool(step.node.attribute("saturate", 1)))
         if self._record and dtype.is_floating_point:
             seen = self._range(name, step.node, dtype)
-            if not _observe_steps(seen, step, inputs):
+            known = self._whole.get(step.node.inputs[0]) if step.node.inputs else None
+            if not _observe_steps(seen, step, inputs, known):
                 if self._beside is not None and _worth_a_thread(exact, narrow):
+                    stored = narrow.to(torch.float32)  # the exact values will still be read
                     bits = narrow.view(torch.int16).numpy()
-                    self._beside.call(seen.observe_bits, exact.numpy(), bits, dtype)
-                    return narrow.to(torch.float32)  # the exact values are still being read
+                    self._beside.call(seen.observe_bits, exact.numpy(), bits, dtype, True)
+                    return stored
                 seen.observe(exact, narrow, dtype)
         if dtype not in ROUNDED:
             return narrow
@@ -277,9 +283,12 @@ class GraphExecutor:
         if known:
             self._range(name, step.node, dtype).observe(positions, positions, dtype, known)
         low, high = rounding.bounds(dtype)
+        self._whole.pop(name, None)
+        if known and not any(map(math.isnan, known)):
+            self._whole[name] = min(max(low, known[0]), high), max(min(high, known[1]), low)
         if known and low <= known[0] and known[1] <= high:
             return positions.to(rounding.storage(dtype))
-        if known and not any(map(math.isnan, known)):
+        if name in self._whole:
             return positions.clamp_(low, high).to(rounding.storage(dtype))
         return rounding.saturated(positions, dtype)
 
@@ -383,7 +392,12 @@ class OnnxExecutor(GraphExecutor):
             )
 
 
-def _observe_steps(seen: TensorRange, step: Step, inputs: Sequence[Tensor | None]) -> bool:
+def _observe_steps(
+    seen: TensorRange,
+    step: Step,
+    inputs: Sequence[Tensor | None],
+    known: tuple[float, float] | None,
+) -> bool:
     """Take a dequantized tensor into account by its steps, if they tell all; whether they do.
 
     With a single scale a value grows with its distance from the zero point: where one step is a
@@ -400,7 +414,7 @@ def _observe_steps(seen: TensorRange, step: Step, inputs: Sequence[Tensor | None
         return False
     dtype, size = step.dtypes[0], np.float32(abs(scale.item()))
     zero = 0.0 if zero_point is None else zero_point.item()
-    farthest = max(abs(extreme - zero) for extreme in extremes_of(positions))
+    farthest = max(abs(extreme - zero) for extreme in known or extremes_of(positions))
     largest = float(np.float32(farthest) * size)
     if not (rounding.smallest_normal(dtype) <= size and largest <= seen.limit):
         return False
