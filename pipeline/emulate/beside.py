@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
-WAITING = 4
+WAITING = 2
 """Most calls that wait or run: what they hold is the memory that this costs."""
 
 
