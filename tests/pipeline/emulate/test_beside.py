@@ -69,7 +69,7 @@ def test_an_interrupt_ends_the_thread_and_drops_what_waits(error: type[BaseExcep
         done.append("first")
 
     release = threading.Timer(0.1, gate.set)
-    with pytest.raises(error, match="stop"), Beside() as beside:  # noqa: PT012
+    with pytest.raises(error, match="stop"), Beside(waiting=4) as beside:  # noqa: PT012
         beside.call(first)
         beside.call(done.append, "second")
         beside.call(fail, "what failed beside does not hide the interrupt")

@@ -271,7 +271,13 @@ def test_steps_tell_of_dequantized_values_what_the_values_tell(
     constants = {"s": np.array(1, np.float16), "z": np.array(zero, integer), "t": step}
     body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z)"
     model = make_model(body, (1, 5), constants, x="float16", y="float16")
-    batches = [np.array([[-128, 3, 0, 1, high]], np.float32) for high in (100, 127)]
+    rows = [
+        [-128, 3, 0, 1, 100],
+        [-128, 3, 0, 1, 127],
+        [-900, 3, 0, 1, 400],
+        [-90, math.nan, 0, 1, 9],
+    ]
+    batches = [np.array([row], np.float32) for row in rows]
 
     def found() -> list[TensorRange]:
         by_steps = OnnxExecutor(model, record=True)
@@ -282,6 +288,16 @@ def test_steps_tell_of_dequantized_values_what_the_values_tell(
     by_steps = found()
     monkeypatch.setattr("pipeline.emulate.onnx.executor._observe_steps", lambda *told: False)
     assert list(map(str, by_steps)) == list(map(str, found()))
+
+
+def test_a_value_that_takes_the_place_of_a_step_is_what_is_recorded(make_model: MakeModel) -> None:
+    body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)"
+    constants = {"s": np.array(1, np.float32), "z": np.array(0, np.int8)}
+    executor = OnnxExecutor(make_model(body, (1, 2), constants), record=True)
+    known = {"q": np.array([[-9, 5]], np.int8)}
+    list(executor.trace({"x": np.array([[100, 3]], np.float32)}, known))
+    largest = {entry.tensor: entry.largest for entry in executor.overflow_report()}
+    assert largest == {"q": 100, "y": 9}
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
