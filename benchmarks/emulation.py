@@ -1,17 +1,21 @@
-"""CPU time of an emulated image, beside PyTorch in float32: the executors as `validate` runs them.
+"""Time of an emulated image, beside PyTorch in float32: the executors as `validate` runs them.
 
-    OMP_NUM_THREADS=1 python benchmarks/emulation.py engines/care_tiny [--images 512] [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/emulation.py engines/care_tiny
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/emulation.py engines/care_s0 \
+        --network care_s0 --size 224 --batch 8 --rounds 12
 
-Takes the graphs and the Core ML package of a run of `pipeline.yaml`, and random pixels: how long an
-image takes does not depend on what it shows. CPU seconds, not wall time, so that other work on the
-machine disturbs less; the candidates take turns and the least of each counts. The last line is one
-JSON object.
+Takes the graphs and the Core ML package of a run, and random pixels, others each round: how long an
+image takes does not depend on what it shows, but a batch that was seen before has no new largest
+value. Before and after each candidate the fused module runs on the same batch; what is told is the
+time over the mean of these two, by wall clock and by CPU: median and quartiles over the rounds. CPU
+milliseconds of an image are the least of all rounds. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,21 +25,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from care.factory import create_pretrained
+from care.factory import create_model, create_pretrained
 from care.fuse import fuse
 from pipeline.core import machine
 from pipeline.core.memory import freed_memory_kept
-from pipeline.core.network import Batch, in_batches
+from pipeline.core.network import Batch
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.onnx.executor import OnnxExecutor
 
-BATCH = 64
-"""That of `validation.batch`."""
-
-GRAPHS = {"fp16": "precision/float16", "int8": "precision/int8-trt", "fp32": "precision/float32"}
+GRAPHS = {"fp16": "precision/float16", "int8": "precision/int8-trt", "fp32": "onnx"}
 """Where a run keeps the graphs of what is emulated."""
 
+WARM_UP = 3
+"""Rounds that are not counted: in the first ones nearly every tensor has a new largest value."""
+
 Run = Callable[[Batch], Any]
+Spent = tuple[float, float]
+"""Seconds by wall clock and of the CPU."""
 
 
 def cpu_seconds() -> float:
@@ -44,60 +50,102 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def by_torch(module: nn.Module) -> Run:
-    """Runs a module in eager mode."""
+def timed(run: Run, batch: Batch) -> Spent:
+    """What one call takes."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    run(batch)
+    return time.perf_counter() - wall, cpu_seconds() - cpu
 
-    def run(images: Batch) -> Any:
+
+def by_torch(module: nn.Module) -> Run:
+    """Runs a module in eager mode on pixels."""
+
+    def run(pixels: Batch) -> Any:
         with torch.inference_mode():
-            return module(torch.from_numpy(images)).numpy()
+            return module(torch.from_numpy(prepared(pixels))).numpy()
 
     return run
 
 
-def candidates(folder: Path, pixels: Batch) -> dict[str, tuple[Run, Batch]]:
-    """What is timed, and what each takes."""
-    images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255 - 0.5
-    network = create_pretrained("care_tiny").eval()
-    found: dict[str, tuple[Run, Batch]] = {
-        "PyTorch float32": (by_torch(network), images),
-        "PyTorch float32, fused": (by_torch(fuse(network).eval()), images),
-    }
+def prepared(pixels: Batch) -> Batch:
+    """Pixels as the graphs take them."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255 - 0.5
+
+
+def by_graph(executor: OnnxExecutor) -> Run:
+    """Runs a graph on pixels, in one batch."""
+    return lambda pixels: executor.run(prepared(pixels))
+
+
+def candidates(folder: Path, network: nn.Module) -> dict[str, Run]:
+    """What is timed beside the fused module."""
+    found = {"PyTorch float32, published form": by_torch(network)}
     for name, place in GRAPHS.items():
         graph = folder / place / "model.onnx"
-        found[f"{name}, ranges recorded"] = OnnxExecutor(graph, record=True).run_all, images
-        found[name] = OnnxExecutor(graph).run_all, images
+        found[f"{name}, ranges recorded"] = by_graph(OnnxExecutor(graph, record=True))
+        found[name] = by_graph(OnnxExecutor(graph))
     package = MilExecutor(folder / "coreml/fp16/model.mlpackage")
-    found["Core ML fp16"] = (lambda batch: package.predict(batch)["logits"]), pixels
+    found["Core ML fp16"] = lambda pixels: package.predict(pixels)["logits"]
     return found
 
 
-def measure(found: Mapping[str, tuple[Run, Batch]], rounds: int) -> dict[str, float]:
-    """CPU milliseconds of an image by each candidate, the least of some rounds."""
+def measure(
+    found: Mapping[str, Run], fused: Run, shape: tuple[int, ...], rounds: int
+) -> dict[str, dict[str, Any]]:
+    """By candidate: time over the fused module's, and CPU milliseconds of an image."""
+    draw = np.random.default_rng(0)
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
     least = dict.fromkeys(found, float("inf"))
     with freed_memory_kept():
-        for number in range(rounds + 1):
-            for name, (run, batch) in found.items():
-                start = cpu_seconds()
-                in_batches(run, batch, BATCH)
-                spent = 1e3 * (cpu_seconds() - start) / len(batch)
-                if number:  # the first round warms up
-                    least[name] = min(least[name], spent)
-    return {name: round(spent, 3) for name, spent in least.items()}
+        for number in range(WARM_UP + rounds):
+            batch = draw.integers(0, 256, shape, dtype=np.uint8)
+            for name, run in found.items():
+                before, spent, after = (timed(each, batch) for each in (fused, run, fused))
+                if number >= WARM_UP:
+                    wall, cpu = (
+                        2 * s / (b + a) for b, s, a in zip(before, spent, after, strict=True)
+                    )
+                    ratios[name].append((wall, cpu))
+                    least[name] = min(least[name], 1e3 * spent[1] / len(batch))
+    return {
+        name: {
+            "wall": quartiles([wall for wall, _ in seen]),
+            "cpu": quartiles([cpu for _, cpu in seen]),
+            "cpu_ms": round(least[name], 3),
+        }
+        for name, seen in ratios.items()
+    }
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """First quartile, median and third."""
+    return [round(float(value), 3) for value in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--images", default=512, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-def main(folder: Path, images: int, rounds: int) -> None:
+@click.option("--network", default="care_tiny", show_default=True)
+@click.option("--size", default=64, show_default=True, help="Height and width of the images.")
+@click.option("--batch", default=64, show_default=True)
+@click.option("--rounds", default=8, show_default=True)
+@click.option(
+    "--only", multiple=True, help="These candidates alone, such as 'fp16, ranges recorded'."
+)
+def main(
+    folder: Path, network: str, size: int, batch: int, rounds: int, only: tuple[str, ...]
+) -> None:
     """Time the executors on the artifacts of a run."""
-    shape = (images, 64, 64, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    figures = measure(candidates(folder, pixels), rounds)
-    for name, spent in figures.items():
-        click.echo(f"{name:24} {spent:6.3f} ms  {1e3 / spent:6.0f} images per CPU second")
+    torch.manual_seed(0)
+    make = create_pretrained if network == "care_tiny" else create_model
+    module = make(network).eval()
+    found = candidates(folder, module)
+    found = {name: run for name, run in found.items() if not only or name in only}
+    figures = measure(found, by_torch(fuse(module).eval()), (batch, size, size, 3), rounds)
+    for name, figure in figures.items():
+        wall, cpu = (f"{m:.2f} ({a:.2f} to {b:.2f})" for a, m, b in (figure["wall"], figure["cpu"]))
+        click.echo(f"{name:32} wall {wall}  cpu {cpu}  {figure['cpu_ms']:.3f} CPU ms an image")
     here = {**machine.describe(), "load": machine.load(), "threads": torch.get_num_threads()}
-    click.echo(json.dumps({"cpu_ms": figures, "here": here}))
+    click.echo(json.dumps({"to_fused": figures, "here": here}))
 
 
 if __name__ == "__main__":

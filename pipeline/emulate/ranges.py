@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -89,20 +90,47 @@ class TensorRange:
             dtype: The tensor's type.
             extremes: Of `exact`, where they are known.
         """
+        if dtype in _BITS:
+            self.observe_bits(exact.numpy(), rounded.view(torch.int16).numpy(), dtype)
+            return
         if not exact.numel():
             return
         self.values += exact.numel()
         low, high = extremes or extremes_of(exact)
-        if math.isfinite(low) and math.isfinite(high):
-            self.largest = max(self.largest, -low, high)
-        else:
-            finite = torch.nan_to_num(exact.abs(), nan=0.0, posinf=0.0)
-            self.largest = max(self.largest, finite.max().item())
+        self._note_largest(exact.numpy(), low, high)
         if not dtype.is_floating_point or dtype in rounding.FLOAT8:
             self._count_saturated(exact, dtype, low, high)
-        if dtype.is_floating_point:
-            self._count_special(exact, rounded, dtype, low, high)
-            self._count_small(exact, rounded, dtype)
+        if dtype.is_floating_point and not self._holds(low, high):
+            self._count_special(exact.numpy(), rounded.float().numpy())
+        if dtype in rounding.FLOAT8:
+            self._count_small_in_float8(exact, rounded, dtype)
+
+    def observe_bits(
+        self, exact: Values, bits: Bits, dtype: torch.dtype, spend: bool = False
+    ) -> None:
+        """Take one batch of a tensor of 16-bit floating-point values into account.
+
+        All of it is numpy, which leaves torch's threads alone: another thread may do it.
+
+        Args:
+            exact: Values as computed, any shape.
+            bits: The same after rounding, as the type stores them.
+            dtype: float16 or bfloat16.
+            spend: Nobody else reads the bits: their memory may be written to.
+        """
+        if not exact.size:
+            return
+        self.values += exact.size
+        kind = _BITS[dtype]
+        magnitudes = np.bitwise_and(bits, 0x7FFF, out=bits if spend else None)
+        if not kind.value(int(magnitudes.max()) + 1) <= self.largest:
+            # Else no value was as large as the largest: bits are read in less time than values.
+            low, high = exact.min().item(), exact.max().item()
+            self._note_largest(exact, low, high)
+            if not self._holds(low, high):
+                rounded = torch.from_numpy(bits).view(dtype).float().numpy()
+                self._count_special(exact, rounded)
+        self._count_small(exact, magnitudes, kind.normal)
 
     def merge(self, other: TensorRange) -> None:
         """Take other images of the same tensor into account."""
@@ -119,32 +147,34 @@ class TensorRange:
             if not high <= largest:
                 self.saturated += int(np.count_nonzero(values > largest))
 
-    def _count_special(
-        self, exact: Tensor, rounded: Tensor, dtype: torch.dtype, low: float, high: float
-    ) -> None:
-        if -self.limit <= low and high <= self.limit:
-            return
-        infinite = torch.isinf(rounded.to(torch.float32))
-        self.infinite += int(torch.count_nonzero(infinite))
-        self.overflowed += int(torch.count_nonzero(infinite & torch.isfinite(exact)))
-        self.nan += int(torch.count_nonzero(torch.isnan(rounded.to(torch.float32))))
+    def _note_largest(self, exact: Values, low: float, high: float) -> None:
+        if math.isfinite(low) and math.isfinite(high):
+            self.largest = max(self.largest, -low, high)
+        else:
+            finite = np.nan_to_num(np.abs(exact), nan=0.0, posinf=0.0)
+            self.largest = max(self.largest, finite.max().item())
 
-    def _count_small(self, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
-        if dtype in (torch.float32, torch.float64):
-            return  # nothing is rounded, and no network reaches 1e-38
-        if dtype in rounding.FLOAT8:
-            rounded = rounded.to(torch.float32)  # torch computes nothing on 8-bit floats
-            kept = int(torch.count_nonzero(rounded))
-            normal = kept - _subnormal(rounded, kept, rounding.smallest_normal(dtype))
-            self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
-            self.subnormal += kept - normal
-            return
-        magnitudes = rounded.view(torch.int16).numpy() & 0x7FFF
-        normal = int(np.count_nonzero(magnitudes >= _SMALLEST_NORMAL[dtype]))
-        if normal < magnitudes.size:
+    def _holds(self, low: float, high: float) -> bool:
+        return -self.limit <= low and high <= self.limit
+
+    def _count_special(self, exact: Values, rounded: Values) -> None:
+        infinite = np.isinf(rounded)
+        self.infinite += int(np.count_nonzero(infinite))
+        self.overflowed += int(np.count_nonzero(infinite & np.isfinite(exact)))
+        self.nan += int(np.count_nonzero(np.isnan(rounded)))
+
+    def _count_small(self, exact: Values, magnitudes: Bits, normal: int) -> None:
+        large = int(np.count_nonzero(magnitudes >= normal))
+        if large < magnitudes.size:
             kept = int(np.count_nonzero(magnitudes))
-            self.flushed += _not_zero(exact.numpy(), magnitudes, magnitudes.size - kept)
-            self.subnormal += kept - normal
+            self.flushed += _not_zero(exact, magnitudes, magnitudes.size - kept)
+            self.subnormal += kept - large
+
+    def _count_small_in_float8(self, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
+        rounded = rounded.to(torch.float32)  # torch computes nothing on 8-bit floats
+        kept = int(torch.count_nonzero(rounded))
+        self.flushed += int(np.count_nonzero(exact.numpy() != 0)) - kept
+        self.subnormal += _subnormal(rounded, kept, rounding.smallest_normal(dtype))
 
 
 _COUNTS = ("values", "overflowed", "saturated", "infinite", "nan", "flushed", "subnormal")
@@ -161,8 +191,35 @@ def extremes_of(values: Tensor) -> tuple[float, float]:
 _FEW = 1 / 16
 """Where a smaller share of the values is zero, these are looked up, and the others not read."""
 
-_SMALLEST_NORMAL = {torch.float16: 0x0400, torch.bfloat16: 0x0080}
-"""Bits of the smallest positive normal number of a 16-bit type; those of larger ones are larger."""
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A floating-point type of 16 bits. Without the sign, bits grow with what they stand for.
+
+    Attributes:
+        normal: The smallest normal number.
+        infinity: Infinity; what is above is NaN.
+        left: Bits that `code` has to the right of these.
+        code: Reads them, see `struct`.
+    """
+
+    normal: int
+    infinity: int
+    left: int
+    code: str
+
+    def value(self, bits: int) -> float:
+        """What bits without a sign stand for; infinity for NaN."""
+        whole = min(bits, self.infinity) << self.left
+        size = struct.calcsize(self.code)
+        value: float = struct.unpack(self.code, whole.to_bytes(size, "little"))[0]
+        return value
+
+
+_BITS = {
+    torch.float16: _Kind(0x0400, 0x7C00, 0, "<e"),
+    torch.bfloat16: _Kind(0x0080, 0x7F80, 16, "<f"),
+}
 
 
 def _not_zero(exact: Values, magnitudes: Bits, zeros: int) -> int:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from torch import Tensor
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.core.network import in_batches
 from pipeline.emulate import rounding
+from pipeline.emulate.beside import Beside
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.operators.table import Function
@@ -46,6 +48,9 @@ _FACTORS = {"Conv": 2, "ConvTranspose": 2, "MatMul": 2, "Gemm": 2, "Einsum": 2, 
 
 _MISFITS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, ArithmeticError)
 """What torch and the operators' functions raise for shapes and types that do not fit."""
+
+_WORTH_A_THREAD = 1 << 15
+"""Values that take longer to count than to hand over."""
 
 _CHUNK = 1_200_000
 """Input values at a time: larger tensors make the executor slow."""
@@ -90,6 +95,10 @@ class GraphExecutor:
         self._record = record or moved
         self._moved, self._keep = moved, keep
         self._ranges: dict[str, TensorRange] = {}
+        self._beside: Beside | None = None
+        self._whole: dict[
+            str, tuple[float, float]
+        ] = {}  # extremes of integers, where they are known
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
         steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
@@ -110,14 +119,14 @@ class GraphExecutor:
             ArtifactError: An operation cannot be carried out on the shapes that result.
         """
         values = dict(self._constants)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._counting():
             for port in self.inputs:
                 values[port.name] = _from_numpy(feeds[port.name], port.dtype)
             for step in self._steps:
                 self._execute(step, values)
                 for name in step.dead:
                     values.pop(name, None)  # an output that the operator did not have
-            return {port.name: values[port.name].numpy() for port in self.outputs}
+        return {port.name: values[port.name].numpy() for port in self.outputs}
 
     def trace(
         self, feeds: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray] | None = None
@@ -148,6 +157,7 @@ class GraphExecutor:
             for name in written:
                 if known is not None and name in known:
                     values[name] = _from_numpy(known[name], self._types[name])
+                    self._whole.pop(name, None)
             for name in step.dead:
                 values.pop(name, None)
 
@@ -211,6 +221,18 @@ class GraphExecutor:
     def _check_ports(self) -> None:
         """Refuse inputs and outputs that the face of this class does not serve."""
 
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count values in a thread of its own where torch has several: numpy uses one alone."""
+        if not self._record or torch.get_num_threads() == 1:
+            yield
+            return
+        with Beside() as self._beside:
+            try:
+                yield
+            finally:
+                self._beside = None
+
     def _execute(self, step: Step, values: dict[str, Tensor]) -> None:
         node = step.node
         inputs = [values[name] if name else None for name in node.inputs]
@@ -240,7 +262,13 @@ class GraphExecutor:
         narrow = rounding.narrow(exact, dtype, saturate=bool(step.node.attribute("saturate", 1)))
         if self._record and dtype.is_floating_point:
             seen = self._range(name, step.node, dtype)
-            if not _observe_steps(seen, step, inputs):
+            known = self._whole.get(step.node.inputs[0]) if step.node.inputs else None
+            if not _observe_steps(seen, step, inputs, known):
+                if self._beside is not None and _worth_a_thread(exact, narrow):
+                    stored = narrow.to(torch.float32)  # the exact values will still be read
+                    bits = narrow.view(torch.int16).numpy()
+                    self._beside.call(seen.observe_bits, exact.numpy(), bits, dtype, True)
+                    return stored
                 seen.observe(exact, narrow, dtype)
         if dtype not in ROUNDED:
             return narrow
@@ -255,9 +283,12 @@ class GraphExecutor:
         if known:
             self._range(name, step.node, dtype).observe(positions, positions, dtype, known)
         low, high = rounding.bounds(dtype)
+        self._whole.pop(name, None)
+        if known and not any(map(math.isnan, known)):
+            self._whole[name] = min(max(low, known[0]), high), max(min(high, known[1]), low)
         if known and low <= known[0] and known[1] <= high:
             return positions.to(rounding.storage(dtype))
-        if known and not any(map(math.isnan, known)):
+        if name in self._whole:
             return positions.clamp_(low, high).to(rounding.storage(dtype))
         return rounding.saturated(positions, dtype)
 
@@ -361,7 +392,12 @@ class OnnxExecutor(GraphExecutor):
             )
 
 
-def _observe_steps(seen: TensorRange, step: Step, inputs: Sequence[Tensor | None]) -> bool:
+def _observe_steps(
+    seen: TensorRange,
+    step: Step,
+    inputs: Sequence[Tensor | None],
+    known: tuple[float, float] | None,
+) -> bool:
     """Take a dequantized tensor into account by its steps, if they tell all; whether they do.
 
     With a single scale a value grows with its distance from the zero point: where one step is a
@@ -378,13 +414,22 @@ def _observe_steps(seen: TensorRange, step: Step, inputs: Sequence[Tensor | None
         return False
     dtype, size = step.dtypes[0], np.float32(abs(scale.item()))
     zero = 0.0 if zero_point is None else zero_point.item()
-    farthest = max(abs(extreme - zero) for extreme in extremes_of(positions))
+    farthest = max(abs(extreme - zero) for extreme in known or extremes_of(positions))
     largest = float(np.float32(farthest) * size)
     if not (rounding.smallest_normal(dtype) <= size and largest <= seen.limit):
         return False
     seen.largest = max(seen.largest, largest)
     seen.values += positions.numel()
     return True
+
+
+def _worth_a_thread(exact: Tensor, narrow: Tensor) -> bool:
+    """Whether to count values beside: many of 16 bits, which lie in memory as they will lie then.
+
+    The last bits of what is computed from them may depend on their order in memory.
+    """
+    many = narrow.element_size() == 2 and narrow.numel() >= _WORTH_A_THREAD
+    return many and exact.stride() == narrow.stride()
 
 
 def _in_tf32(factor: Tensor | None) -> Tensor | None:

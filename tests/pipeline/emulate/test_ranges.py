@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.emulate import rounding
+from pipeline.emulate import ranges, rounding
 from pipeline.emulate.ranges import TensorRange, first_failure, tightest
 
 
@@ -97,3 +97,54 @@ def test_counts_are_those_of_the_slow_form(dtype: torch.dtype, low: int) -> None
         assert (entry.flushed, entry.subnormal) == (flushed, subnormal)
         if dtype in rounding.FLOAT8:
             assert entry.saturated == saturated
+
+
+def slow_range(batches: list[torch.Tensor], dtype: torch.dtype) -> list[float]:
+    """All figures of 16-bit values, as the definitions say."""
+    exact = torch.cat([batch.flatten() for batch in batches])
+    rounded = rounding.narrow(exact, dtype).float()
+    finite = exact[exact.isfinite()].abs()
+    infinite = rounded.isinf()
+    counts = [infinite & exact.isfinite(), infinite, rounded.isnan()]
+    largest = finite.max().item() if len(finite) else 0.0
+    numbers = [len(exact), *(int(count.sum()) for count in counts)]
+    return [largest, *numbers, *slow_counts(exact, dtype)[1:]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [[1.0, -2.0], [2.0001, 1.0], [-2.0005], [2.0009, 0.0], [-2.0]],  # equal once rounded
+        [[1.0, -7.0], [6.0, -8.0], [7.0], [-9.0], [3.0]],
+        [[0.0, -0.0], [1e-9], [2.0**-24], [1e-6, -1e-7], [0.0]],
+        [[65504.0], [-65519.0, 65510.0], [65520.0], [65505.0]],
+        [[70000.0], [-69000.0], [math.inf, 71000.0], [70500.0], [-math.inf]],
+        [[math.nan], [1.0], [math.nan, 2.0], [-math.inf, 3.0], [2.5]],
+        [[3e38, -3.4e38], [3.39e38], [3.4028e38], [1.0]],
+        [[1e-41, 2.0**-133, 2.0**-134, 1.0], [-(2.0**-126), 2.0**-127], []],
+    ],
+)
+def test_all_figures_of_batches_are_those_of_the_slow_form(
+    dtype: torch.dtype, batches: list[list[float]]
+) -> None:
+    entry = observed(torch.zeros(0), dtype)
+    seen = []
+    for values in batches:
+        seen.append(torch.tensor(values))
+        entry.observe(seen[-1], rounding.narrow(seen[-1], dtype), dtype)
+        found = [entry.largest, entry.values, entry.overflowed, entry.infinite, entry.nan]
+        assert [*found, entry.flushed, entry.subnormal] == slow_range(seen, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_bits_stand_for_less_than_fewer(dtype: torch.dtype) -> None:
+    kind = ranges._BITS[dtype]
+    bits = torch.arange(0x8000, dtype=torch.int32)
+    values = bits.to(torch.int16).view(dtype).float()
+    values[bits > kind.infinity] = math.inf  # NaN
+    assert [kind.value(number) for number in [*range(0x8000), 0x8000]] == [
+        *values.tolist(),
+        math.inf,
+    ]
+    assert values[kind.normal] == rounding.smallest_normal(dtype)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +19,10 @@ from torch import Tensor
 
 import pipeline
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
-from pipeline.emulate.onnx.executor import OnnxExecutor
-from pipeline.emulate.ranges import TensorRange, first_failure
+from pipeline.emulate.beside import Beside
+from pipeline.emulate.onnx.executor import OnnxExecutor, _worth_a_thread
+from pipeline.emulate.onnx.plan import Step
+from pipeline.emulate.ranges import _COUNTS, TensorRange, first_failure
 
 MakeModel = Callable[..., onnx.ModelProto]
 
@@ -267,7 +271,13 @@ def test_steps_tell_of_dequantized_values_what_the_values_tell(
     constants = {"s": np.array(1, np.float16), "z": np.array(zero, integer), "t": step}
     body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z)"
     model = make_model(body, (1, 5), constants, x="float16", y="float16")
-    batches = [np.array([[-128, 3, 0, 1, high]], np.float32) for high in (100, 127)]
+    rows = [
+        [-128, 3, 0, 1, 100],
+        [-128, 3, 0, 1, 127],
+        [-900, 3, 0, 1, 400],
+        [-90, math.nan, 0, 1, 9],
+    ]
+    batches = [np.array([row], np.float32) for row in rows]
 
     def found() -> list[TensorRange]:
         by_steps = OnnxExecutor(model, record=True)
@@ -278,6 +288,16 @@ def test_steps_tell_of_dequantized_values_what_the_values_tell(
     by_steps = found()
     monkeypatch.setattr("pipeline.emulate.onnx.executor._observe_steps", lambda *told: False)
     assert list(map(str, by_steps)) == list(map(str, found()))
+
+
+def test_a_value_that_takes_the_place_of_a_step_is_what_is_recorded(make_model: MakeModel) -> None:
+    body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)"
+    constants = {"s": np.array(1, np.float32), "z": np.array(0, np.int8)}
+    executor = OnnxExecutor(make_model(body, (1, 2), constants), record=True)
+    known = {"q": np.array([[-9, 5]], np.int8)}
+    list(executor.trace({"x": np.array([[100, 3]], np.float32)}, known))
+    largest = {entry.tensor: entry.largest for entry in executor.overflow_report()}
+    assert largest == {"q": 100, "y": 9}
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -423,6 +443,118 @@ def test_no_report_without_recording(make_model: MakeModel) -> None:
     executor = OnnxExecutor(make_model("y = Relu(x)", (1,)))
     with pytest.raises(PipelineError, match="record=True"):
         executor.overflow_report()
+
+
+# ------------------------------------------------------------------ counting beside
+
+WIDE = (40, 1024)
+"""Enough values that they are counted in a thread of their own, where torch has several."""
+
+MANY = """
+    a = Mul(x, c) b = Exp(a) e = Mul(b, small) f = Transpose<perm=[1,0]>(e) g = Add(f, f)
+    h = Transpose<perm=[1,0]>(g) i = Mul(h, a) q = QuantizeLinear(i, s, z)
+    d = DequantizeLinear(q, s, z) y = Add(d, a)
+"""
+
+
+def many(make_model: MakeModel) -> onnx.ModelProto:
+    constants = {"c": half(9000), "small": half(1e-4), "s": half(0.25), "z": np.array(0, np.int8)}
+    return make_model(MANY, ("N", WIDE[1]), constants, x="float16", y="float16")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def wide_batches() -> list[np.ndarray]:
+    draw = np.random.default_rng(5)
+    scales = (1e-3, 1e-2, 2e-3, 12.0, 1e-3)
+    return [(scale * draw.standard_normal(WIDE)).astype(np.float32) for scale in scales]
+
+
+def everything(model: onnx.ModelProto) -> tuple[list[bytes], list[TensorRange]]:
+    executor = OnnxExecutor(model, record=True)
+    return [executor.run(batch).tobytes() for batch in wide_batches()], executor.overflow_report()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_counting_beside_gives_what_counting_at_once_gives(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = many(make_model)
+    beside: list[object] = []
+    call = Beside.call
+
+    def counted(*given: Any) -> None:
+        beside.append(given)
+        call(*given)
+
+    monkeypatch.setattr(Beside, "call", counted)
+    found = [everything(model) for _ in range(3)]
+    assert len(beside) > 3 * 5 * 5
+    monkeypatch.setattr(Beside, "call", None)
+    torch.set_num_threads(1)
+    alone = everything(model)
+    assert all(each == alone for each in found)
+    totals = {name: sum(getattr(entry, name) for entry in alone[1]) for name in _COUNTS}
+    assert all(totals.values()), totals
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_fails_beside_ends_the_run_with_its_message(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = OnnxExecutor(many(make_model), record=True)
+    before = threading.active_count()
+
+    def fail(*given: object) -> None:
+        raise MemoryError("no memory to count")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorRange, "observe_bits", fail)
+        with pytest.raises(MemoryError, match="no memory to count"):
+            executor.run(wide_batches()[0])
+    assert threading.active_count() == before
+    executor.run(wide_batches()[0])
+    assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_no_thread_is_left_where_a_node_fails(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    executor = OnnxExecutor(many(make_model), record=True)
+    before = threading.active_count()
+    execute = OnnxExecutor._execute
+
+    def stop(self: OnnxExecutor, step: Step, values: dict[str, torch.Tensor]) -> None:
+        if step.node.op_type == "QuantizeLinear":
+            assert threading.active_count() == before + 1
+            raise error("stop")
+        execute(self, step, values)
+
+    monkeypatch.setattr(OnnxExecutor, "_execute", stop)
+    with pytest.raises(error, match="stop"):
+        executor.run(wide_batches()[0])
+    assert threading.active_count() == before
+    monkeypatch.undo()
+    assert executor.run(wide_batches()[0]).shape == WIDE
+    assert threading.active_count() == before
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_values_in_another_order_than_they_are_stored_in_are_counted_at_once(
+    make_model: MakeModel,
+) -> None:
+    exact = torch.zeros(2, 1 << 15)
+    assert _worth_a_thread(exact, exact.half())
+    assert not _worth_a_thread(exact[:, ::2], exact[:, ::2].half())
+    assert not _worth_a_thread(exact, exact)
+    assert not _worth_a_thread(exact[:, :9], exact[:, :9].half())
 
 
 # ------------------------------------------------------------------ plan
