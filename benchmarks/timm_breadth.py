@@ -3,20 +3,25 @@
     python benchmarks/timm_breadth.py --lines breadth.jsonl --docs docs/breadth.md
     python benchmarks/timm_breadth.py --lines breadth.jsonl --only resnet vgg --again
     python benchmarks/timm_breadth.py --lines breadth.jsonl --limit 10 --seconds 900
+    python benchmarks/timm_breadth.py --lines breadth.jsonl --names resnet18 levit_128s
 
 A family is a module of timm; its smallest classifier stands for it, at the smallest size that it
 takes, with random weights whose BatchNorms are settled. Each goes through `pipeline.run`, from the
 export to the validation, in a process of its own, and leaves a line of JSON; a line that is there
-is not made again. Logits on a few images are held against PyTorch's by the relative error of each
-image. The table between the markers of the document is made of all lines.
+is not made again. Networks may be named instead; one that stands for its family is not run again.
+Logits on a few images are held against PyTorch's by the relative error of each
+image. The tables between the markers of the document are made of the lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import subprocess
-import sys
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +34,7 @@ import numpy.typing as npt
 import timm
 import torch
 from documents import fill
+from torch.overrides import TorchFunctionMode
 
 import pipeline
 from pipeline.core.errors import PipelineError
@@ -52,7 +58,7 @@ PACKAGES = ("timm", "torch", "onnxruntime", "coremltools", "tensorrt-rtx-cu13")
 
 @dataclass
 class Line:
-    """What became of one family.
+    """What became of one family, or of a network that was named.
 
     Attributes:
         family: Module of timm.
@@ -63,6 +69,7 @@ class Line:
         errors: By artifact, the largest relative error of an image.
         versions: Of the packages that decide.
         seconds: How long it took.
+        named: It was named, rather than its family.
     """
 
     family: str
@@ -73,6 +80,20 @@ class Line:
     errors: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    named: bool = False
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves weights as they are: where they are counted alone, filling them takes the time."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Skip what works in place."""
+        name = getattr(function, "__name__", "")
+        if name.endswith("_") and not name.startswith("_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def families() -> list[str]:
@@ -80,16 +101,26 @@ def families() -> list[str]:
     return [name for name in timm.list_modules() if timm.list_models(module=name)]
 
 
+def family_of(name: str) -> str:
+    """The module of timm that holds a network."""
+    return timm.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
+def parameters(name: str) -> int:
+    """How many numbers a classifier holds."""
+    with torch.device("meta"), Unfilled():
+        model = timm.create_model(name, num_classes=CLASSES)
+    return sum(p.numel() for p in model.parameters())
+
+
 def members(family: str) -> list[tuple[int, str]]:
     """Parameters and name of the classifiers of a family that can be made, the smallest first."""
     found = []
     for name in timm.list_models(module=family):
         try:
-            with torch.device("meta"):
-                model = timm.create_model(name, num_classes=CLASSES)
+            found.append((parameters(name), name))
         except Exception:  # some compute with values while they are made
             continue
-        found.append((sum(p.numel() for p in model.parameters()), name))
     return sorted(found)
 
 
@@ -153,9 +184,10 @@ def look(family: str, *, name: str | None = None, size: int | None = None) -> Li
         name: Another network than the smallest.
         size: Another size than the smallest.
     """
-    start, line = time.monotonic(), Line(family, versions=versions(*PACKAGES))
+    start = time.monotonic()
+    line = Line(family, versions=versions(*PACKAGES), named=name is not None)
     try:
-        line.parameters, line.name = (0, name) if name else members(family)[0]
+        line.parameters, line.name = (parameters(name), name) if name else members(family)[0]
         line.size = size or smallest_size(line.name)
     except (IndexError, ValueError) as error:
         why = str(error) if line.name else "no classifier of it can be made"
@@ -184,7 +216,7 @@ def _judge(line: Line, results: Path) -> None:
         reference = np.load(results / "validate/pytorch/logits.npy")
         found = np.load(logits)
         line.errors[artifact] = float(relative_errors(found, reference).max())
-        line.outcome[artifact] = verdict(found, reference, limit)
+        line.outcome[artifact] = verdict(found, reference, limit, _beyond(run))
 
 
 def _first_failure(run: Run, artifact: str, failed: Mapping[str, str]) -> str:
@@ -198,8 +230,17 @@ def _first_failure(run: Run, artifact: str, failed: Mapping[str, str]) -> str:
     return f"validate: {built.accuracy.top1.why or 'not judged'}"
 
 
+def _beyond(run: Run) -> str:
+    """That the network itself leaves the range of float16, and where; "" if it does not."""
+    layers = run.reference.facts.range if run.reference else None
+    return layers.words if layers else ""
+
+
 def verdict(
-    found: npt.NDArray[np.floating[Any]], reference: npt.NDArray[np.floating[Any]], limit: float
+    found: npt.NDArray[np.floating[Any]],
+    reference: npt.NDArray[np.floating[Any]],
+    limit: float,
+    beyond: str = "",
 ) -> str:
     """`PASSES`, or what is wrong with logits.
 
@@ -210,56 +251,101 @@ def verdict(
         found: Of the artifact, (images, classes).
         reference: PyTorch's.
         limit: Largest relative error of an image.
+        beyond: That the network itself leaves the range of float16, if it does.
     """
     if not np.isfinite(found).all():
-        return "validate: its logits are not finite"
+        return "validate: its logits are not finite" + (f": {beyond}" if beyond else "")
     errors = relative_errors(found, reference)
     if not errors.max() <= limit:
         return f"validate: relative error {errors.max():.1e}, {limit:.0e} allowed"
     return PASSES
 
 
-def read_lines(path: Path) -> dict[str, Line]:
-    """Lines by family, the last of each; half a line of a killed process is passed over."""
-    found: dict[str, Line] = {}
+def read_lines(path: Path) -> list[Line]:
+    """What was run, the last line of each; half a line of a killed process is passed over."""
+    found: dict[tuple[str, str], Line] = {}
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             line = Line(**json.loads(text))
         except (ValueError, TypeError):
             continue
-        found[line.family] = line
-    return found
+        found[line.family, line.name if line.named else ""] = line
+    return list(found.values())
 
 
-def apart(family: str, seconds: float) -> Line:
-    """The line of a family by a process of its own, which may die or hang."""
-    command = [sys.executable, __file__, "--one", family]
+def apart(family: str, seconds: float, name: str | None = None) -> Line:
+    """The line of a family or of a named network by a process of its own, which may die or hang.
+
+    It is forked from this one, which has imported what takes longest and started no thread.
+    """
     start = time.monotonic()
-    line = Line(family, versions=versions(*PACKAGES))
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, errors="replace", check=False
+    with tempfile.TemporaryDirectory(prefix="breadth-") as folder:
+        answer, words = Path(folder) / "line.json", Path(folder) / "words.txt"
+        child = multiprocessing.get_context("fork").Process(
+            target=_answer, args=(family, name, answer, words)
         )
-        return Line(**json.loads(done.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        why = f"it took more than {seconds:g} s"
-    except (IndexError, ValueError, TypeError):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        why = f"its process ended with code {done.returncode}: {last[:200]}"
-    line.outcome = dict.fromkeys(LIMITS, why)
-    line.seconds = round(time.monotonic() - start, 1)
-    return line
+        child.start()
+        child.join(seconds)
+        if child.exitcode is None:
+            why = f"it took more than {seconds:g} s"
+            _end(child)
+        elif answer.exists():
+            return Line(**json.loads(answer.read_text()))
+        else:
+            text = words.read_text(errors="replace") if words.exists() else ""
+            last = (text.strip().splitlines() or ["no message"])[-1]
+            why = f"its process ended with code {child.exitcode}: {last[:200]}"
+    return Line(
+        family,
+        name or "",
+        outcome=dict.fromkeys(LIMITS, why),
+        versions=versions(*PACKAGES),
+        seconds=round(time.monotonic() - start, 1),
+        named=name is not None,
+    )
 
 
-def table(lines: Sequence[Line], total: int) -> Iterator[str]:
+def _answer(family: str, name: str | None, answer: Path, words: Path) -> None:
+    """Write a line, and what is said on the way, to files."""
+    os.setsid()
+    tempfile.tempdir = str(answer.parent)
+    said = os.open(words, os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    line = json.dumps(asdict(look(family, name=name)))
+    part = answer.with_suffix(".part")
+    part.write_text(line)
+    part.rename(answer)
+
+
+def _end(child: multiprocessing.process.BaseProcess) -> None:
+    """End a process, and those that it started."""
+    assert child.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.join()
+
+
+def warm() -> None:
+    """Import and make what every family would."""
+    import coremltools  # noqa: F401
+    import onnxruntime  # noqa: F401
+    from torch.onnx._internal.exporter import _registration
+
+    _registration.ONNXRegistry.from_torchlib()
+
+
+def table(lines: Sequence[Line], total: int, what: str = "families") -> Iterator[str]:
     """The table and what it comes to, as lines of Markdown.
 
     Args:
-        lines: Of the families that were run.
-        total: How many families there are.
+        lines: What was run.
+        total: How many there are.
+        what: Of what.
     """
     told = ", ".join(f"{k} {v}" for k, v in (lines[-1].versions if lines else {}).items())
-    yield f"{len(lines)} of {total} families were run ({told})."
+    yield f"{len(lines)} of {total} {what} were run ({told})."
     yield ""
     for artifact in LIMITS:
         through = sum(line.outcome.get(artifact) == PASSES for line in lines)
@@ -267,7 +353,7 @@ def table(lines: Sequence[Line], total: int) -> Iterator[str]:
     yield ""
     yield "| family | network | size | " + " | ".join(LIMITS) + " |"
     yield "|---|---|---|" + "---|" * len(LIMITS)
-    for line in sorted(lines, key=lambda each: each.family):
+    for line in sorted(lines, key=lambda each: (each.family, each.name)):
         cells = [_cell(line, artifact) for artifact in LIMITS]
         yield f"| {line.family} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
 
@@ -279,36 +365,81 @@ def _cell(line: Line, artifact: str) -> str:
     return " ".join(outcome.split()).replace("|", "\\|")[:300]
 
 
+@dataclass(frozen=True)
+class Job:
+    """What one table is of.
+
+    Attributes:
+        marker: Where it stands in the document.
+        what: Its rows, for people.
+        asked: Families, or names of networks.
+        total: How many rows it has once all is run.
+        named: Networks were named.
+    """
+
+    marker: str
+    what: str
+    asked: Sequence[str]
+    total: int
+    named: bool
+
+    def lines(self, path: Path) -> list[Line]:
+        """Its lines among those of a file."""
+        every = read_lines(path)
+        if not self.named:
+            return [line for line in every if not line.named]
+        found = {line.name: line for line in every if line.name in self.asked}
+        return list(found.values())
+
+    def run(self, each: str, seconds: float) -> Line:
+        """The line of a family or of a named network."""
+        return apart(family_of(each), seconds, each) if self.named else apart(each, seconds)
+
+
+def _job(only: Sequence[str] | None, names: Sequence[str] | None) -> Job:
+    """What is asked for.
+
+    Raises:
+        ValueError: timm does not have it.
+    """
+    if names is not None:
+        if unknown := [name for name in names if not timm.is_model(name)]:
+            raise ValueError(f"timm has no network {', '.join(unknown)}")
+        return Job("networks", "networks", names, len(names), True)
+    known = families()
+    if unknown := [name for name in only or () if name not in known]:
+        raise ValueError(f"timm has no family {', '.join(unknown)}; there are {', '.join(known)}")
+    return Job("breadth", "families", only or known, len(known), False)
+
+
 def main() -> None:
     """Run, write lines, write the document."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--lines", type=Path, default=Path("breadth.jsonl"), help="JSON lines")
     parser.add_argument("--docs", type=Path, help="document that gets the table")
-    parser.add_argument("--only", nargs="+", metavar="NAMES", help="these families alone")
-    parser.add_argument("--limit", type=int, help="most families to run now")
-    parser.add_argument("--seconds", type=float, default=1800, help="end a family after so long")
-    parser.add_argument("--again", action="store_true", help="also those that have a line")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--only", nargs="+", metavar="FAMILY", help="these families alone")
+    what.add_argument("--names", nargs="+", metavar="NAME", help="these networks, in a table apart")
+    parser.add_argument("--limit", type=int, help="most to run now")
+    parser.add_argument("--seconds", type=float, default=1800, help="end one after so long")
+    parser.add_argument("--again", action="store_true", help="also what has a line")
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(asdict(look(given.one))))
-        return
-    known = families()
-    if unknown := [name for name in given.only or () if name not in known]:
-        parser.error(f"timm has no family {', '.join(unknown)}; there are {', '.join(known)}")
-    there = read_lines(given.lines)
-    waiting = [name for name in given.only or known if given.again or name not in there]
-    for family in waiting[: given.limit]:
-        line = apart(family, given.seconds)
+    try:
+        job = _job(given.only, given.names)
+    except ValueError as error:
+        parser.error(str(error))
+    there = {line.name if job.named else line.family for line in job.lines(given.lines)}
+    waiting = [each for each in job.asked if given.again or each not in there][: given.limit]
+    if waiting:
+        warm()
+    for each in waiting:
+        line = job.run(each, given.seconds)
         with given.lines.open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")
-        print(f"{family}: {line.name} {line.size}: {line.outcome} {line.seconds} s", flush=True)
+        print(f"{each}: {line.name} {line.size}: {line.outcome} {line.seconds} s", flush=True)
     if given.docs:
-        fill(
-            given.docs,
-            "breadth",
-            "\n".join(table(list(read_lines(given.lines).values()), len(known))),
-        )
+        rows = table(job.lines(given.lines), job.total, job.what)
+        fill(given.docs, job.marker, "\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,21 +272,39 @@ def trace(
     """
     import torch
 
-    program = torch.onnx.export(
-        module,
-        (torch.from_numpy(images),),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
-        external_data=False,
-        verbose=False,
-    )
+    with _without_gradients(module):
+        program = torch.onnx.export(
+            module,
+            (torch.from_numpy(images),),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _strip(model)
     return model
+
+
+@contextmanager
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """Let no parameter want a gradient meanwhile.
+
+    torch takes another kernel for an attention whose mask, or bias, wants one; the exporter traces
+    the network with and without, and its passes disagree on how the result lies in memory.
+    """
+    wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import timm_breadth as breadth
 from timm_breadth import LIMITS, PASSES, Line
 
@@ -19,6 +21,9 @@ def test_the_smallest_classifier_stands_for_its_family() -> None:
     assert sizes == sorted(sizes)
     assert sizes[0][1] == "starnet_s050"
     assert "resnet" in breadth.families()
+    made = timm.create_model("starnet_s050", num_classes=breadth.CLASSES)
+    assert sizes[0][0] == sum(p.numel() for p in made.parameters())
+    assert breadth.family_of("levit_128s") == "levit"
 
 
 @pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64)])
@@ -49,7 +54,9 @@ def test_one_image_is_enough_to_fail() -> None:
     found[3] = -found[3]
     assert breadth.verdict(found, reference, 1e-2).startswith("validate: relative error 2.0e+00")
     found[3] = np.nan
-    assert breadth.verdict(found, reference, 1e-2) == "validate: its logits are not finite"
+    told = breadth.verdict(found, reference, 1e-2)
+    assert told == "validate: its logits are not finite"
+    assert breadth.verdict(found, reference, 1e-2, "at a layer") == f"{told}: at a layer"
 
 
 def test_an_image_with_a_clear_margin_keeps_its_class_where_the_error_passes() -> None:
@@ -69,11 +76,12 @@ def test_an_image_with_a_clear_margin_keeps_its_class_where_the_error_passes() -
 
 def test_lines_are_resumed_and_half_ones_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    assert breadth.read_lines(path) == {}
+    assert breadth.read_lines(path) == []
     first, last = Line("vgg", "vgg11", 64), Line("vgg", "vgg11_bn", 96)
-    text = "\n".join(json.dumps(asdict(line)) for line in (first, Line("dla"), last))
+    named = Line("vgg", "vgg13", 64, named=True)
+    text = "\n".join(json.dumps(asdict(line)) for line in (first, Line("dla"), last, named))
     path.write_text(f'{text}\n{{"family": "resn')
-    assert breadth.read_lines(path) == {"vgg": last, "dla": Line("dla")}
+    assert breadth.read_lines(path) == [last, Line("dla"), named]
 
 
 def test_a_family_that_has_a_line_is_not_run_again(
@@ -81,11 +89,13 @@ def test_a_family_that_has_a_line_is_not_run_again(
 ) -> None:
     ran: list[str] = []
 
-    def apart(family: str, seconds: float) -> Line:
-        ran.append(family)
-        return Line(family, "a net", 64, 5, dict.fromkeys(LIMITS, PASSES), dict.fromkeys(LIMITS, 0))
+    def apart(family: str, seconds: float, name: str | None = None) -> Line:
+        ran.append(name or family)
+        passes = dict.fromkeys(LIMITS, PASSES), dict.fromkeys(LIMITS, 0.0)
+        return Line(family, name or "a net", 64, 5, *passes, named=name is not None)
 
     monkeypatch.setattr(breadth, "apart", apart)
+    monkeypatch.setattr(breadth, "warm", lambda: None)
     lines, docs = tmp_path / "lines.jsonl", tmp_path / "breadth.md"
 
     def run(*arguments: str) -> None:
@@ -102,21 +112,40 @@ def test_a_family_that_has_a_line_is_not_run_again(
     assert f"3 of {len(breadth.families())} families were run" in text
     assert "- `trt/fp16`: 3 of 3 pass" in text
     assert "| dla | a net | 64 | passes, 0e+00 |" in text
+    run("--names", "vgg13", "dla34")
+    run("--names", "vgg13", "dla34", "resnet18")
+    assert ran[-3:] == ["vgg13", "dla34", "resnet18"]
+    text = docs.read_text()
+    assert f"3 of {len(breadth.families())} families were run" in text
+    assert "3 of 3 networks were run" in text
+    assert "| vgg | vgg13 | 64 | passes, 0e+00 |" in text
+    with pytest.raises(SystemExit):
+        run("--names", "no_such_network")
+    assert "timm has no network no_such_network" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("--only", "no_such_family")
     assert "timm has no family no_such_family" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, -9, "", "words\nKilled")
+def test_a_network_that_stands_for_its_family_is_not_run_again(tmp_path: Path) -> None:
+    path, job = tmp_path / "lines.jsonl", breadth._job(None, ["dla34", "vgg13"])
+    path.write_text(json.dumps(asdict(Line("dla", "dla34"))))
+    assert [line.name for line in job.lines(path)] == ["dla34"]
 
-    def hangs(command: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
-        raise subprocess.TimeoutExpired(command, more["timeout"])
 
-    monkeypatch.setattr(subprocess, "run", dies)
-    assert set(breadth.apart("vgg", 5).outcome.values()) == {
-        "its process ended with code -9: Killed"
-    }
-    monkeypatch.setattr(subprocess, "run", hangs)
-    assert set(breadth.apart("vgg", 5).outcome.values()) == {"it took more than 5 s"}
+def test_a_process_that_answers_dies_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(family: str, *, name: str | None = None) -> Line:
+        if family == "dies":
+            os.write(2, b"words\nlast words\n")
+            os._exit(3)
+        if family == "hangs":
+            time.sleep(600)
+        return Line(family, name or "smallest")
+
+    monkeypatch.setattr(breadth, "look", look)
+    assert breadth.apart("vgg", 600, "vgg13").name == "vgg13"
+    why = "its process ended with code 3: last words"
+    assert set(breadth.apart("dies", 600).outcome.values()) == {why}
+    line = breadth.apart("hangs", 0.1, "vgg13")
+    assert set(line.outcome.values()) == {"it took more than 0.1 s"}
+    assert (line.family, line.name, line.named) == ("hangs", "vgg13", True)

@@ -49,6 +49,20 @@ class Hopeless(nn.Module):
         return x.mean((2, 3)) if float(x.sum()) > 0 else x.amax((2, 3))
 
 
+class Biased(nn.Module):
+    """An attention whose bias is a parameter, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Linear(3, 48)
+        self.bias = nn.Parameter(torch.randn(2, 16, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.parts(x.flatten(2).mT).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(*parts, attn_mask=self.bias[None])
+        return seen.transpose(1, 2).flatten(2).mean(1)
+
+
 @pytest.fixture
 def export(tmp_path: Path) -> Callable[[nn.Module, Any], onnx.ModelProto]:
     """Exports a module, given `export.batch`."""
@@ -98,3 +112,9 @@ def test_a_module_that_gives_a_graph_for_one_batch_alone(
 def test_a_module_that_gives_no_graph(export: Export, module: nn.Module, batch: Any) -> None:
     with pytest.raises(BuildError, match="net does not export to ONNX: "):
         export(module, batch)
+
+
+def test_an_attention_whose_bias_is_a_parameter(export: Export) -> None:
+    module = Biased()
+    assert batch_of(export(module, "dynamic")) == 0
+    assert all(parameter.requires_grad for parameter in module.parameters())
