@@ -103,7 +103,8 @@ def families() -> list[str]:
 
 def family_of(name: str) -> str:
     """The module of timm that holds a network."""
-    return timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    module: str = timm.model_entrypoint(name).__module__
+    return module.rpartition(".")[2]
 
 
 def parameters(name: str) -> int:

@@ -58,8 +58,8 @@ class Biased(nn.Module):
         self.bias = nn.Parameter(torch.randn(2, 16, 16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self.parts(x.flatten(2).mT).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        seen = nn.functional.scaled_dot_product_attention(*parts, attn_mask=self.bias[None])
+        q, k, v = self.parts(x.flatten(2).mT).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias[None])
         return seen.transpose(1, 2).flatten(2).mean(1)
 
 

@@ -15,7 +15,7 @@ from pipeline.targets.coreml.quiet import logged
 
 
 def program() -> Any:
-    @Builder.program(input_specs=[Builder.TensorSpec(shape=(1, 3))])
+    @Builder.program(input_specs=[Builder.TensorSpec(shape=(1, 3))])  # type: ignore[untyped-decorator]
     def made(x: Any) -> Any:
         doubled = Builder.add(x=x, y=x, name="doubled")
         return Builder.exp(x=Builder.relu(x=doubled, name="positive"), name="result")
