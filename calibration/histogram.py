@@ -24,7 +24,6 @@ that entropy calibration is usually given."""
 
 _SMALLEST_EXPONENT = -1000  # of a width; lets a histogram of zeros alone become any other
 
-
 _LARGEST_EXPONENT = 127  # of a power of two in single precision
 
 

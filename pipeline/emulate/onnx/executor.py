@@ -96,9 +96,8 @@ class GraphExecutor:
         self._moved, self._keep = moved, keep
         self._ranges: dict[str, TensorRange] = {}
         self._beside: Beside | None = None
-        self._whole: dict[
-            str, tuple[float, float]
-        ] = {}  # extremes of integers, where they are known
+        # Extremes of integers, where they are known.
+        self._whole: dict[str, tuple[float, float]] = {}
         self._constants = {name: constant.value for name, constant in graph.constants.items()}
         steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
