@@ -127,7 +127,9 @@ def _text(model: Answering, predictions: Sequence[Prediction]) -> str:
 def _files(images: Sequence[str]) -> Iterator[str]:
     for stated in images:
         if stated == FROM_STDIN:
-            yield from (line.strip() for line in sys.stdin if line.strip())
+            # Not `for line in sys.stdin`: the test runner of click 8.2 raises EOFError at its end.
+            lines = iter(sys.stdin.readline, "")
+            yield from (line.strip() for line in lines if line.strip())
             continue
         path = Path(expanded(stated))
         yield from map(str, images_below(path)) if path.is_dir() else [str(path)]
