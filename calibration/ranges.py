@@ -243,31 +243,28 @@ def quantization(range_: Range, scheme: Scheme) -> Quantization:
     The range is widened to hold zero, so that zero is exact: padding and empty channels stay
     exact. A range of zero alone gets the scale 1.
     """
+    (scale,), (zero_point,) = _parameters(np.array([[range_.low, range_.high]]), scheme)
+    stored = np.array(int(zero_point), dtype=scheme.dtype.numpy)
+    return Quantization(scheme, np.array(scale), stored)
+
+
+def _parameters(ends: Doubles, scheme: Scheme) -> tuple[npt.NDArray[np.float32], Doubles]:
+    """Scales and zero points of ranges, given as their lower and upper ends, (ranges, 2)."""
     low, high = scheme.limits
     if scheme.symmetric:
         # The limit is of the positive side: -128 of int8 then stands for a little more than amax.
-        middle = _middle(scheme)
-        return _parameters(scheme, range_.amax / (high - middle), middle)
-    bottom, top = min(range_.low, 0.0), max(range_.high, 0.0)
-    scale = _usable((top - bottom) / (high - low))
-    return _parameters(scheme, scale, int(np.clip(np.rint(low - bottom / scale), low, high)))
+        middle = 128 if scheme.dtype is DType.UINT8 else 0
+        scales = _usable(np.abs(ends).max(1) / (high - middle))
+        zeros = np.full(len(ends), float(middle))
+    else:
+        bottoms, tops = np.minimum(ends[:, 0], 0.0), np.maximum(ends[:, 1], 0.0)
+        scales = _usable((tops - bottoms) / (high - low))
+        zeros = np.clip(np.rint(low - bottoms / scales), low, high)
+    return scales.astype(np.float32), zeros
 
 
-def _middle(scheme: Scheme) -> int:
-    """The zero point of a symmetric scheme."""
-    return 128 if scheme.dtype is DType.UINT8 else 0
-
-
-def _usable(scale: float) -> float:
-    return max(scale, _SMALLEST_SCALE) if scale else 1.0
-
-
-def _parameters(scheme: Scheme, scale: float, zero_point: int) -> Quantization:
-    return Quantization(
-        scheme,
-        np.array(_usable(scale), dtype=np.float32),
-        np.array(zero_point, dtype=scheme.dtype.numpy),
-    )
+def _usable(scales: Doubles) -> Doubles:
+    return np.where(scales == 0, 1.0, np.maximum(scales, _SMALLEST_SCALE))
 
 
 def weight_quantization(
@@ -510,23 +507,5 @@ def _may_be_best(
     """Numbers of the ranges whose error may be the smallest, ascending."""
     if scheme.dtype is DType.FLOAT8:
         return range(len(ends))  # its values do not lie evenly
-    scales, zeros = _parameters_of(np.array(ends), scheme)
+    scales, zeros = _parameters(np.array(ends), scheme)
     return errors.may_be_best(scales, zeros, scheme.limits)
-
-
-def _parameters_of(ends: Doubles, scheme: Scheme) -> tuple[npt.NDArray[np.float32], Doubles]:
-    """Scales and zero points of many ranges at once, as `quantization` gives those of one."""
-    low, high = scheme.limits
-    if scheme.symmetric:
-        middle = _middle(scheme)
-        scales = _usable_ones(np.abs(ends).max(1) / (high - middle))
-        zeros = np.full(len(ends), float(middle))
-    else:
-        bottoms, tops = np.minimum(ends[:, 0], 0.0), np.maximum(ends[:, 1], 0.0)
-        scales = _usable_ones((tops - bottoms) / (high - low))
-        zeros = np.clip(np.rint(low - bottoms / scales), low, high)
-    return scales.astype(np.float32), zeros
-
-
-def _usable_ones(scales: Doubles) -> Doubles:
-    return np.where(scales == 0, 1.0, np.maximum(scales, _SMALLEST_SCALE))
