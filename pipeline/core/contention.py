@@ -12,7 +12,15 @@ from contextlib import contextmanager
 
 from pipeline.core.machine import granted
 
-_BUSY = "while True: pass"
+_BUSY = """
+import os, sys, threading
+def end():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=end).start()
+while True: pass
+"""
+"""Works until its standard input ends: with the measurement, or with a process that was killed."""
 
 
 def rivals() -> int:
@@ -28,7 +36,7 @@ def contended(count: int) -> Iterator[None]:
         count: How many; 0 for none.
     """
     processes = [
-        subprocess.Popen([sys.executable, "-S", "-c", _BUSY], stdin=subprocess.DEVNULL)
+        subprocess.Popen([sys.executable, "-S", "-c", _BUSY], stdin=subprocess.PIPE)
         for _ in range(count)
     ]
     try:
@@ -37,4 +45,4 @@ def contended(count: int) -> Iterator[None]:
         for process in processes:
             process.kill()
         for process in processes:
-            process.wait()
+            process.communicate()

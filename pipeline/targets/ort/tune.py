@@ -16,7 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibration.kept import Kept
+from pipeline.core.contention import contended
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Latency, Ratio, ratio
 from pipeline.core.files import file_hash
@@ -33,6 +36,12 @@ MOST_CALLS = 90
 """Timed calls of each way after which a comparison ends before its time is over. Intervals say what
 so few can tell. Three ways to run a network of half a millisecond get as many in 1.5 seconds, and
 five parts of one in 3; fewer ways, or a faster network, would only be called more often.
+"""
+
+
+MEAN_OF = 3 * CALLS
+"""Calls of which the mean is one sample beside other processes. There most calls take as long as on
+a quiet machine and some ten times as long, when a thread had to wait: a median would not see them.
 """
 
 
@@ -59,6 +68,7 @@ class Trial:
         threads: How many threads.
         images: What to run them on.
         seconds: How long to measure at most, all together.
+        rivals: Busy processes beside it, see `pipeline.core.contention`.
     """
 
     folder: Path
@@ -66,6 +76,7 @@ class Trial:
     threads: int
     images: Images
     seconds: float
+    rivals: int = 0
 
     def key(self) -> str:
         """Hash of all that decides it: graphs, ways to run them, input, machine, runtime."""
@@ -78,6 +89,7 @@ class Trial:
             "threads": self.threads,
             "seconds": self.seconds,
             "calls": MOST_CALLS,
+            "rivals": self.rivals,
             "images": [self.images.shape, hashlib.sha256(self.images.tobytes()).hexdigest()],
             "machine": cpu_class(),
             "onnxruntime": runtime().__version__,
@@ -85,12 +97,15 @@ class Trial:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def measure(self) -> Comparison:
-        """Let all candidates take turns."""
+        """Let all candidates take turns; beside rivals, a sample is the mean of some calls."""
         sessions = {
             name: start(self.folder / way.model, way.settings, self.threads)
             for name, way in self.candidates.items()
         }
-        times = interleave(sessions, self.images, self.seconds)
+        with contended(self.rivals):
+            times = interleave(sessions, self.images, self.seconds)
+        if self.rivals:
+            times = {name: means(calls) for name, calls in times.items()}
         first = next(iter(times))
         return Comparison(
             {name: Latency(tuple(t)).p50 for name, t in times.items()},
@@ -106,7 +121,7 @@ class Comparison(Plain):
     Attributes:
         medians: Milliseconds of every candidate, by name.
         ratios: Every candidate against the first, by name, with its interval.
-        samples: Timed calls of each.
+        samples: Of each: timed calls, or means of `MEAN_OF`.
     """
 
     medians: Mapping[str, float]
@@ -122,7 +137,7 @@ class Choice:
         name: The chosen candidate.
         medians: Milliseconds of every candidate, by name.
         ratios: Every candidate against the first, by name.
-        samples: Timed calls of each.
+        samples: Of each: timed calls, or means of `MEAN_OF`.
         fastest: The candidate with the smallest median, beyond doubt or not.
     """
 
@@ -171,6 +186,12 @@ def interleave(
                 session.run(None, feeds[name])
                 times[name].append(1e3 * (time.perf_counter() - begin))
     return times
+
+
+def means(times: list[float]) -> list[float]:
+    """Means of `MEAN_OF` calls each, of at least one such group; calls left over are dropped."""
+    whole = max(1, len(times) // MEAN_OF)
+    return [float(group.mean()) for group in np.array_split(times[: whole * MEAN_OF], whole)]
 
 
 def choose(trial: Trial, margin: float = 0.0, kept: Kept | None = None) -> Choice:

@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.kept import MARK, Kept
 from calibration.sensitivity import Outcome
+from pipeline.core import machine
 from pipeline.core.network import Images, Network
 from pipeline.targets.base import BuildJob
 from pipeline.targets.ort import tune
@@ -219,13 +221,13 @@ build(Path(sys.argv[1]))
 """
 
 
-def build(folder: Path) -> dict[str, Any]:
+def build(folder: Path, threads: int = 1) -> dict[str, Any]:
     """Build a network with tuning, and keep what is finished; what the target says of it."""
     (folder / "built").mkdir(exist_ok=True)
     job = BuildJob(
         network=Network("small", ("cat", "dog"), (1, 1, 2), {"size": 2}),
         precision="fp32",
-        options=OrtOptions(tune=True, tune_seconds=0.01, threads=1),
+        options=OrtOptions(tune=True, tune_seconds=0.01, threads=threads),
         graph=folder / "a.onnx",
         module=lambda: pytest.fail("this target builds from the graph"),
         calibration=lambda n: pytest.fail("float32 needs no calibration"),
@@ -259,3 +261,102 @@ def test_a_build_that_was_killed_goes_on_with_the_next_comparison(
     assert measured == [tuple(tuning["settings"]["candidates"])]
     medians = {name: way["p50_ms"] for name, way in tuning["files"]["candidates"].items()}
     assert medians == {name: round(ms, 4) for name, ms in json.loads(line)["medians"].items()}
+
+
+def built_beside_others(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quiet: Mapping[bool, float],
+    beside: Mapping[bool, float],
+    doubt: float = 0.0,
+) -> dict[str, Any]:
+    """What a build says that calls take so long, by whether threads wait actively.
+
+    Args:
+        folder: An empty one.
+        monkeypatch: Pytest's.
+        quiet: Milliseconds on a quiet machine.
+        beside: And beside other processes.
+        doubt: By how much times differ there, in turn.
+    """
+    save(folder / "a.onnx", 1.0)
+    beside_others: list[int] = []
+
+    @contextmanager
+    def contended(count: int) -> Iterator[None]:
+        beside_others.append(count)
+        yield
+        beside_others.pop()
+
+    def times(
+        sessions: Mapping[str, Any], images: Images, seconds: float
+    ) -> dict[str, list[float]]:
+        busy = beside_others[-1] > 0
+        found = {}
+        for name, session in sessions.items():
+            key = "session.intra_op.allow_spinning"
+            spins = session.get_session_options().get_session_config_entry(key) == "1"
+            of_a_call = beside[spins] if busy else quiet[spins]
+            swing = doubt if busy else 0.0
+            found[name] = [
+                of_a_call + swing * (group % 3 - 1) for group in range(10) for _ in range(9)
+            ]
+        return found
+
+    monkeypatch.setattr(machine, "granted", lambda: 2)
+    monkeypatch.setattr(tune, "contended", contended)
+    monkeypatch.setattr(tune, "interleave", times)
+    return build(folder, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("beside", "doubt", "spins"),
+    [
+        pytest.param({True: 3.0, False: 1.5}, 0.0, False, id="three times as long"),
+        pytest.param({True: 1.9, False: 1.5}, 0.0, True, id="less than twice as long"),
+        pytest.param({True: 3.0, False: 2.9}, 0.5, True, id="in doubt"),
+        pytest.param({True: 3.0, False: 3.5}, 0.0, True, id="sleeping takes longer, too"),
+    ],
+)
+def test_threads_wait_actively_unless_that_costs_too_much_beside_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    beside: Mapping[bool, float],
+    doubt: float,
+    spins: bool,
+) -> None:
+    facts = built_beside_others(tmp_path, monkeypatch, {True: 1.0, False: 1.2}, beside, doubt)
+    assert facts["session"]["spinning"] is spins
+    tuning = facts["tuning"]
+    asked = tuning["settings"]["chosen"]
+    assert tuning["contended"]["rivals"] == 1
+    assert tuning["contended"]["times_the_quiet"] == beside[True]
+    assert list(tuning["contended"]["candidates"]) == [asked, f"{asked}, no spinning"]
+    assert tuning["chosen"] == tuning["contended"]["chosen"]
+    assert tuning["chosen"] == (asked if spins else f"{asked}, no spinning")
+
+
+def test_what_sleeps_when_quiet_is_not_asked_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {True: 2.0, False: 1.0}
+    facts = built_beside_others(tmp_path, monkeypatch, times, {True: 1.0, False: 9.0})
+    assert facts["session"]["spinning"] is False
+    assert "contended" not in facts["tuning"]
+
+
+def test_one_call_in_nine_that_waits_long_is_seen(
+    tmp_path: Path, measured: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sometimes = [1.0] * 8 + [10.0]
+    monkeypatch.setattr(tune, "interleave", lambda *_: {"a": sometimes * 10, "b": [1.5] * 90})
+    assert chosen(tmp_path).name == "a"
+    beside = chosen(tmp_path, rivals=1)
+    assert beside.name == "b"
+    assert beside.medians == {"a": 2.0, "b": 1.5}
+    assert beside.samples == 10
+
+
+def test_times_left_over_belong_to_no_mean() -> None:
+    assert tune.means([1.0] * 9 + [3.0] * 9 + [100.0] * 8) == [1.0, 3.0]
+    assert tune.means([2.0, 4.0]) == [3.0]
