@@ -15,6 +15,9 @@ CHARACTER = 6.4
 """Width of an average character of the 11 px label font, in pixels; a little too much rather than
 too little, since browsers choose the font."""
 
+MARGIN = 8.0
+"""What each plot leaves free on its right, in pixels: texts of ticks may reach into it."""
+
 LINE = 13.0
 """Height of a line of labels, in pixels."""
 
@@ -203,25 +206,26 @@ def axes(plot: Box, x: Scale, y: Scale, x_title: str, y_title: str) -> str:
         at = y(value)
         parts.append(line(plot.left, at, plot.right, at, "grid"))
         parts.append(label(plot.left - 6, at + 4, tick_text(value), anchor="end", class_="tick"))
-    for value in _apart(x, x.ticks()):
-        at = x(value)
-        parts.append(line(at, plot.top, at, plot.bottom, "grid"))
-        parts.append(label(at, plot.bottom + 16, tick_text(value), anchor="middle", class_="tick"))
+    for value, middle in _apart(x, x.ticks(), plot.right + MARGIN):
+        parts.append(line(x(value), plot.top, x(value), plot.bottom, "grid"))
+        text = tick_text(value)
+        parts.append(label(middle, plot.bottom + 16, text, anchor="middle", class_="tick"))
     parts.append(line(plot.left, plot.bottom, plot.right, plot.bottom, "axis"))
     parts.append(label(0, 12, y_title, class_="axis-title"))
     parts.append(label(plot.right, plot.bottom + 33, x_title, anchor="end", class_="axis-title"))
     return "".join(parts)
 
 
-def _apart(x: Scale, ticks: Sequence[float]) -> list[float]:
-    """Ticks whose texts do not touch."""
-    kept: list[float] = []
+def _apart(x: Scale, ticks: Sequence[float], right: float) -> list[tuple[float, float]]:
+    """Ticks whose texts do not touch, each with the middle of its text, which ends by `right`."""
+    kept: list[tuple[float, float]] = []
     edge = -math.inf
     for value in ticks:
         half = CHARACTER * len(tick_text(value)) / 2
-        if x(value) - half >= edge:
-            kept.append(value)
-            edge = x(value) + half + 8
+        middle = min(x(value), right - half)
+        if middle - half >= edge:
+            kept.append((value, middle))
+            edge = middle + half + 8
     return kept
 
 

@@ -45,6 +45,18 @@ def test_ticks_are_round_and_within() -> None:
     assert Scale(0.5, 200, 0, 100, log=True).ticks() == [1, 3, 10, 30, 100]
 
 
+def test_the_last_tick_is_not_cut_off_at_the_right_edge() -> None:
+    """As in a training of 12,000 steps: the text of the last tick is wider than the margin."""
+    plot = Box(48, 24, 450, 206)
+    made = svg.axes(plot, Scale(0, 12000, 48, 450), Scale(0, 1, 206, 24), "steps", "loss")
+    texts = re.findall(r'<text x="([\d.]+)" y="222" text-anchor="middle"[^>]*>([\d,]+)<', made)
+    assert texts[-1][1] == "12,000"
+    ends = [float(x) + svg.CHARACTER * len(text) / 2 for x, text in texts]
+    assert max(ends) <= plot.right + svg.MARGIN
+    starts = [float(x) - svg.CHARACTER * len(text) / 2 for x, text in texts]
+    assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(1, 1.0001), (3, 4), (0.001, 0.0012), (1e-9, 1e9), (7, 7000)]
 )

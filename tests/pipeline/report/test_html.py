@@ -487,6 +487,13 @@ def test_images_with_another_answer_are_shown(run: Run) -> None:
     assert ("img", {"src": answer.source, "alt": "An image of bag"}) in page.elements
 
 
+@pytest.mark.parametrize(("count", "words"), [(1, "1 image"), (2, "2 images; the first 1")])
+def test_images_are_counted_in_plain_words(run: Run, count: int, words: str) -> None:
+    answer = Answer("data:image/png;base64,AAAA", "bag", "bag", "shirt")
+    source = html.page(run, [Flipped("ort/int8", count, (answer,))])
+    assert f"<h3>ort/int8 <small>{words}</small></h3>" in source
+
+
 def test_imagenet_is_plotted_beside_the_published_rows(imagenet: Run) -> None:
     text = html.page(imagenet)
     assert "ort beside the published rows (Intel i9)" in text
