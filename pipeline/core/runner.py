@@ -63,7 +63,20 @@ class Timed:
     phases: Mapping[str, float]
 
 
-class PhotoRunner(AbstractContextManager[Any]):
+class Opened(AbstractContextManager[Any]):
+    """What holds something until it is closed, at the latest where its context ends."""
+
+    def close(self) -> None:
+        """Free what is held. Can be called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class PhotoRunner(Opened):
     """A built model that prepares photographs itself: use it as a context manager.
 
     Attributes:
@@ -83,17 +96,8 @@ class PhotoRunner(AbstractContextManager[Any]):
             InputError: Shape or type do not fit.
         """
 
-    def close(self) -> None:
-        """Free what is held. Can be called again."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-class Runner(AbstractContextManager[Any]):
+class Runner(Opened):
     """A built model that answers: use it as a context manager.
 
     Attributes:
@@ -195,12 +199,3 @@ class Runner(AbstractContextManager[Any]):
     def device_state(self) -> DeviceState | None:
         """What the device says of itself since the start; None where it cannot tell."""
         return None
-
-    def close(self) -> None:
-        """Free what is held. Can be called again."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
