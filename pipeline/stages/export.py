@@ -272,7 +272,9 @@ def trace(
     """
     import torch
 
-    with _without_gradients(module):
+    from pipeline.stages.attention import FourAxes
+
+    with _without_gradients(module), FourAxes():
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),
