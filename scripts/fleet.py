@@ -30,10 +30,10 @@ CONFIG = """\
 name: trial
 model: {{name: care_tiny, checkpoint: embedded}}
 data: {{validation: fashion-mnist, calibration: fashion-mnist}}
-calibration: {{images: 64}}
+calibration: {{images: 64, shard: 16}}
 targets:
-  trt: {{precisions: [fp16]}}
-  ort: {{precisions: [fp32]}}
+  trt: {{precisions: [fp16, int8]}}
+  ort: {{precisions: [fp32, int8]}}
   coreml: {{precisions: [fp16]}}
 validation: {{images: 64, batch: 16, shard: 16}}
 bench: {{samples: 20, warmup: 2, max_seconds: 2}}
@@ -41,8 +41,8 @@ output: {output}
 store: {{address: {output}-store, push: true}}
 """
 
-TIMED = ("ort/", "bench/")
-"""Beginnings of what is measured, or chosen by timing."""
+TIMED = ("ort/", "bench/", "precision/int8-ort", "validate/ort-int8")
+"""Beginnings of what is measured or chosen by timing, and of what is made from that."""
 
 PATIENCE_S = 120.0
 
