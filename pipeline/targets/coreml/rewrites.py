@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.targets.coreml.axes import fold_axes
 from pipeline.targets.coreml.folding import fold_resized_weights
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
             found = _REWRITES.get(_name(node))
             if found is not None:
                 found(node, program)
+    fold_axes(program)
     graph.eliminate_dead_code()
     graph.lint()
     program.graph_module.recompile()
@@ -122,6 +124,24 @@ def _reciprocal(node: Node, program: ExportedProgram) -> None:
     node.target, node.args = torch.ops.aten.div.Tensor, (one, node.args[0])
 
 
+def _pad(node: Node, program: ExportedProgram) -> None:
+    """Cut off what a negative number pads: coremltools only adds."""
+    import torch
+
+    image: Any = node.args[0]
+    pads: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    rank = len(image.meta["val"].shape)
+    for i in range(0, len(pads), 2):
+        begin, end = max(0, -pads[i]), max(0, -pads[i + 1])
+        if not begin and not end:
+            continue
+        axis = rank - 1 - i // 2  # pairs begin with the last axis
+        last = image.meta["val"].shape[axis] - end
+        image = _before(node, torch.ops.aten.slice.Tensor, image, axis, begin, last)
+        image.meta["val"] = image.args[0].meta["val"].narrow(axis, begin, last - begin)
+    node.args = (image, [max(0, pad) for pad in pads], *node.args[2:])
+
+
 def _before(node: Node, target: Any, *arguments: Any) -> Node:
     """A new operation before `node`, of the same module."""
     with node.graph.inserting_before(node):
@@ -135,6 +155,7 @@ def _before(node: Node, target: Any, *arguments: Any) -> Node:
 _REWRITES: dict[str, Callable[[Node, ExportedProgram], None]] = {
     **dict.fromkeys(_IDENTITIES, _remove),
     **dict.fromkeys(("add", "sub", "rsub"), _scaled_sum),
+    **dict.fromkeys(("constant_pad_nd", "pad"), _pad),
     "clamp": _bound_from_below,
     "gelu": _gelu,
     "reciprocal": _reciprocal,

@@ -40,6 +40,18 @@ MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "addcmul": lambda x: torch.addcmul(x, OTHER, OTHER, value=0.3),
     "addcdiv": lambda x: torch.addcdiv(x, OTHER, OTHER.abs() + 1, value=0.3),
     "celu": lambda x: F.celu(x, 1.3),
+    "pad that cuts": lambda x: F.pad(x, (-1, 2, -2, -1), value=0.5),
+    "pad that cuts channels": lambda x: F.pad(x, (1, -2, 0, 0, -1, 0)),
+    "pad that reflects and adds": lambda x: F.pad(x, (2, 1, 0, 1), mode="reflect"),
+    "six axes unbound": lambda x: (lambda query, key: query - 2 * key)(
+        *x.reshape(1, 4, 3, 2, 2, 4).permute(3, 0, 4, 2, 1, 5).unbind(0)
+    ),
+    "six axes and sums": lambda x: (
+        x.reshape(1, 1, 4, 6, 2, 4) + OTHER.reshape(4, 6, 8)[..., :2, None] + OTHER[0, 0, 0, :4]
+    ).reshape(24, 8),
+    "six axes and a linear layer": lambda x: F.linear(
+        x.reshape(1, 2, 2, 3, 4, 4).transpose(2, 4), W[:, :, 0, 0]
+    ).flatten(0, 4),
     # Read right, and kept that way: what networks with decoders and sorting need.
     "conv_transpose": lambda x: F.conv_transpose2d(x, W, stride=2),
     "conv_transpose padded": lambda x: F.conv_transpose2d(x, W, stride=2, padding=1, dilation=2),
