@@ -342,13 +342,20 @@ def _name(node: onnx.NodeProto) -> str:
     return node.name or (node.output[0] if node.output else node.op_type)
 
 
+def _text(value: Any) -> Any:
+    """An attribute's value with text in place of bytes."""
+    if isinstance(value, list):
+        return [_text(each) for each in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def _node(node: onnx.NodeProto, module: str) -> Node:
     attributes: dict[str, Any] = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
             value = to_constant(value)
-        attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
+        attributes[attribute.name] = _text(value)
     inputs, outputs = tuple(node.input), tuple(node.output)
     return Node(_name(node), node.op_type, inputs, outputs, attributes, module)
 

@@ -451,6 +451,36 @@ QUANTIZED = [
           "z": np.zeros(5, dtype=np.int8)}),
 ]  # fmt: skip
 
+SEQUENCES = normal(5, 3, 4)
+GATES = {"w": normal(1, 24, 4), "r": normal(1, 24, 6)}
+BOTH = {"w": normal(2, 24, 4), "r": normal(2, 24, 6), "b": normal(2, 48)}
+STATES = {"h": normal(2, 3, 6), "c": normal(2, 3, 6), "p": normal(2, 18)}
+LENGTHS = {"n": np.array([5, 2, 4], dtype=np.int32)}
+
+RECURRENT = [
+    Case("s = LSTM<hidden_size=6>(x, w, r) y = Squeeze(s)", SEQUENCES, GATES),
+    Case('y = LSTM<hidden_size=6, direction="reverse">(x, w, r)', SEQUENCES, GATES),
+    Case(
+        'y = LSTM<hidden_size=6, direction="bidirectional">(x, w, r, b, n, h, c, p)',
+        SEQUENCES,
+        {**BOTH, **STATES, **LENGTHS},
+    ),
+    *(
+        Case(
+            f'{outputs} = LSTM<hidden_size=6, direction="bidirectional">(x, w, r, b, n)',
+            SEQUENCES,
+            {**BOTH, **LENGTHS},
+        )
+        for outputs in ("s, y", "s, t, y")
+    ),
+    Case(
+        'y = LSTM<hidden_size=6, direction="bidirectional", activations=["Sigmoid", "Relu", "Tanh",'
+        ' "Tanh", "Tanh", "Sigmoid"]>(x, w, r, b)',
+        0.3 * SEQUENCES,
+        BOTH,
+    ),
+]
+
 CASES = [
     *UNARY,
     *BINARY,
@@ -465,6 +495,7 @@ CASES = [
     *PLACES,
     *RESIZING,
     *ATTENTION,
+    *RECURRENT,
     *TYPES,
     *QUANTIZED,
 ]
