@@ -330,3 +330,40 @@ def test_calls_without_a_rest_go_on_until_the_time_is_over(clock: Clock) -> None
     assert clock.events == ["a"] * 4 + ["a timed"] * 5  # no rest
     assert heard == [(0, 0.0), (1, 1.0), (2, 2.0), (0, 0.0), (1, 1.0)]
     assert ticks == pytest.approx([1.0, 2.0])
+
+
+class Changing(Fake):
+    """Takes longer from call to call, and after some of them always as long."""
+
+    def __init__(self, clock: Clock, name: str, until: int) -> None:
+        super().__init__(clock, name, 1.0)
+        self.until, self.calls = until, 0
+
+    def timed(self, images: Images) -> Timed:
+        self.calls += 1
+        self.seconds = min(self.calls, self.until) / self.until
+        return super().timed(images)
+
+
+def test_what_takes_turns_ends_together_once_all_medians_are_settled(clock: Clock) -> None:
+    protocol = timing.Protocol(1, 300, 1e6, settled=0.03)
+    steady = {name: Fake(clock, name, 0.5) for name in ("a", "b")}
+    found = timing.interleaved(steady, [IMAGES], protocol)
+    # The first look is after 64 calls; a turn has three.
+    assert {len(phases[timing.ENGINE].samples) for phases in found.values()} == {66}
+    mixed = {"a": Fake(clock, "a", 0.5), "b": Changing(clock, "b", 80)}
+    found = timing.interleaved(mixed, [IMAGES], protocol)
+    assert {len(phases[timing.ENGINE].samples) for phases in found.values()} == {225}
+
+
+def test_all_samples_are_taken_where_none_shall_settle(clock: Clock) -> None:
+    found = timing.interleaved({"a": Fake(clock, "a", 0.5)}, [IMAGES], timing.Protocol(1, 120, 1e6))
+    assert len(found["a"][timing.ENGINE].samples) == 120
+    whole = timing.end_to_end(Fake(clock, "a", 0.5), lambda: IMAGES, timing.Protocol(1, 120, 1e6))
+    assert len(whole.samples) == 120
+
+
+def test_end_to_end_ends_once_its_median_is_settled(clock: Clock) -> None:
+    protocol = timing.Protocol(2, 300, 1e6, settled=0.03)
+    found = timing.end_to_end(Fake(clock, "a", 0.5), lambda: IMAGES, protocol)
+    assert len(found.samples) == 64
