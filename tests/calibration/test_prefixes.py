@@ -127,18 +127,28 @@ def test_what_there_is_no_room_for_is_computed_again(places_kept: int, skipped: 
     assert shared.steps_run - before == (STEPS - skipped) * BATCHES
 
 
+def steps_of(shared: SharedBeginnings, weight: float, given: np.ndarray, block: str) -> int:
+    """Steps that a graph takes which differs in the stem, and in one more block."""
+    before, model = shared.steps_run, graph("stem", weight=weight)
+    if block:
+        model.graph.initializer[BLOCKS.index(block)].CopyFrom(
+            graph(block, weight=9.0).graph.initializer[BLOCKS.index(block)]
+        )
+    assert same(shared(model, given), model, given)
+    return shared.steps_run - before
+
+
 def test_what_was_not_used_for_the_longest_time_goes_first() -> None:
     given = images(count=8)
-    shared = SharedBeginnings(4 * given.nbytes // 2)  # three places of a graph, and one more
-    shared(graph("stem", weight=1.5), given)
-    shared(graph("stem", weight=2.5), given)
-    before, known = shared.steps_run, graph("stem", weight=2.5)
-    assert same(shared(known, given), known, given)
-    assert shared.steps_run - before == STEPS - 10
-    before, gone = shared.steps_run, graph("stem", weight=1.5)
-    assert same(shared(gone, given), gone, given)
-    # Of the older graph the last place alone was left.
-    assert shared.steps_run - before == STEPS - 10
+    room = SharedBeginnings(3 * given.nbytes // 2)  # the three places of one graph
+    assert [steps_of(room, weight, given, "") for weight in (1.5, 1.5)] == [STEPS, STEPS - 10]
+    assert [steps_of(room, weight, given, "") for weight in (2.5, 1.5)] == [STEPS, STEPS]
+    room = SharedBeginnings(6 * given.nbytes // 2)
+    for weight in (1.5, 2.5):
+        steps_of(room, weight, given, "")
+    assert steps_of(room, 1.5, given, "head") == STEPS - 10  # its last place is used now
+    assert steps_of(room, 3.5, given, "") == STEPS  # the first three places go
+    assert steps_of(room, 1.5, given, "") == STEPS - 10
     assert MOST_BYTES == 2**28
 
 
