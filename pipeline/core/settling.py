@@ -58,10 +58,12 @@ class Settling:
     Args:
         share: To which share of itself every median shall be known; 0 to never end early.
         most: Calls that there will be at most.
+        first: Calls before the first look; None for those that percentiles need.
     """
 
-    def __init__(self, share: float, most: int) -> None:
-        self._share, self._next = share, first_look(most)
+    def __init__(self, share: float, most: int, first: int | None = None) -> None:
+        self._share = share
+        self._next = first_look(most) if first is None else first
 
     def ends(self, done: int, samples: Iterable[Sequence[float]]) -> bool:
         """Whether all medians are settled; it looks only when it is time to.

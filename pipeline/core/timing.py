@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.core.answers import Audit
+from pipeline.core.answers import FEWEST_AUDITED, Audit
 from pipeline.core.figures import Latency, Ratio, ratio
 from pipeline.core.network import Batch, Images, Logits
 from pipeline.core.runner import Runner, Timed
@@ -72,6 +72,7 @@ def interleaved(
     protocol: Protocol,
     tick: Callable[[int], None] = lambda done: None,
     hear: Callable[[str, int, Logits], None] = lambda name, batch, logits: None,
+    settling: Settling | None = None,
 ) -> dict[str, dict[str, Latency]]:
     """Time several runners on the same images in turn: A B A B and so on.
 
@@ -86,6 +87,7 @@ def interleaved(
             have to be `settled`.
         tick: Is told how many calls of each are done.
         hear: Is told of every timed call: the runner's name, the number of the batch, the answer.
+        settling: When it may end before all samples; None for what the protocol says.
 
     Returns:
         By runner and phase, the timed calls.
@@ -97,7 +99,7 @@ def interleaved(
             runner(images)
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     deadline = time.monotonic() + protocol.max_seconds
-    settling = Settling(protocol.settled, protocol.samples)
+    settling = settling or Settling(protocol.settled, protocol.samples)
     for done in range(0, protocol.samples, CALLS):
         calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
@@ -154,10 +156,11 @@ def repeated(
 ) -> Audit | None:
     """Time of one batch again and again, relative to that of distinct ones, in turns.
 
-    It is the audit of MLPerf's inference rules for caches of answers.
+    It is the audit of MLPerf's inference rules for caches of answers. It has to tell a tenth, and
+    may end once both medians are settled, from the calls on with which it accuses somebody.
 
     Args:
-        runner: What to time.
+        runner: What to time; it was measured before and needs no warm-up.
         batches: Of equal size.
         protocol: How to measure; a part of its calls and its time is enough.
 
@@ -168,11 +171,13 @@ def repeated(
         return None
     part = replace(
         protocol,
+        warmup=0,
         samples=min(protocol.samples, AUDIT_CALLS),
         max_seconds=AUDIT_SHARE * protocol.max_seconds,
     )
     both = {"distinct": runner, "repeated": Repeating(runner, batches[0])}
-    timed = interleaved(both, batches, part)
+    settling = Settling(part.settled, part.samples, FEWEST_AUDITED)
+    timed = interleaved(both, batches, part, settling=settling)
     calls = len(timed["repeated"][ENGINE].samples)
     return Audit(calls, ratios(timed, "distinct")["repeated"])
 

@@ -63,6 +63,7 @@ def test_looks_depend_on_the_number_of_calls_alone() -> None:
     wide = [list(np.linspace(1, 9, 100))]
     assert looks(Settling(SETTLED, 300), wide, 300) == [64, 96, 144, 216]
     assert looks(Settling(SETTLED, 1000), wide, 1000) == [662, 993]
+    assert looks(Settling(SETTLED, 60, 30), wide, 60) == [30, 45]
     assert GROWTH == 1.5
 
 

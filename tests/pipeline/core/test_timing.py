@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import timing
+from pipeline.core.answers import FEWEST_AUDITED
 from pipeline.core.figures import Latency
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Runner, Timed
@@ -306,6 +307,17 @@ def test_an_audit_takes_a_part_of_the_time_and_needs_two_batches(clock: Clock) -
     assert audit is not None
     # A turn of both takes 8 s and two rests; 10 of 40 s are over after the second.
     assert audit.calls == 6
+
+
+def test_an_audit_ends_once_it_can_tell_and_warms_nothing_up(clock: Clock) -> None:
+    protocol = timing.Protocol(20, 300, 4000.0, settled=0.03)
+    audit = timing.repeated(Fake(clock, "a", 0.5), batches(5), protocol)
+    assert audit is not None
+    assert audit.calls == FEWEST_AUDITED
+    assert clock.events[0] == "rest"
+    changing = timing.repeated(Changing(clock, "a", 10**6), batches(5), protocol)
+    assert changing is not None
+    assert changing.calls == timing.AUDIT_CALLS
 
 
 def test_one_image_again_and_again_is_always_the_first(clock: Clock) -> None:
