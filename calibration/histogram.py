@@ -61,10 +61,12 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("a histogram counts finite values only")
         self._cover(low, high)
-        index = np.floor(_scaled(flat, -self._exponent)).astype(np.int64)
+        bins = _scaled(flat, -self._exponent)
+        np.floor(bins, out=bins)
         first = math.floor(low * 2.0**-self._exponent)
-        index -= first
-        self._insert(first, np.bincount(index))
+        # Numbers of bins are whole and small: their difference is exact in either precision.
+        bins -= first
+        self._insert(first, np.bincount(bins.astype(np.int64)))
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of another histogram with as many bins.

@@ -92,19 +92,23 @@ class SquaredErrors:
         last, total, summed = values[:, -1], self._counted[-1], self._summed[-1]
         # Sums by parts: all bins at the last value, then what each border takes away.
         at_last = last**2 * total - 2 * last * summed
-        counted = (self._counted[before] * np.diff(values**2)).sum(1)
-        moved = (self._summed[before] * np.diff(values)).sum(1)
-        errors: Doubles = self._squares + at_last - counted + 2 * moved
+        taken = self._counted[before]
+        taken *= values[:, 1:] + values[:, :-1]
+        taken -= 2 * self._summed[before]
+        errors: Doubles = self._squares + at_last - np.einsum("ws,ws->w", taken, np.diff(values))
         return errors
 
     def _bins_below(self, borders: Doubles) -> npt.NDArray[np.intp]:
         """How many bins have their centre below each border."""
         first, last = self._ends
         bins = len(self._counted) - 1
-        below = np.clip(np.ceil(borders / self._width - (self._first + 0.5)), 0, bins)
+        below = borders / self._width
+        below -= self._first + 0.5
+        np.ceil(below, out=below)
         # The outermost centres are no middles: no bin reaches beyond what was seen.
-        below = np.where(borders > first, np.maximum(below, 1), 0)
-        below = np.where(borders > last, bins, np.minimum(below, bins - 1))
+        np.clip(below, 1, bins - 1, out=below)
+        below[borders <= first] = 0
+        below[borders > last] = bins
         return below.astype(np.intp)
 
     def _of(self, values: Any) -> Doubles:

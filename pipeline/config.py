@@ -369,7 +369,12 @@ class BenchConfig(Section):
         default=None, description="CPU threads; default: as many as this process may use."
     )
     warmup: Calls = Field(default=20, description="Calls before the first timed one.")
-    samples: Calls = Field(default=300, description="Timed calls.")
+    samples: Calls = Field(default=300, description="Timed calls, at most.")
+    settled: Share = Field(
+        default=0.03,
+        description="End a measurement once every median in it is known to this share of itself "
+        "(99 %), after enough calls for each percentile that all samples would give; 0: never.",
+    )
     max_seconds: Seconds = Field(
         default=20.0, description="End a measurement after this time, with the samples it has."
     )

@@ -96,7 +96,9 @@ def bench_alone(
     load_before = machine.load()
     pictures, images_are = _pictures(list(artifacts.values()), data)
     drawn = Drawn(pictures)
-    limits = timing.Protocol(protocol.warmup, protocol.samples, protocol.max_seconds)
+    limits = timing.Protocol(
+        protocol.warmup, protocol.samples, protocol.max_seconds, protocol.settled
+    )
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
         for name, artifact in artifacts.items():

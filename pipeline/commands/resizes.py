@@ -100,7 +100,7 @@ def resizes_alone(folder: Path, data: str, images: int) -> Resizes:
         classes = np.array(classes_among(network, dataset.classes, dataset.names_known))
         indices = evenly(len(dataset), images)
         labels = classes[dataset.labels[indices]]
-        with runtime.open(artifact) as runner:
+        with runtime.open_to_judge(artifact) as runner:
             facts = measure(
                 runner,
                 photos(dataset, indices, preprocess),

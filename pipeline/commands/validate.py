@@ -125,7 +125,7 @@ def _judge(step: ValidateStep) -> Accuracy:
     if missing is not None:
         raise UnavailableError(f"{built.name} not measured: {missing}")
     labels, reference = _samples(step)
-    with step.runtime.open(built) as runner:
+    with step.runtime.open_to_judge(built) as runner:
         logits, _ = logits_of(step, runner, built.name)
     numbers = judge(logits, reference, labels, measured_here(), runner.device, "")
     return measured(step, numbers, logits, labels)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.core.answers import Audit
+from pipeline.core.answers import FEWEST_AUDITED, Audit
 from pipeline.core.figures import Latency, Ratio, ratio
 from pipeline.core.network import Batch, Images, Logits
 from pipeline.core.runner import Runner, Timed
+from pipeline.core.settling import Settling
 
 if TYPE_CHECKING:
     from pipeline.core.preprocess import Pictures
@@ -53,13 +54,16 @@ class Protocol:
 
     Attributes:
         warmup: Calls before the first timed one.
-        samples: Timed calls.
+        samples: Timed calls, at most.
         max_seconds: End after this time with the samples that there are.
+        settled: End once every median is known to this share of itself, by the rule of
+            `pipeline.core.settling`; 0 for all samples in any case.
     """
 
     warmup: int
     samples: int
     max_seconds: float
+    settled: float = 0.0
 
 
 def interleaved(
@@ -68,6 +72,7 @@ def interleaved(
     protocol: Protocol,
     tick: Callable[[int], None] = lambda done: None,
     hear: Callable[[str, int, Logits], None] = lambda name, batch, logits: None,
+    settling: Settling | None = None,
 ) -> dict[str, dict[str, Latency]]:
     """Time several runners on the same images in turn: A B A B and so on.
 
@@ -78,9 +83,11 @@ def interleaved(
         runners: What to time, by name.
         batches: Of equal size: pictures, of which every runner is given what it takes, or what all
             of them take, such as (batch, channels, height, width).
-        protocol: How to measure. `max_seconds` counts for all runners together.
+        protocol: How to measure. `max_seconds` counts for all runners together, and all of them
+            have to be `settled`.
         tick: Is told how many calls of each are done.
         hear: Is told of every timed call: the runner's name, the number of the batch, the answer.
+        settling: When it may end before all samples; None for what the protocol says.
 
     Returns:
         By runner and phase, the timed calls.
@@ -92,6 +99,7 @@ def interleaved(
             runner(images)
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     deadline = time.monotonic() + protocol.max_seconds
+    settling = settling or Settling(protocol.settled, protocol.samples)
     for done in range(0, protocol.samples, CALLS):
         calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
@@ -103,7 +111,8 @@ def interleaved(
                 for phase, milliseconds in timed.phases.items():
                     phases[name].setdefault(phase, []).append(milliseconds)
         tick(done + calls)
-        if time.monotonic() > deadline:
+        times = [by_phase[ENGINE] for by_phase in phases.values()]
+        if time.monotonic() > deadline or settling.ends(done + calls, times):
             break
     return {
         name: {phase: Latency(tuple(samples)) for phase, samples in by_phase.items()}
@@ -147,10 +156,11 @@ def repeated(
 ) -> Audit | None:
     """Time of one batch again and again, relative to that of distinct ones, in turns.
 
-    It is the audit of MLPerf's inference rules for caches of answers.
+    It is the audit of MLPerf's inference rules for caches of answers. It has to tell a tenth, and
+    may end once both medians are settled, from the calls on with which it accuses somebody.
 
     Args:
-        runner: What to time.
+        runner: What to time; it was measured before and needs no warm-up.
         batches: Of equal size.
         protocol: How to measure; a part of its calls and its time is enough.
 
@@ -161,11 +171,13 @@ def repeated(
         return None
     part = replace(
         protocol,
+        warmup=0,
         samples=min(protocol.samples, AUDIT_CALLS),
         max_seconds=AUDIT_SHARE * protocol.max_seconds,
     )
     both = {"distinct": runner, "repeated": Repeating(runner, batches[0])}
-    timed = interleaved(both, batches, part)
+    settling = Settling(part.settled, part.samples, FEWEST_AUDITED)
+    timed = interleaved(both, batches, part, settling=settling)
     calls = len(timed["repeated"][ENGINE].samples)
     return Audit(calls, ratios(timed, "distinct")["repeated"])
 
@@ -229,14 +241,15 @@ def end_to_end(
         prepare: Decodes and preprocesses a batch: pictures, or what the runner takes.
         protocol: How to measure.
     """
-    samples = []
+    samples: list[float] = []
     deadline = time.monotonic() + protocol.max_seconds
+    settling = Settling(protocol.settled, protocol.samples)
     for done in range(protocol.warmup + protocol.samples):
         start = time.perf_counter()
         runner(runner.input_of(prepare()))
         if done >= protocol.warmup:
             samples.append(1e3 * (time.perf_counter() - start))
-        if samples and time.monotonic() > deadline:
+        if samples and (time.monotonic() > deadline or settling.ends(len(samples), [samples])):
             break
     return Latency(tuple(samples))
 

@@ -261,11 +261,28 @@ def _append_bias(links: Links, node: NodeProto, shift: Doubles) -> None:
     links.replace(links.graph.node[place], 1, shift.astype(np.float32))
 
 
+def float_means(
+    model: ModelProto, images: Images, *, batch: int = BATCH, threads: int | None = None
+) -> list[Means]:
+    """Means of all layers' outputs, batch by batch: what several corrections of a graph share.
+
+    Args:
+        model: The float graph.
+        images: As for `correct_biases`, and so are the others.
+        batch: Images of one run.
+        threads: CPU threads.
+    """
+    fixed = fixed_batch(model)
+    means = _open_means(model, layers(model), threads)
+    return [means(part) for part in _batches(whole_batches(images, fixed or 1), fixed or batch)]
+
+
 def correct_biases(
     model: ModelProto,
     quantized: ModelProto,
     images: Images,
     *,
+    wanted: Sequence[Means] | None = None,
     batch: int = BATCH,
     threads: int | None = None,
 ) -> Correction:
@@ -276,6 +293,7 @@ def correct_biases(
         quantized: Its quantized form, with the same names of layers' outputs.
         images: Calibration images, (images, channels, height, width). Beyond `batch` of them the
             corrections of the batches are averaged.
+        wanted: What `float_means` gave for the same graph, images and batch; None to compute it.
         batch: Images of one run; more give better means and take more memory. A graph with a fixed
             batch takes its own.
         threads: CPU threads; None for as many as this process may use.
@@ -290,11 +308,13 @@ def correct_biases(
     order = layers(model)
     if not order:
         raise DataError("the graph has no Conv, Gemm or MatMul with a constant weight to correct")
-    wanted = _open_means(model, order, threads)
+    if wanted is None:
+        wanted = float_means(model, images, batch=batch, threads=threads)
     correct, names = _open_correcting(quantized, order, threads)
+    following = iter(wanted)
 
     def errors(part: Images) -> Means:
-        feeds = {f"{name}_wanted": mean for name, mean in wanted(part).items()}
+        feeds = {f"{name}_wanted": mean for name, mean in next(following).items()}
         return {names[error]: value for error, value in correct(part, feeds).items()}
 
     found = _averaged(errors, images, order, batch, fixed_batch(model))

@@ -255,7 +255,9 @@ def _in_turns(
 ) -> Measured:
     """All that is measured of open runners beside each other."""
     settings = context.config.bench
-    protocol = timing.Protocol(settings.warmup, settings.samples, settings.max_seconds)
+    protocol = timing.Protocol(
+        settings.warmup, settings.samples, settings.max_seconds, settings.settled
+    )
     watch = machine.Watch()
     drawings = {name: Drawing() for name in runners}
     by_batch = {}
@@ -285,7 +287,7 @@ def _in_turns(
         throughput={name: tuple(rows) for name, rows in queued.items() if rows},
         device_state={},
         devices={name: runner.device for name, runner in runners.items()},
-        distinct=len(drawn.pictures),
+        distinct=_distinct(drawn, settings.batches[0], by_batch[settings.batches[0]]),
         load_during=watch.others(),
         answers={
             name: drawn.compare(name, settings.batches[0], drawing)
@@ -293,6 +295,12 @@ def _in_turns(
         },
         repeated=audits,
     )
+
+
+def _distinct(drawn: Drawn, size: int, latency: BatchLatency) -> int:
+    """Different images that timed calls were given: a measurement may end before it had all."""
+    calls = min(len(samples) for samples in latency.samples_ms.values())
+    return min(len(drawn.pictures), size * calls)
 
 
 def _audit(

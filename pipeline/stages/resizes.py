@@ -121,7 +121,7 @@ class ResizesStep(StageStep):
             raise UnavailableError(
                 f"{self.judged} not measured: {missing}; leave out --artifact to judge the network"
             )
-        return self.built.runtime.open(artifact)
+        return self.built.runtime.open_to_judge(artifact)
 
 
 def photos(

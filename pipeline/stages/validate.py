@@ -154,7 +154,7 @@ class ValidateStep(TargetStep, JudgingStep):
         """The artifact where it runs here, else its executor; None where there is none."""
         built = self.built.artifact()
         if self.runtime.missing(built) is None:
-            return self.runtime.open(built)
+            return self.runtime.open_to_judge(built)
         return self.runtime.emulate(built, self.built.own_graph())
 
     def title(self) -> str:

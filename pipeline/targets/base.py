@@ -277,6 +277,17 @@ class Target(ABC):
             ArtifactError: It is damaged.
         """
 
+    def open_to_judge(self, artifact: Artifact) -> Runner:
+        """Open the artifact for its answers, which are those of `open`; nothing is timed.
+
+        Args:
+            artifact: What `build` made.
+
+        Raises:
+            UnavailableError, ArtifactError: As for `open`.
+        """
+        return self.open(artifact)
+
     def open_photo(self, artifact: Artifact) -> PhotoRunner | None:
         """Open the model that takes decoded photographs; None where the artifact holds none.
 

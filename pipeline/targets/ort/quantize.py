@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from calibration.table import Table
     from pipeline.core.figures import Ratio
     from pipeline.core.network import Images, Logits
+    from pipeline.graphs.bias import Means
     from pipeline.graphs.gelu_int8 import GeluFit
     from pipeline.graphs.qdq_ort import Candidate, Kind, StoredWeights
     from pipeline.targets.ort.certificate import Certificate
@@ -350,6 +351,7 @@ class _Work:
         self.kept = Kept(job.evaluations)
         self.judge = Judge(prepared, images, DECISION_IMAGES, _by_onnxruntime, self.kept)
         self.weights = StoredWeights()
+        self._means: tuple[onnx.ModelProto, list[Means]] | None = None
         self.log_of_variants: dict[str, dict[str, float]] = {}
 
     def decide(self) -> _Decided:
@@ -464,12 +466,21 @@ class _Work:
         """The variant with biases corrected, unless that errs more than chance makes of it."""
         from pipeline.graphs.bias import correct_biases
 
-        quantized = variant.build(kinds)
-        errors = correct_biases(variant.model, quantized, self.images.images).errors
+        quantized, images = variant.build(kinds), self.images.images
+        wanted = self._float_means(variant.model)
+        errors = correct_biases(variant.model, quantized, images, wanted=wanted).errors
         other = replace(variant, errors=errors)
         before = self._error("chosen kinds", variant, kinds)
         after = self._error("biases corrected", other, kinds)
         return other if after <= before * (1 + CHANCE) else variant
+
+    def _float_means(self, model: onnx.ModelProto) -> list[Means]:
+        """What corrections of biases aim at: the same for all forms of one graph."""
+        from pipeline.graphs.bias import float_means
+
+        if self._means is None or self._means[0] is not model:
+            self._means = model, float_means(model, self.images.images)
+        return self._means[1]
 
     def with_gelus(self, variant: _Variant, kinds: tuple[Kind, ...]) -> _Variant:
         """The variant with as many GELUs in 8 bits as cost nothing, biases corrected anew.

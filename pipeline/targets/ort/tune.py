@@ -26,6 +26,7 @@ from pipeline.core.files import file_hash
 from pipeline.core.machine import cpu_class
 from pipeline.core.network import Images
 from pipeline.core.plain import Plain
+from pipeline.core.settling import Settling
 from pipeline.core.timing import CALLS, settle
 from pipeline.targets.ort.session import Settings, runtime, start
 
@@ -37,6 +38,10 @@ MOST_CALLS = 90
 so few can tell. Three ways to run a network of half a millisecond get as many in 1.5 seconds, and
 five parts of one in 3; fewer ways, or a faster network, would only be called more often.
 """
+
+SETTLED = 0.03
+"""Share of itself to which every median is known when a comparison ends earlier, see
+`pipeline.core.settling`."""
 
 
 MEAN_OF = 3 * CALLS
@@ -88,7 +93,7 @@ class Trial:
             "comparison of": ways,
             "threads": self.threads,
             "seconds": self.seconds,
-            "calls": MOST_CALLS,
+            "calls": [MOST_CALLS, SETTLED],
             "rivals": self.rivals,
             "images": [self.images.shape, hashlib.sha256(self.images.tobytes()).hexdigest()],
             "machine": cpu_class(),
@@ -168,13 +173,14 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Milliseconds of every session's calls, taken in turns as in `timing.interleaved`.
 
-    It ends after `seconds`, or earlier with `MOST_CALLS` of each.
+    It ends after `seconds`, or earlier with `MOST_CALLS` of each, or once all are `SETTLED`.
     """
     feeds = {name: {s.get_inputs()[0].name: images} for name, s in sessions.items()}
     for name, session in sessions.items():
         for _ in range(WARMUP):
             session.run(None, feeds[name])
     times: dict[str, list[float]] = {name: [] for name in sessions}
+    settling = Settling(SETTLED, MOST_CALLS)
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < MIN_ROUNDS or (rounds * CALLS < MOST_CALLS and time.perf_counter() < end):
@@ -185,6 +191,8 @@ def interleave(
                 begin = time.perf_counter()
                 session.run(None, feeds[name])
                 times[name].append(1e3 * (time.perf_counter() - begin))
+        if settling.ends(rounds * CALLS, times.values()):
+            break
     return times
 
 

@@ -189,11 +189,12 @@ def _search(quantizer: Any, job: FormJob, images: CalibrationSet) -> dict[str, A
     """Decide which blocks stay in float16."""
     from calibration.judge import Judge
     from calibration.kept import Kept
+    from calibration.prefixes import SharedBeginnings
     from calibration.sensitivity import Groups, Limits, Outcome, search
 
     values = int(np.prod(images.images.shape[1:]))
     count = max(DECISION_IMAGES, DECISION_VALUES // values)
-    judge = Judge(job.source, images, count, kept=Kept(job.evaluations))
+    judge = Judge(job.source, images, count, SharedBeginnings(), Kept(job.evaluations))
 
     def evaluate(excluded: Groups) -> Outcome:
         outcome = judge(quantizer.build(excluded)[0])

@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 import pipeline
 from care.data import open_dataset
 from pipeline.cli import main
+from pipeline.commands.alone import bench_alone
+from pipeline.core import timing
 from pipeline.core.errors import InputError
 from pipeline.exports.golden import Golden, golden_of
 from pipeline.steps.artifact import Artifact
@@ -117,6 +119,21 @@ def test_latency_needs_nothing_but_the_folder(there: Path) -> None:
     # The same conscience as in a run.
     assert "only 3 calls were timed" in plain["doubt"]
     assert "(!) latency is not to be trusted: only 3 calls were timed" in result.output
+
+
+def test_a_folder_alone_is_measured_until_its_median_is_settled(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[timing.Protocol] = []
+    measure = timing.interleaved
+
+    def watched(runners: Any, batches: Any, protocol: timing.Protocol) -> Any:
+        asked.append(protocol)
+        return measure(runners, batches, protocol)
+
+    monkeypatch.setattr(timing, "interleaved", watched)
+    bench_alone([Path("ort/fp32")], samples=3, warmup=1, settled=0.5)
+    assert [each.settled for each in asked] == [0.5]
 
 
 def test_without_golden_images_latency_is_measured_on_noise(there: Path) -> None:

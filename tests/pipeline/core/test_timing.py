@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.core import timing
+from pipeline.core.answers import FEWEST_AUDITED
 from pipeline.core.figures import Latency
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Runner, Timed
@@ -308,6 +309,17 @@ def test_an_audit_takes_a_part_of_the_time_and_needs_two_batches(clock: Clock) -
     assert audit.calls == 6
 
 
+def test_an_audit_ends_once_it_can_tell_and_warms_nothing_up(clock: Clock) -> None:
+    protocol = timing.Protocol(20, 300, 4000.0, settled=0.03)
+    audit = timing.repeated(Fake(clock, "a", 0.5), batches(5), protocol)
+    assert audit is not None
+    assert audit.calls == FEWEST_AUDITED
+    assert clock.events[0] == "rest"
+    changing = timing.repeated(Changing(clock, "a", 10**6), batches(5), protocol)
+    assert changing is not None
+    assert changing.calls == timing.AUDIT_CALLS
+
+
 def test_one_image_again_and_again_is_always_the_first(clock: Clock) -> None:
     first, second = batches(2)
     same = timing.Repeating(Fake(clock, "a", 1.0), first)
@@ -330,3 +342,40 @@ def test_calls_without_a_rest_go_on_until_the_time_is_over(clock: Clock) -> None
     assert clock.events == ["a"] * 4 + ["a timed"] * 5  # no rest
     assert heard == [(0, 0.0), (1, 1.0), (2, 2.0), (0, 0.0), (1, 1.0)]
     assert ticks == pytest.approx([1.0, 2.0])
+
+
+class Changing(Fake):
+    """Takes longer from call to call, and after some of them always as long."""
+
+    def __init__(self, clock: Clock, name: str, until: int) -> None:
+        super().__init__(clock, name, 1.0)
+        self.until, self.calls = until, 0
+
+    def timed(self, images: Images) -> Timed:
+        self.calls += 1
+        self.seconds = min(self.calls, self.until) / self.until
+        return super().timed(images)
+
+
+def test_what_takes_turns_ends_together_once_all_medians_are_settled(clock: Clock) -> None:
+    protocol = timing.Protocol(1, 300, 1e6, settled=0.03)
+    steady = {name: Fake(clock, name, 0.5) for name in ("a", "b")}
+    found = timing.interleaved(steady, [IMAGES], protocol)
+    # The first look is after 64 calls; a turn has three.
+    assert {len(phases[timing.ENGINE].samples) for phases in found.values()} == {66}
+    mixed = {"a": Fake(clock, "a", 0.5), "b": Changing(clock, "b", 80)}
+    found = timing.interleaved(mixed, [IMAGES], protocol)
+    assert {len(phases[timing.ENGINE].samples) for phases in found.values()} == {225}
+
+
+def test_all_samples_are_taken_where_none_shall_settle(clock: Clock) -> None:
+    found = timing.interleaved({"a": Fake(clock, "a", 0.5)}, [IMAGES], timing.Protocol(1, 120, 1e6))
+    assert len(found["a"][timing.ENGINE].samples) == 120
+    whole = timing.end_to_end(Fake(clock, "a", 0.5), lambda: IMAGES, timing.Protocol(1, 120, 1e6))
+    assert len(whole.samples) == 120
+
+
+def test_end_to_end_ends_once_its_median_is_settled(clock: Clock) -> None:
+    protocol = timing.Protocol(2, 300, 1e6, settled=0.03)
+    found = timing.end_to_end(Fake(clock, "a", 0.5), lambda: IMAGES, protocol)
+    assert len(found.samples) == 64

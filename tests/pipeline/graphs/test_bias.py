@@ -9,7 +9,14 @@ from onnx import ModelProto, helper, numpy_helper
 
 from calibration.ranges import Scheme, weight_quantization
 from pipeline.core.errors import BuildError, DataError
-from pipeline.graphs.bias import Layer, correct_biases, fold, layers, mean_errors
+from pipeline.graphs.bias import (
+    Layer,
+    correct_biases,
+    float_means,
+    fold,
+    layers,
+    mean_errors,
+)
 
 Batch = npt.NDArray[np.float32]
 
@@ -191,3 +198,28 @@ def test_errors_that_cannot_be_folded(
 def test_means_that_are_not_finite_are_refused(small_model: ModelProto, pixels: Batch) -> None:
     with pytest.raises(DataError, match="c1 is not finite"):
         mean_errors(small_model, small_model, pixels * np.float32(np.nan), layers(small_model))
+
+
+def test_means_of_the_float_graph_serve_several_corrections(
+    small_model: ModelProto, pixels: Batch
+) -> None:
+    wanted = float_means(small_model, pixels, batch=4)
+    assert [set(means) for means in wanted] == [{"c1", "c2", "hidden", "logits"}] * 3
+    quantized = coarse(small_model)
+    alone = correct_biases(small_model, quantized, pixels, batch=4).errors
+    shared = correct_biases(small_model, quantized, pixels, wanted=wanted, batch=4).errors
+    assert {name: error.tobytes() for name, error in shared.items()} == {
+        name: error.tobytes() for name, error in alone.items()
+    }
+    # They are what is aimed at: the same lower means ask for larger corrections.
+    lower = [{name: mean - 1 for name, mean in means.items()} for means in wanted]
+    aimed = correct_biases(small_model, quantized, pixels, wanted=lower, batch=4).errors
+    np.testing.assert_allclose(aimed["c1"], alone["c1"] + 1, atol=1e-5)
+
+
+def test_means_of_a_fixed_batch_are_of_that_batch(small_model: ModelProto, pixels: Batch) -> None:
+    fixed = ModelProto()
+    fixed.CopyFrom(small_model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    assert len(float_means(fixed, pixels)) == 3
+    assert len(float_means(small_model, pixels)) == 1

@@ -141,11 +141,18 @@ def test_a_batch_that_a_runner_does_not_take_is_refused(context: Any, runner: An
         measure(context, runner([]), batches=(4, 1))
 
 
+@pytest.mark.parametrize(("batches", "distinct"), [((1, 4), 3), ((2, 1), 6), ((8,), SHADES)])
+def test_only_images_that_timed_calls_were_given_count_as_distinct(
+    context: Any, batches: tuple[int, ...], distinct: int
+) -> None:
+    assert measure(context, Echo([]), batches=batches).distinct == distinct
+
+
 def test_how_and_where_it_was_measured_is_told(context: Any) -> None:
     told: list[str] = []
     context.progress = lambda done, total, what: told.append(f"{done} of {total}: {what}")
     measured = measure(context, Echo([]), batches=(2,))
-    assert measured.protocol == Protocol(warmup=1, samples=3, max_seconds=60)
+    assert measured.protocol == Protocol(warmup=1, samples=3, max_seconds=60, settled=0.03)
     assert measured.machine == machine.Machine.here()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", measured.date)
     assert measured.batches[2].phases["fp32"]["engine"].samples == 3

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.config import BenchConfig
 from pipeline.core.answers import Answers
 from pipeline.core.cpu_classes import named
 from pipeline.core.errors import UnavailableError
 from pipeline.core.figures import State
+from pipeline.core.timing import Protocol
 from pipeline.stages import cpu_class
-from pipeline.stages.class_worker import Figures
+from pipeline.stages.class_worker import Figures, Job
 from pipeline.stages.cpu_class import ClassStep
 from pipeline.stages.names import LOGITS
 from pipeline.steps.facts.cpu_class import ClassFacts
@@ -96,6 +100,23 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
     for number in (int8.accuracy.top1, int8.same_as_here, int8.latency):
         assert number.state is State.RESTRICTED
         assert number.by == "ort, restricted to AVX2"
+
+
+def test_the_class_is_measured_by_the_protocol_of_the_configuration(
+    step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = step.context.config
+    config.bench = BenchConfig(warmup=7, samples=80, max_seconds=9.0, settled=0.25)
+    config.validation.batch = 4
+
+    def worker(module: str, job: str, folder: str) -> None:
+        asked = Job.from_dict(json.loads(Path(job).read_text()), job)
+        assert asked.protocol == Protocol(7, 80, 9.0, 0.25)
+        raise UnavailableError("seen")
+
+    monkeypatch.setattr(cpu_class, "run_worker", worker)
+    with pytest.raises(UnavailableError, match="seen"):
+        step._run(step.builds[0].folder)
 
 
 def test_the_users_own_measures_are_taken_there_too(

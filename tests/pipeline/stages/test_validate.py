@@ -99,7 +99,7 @@ class ToyTarget:
     def versions(self) -> dict[str, str]:
         return {"toy": "1"}
 
-    def open(self, artifact: Artifact) -> Runner | None:
+    def open_to_judge(self, artifact: Artifact) -> Runner | None:
         assert self.lacking is None
         return self._answer()
 

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipeline.targets.ort import certificate, providers, target
 from pipeline.targets.ort.build import BLOCKED, OTHER_BLOCKED, PORTABLE
 from pipeline.targets.ort.layout import PROBE
 from pipeline.targets.ort.options import OrtOptions
+from pipeline.targets.ort.runner import OrtRunner
+from pipeline.targets.ort.session import Settings
 from pipeline.targets.ort.target import OrtTarget, how_to_open, profile
 
 NETWORK = Network("small", ("cat", "dög"), (3, 16, 16), {"size": 16}, {"license": "MIT"})
@@ -344,6 +347,30 @@ def test_images_that_do_not_fit(built: Artifact, images: Any) -> None:
         pytest.raises(InputError, match=r"takes float32 images of shape \(batch, 3, 16, 16\)"),
     ):
         runner(images)
+
+
+def test_what_is_judged_answers_the_same_without_waiting_actively(
+    built: Artifact, pictures: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Settings] = []
+
+    class Watched(OrtRunner):
+        def __init__(self, model: Path, settings: Settings, threads: int) -> None:
+            opened.append(settings)
+            super().__init__(model, settings, threads)
+
+    monkeypatch.setattr(target, "OrtRunner", Watched)
+    with TARGET.open(built) as timed, TARGET.open_to_judge(built) as judged:
+        assert judged(pictures).tobytes() == timed(pictures).tobytes()
+        assert judged.device == timed.device
+    assert opened[1] == replace(opened[0], spinning=False)
+
+
+def test_a_damaged_artifact_is_not_judged(build: Build) -> None:
+    damaged = build()
+    damaged.path(PORTABLE).write_bytes(b"no graph")
+    with pytest.raises(ArtifactError):
+        TARGET.open_to_judge(damaged)
 
 
 def test_a_closed_runner_says_so(built: Artifact, pictures: Images) -> None:

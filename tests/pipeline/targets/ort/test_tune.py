@@ -127,9 +127,11 @@ def test_another_graph_machine_runtime_or_number_of_calls_is_measured(
     chosen(tmp_path)
     monkeypatch.setattr(tune, "MOST_CALLS", 30)
     chosen(tmp_path)
-    assert len(measured) == 5
+    monkeypatch.setattr(tune, "SETTLED", 0.01)
     chosen(tmp_path)
-    assert len(measured) == 5
+    assert len(measured) == 6
+    chosen(tmp_path)
+    assert len(measured) == 6
 
 
 def test_what_was_cut_off_is_measured_again(
@@ -192,6 +194,16 @@ def test_a_comparison_ends_with_enough_calls_of_each(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tune, "MOST_CALLS", 30)
     times = interleave({"a": Session(), "b": Session()}, IMAGES, seconds=1e6)
     assert [len(each) for each in times.values()] == [30, 30]
+
+
+@pytest.mark.parametrize(("settled", "calls"), [(1e9, 66), (1e-9, 90)])
+def test_a_comparison_ends_once_all_medians_are_settled(
+    monkeypatch: pytest.MonkeyPatch, settled: float, calls: int
+) -> None:
+    monkeypatch.setattr(tune, "settle", lambda call: call())
+    monkeypatch.setattr(tune, "SETTLED", settled)
+    times = interleave({"a": Session(), "b": Session()}, IMAGES, seconds=1e6)
+    assert [len(each) for each in times.values()] == [calls, calls]
 
 
 def test_a_comparison_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
