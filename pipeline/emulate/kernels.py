@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.emulate import rounding, windows
+from pipeline.emulate import beside, rounding, windows
 
 Rounding = Callable[[Tensor], Tensor]
 """Rounds a partial sum to the type of a narrow accumulator."""
@@ -62,11 +62,66 @@ def conv(
         total = _conv_in_steps(x, weight, strides, dilations, groups, partial)
         return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
     x, padding = _symmetric_padding(x, pads, 0.0)
-    return _CONVOLVE[x.ndim](x, weight, bias, tuple(strides), padding, tuple(dilations), groups)
+    settings = (tuple(strides), padding, tuple(dilations), groups)
+    if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, strides, dilations):
+        convolved: Tensor = _WithThreads.apply(x, weight, bias, *settings)  # type: ignore[no-untyped-call]
+        return convolved
+    return _CONVOLVE[x.ndim](x, weight, bias, *settings)
 
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 """By the rank of the input."""
+
+
+def _depends_on_threads(
+    x: Tensor,
+    weight: Tensor,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> bool:
+    """Whether torch may compute a convolution by another kernel where it has one thread.
+
+    It does for kernels of a single value (`use_mkldnn` in ATen's Convolution.cpp).
+    """
+    return (
+        set(weight.shape[2:]) == {1}
+        and {*strides, *dilations} == {1}
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+class _WithThreads(torch.autograd.Function):
+    """What `F.conv2d` computes where torch has several threads, computed with one.
+
+    The kernels' sums differ in the last bits, and part of a batch that has a thread of its own is
+    to have those of the whole batch. `torch.vmap` has no rule for oneDNN's operation: here it is.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, strides: Any, *settings: Any
+    ) -> Tensor:
+        padding, dilations, groups = settings
+        if len(x) == 1 and groups == 1 and x.numel() <= _FEW_VALUES:
+            return F.conv2d(x, weight, bias, strides, padding, dilations, groups)
+        return torch.mkldnn_convolution(x, weight, bias, padding, strides, dilations, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: nobody differentiates."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:3]):
+            return torch.vmap(F.conv2d, in_dims)(x, *rest), 0
+        together = x.movedim(in_dims[0], 0)
+        result = _WithThreads.apply(together.flatten(0, 1), *rest)  # type: ignore[no-untyped-call]
+        return result.unflatten(0, together.shape[:2]), 0
+
+
+_FEW_VALUES = 20480
+"""Of one image, up to which torch does not take oneDNN for a small kernel."""
 
 
 def _conv_in_steps(

@@ -25,8 +25,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnx
@@ -36,7 +38,7 @@ from torch import Tensor
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.core.network import in_batches
 from pipeline.emulate import rounding
-from pipeline.emulate.beside import Beside
+from pipeline.emulate.beside import Beside, even_parts, side_by_side
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.operators.table import Function
@@ -52,7 +54,7 @@ _MISFITS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, Arithmeti
 _WORTH_A_THREAD = 1 << 15
 """Values that take longer to count than to hand over."""
 
-_CHUNK = 1_200_000
+_CHUNK = 8 * 3 * 224 * 224
 """Input values at a time: larger tensors make the executor slow."""
 
 
@@ -217,6 +219,24 @@ class GraphExecutor:
                     found[entry.tensor].merge(entry)
         return list(found.values())
 
+    def _twin(self) -> Self:
+        """An executor of the same graph for another thread, which records for itself.
+
+        It knows the largest values so far, so that it need not look for them again.
+        """
+        twin = copy(self)
+        twin._ranges = {name: entry.emptied() for name, entry in self._ranges.items()}
+        twin._whole = {}
+        return twin
+
+    def _add(self, report: Iterable[TensorRange]) -> None:
+        """Take what a twin recorded into account."""
+        for entry in report:
+            if entry.tensor in self._ranges:
+                self._ranges[entry.tensor].merge(entry)
+            else:
+                self._ranges[entry.tensor] = entry
+
     def _check_ports(self) -> None:
         """Refuse inputs and outputs that the face of this class does not serve."""
 
@@ -362,10 +382,14 @@ class OnnxExecutor(GraphExecutor):
         logits = self.evaluate({self.input.name: images})[self.outputs[0].name]
         return logits.astype(np.float32, copy=False)
 
+    _may_divide = True
+    """Whether images may run side by side."""
+
     def run_all(self, images: np.ndarray) -> np.ndarray:
         """Compute the first output for any number of images, in batches of the size that is best.
 
-        A graph with a fixed batch gets batches of it.
+        Where torch has several threads, each computes images of its own. A graph with a fixed batch
+        gets batches of it, one after the other.
 
         Args:
             images: Preprocessed images, float32, (images, channels, height, width).
@@ -374,8 +398,31 @@ class OnnxExecutor(GraphExecutor):
             Logits, float32, (images, classes).
         """
         fixed = self.input.shape[0] if self.input.shape else None
-        fitting = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
-        return in_batches(self.run, images, fixed or fitting, fixed or 1)
+        if fixed:
+            return in_batches(self.run, images, fixed, fixed)
+        threads = torch.get_num_threads() if self._may_divide else 1
+        most = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        batches = [images[part] for part in even_parts(len(images), most, threads)]
+        if threads == 1 or len(batches) == 1:
+            return np.concatenate([self.run(batch) for batch in batches])
+        return self._run_beside(batches, min(threads, len(batches)))
+
+    def _run_beside(self, batches: Sequence[np.ndarray], threads: int) -> np.ndarray:
+        """Run batches side by side, and take what each thread recorded together."""
+        idle = [self._twin() for _ in range(threads)]
+
+        def run(batch: np.ndarray) -> np.ndarray:
+            twin = idle.pop()
+            try:
+                return twin.run(batch)
+            finally:
+                idle.append(twin)
+
+        with side_by_side(threads) as pool:
+            logits = list(pool.map(run, batches))
+        for twin in idle:
+            self._add(twin.overflow_report() if self._record else ())
+        return np.concatenate(logits)
 
     @property
     def input(self) -> Port:

@@ -122,6 +122,8 @@ class SaturatingExecutor(OnnxExecutor):
         UnsupportedOperatorError: A node that the executor does not know.
     """
 
+    _may_divide = False  # what saturated is counted in one place
+
     def __init__(self, model: Path | onnx.ModelProto, *, vnni: bool = False) -> None:
         self._vnni = vnni
         self._layers: dict[str, _Layer] = {}

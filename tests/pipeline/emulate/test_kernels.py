@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.emulate import kernels, rounding
+from pipeline.emulate.beside import side_by_side
 
 half = partial(rounding.round_to, dtype=torch.float16)
 
@@ -90,6 +91,56 @@ def test_transposed_convolution_with_a_narrow_accumulator_computes_the_same() ->
     expected = kernels.conv_transpose(x, w, **settings)  # type: ignore[arg-type]
     result = kernels.conv_transpose(x, w, partial=lambda t: t, **settings)  # type: ignore[arg-type]
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("images", "size", "kernel", "stride", "groups"),
+    [
+        (4, 28, 1, 1, 1),
+        (1, 28, 1, 1, 1),  # one image of few values has another kernel
+        (1, 40, 1, 1, 1),
+        (1, 28, 1, 1, 24),
+        (2, 7, 1, 1, 1),
+        (4, 28, 1, 2, 1),
+        (4, 28, 3, 1, 1),
+        (4, 28, 3, 1, 24),
+    ],
+)
+@pytest.mark.parametrize("biased", [True, False])
+def test_convolutions_beside_have_the_bits_of_those_of_several_threads(
+    images: int, size: int, kernel: int, stride: int, groups: int, biased: bool
+) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(images, 24, size, size), torch.randn(48, 24 // groups, kernel, kernel)
+    bias = torch.randn(48) if biased else None
+    pads = [(kernel // 2, kernel // 2)] * 2
+
+    def convolved() -> torch.Tensor:
+        settings = {"strides": [stride] * 2, "pads": pads, "dilations": [1, 1], "groups": groups}
+        return kernels.conv(x, w, bias, **settings)  # type: ignore[arg-type]
+
+    def of_each() -> torch.Tensor:
+        return torch.vmap(lambda image: kernels.conv(
+            image[None], w, bias, strides=[stride] * 2, pads=pads, dilations=[1, 1], groups=groups
+        )[0])(x)  # fmt: skip
+
+    expected = F.conv2d(x, w, bias, stride, kernel // 2, 1, groups)
+    with side_by_side(2) as pool:
+        assert torch.equal(pool.submit(convolved).result(), expected)
+        assert torch.equal(pool.submit(of_each).result(), expected)
+
+
+def test_convolutions_beside_by_weights_of_each_image() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 1, 24, 8, 8), torch.randn(3, 48, 24, 1, 1)
+
+    def convolve(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return kernels.conv(image, weight, strides=[1, 1], pads=[(0, 0), (0, 0)], dilations=[1, 1])
+
+    expected = torch.stack([F.conv2d(*pair) for pair in zip(x, w, strict=True)])
+    with side_by_side(1) as pool:
+        torch.testing.assert_close(pool.submit(torch.vmap(convolve), x, w).result(), expected)
 
 
 def test_gelu_of_infinity_is_infinity() -> None:
