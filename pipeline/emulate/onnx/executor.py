@@ -42,6 +42,7 @@ from pipeline.emulate.beside import Beside, even_parts, side_by_side
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.operators.table import Function
+from pipeline.emulate.onnx.pairs import ORIGIN, Pair, pairs_of
 from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
 from pipeline.emulate.ranges import TensorRange, extremes_of
 
@@ -79,6 +80,9 @@ class GraphExecutor:
         UnsupportedOperatorError: A node that this executor does not know.
     """
 
+    _plain = True
+    """Nodes run as they do here: images may run side by side, and nodes together."""
+
     def __init__(
         self,
         model: Path | onnx.ModelProto,
@@ -104,6 +108,8 @@ class GraphExecutor:
         steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
         self._steps = self._fold(steps)
+        self._pairs = self._find_pairs()
+        self._saturating: set[str] = set()
         self._of_constants = [replace(entry) for entry in self._ranges.values()]
 
     def evaluate(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -124,7 +130,7 @@ class GraphExecutor:
             for port in self.inputs:
                 values[port.name] = _from_numpy(feeds[port.name], port.dtype)
             for step in self._steps:
-                self._execute(step, values)
+                self._advance(step, values)
                 for name in step.dead:
                     values.pop(name, None)  # an output that the operator did not have
         return {port.name: values[port.name].numpy() for port in self.outputs}
@@ -251,6 +257,52 @@ class GraphExecutor:
                 yield
             finally:
                 self._beside = None
+
+    def _find_pairs(self) -> dict[str, Pair]:
+        if not self._plain:
+            return {}
+        outputs = frozenset(port.name for port in self.outputs)
+        return pairs_of(self._steps, self._types, self._constants, outputs)
+
+    def _advance(self, step: Step, values: dict[str, Tensor]) -> None:
+        """Run a node, one of a pair in its short form while nothing saturates."""
+        name = step.node.outputs[0]
+        pair = self._pairs.get(name)
+        if pair is None:
+            self._execute(step, values)
+        elif name != pair.quantized and values[pair.quantized].is_floating_point():
+            values[name] = self._from_positions(step, pair, values[pair.quantized])
+        elif name != pair.quantized or not self._to_positions(step, pair, values):
+            self._execute(step, values)
+
+    def _to_positions(self, step: Step, pair: Pair, values: dict[str, Tensor]) -> bool:
+        """Quantize; False where a value is beyond the type, as then it will often be."""
+        x = values[step.node.inputs[0]]
+        if pair.quantized in self._saturating or not x.numel():
+            return False
+        positions = pair.positions(x)
+        low, high = (extreme - ORIGIN for extreme in extremes_of(positions))
+        if not (pair.bounds[0] <= low and high <= pair.bounds[1]):
+            self._saturating.add(pair.quantized)
+            return False
+        if self._record:
+            seen = self._range(pair.quantized, step.node, step.dtypes[0])
+            seen.observe(positions, positions, step.dtypes[0], (low, high))
+            self._whole[pair.quantized] = low, high
+        values[pair.quantized] = positions
+        return True
+
+    def _from_positions(self, step: Step, pair: Pair, positions: Tensor) -> Tensor:
+        """Dequantize, in the memory of the positions."""
+        dtype = step.dtypes[0]
+        exact = pair.values(positions)
+        narrow = rounding.narrow(exact, dtype)
+        if self._record:
+            seen = self._range(step.node.outputs[0], step.node, dtype)
+            farthest = max(map(abs, self._whole[pair.quantized]))
+            if not _count_steps(seen, dtype, exact.numel(), farthest, np.float32(pair.scale)):
+                seen.observe(exact, narrow, dtype)
+        return exact.copy_(narrow)
 
     def _execute(self, step: Step, values: dict[str, Tensor]) -> None:
         node = step.node
@@ -382,9 +434,6 @@ class OnnxExecutor(GraphExecutor):
         logits = self.evaluate({self.input.name: images})[self.outputs[0].name]
         return logits.astype(np.float32, copy=False)
 
-    _may_divide = True
-    """Whether images may run side by side."""
-
     def run_all(self, images: np.ndarray) -> np.ndarray:
         """Compute the first output for any number of images, in batches of the size that is best.
 
@@ -400,7 +449,7 @@ class OnnxExecutor(GraphExecutor):
         fixed = self.input.shape[0] if self.input.shape else None
         if fixed:
             return in_batches(self.run, images, fixed, fixed)
-        threads = torch.get_num_threads() if self._may_divide else 1
+        threads = torch.get_num_threads() if self._plain else 1
         most = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
         batches = [images[part] for part in even_parts(len(images), most, threads)]
         if threads == 1 or len(batches) == 1:
@@ -458,14 +507,21 @@ def _observe_steps(
         return False
     if zero_point is not None and zero_point.numel() != 1:
         return False
-    dtype, size = step.dtypes[0], np.float32(abs(scale.item()))
     zero = 0.0 if zero_point is None else zero_point.item()
     farthest = max(abs(extreme - zero) for extreme in known or extremes_of(positions))
+    size = np.float32(abs(scale.item()))
+    return _count_steps(seen, step.dtypes[0], positions.numel(), farthest, size)
+
+
+def _count_steps(
+    seen: TensorRange, dtype: torch.dtype, values: int, farthest: float, size: np.float32
+) -> bool:
+    """Take values into account by the farthest of their steps; whether that tells all."""
     largest = float(np.float32(farthest) * size)
     if not (rounding.smallest_normal(dtype) <= size and largest <= seen.limit):
         return False
     seen.largest = max(seen.largest, largest)
-    seen.values += positions.numel()
+    seen.values += values
     return True
 
 

@@ -631,7 +631,7 @@ def test_what_may_not_be_divided_runs_in_one_thread(
     OnnxExecutor(layers(make_model)).run_all(pictures(3))
     model = layers(make_model)
     with monkeypatch.context() as patch:
-        patch.setattr(OnnxExecutor, "_may_divide", False)
+        patch.setattr(OnnxExecutor, "_plain", False)
         OnnxExecutor(model).run_all(pictures(8))
     torch.set_num_threads(1)
     OnnxExecutor(model).run_all(pictures(8))
