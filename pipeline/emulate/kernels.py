@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -63,6 +64,8 @@ def conv(
         return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
     x, padding = _symmetric_padding(x, pads, 0.0)
     settings = (tuple(strides), padding, tuple(dilations), groups)
+    if _is_mostly_padding(x, weight, *settings):
+        return _within_reach(x, weight, bias, padding)
     if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, strides, dilations):
         convolved: Tensor = _WithThreads.apply(x, weight, bias, *settings)  # type: ignore[no-untyped-call]
         return convolved
@@ -71,6 +74,53 @@ def conv(
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 """By the rank of the input."""
+
+
+def _is_mostly_padding(
+    x: Tensor,
+    weight: Tensor,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether a depthwise kernel is so large that much of it lies beyond the image at every place.
+
+    oneDNN has no kernel of its own for these, and takes twenty times as long.
+    """
+    if x.ndim != 4 or not all(p > n for p, n in zip(padding, x.shape[2:], strict=True)):
+        return False
+    if {*strides, *dilations} != {1} or not groups == x.shape[1] == weight.shape[0]:
+        return False
+    shapes = (tuple(x.shape[1:]), tuple(weight.shape[2:]), tuple(padding))
+    return x.dtype == torch.float32 and _has_the_same_bits(*shapes)
+
+
+@cache
+def _has_the_same_bits(
+    image: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...]
+) -> bool:
+    """Whether a convolution has them without what lies beyond the image: tried on noise."""
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=draw) for shape in ((4, *image), (image[0], 1, *kernel))
+    )
+    bias = torch.randn(image[0], generator=draw)
+    whole = F.conv2d(x, weight, bias, 1, padding, 1, image[0])
+    return torch.equal(_within_reach(x, weight, bias, padding), whole)
+
+
+def _within_reach(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """Convolve with the part of a depthwise kernel that ever meets the image.
+
+    The bias comes last, as in oneDNN's general form.
+    """
+    sizes = zip(weight.shape[2:], x.shape[2:], padding, strict=True)
+    beyond = [max(0, k - n - p) for k, n, p in sizes]
+    rows, columns = (slice(b, k - b) for b, k in zip(beyond, weight.shape[2:], strict=True))
+    left = tuple(p - b for p, b in zip(padding, beyond, strict=True))
+    result = F.conv2d(x, weight[:, :, rows, columns], None, 1, left, 1, len(weight))
+    return result if bias is None else result.add_(bias.reshape(-1, 1, 1))
 
 
 def _depends_on_threads(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -91,6 +91,56 @@ def test_transposed_convolution_with_a_narrow_accumulator_computes_the_same() ->
     expected = kernels.conv_transpose(x, w, **settings)  # type: ignore[arg-type]
     result = kernels.conv_transpose(x, w, partial=lambda t: t, **settings)  # type: ignore[arg-type]
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("size", "kernel", "short"),
+    [
+        ((2, 2), (7, 7), True),
+        ((1, 1), (5, 5), True),
+        ((2, 3), (9, 9), True),
+        ((2, 3), (7, 9), True),
+        ((2, 2), (5, 5), False),
+        ((3, 3), (7, 7), False),
+        ((2, 9), (7, 7), False),
+    ],
+)
+def test_kernels_larger_than_the_image_have_the_bits_of_the_slow_form(
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    biased: bool,
+    short: bool,
+) -> None:
+    torch.manual_seed(1)
+    x, w = torch.randn(9, 32, *size), torch.randn(32, 1, *kernel)
+    bias, padding = torch.randn(32) if biased else None, [k // 2 for k in kernel]
+    expected = F.conv2d(x, w, bias, 1, padding, 1, 32)
+    kernels._has_the_same_bits(tuple(x.shape[1:]), kernel, tuple(padding))
+    sizes: list[tuple[int, ...]] = []
+    convolve = F.conv2d
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(tuple(weight.shape[2:]))
+        return convolve(x, weight, *rest)
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    monkeypatch.setitem(kernels._CONVOLVE, 4, noted)
+    pads = [(p, p) for p in padding]
+    found = kernels.conv(x, w, bias, strides=[1, 1], pads=pads, dilations=[1, 1], groups=32)
+    assert torch.equal(found, expected)
+    assert sizes == [tuple(2 * n - 1 for n in size) if short else kernel]
+
+
+def test_where_bits_would_differ_the_whole_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, bias = torch.randn(4, 24, 2, 2), torch.randn(24, 1, 7, 7), torch.randn(24)
+    expected = F.conv2d(x, w, bias, 1, 3, 1, 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_within_reach", lambda x, *_: torch.zeros_like(x))
+        settings = {"strides": [1, 1], "pads": [(3, 3)] * 2, "dilations": [1, 1], "groups": 24}
+        assert torch.equal(kernels.conv(x, w, bias, **settings), expected)  # type: ignore[arg-type]
+    kernels._has_the_same_bits.cache_clear()
 
 
 @pytest.mark.usefixtures("two_threads")
