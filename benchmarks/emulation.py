@@ -73,8 +73,8 @@ def prepared(pixels: Batch) -> Batch:
 
 
 def by_graph(executor: OnnxExecutor) -> Run:
-    """Runs a graph on pixels, in one batch."""
-    return lambda pixels: executor.run(prepared(pixels))
+    """Runs a graph on pixels, as `validate` does."""
+    return lambda pixels: executor.run_all(prepared(pixels))
 
 
 def candidates(folder: Path, network: nn.Module) -> dict[str, Run]:

@@ -1,12 +1,16 @@
-"""Work that a second thread does while the first goes on."""
+"""Work that a second thread does while the first goes on, and that several do side by side."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
+
+import torch
 
 WAITING = 2
 """Most calls that wait or run: what they hold is the memory that this costs."""
@@ -54,3 +58,64 @@ class Beside:
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._calls.clear()
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def side_by_side(count: int) -> Iterator[Executor]:
+    """Threads that each compute with their part of PyTorch's threads.
+
+    An operation that several threads compute together begins and ends for all at once, and all wait
+    while Python prepares the next: what has one thread each has neither loss.
+
+    Args:
+        count: How many.
+
+    Yields:
+        What runs functions in them. At the end, however it comes, the threads are over: after an
+        error or an interrupt they finish the calls that run, and those that wait are dropped.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "beside", _take, (max(1, before // count),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)  # what any thread sets is what later ones begin with
+
+
+def is_beside() -> bool:
+    """Whether this is one of the threads of `side_by_side`."""
+    return getattr(_thread, "beside", False)
+
+
+def _take(threads: int) -> None:
+    torch.set_num_threads(threads)
+    _thread.beside = True
+
+
+LEAST = 2
+"""Images of a part that has a thread of its own: of one, torch computes some convolutions by other
+kernels."""
+
+
+def even_parts(images: int, most: int, threads: int, unit: int = 1) -> list[slice]:
+    """Images in even parts that suit a CPU's caches, and enough of them for all threads.
+
+    Args:
+        images: How many.
+        most: Most images of a part.
+        threads: Threads that are to have a part, if there are images enough.
+        unit: Images that stay together; `images` is a multiple of it.
+
+    Returns:
+        One part at least.
+    """
+    units = max(1, images // unit)
+    for_caches = -(-images // max(most, unit))
+    for_threads = min(threads, images // max(LEAST, unit))
+    count = min(units, max(1, for_caches, for_threads))
+    edges = [unit * (units * number // count) for number in range(count)]
+    return [slice(*edge) for edge in zip(edges, [*edges[1:], images], strict=True)]

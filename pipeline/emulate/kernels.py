@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.emulate import rounding, windows
+from pipeline.emulate import beside, rounding, windows
 
 Rounding = Callable[[Tensor], Tensor]
 """Rounds a partial sum to the type of a narrow accumulator."""
@@ -62,11 +63,115 @@ def conv(
         total = _conv_in_steps(x, weight, strides, dilations, groups, partial)
         return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
     x, padding = _symmetric_padding(x, pads, 0.0)
-    return _CONVOLVE[x.ndim](x, weight, bias, tuple(strides), padding, tuple(dilations), groups)
+    settings = (tuple(strides), padding, tuple(dilations), groups)
+    if _is_mostly_padding(x, weight, *settings):
+        return _within_reach(x, weight, bias, padding)
+    if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, strides, dilations):
+        convolved: Tensor = _WithThreads.apply(x, weight, bias, *settings)  # type: ignore[no-untyped-call]
+        return convolved
+    return _CONVOLVE[x.ndim](x, weight, bias, *settings)
 
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 """By the rank of the input."""
+
+
+def _is_mostly_padding(
+    x: Tensor,
+    weight: Tensor,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether a depthwise kernel is so large that much of it lies beyond the image at every place.
+
+    oneDNN has no kernel of its own for these, and takes twenty times as long.
+    """
+    if x.ndim != 4 or not all(p > n for p, n in zip(padding, x.shape[2:], strict=True)):
+        return False
+    if {*strides, *dilations} != {1} or not groups == x.shape[1] == weight.shape[0]:
+        return False
+    shapes = (tuple(x.shape[1:]), tuple(weight.shape[2:]), tuple(padding))
+    return x.dtype == torch.float32 and _has_the_same_bits(*shapes)
+
+
+@cache
+def _has_the_same_bits(
+    image: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...]
+) -> bool:
+    """Whether a convolution has them without what lies beyond the image: tried on noise."""
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(shape, generator=draw) for shape in ((4, *image), (image[0], 1, *kernel))
+    )
+    bias = torch.randn(image[0], generator=draw)
+    whole = F.conv2d(x, weight, bias, 1, padding, 1, image[0])
+    return torch.equal(_within_reach(x, weight, bias, padding), whole)
+
+
+def _within_reach(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """Convolve with the part of a depthwise kernel that ever meets the image.
+
+    The bias comes last, as in oneDNN's general form.
+    """
+    sizes = zip(weight.shape[2:], x.shape[2:], padding, strict=True)
+    beyond = [max(0, k - n - p) for k, n, p in sizes]
+    rows, columns = (slice(b, k - b) for b, k in zip(beyond, weight.shape[2:], strict=True))
+    left = tuple(p - b for p, b in zip(padding, beyond, strict=True))
+    result = F.conv2d(x, weight[:, :, rows, columns], None, 1, left, 1, len(weight))
+    return result if bias is None else result.add_(bias.reshape(-1, 1, 1))
+
+
+def _depends_on_threads(
+    x: Tensor,
+    weight: Tensor,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> bool:
+    """Whether torch may compute a convolution by another kernel where it has one thread.
+
+    It does for kernels of a single value (`use_mkldnn` in ATen's Convolution.cpp).
+    """
+    return (
+        set(weight.shape[2:]) == {1}
+        and {*strides, *dilations} == {1}
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+class _WithThreads(torch.autograd.Function):
+    """What `F.conv2d` computes where torch has several threads, computed with one.
+
+    The kernels' sums differ in the last bits, and part of a batch that has a thread of its own is
+    to have those of the whole batch. `torch.vmap` has no rule for oneDNN's operation: here it is.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, strides: Any, *settings: Any
+    ) -> Tensor:
+        padding, dilations, groups = settings
+        if len(x) == 1 and groups == 1 and x.numel() <= _FEW_VALUES:
+            return F.conv2d(x, weight, bias, strides, padding, dilations, groups)
+        return torch.mkldnn_convolution(x, weight, bias, padding, strides, dilations, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: nobody differentiates."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:3]):
+            return torch.vmap(F.conv2d, in_dims)(x, *rest), 0
+        together = x.movedim(in_dims[0], 0)
+        result = _WithThreads.apply(together.flatten(0, 1), *rest)  # type: ignore[no-untyped-call]
+        return result.unflatten(0, together.shape[:2]), 0
+
+
+_FEW_VALUES = 20480
+"""Of one image, up to which torch does not take oneDNN for a small kernel."""
 
 
 def _conv_in_steps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,10 @@ class TensorRange:
                 rounded = torch.from_numpy(bits).view(dtype).float().numpy()
                 self._count_special(exact, rounded)
         self._count_small(exact, magnitudes, kind.normal)
+
+    def emptied(self) -> TensorRange:
+        """The same tensor before any value was counted; the largest stays known."""
+        return replace(self, **dict.fromkeys(_COUNTS, 0))
 
     def merge(self, other: TensorRange) -> None:
         """Take other images of the same tensor into account."""

@@ -25,8 +25,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnx
@@ -36,10 +38,11 @@ from torch import Tensor
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.core.network import in_batches
 from pipeline.emulate import rounding
-from pipeline.emulate.beside import Beside
+from pipeline.emulate.beside import Beside, even_parts, side_by_side
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
 from pipeline.emulate.onnx.operators import OPERATORS
 from pipeline.emulate.onnx.operators.table import Function
+from pipeline.emulate.onnx.pairs import ORIGIN, Pair, pairs_of
 from pipeline.emulate.onnx.plan import ROUNDED, Accumulate, Step, plan
 from pipeline.emulate.ranges import TensorRange, extremes_of
 
@@ -52,7 +55,7 @@ _MISFITS = (RuntimeError, IndexError, TypeError, ValueError, KeyError, Arithmeti
 _WORTH_A_THREAD = 1 << 15
 """Values that take longer to count than to hand over."""
 
-_CHUNK = 1_200_000
+_CHUNK = 8 * 3 * 224 * 224
 """Input values at a time: larger tensors make the executor slow."""
 
 
@@ -76,6 +79,9 @@ class GraphExecutor:
         ArtifactError: The model cannot be read.
         UnsupportedOperatorError: A node that this executor does not know.
     """
+
+    _plain = True
+    """Nodes run as they do here: images may run side by side, and nodes together."""
 
     def __init__(
         self,
@@ -102,6 +108,8 @@ class GraphExecutor:
         steps, self._types = plan(graph, accumulate)
         self._note_constants(graph)
         self._steps = self._fold(steps)
+        self._pairs = self._find_pairs()
+        self._saturating: set[str] = set()
         self._of_constants = [replace(entry) for entry in self._ranges.values()]
 
     def evaluate(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -122,7 +130,7 @@ class GraphExecutor:
             for port in self.inputs:
                 values[port.name] = _from_numpy(feeds[port.name], port.dtype)
             for step in self._steps:
-                self._execute(step, values)
+                self._advance(step, values)
                 for name in step.dead:
                     values.pop(name, None)  # an output that the operator did not have
         return {port.name: values[port.name].numpy() for port in self.outputs}
@@ -217,6 +225,24 @@ class GraphExecutor:
                     found[entry.tensor].merge(entry)
         return list(found.values())
 
+    def _twin(self) -> Self:
+        """An executor of the same graph for another thread, which records for itself.
+
+        It knows the largest values so far, so that it need not look for them again.
+        """
+        twin = copy(self)
+        twin._ranges = {name: entry.emptied() for name, entry in self._ranges.items()}
+        twin._whole = {}
+        return twin
+
+    def _add(self, report: Iterable[TensorRange]) -> None:
+        """Take what a twin recorded into account."""
+        for entry in report:
+            if entry.tensor in self._ranges:
+                self._ranges[entry.tensor].merge(entry)
+            else:
+                self._ranges[entry.tensor] = entry
+
     def _check_ports(self) -> None:
         """Refuse inputs and outputs that the face of this class does not serve."""
 
@@ -231,6 +257,52 @@ class GraphExecutor:
                 yield
             finally:
                 self._beside = None
+
+    def _find_pairs(self) -> dict[str, Pair]:
+        if not self._plain:
+            return {}
+        outputs = frozenset(port.name for port in self.outputs)
+        return pairs_of(self._steps, self._types, self._constants, outputs)
+
+    def _advance(self, step: Step, values: dict[str, Tensor]) -> None:
+        """Run a node, one of a pair in its short form while nothing saturates."""
+        name = step.node.outputs[0]
+        pair = self._pairs.get(name)
+        if pair is None:
+            self._execute(step, values)
+        elif name != pair.quantized and values[pair.quantized].is_floating_point():
+            values[name] = self._from_positions(step, pair, values[pair.quantized])
+        elif name != pair.quantized or not self._to_positions(step, pair, values):
+            self._execute(step, values)
+
+    def _to_positions(self, step: Step, pair: Pair, values: dict[str, Tensor]) -> bool:
+        """Quantize; False where a value is beyond the type, as then it will often be."""
+        x = values[step.node.inputs[0]]
+        if pair.quantized in self._saturating or not x.numel():
+            return False
+        positions = pair.positions(x)
+        low, high = (extreme - ORIGIN for extreme in extremes_of(positions))
+        if not (pair.bounds[0] <= low and high <= pair.bounds[1]):
+            self._saturating.add(pair.quantized)
+            return False
+        if self._record:
+            seen = self._range(pair.quantized, step.node, step.dtypes[0])
+            seen.observe(positions, positions, step.dtypes[0], (low, high))
+            self._whole[pair.quantized] = low, high
+        values[pair.quantized] = positions
+        return True
+
+    def _from_positions(self, step: Step, pair: Pair, positions: Tensor) -> Tensor:
+        """Dequantize, in the memory of the positions."""
+        dtype = step.dtypes[0]
+        exact = pair.values(positions)
+        narrow = rounding.narrow(exact, dtype)
+        if self._record:
+            seen = self._range(step.node.outputs[0], step.node, dtype)
+            farthest = max(map(abs, self._whole[pair.quantized]))
+            if not _count_steps(seen, dtype, exact.numel(), farthest, np.float32(pair.scale)):
+                seen.observe(exact, narrow, dtype)
+        return exact.copy_(narrow)
 
     def _execute(self, step: Step, values: dict[str, Tensor]) -> None:
         node = step.node
@@ -365,7 +437,8 @@ class OnnxExecutor(GraphExecutor):
     def run_all(self, images: np.ndarray) -> np.ndarray:
         """Compute the first output for any number of images, in batches of the size that is best.
 
-        A graph with a fixed batch gets batches of it.
+        Where torch has several threads, each computes images of its own. A graph with a fixed batch
+        gets batches of it, one after the other.
 
         Args:
             images: Preprocessed images, float32, (images, channels, height, width).
@@ -374,8 +447,31 @@ class OnnxExecutor(GraphExecutor):
             Logits, float32, (images, classes).
         """
         fixed = self.input.shape[0] if self.input.shape else None
-        fitting = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
-        return in_batches(self.run, images, fixed or fitting, fixed or 1)
+        if fixed:
+            return in_batches(self.run, images, fixed, fixed)
+        threads = torch.get_num_threads() if self._plain else 1
+        most = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        batches = [images[part] for part in even_parts(len(images), most, threads)]
+        if threads == 1 or len(batches) == 1:
+            return np.concatenate([self.run(batch) for batch in batches])
+        return self._run_beside(batches, min(threads, len(batches)))
+
+    def _run_beside(self, batches: Sequence[np.ndarray], threads: int) -> np.ndarray:
+        """Run batches side by side, and take what each thread recorded together."""
+        idle = [self._twin() for _ in range(threads)]
+
+        def run(batch: np.ndarray) -> np.ndarray:
+            twin = idle.pop()
+            try:
+                return twin.run(batch)
+            finally:
+                idle.append(twin)
+
+        with side_by_side(threads) as pool:
+            logits = list(pool.map(run, batches))
+        for twin in idle:
+            self._add(twin.overflow_report() if self._record else ())
+        return np.concatenate(logits)
 
     @property
     def input(self) -> Port:
@@ -411,14 +507,21 @@ def _observe_steps(
         return False
     if zero_point is not None and zero_point.numel() != 1:
         return False
-    dtype, size = step.dtypes[0], np.float32(abs(scale.item()))
     zero = 0.0 if zero_point is None else zero_point.item()
     farthest = max(abs(extreme - zero) for extreme in known or extremes_of(positions))
+    size = np.float32(abs(scale.item()))
+    return _count_steps(seen, step.dtypes[0], positions.numel(), farthest, size)
+
+
+def _count_steps(
+    seen: TensorRange, dtype: torch.dtype, values: int, farthest: float, size: np.float32
+) -> bool:
+    """Take values into account by the farthest of their steps; whether that tells all."""
     largest = float(np.float32(farthest) * size)
     if not (rounding.smallest_normal(dtype) <= size and largest <= seen.limit):
         return False
     seen.largest = max(seen.largest, largest)
-    seen.values += positions.numel()
+    seen.values += values
     return True
 
 

@@ -122,17 +122,19 @@ class SaturatingExecutor(OnnxExecutor):
         UnsupportedOperatorError: A node that the executor does not know.
     """
 
+    _plain = False
+
     def __init__(self, model: Path | onnx.ModelProto, *, vnni: bool = False) -> None:
         self._vnni = vnni
         self._layers: dict[str, _Layer] = {}
-        self._pairs: dict[str, _Pair] = {}
+        self._stored_pairs: dict[str, _Pair] = {}
         self._factors: dict[str, tuple[_Stored, _Stored]] = {}
         self._kernels: _Kernels | None = None
         self._seen: dict[str, Saturation] = {}
         super().__init__(model)
         read = onnx.load(model) if isinstance(model, Path) else model
         self._layers |= _layers(read)
-        self._pairs |= _pairs(read)
+        self._stored_pairs |= _pairs(read)
         self._factors |= _factors(read)
         self._kernels = _Kernels(read)
 
@@ -145,9 +147,9 @@ class SaturatingExecutor(OnnxExecutor):
         layer = self._layers.get(output)
         if layer is not None:
             values[output] = self._run(step, layer, values[step.node.inputs[0]])
-        elif output in self._pairs:
+        elif output in self._stored_pairs:
             left, right = (values[name] for name in step.node.inputs)
-            values[output] = self._pairs[output].run(left, right)
+            values[output] = self._stored_pairs[output].run(left, right)
         elif output in self._factors:
             left, right = (values[name] for name in step.node.inputs)
             values[output] = _multiply(left, right, *self._factors[output])

@@ -20,6 +20,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def make_model() -> MakeModel:
     """Builds a model from the text of its nodes: `x` is the input, `y` the output."""

@@ -4,8 +4,9 @@ import threading
 import time
 
 import pytest
+import torch
 
-from pipeline.emulate.beside import Beside
+from pipeline.emulate.beside import Beside, even_parts, is_beside, side_by_side
 
 
 def others() -> list[str]:
@@ -78,3 +79,68 @@ def test_an_interrupt_ends_the_thread_and_drops_what_waits(error: type[BaseExcep
         raise error("stop")
     assert done == ["first"]
     assert not others()
+
+
+@pytest.mark.parametrize(("count", "threads", "each"), [(2, 2, 1), (2, 5, 2), (3, 2, 1)])
+def test_threads_side_by_side_share_those_of_torch(count: int, threads: int, each: int) -> None:
+    torch.set_num_threads(threads)
+    meet = threading.Barrier(count)
+
+    def job(number: int) -> tuple[int, int, bool]:
+        meet.wait(10)
+        return number, torch.get_num_threads(), is_beside()
+
+    try:
+        with side_by_side(count) as pool:
+            assert list(pool.map(job, range(count))) == [(n, each, True) for n in range(count)]
+        assert torch.get_num_threads() == threads
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [threads]
+    finally:
+        torch.set_num_threads(1)
+    assert not is_beside()
+    assert not others()
+
+
+def test_an_error_side_by_side_drops_what_waits() -> None:
+    done: list[int] = []
+    gate = threading.Event()
+
+    def job(number: int) -> None:
+        gate.wait(10)
+        done.append(number)
+
+    with pytest.raises(KeyboardInterrupt), side_by_side(1) as pool:  # noqa: PT012
+        for number in range(5):
+            pool.submit(job, number)
+        threading.Timer(0.1, gate.set).start()
+        raise KeyboardInterrupt
+    assert done == [0]
+    assert not others()
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "threads", "unit", "sizes"),
+    [
+        (8, 8, 1, 1, [8]),
+        (8, 8, 2, 1, [4, 4]),
+        (8, 7, 1, 1, [4, 4]),
+        (64, 8, 2, 1, [8] * 8),
+        (10, 4, 1, 1, [3, 3, 4]),
+        (3, 8, 2, 1, [3]),  # of one image, torch computes with other kernels
+        (5, 8, 4, 1, [2, 3]),
+        (0, 8, 2, 1, [0]),
+        (1, 0, 1, 1, [1]),
+        (12, 8, 2, 4, [4, 8]),
+        (12, 2, 1, 4, [4, 4, 4]),
+    ],
+)
+def test_images_in_even_parts(
+    images: int, most: int, threads: int, unit: int, sizes: list[int]
+) -> None:
+    found = even_parts(images, most, threads, unit)
+    assert [part.stop - part.start for part in found] == sizes
+    assert [number for part in found for number in range(part.start, part.stop)] == [*range(images)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pipeline.emulate import kernels, rounding
+from pipeline.emulate.beside import side_by_side
 
 half = partial(rounding.round_to, dtype=torch.float16)
 
@@ -90,6 +91,106 @@ def test_transposed_convolution_with_a_narrow_accumulator_computes_the_same() ->
     expected = kernels.conv_transpose(x, w, **settings)  # type: ignore[arg-type]
     result = kernels.conv_transpose(x, w, partial=lambda t: t, **settings)  # type: ignore[arg-type]
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    ("size", "kernel", "short"),
+    [
+        ((2, 2), (7, 7), True),
+        ((1, 1), (5, 5), True),
+        ((2, 3), (9, 9), True),
+        ((2, 3), (7, 9), True),
+        ((2, 2), (5, 5), False),
+        ((3, 3), (7, 7), False),
+        ((2, 9), (7, 7), False),
+    ],
+)
+def test_kernels_larger_than_the_image_have_the_bits_of_the_slow_form(
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    biased: bool,
+    short: bool,
+) -> None:
+    torch.manual_seed(1)
+    x, w = torch.randn(9, 32, *size), torch.randn(32, 1, *kernel)
+    bias, padding = torch.randn(32) if biased else None, [k // 2 for k in kernel]
+    expected = F.conv2d(x, w, bias, 1, padding, 1, 32)
+    kernels._has_the_same_bits(tuple(x.shape[1:]), kernel, tuple(padding))
+    sizes: list[tuple[int, ...]] = []
+    convolve = F.conv2d
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(tuple(weight.shape[2:]))
+        return convolve(x, weight, *rest)
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    monkeypatch.setitem(kernels._CONVOLVE, 4, noted)
+    pads = [(p, p) for p in padding]
+    found = kernels.conv(x, w, bias, strides=[1, 1], pads=pads, dilations=[1, 1], groups=32)
+    assert torch.equal(found, expected)
+    assert sizes == [tuple(2 * n - 1 for n in size) if short else kernel]
+
+
+def test_where_bits_would_differ_the_whole_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, bias = torch.randn(4, 24, 2, 2), torch.randn(24, 1, 7, 7), torch.randn(24)
+    expected = F.conv2d(x, w, bias, 1, 3, 1, 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_within_reach", lambda x, *_: torch.zeros_like(x))
+        settings = {"strides": [1, 1], "pads": [(3, 3)] * 2, "dilations": [1, 1], "groups": 24}
+        assert torch.equal(kernels.conv(x, w, bias, **settings), expected)  # type: ignore[arg-type]
+    kernels._has_the_same_bits.cache_clear()
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("images", "size", "kernel", "stride", "groups"),
+    [
+        (4, 28, 1, 1, 1),
+        (1, 28, 1, 1, 1),  # one image of few values has another kernel
+        (1, 40, 1, 1, 1),
+        (1, 28, 1, 1, 24),
+        (2, 7, 1, 1, 1),
+        (4, 28, 1, 2, 1),
+        (4, 28, 3, 1, 1),
+        (4, 28, 3, 1, 24),
+    ],
+)
+@pytest.mark.parametrize("biased", [True, False])
+def test_convolutions_beside_have_the_bits_of_those_of_several_threads(
+    images: int, size: int, kernel: int, stride: int, groups: int, biased: bool
+) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(images, 24, size, size), torch.randn(48, 24 // groups, kernel, kernel)
+    bias = torch.randn(48) if biased else None
+    pads = [(kernel // 2, kernel // 2)] * 2
+
+    def convolved() -> torch.Tensor:
+        settings = {"strides": [stride] * 2, "pads": pads, "dilations": [1, 1], "groups": groups}
+        return kernels.conv(x, w, bias, **settings)  # type: ignore[arg-type]
+
+    def of_each() -> torch.Tensor:
+        return torch.vmap(lambda image: kernels.conv(
+            image[None], w, bias, strides=[stride] * 2, pads=pads, dilations=[1, 1], groups=groups
+        )[0])(x)  # fmt: skip
+
+    expected = F.conv2d(x, w, bias, stride, kernel // 2, 1, groups)
+    with side_by_side(2) as pool:
+        assert torch.equal(pool.submit(convolved).result(), expected)
+        assert torch.equal(pool.submit(of_each).result(), expected)
+
+
+def test_convolutions_beside_by_weights_of_each_image() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 1, 24, 8, 8), torch.randn(3, 48, 24, 1, 1)
+
+    def convolve(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return kernels.conv(image, weight, strides=[1, 1], pads=[(0, 0), (0, 0)], dilations=[1, 1])
+
+    expected = torch.stack([F.conv2d(*pair) for pair in zip(x, w, strict=True)])
+    with side_by_side(1) as pool:
+        torch.testing.assert_close(pool.submit(torch.vmap(convolve), x, w).result(), expected)
 
 
 def test_gelu_of_infinity_is_infinity() -> None:

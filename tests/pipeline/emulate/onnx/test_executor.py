@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -462,13 +462,6 @@ def many(make_model: MakeModel) -> onnx.ModelProto:
     return make_model(MANY, ("N", WIDE[1]), constants, x="float16", y="float16")
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def wide_batches() -> list[np.ndarray]:
     draw = np.random.default_rng(5)
     scales = (1e-3, 1e-2, 2e-3, 12.0, 1e-3)
@@ -555,6 +548,111 @@ def test_values_in_another_order_than_they_are_stored_in_are_counted_at_once(
     assert not _worth_a_thread(exact[:, ::2], exact[:, ::2].half())
     assert not _worth_a_thread(exact, exact)
     assert not _worth_a_thread(exact[:, :9], exact[:, :9].half())
+
+
+# ------------------------------------------------------------------ images side by side
+
+LAYERS = """
+    a = Conv(x, wide, shift) b = Gelu(a) c = Conv<group=48, pads=[1,1,1,1]>(b, each, shift)
+    q = QuantizeLinear(c, s, z) d = DequantizeLinear(q, s, z) e = Conv(d, narrow)
+    f = Tanh(e) g = Mul(f, f) h = Mul(g, small) i = ReduceMean<keepdims=0>(h, axes)
+    j = MatMul(i, last) k = Mul(j, large) y = Mul(k, large)
+"""
+"""Kernels of one value with and without bias, of which torch has two forms, and values that are
+lost in every way."""
+
+
+def layers(make_model: MakeModel, batch: int | str = "N") -> onnx.ModelProto:
+    draw = np.random.default_rng(3)
+
+    def weights(*shape: int) -> np.ndarray:
+        return draw.standard_normal(shape).astype(np.float16)
+
+    constants = {
+        "wide": weights(48, 24, 1, 1), "shift": weights(48), "each": weights(48, 1, 3, 3),
+        "narrow": weights(24, 48, 1, 1), "last": weights(24, 10), "small": half(2e-5),
+        "s": half(0.06), "z": np.array(0, np.int8), "axes": np.array([2, 3]), "large": half(6e4),
+    }  # fmt: skip
+    return make_model(LAYERS, (batch, 24, 28, 28), constants, x="float16", y="float16")
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, 24, 28, 28)).astype(np.float32)
+
+
+def threads_seen(monkeypatch: pytest.MonkeyPatch, together: int = 1) -> list[tuple[int, int]]:
+    """Which threads computed nodes, and how many of torch's each had; so many begin together."""
+    seen: list[tuple[int, int]] = []
+    execute, meet = OnnxExecutor._execute, threading.Barrier(together)
+
+    def noted(self: OnnxExecutor, step: Step, values: dict[str, torch.Tensor]) -> None:
+        if step is self.steps()[0]:
+            meet.wait(10)
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        execute(self, step, values)
+
+    monkeypatch.setattr(OnnxExecutor, "_execute", noted)
+    return seen
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 17])
+def test_images_side_by_side_have_the_bits_and_ranges_of_the_slow_form(
+    make_model: MakeModel, count: int
+) -> None:
+    model = layers(make_model)
+    slow, fast = OnnxExecutor(model, record=True), OnnxExecutor(model, record=True)
+    for images in (pictures(count), 2 * pictures(count), pictures(count + 1)):
+        assert fast.run_all(images).tobytes() == slow.run(images).tobytes()
+    assert fast.overflow_report() == slow.overflow_report()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_every_thread_of_torch_has_images_of_its_own(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, before = OnnxExecutor(layers(make_model), record=True), threading.active_count()
+    seen = threads_seen(monkeypatch, together=2)
+    executor.run_all(pictures(8))
+    assert {threads for _, threads in seen} == {1}
+    assert len({thread for thread, _ in seen} - {threading.get_ident()}) == 2
+    assert torch.get_num_threads() == 2
+    assert threading.active_count() == before
+    counts = {name: sum(getattr(e, name) for e in executor.overflow_report()) for name in _COUNTS}
+    assert all(counts[name] for name in ("saturated", "flushed", "subnormal", "overflowed")), counts
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_may_not_be_divided_runs_in_one_thread(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = threads_seen(monkeypatch)
+    OnnxExecutor(layers(make_model, 4)).run_all(pictures(10))
+    OnnxExecutor(layers(make_model)).run_all(pictures(3))
+    model = layers(make_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxExecutor, "_plain", False)
+        OnnxExecutor(model).run_all(pictures(8))
+    torch.set_num_threads(1)
+    OnnxExecutor(model).run_all(pictures(8))
+    assert {thread for thread, _ in seen} == {threading.get_ident()}
+
+
+def test_images_run_in_even_parts(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, sizes = OnnxExecutor(make_model("y = Neg(x)", ("N", 3, 224, 224))), []
+    monkeypatch.setattr(executor, "run", lambda images: sizes.append(len(images)) or images[:, 0])
+    executor.run_all(np.zeros((8, 3, 224, 224), np.float32))
+    executor.run_all(np.zeros((19, 3, 224, 224), np.float32))
+    assert sizes == [8, 6, 6, 7]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_fails_side_by_side_ends_the_run_with_its_message(make_model: MakeModel) -> None:
+    executor, before = OnnxExecutor(layers(make_model)), threading.active_count()
+    with pytest.raises(DataError, match="do not fit the graph's input"):
+        executor.run_all(pictures(8)[:, :5])
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 2
 
 
 # ------------------------------------------------------------------ plan
