@@ -633,7 +633,14 @@ def _validated(document: yamlfile.Document) -> Config:
 
 def _parsed(values: dict[str, Any]) -> Config:
     # As JSON, lists become tuples and text becomes paths, while all else stays strict.
-    return config_type().model_validate_json(json.dumps(values))
+    return _config_type(_asked_for(values)).model_validate_json(json.dumps(values))
+
+
+def _asked_for(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Targets that a document has a section for: the modules of the others need not be loaded."""
+    stated = values.get("targets")
+    asked = stated if isinstance(stated, dict) else ()
+    return tuple(name for name in TARGETS if name in asked)
 
 
 def _with_numbers(document: yamlfile.Document, error: ValidationError) -> dict[str, Any]:

@@ -106,19 +106,24 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_CONTAINERS = (dict, list)
+_CONTAINERS = {dict, list}
 
 
 def _depth_exceeds(content: Any, most: int) -> bool:
-    """Whether containers lie deeper in each other; level by level, without recursion."""
-    level = [content]
+    """Whether containers lie deeper in each other; level by level, without recursion.
+
+    Args:
+        content: What `json` made of a text: of no types but those it makes.
+        most: So many levels are fine.
+    """
+    level = [content] if type(content) in _CONTAINERS else []
     for _ in range(most):
         inner: list[Any] = []
         for value in level:
-            if isinstance(value, dict):
-                inner += [v for v in value.values() if isinstance(v, _CONTAINERS)]
-            elif isinstance(value, list):
-                inner += [v for v in value if isinstance(v, _CONTAINERS)]
+            items = value.values() if type(value) is dict else value
+            # Most lists hold numbers alone, thousands of them: these are passed over at once.
+            if not _CONTAINERS.isdisjoint(map(type, items)):
+                inner += [item for item in items if type(item) in _CONTAINERS]
         if not inner:
             return False
         level = inner
@@ -202,8 +207,13 @@ def _reader(cls: type[Plain]) -> TypeAdapter[Any]:
     return _READERS[cls]
 
 
+_PLAIN = {str, int, float, bool, type(None)}
+
+
 def plain(value: Any) -> Any:
     """A value, or one that holds such, as JSON can express it."""
+    if type(value) in _PLAIN:  # nearly all: results have ten thousands of them
+        return value
     if isinstance(value, Plain):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):

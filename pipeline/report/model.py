@@ -19,7 +19,6 @@ from pipeline.core.network import Network
 from pipeline.core.plain import Facts, Plain
 from pipeline.core.published import Published
 from pipeline.core.runner import Numerics
-from pipeline.core.seals import unsealed
 from pipeline.core.words import shown
 from pipeline.steps.artifact import FileRecord
 from pipeline.steps.facts.accuracy import (
@@ -40,7 +39,7 @@ from pipeline.steps.facts.graphs import (
     SimplifyFacts,
 )
 from pipeline.steps.facts.resizes import ResizesFacts
-from pipeline.steps.stated import MOST_BYTES
+from pipeline.steps.stated import MOST_BYTES, unsealed_results
 from pipeline.steps.step import State as StepState
 
 FORMAT = 3
@@ -383,7 +382,7 @@ def read_values(path: Path) -> dict[str, Any]:
         ArtifactError: See `Run.read`.
     """
     try:
-        values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+        values, seal = unsealed_results(read_regular(path, MOST_BYTES), str(path))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing: {_AGAIN}") from error
     except ArtifactError as error:

@@ -9,9 +9,9 @@ if __name__ == "__main__":
 
     die_with_parent()
 
-    # onnxsim loads PyTorch where there is one, for devices and measures that are not asked for
-    # here, and that takes 20 times as long as most graphs: to it, there is none.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    # onnxsim loads PyTorch and SymPy where there are any, for devices, measures and formulas that
+    # are not asked for here, and that takes 20 times as long as most graphs: to it, there are none.
+    sys.modules["torch"] = sys.modules["sympy"] = None  # type: ignore[assignment]
 
     import onnx
     import onnxsim

@@ -108,6 +108,7 @@ class Code:
         self._files: dict[str, Path | None] = {}
         self._folders: dict[Path, dict[str, Path]] = {}
         self._modules: dict[str, Module] = {}
+        self._found: dict[tuple[object, ...], dict[str, str]] = {}
         remembered = {} if cache is None else _read_cache(cache)
         _PARSED.update(remembered)
         self._remembered = set(remembered)
@@ -136,6 +137,16 @@ class Code:
         Raises:
             ArtifactError: A root is no module.
         """
+        # Steps of a kind ask for the same, and a run asks each of them more than once.
+        asked = (tuple(roots), frozenset(registered), frozenset(aside))
+        if asked not in self._found:
+            self._found[asked] = self._closure(*asked)
+        return dict(self._found[asked])
+
+    def _closure(
+        self, roots: Sequence[str], registered: Collection[str], aside: Collection[str]
+    ) -> dict[str, str]:
+        """See `hashes`."""
         for root in roots:
             self._admit(root)
         found: dict[str, str] = {}
@@ -205,7 +216,7 @@ class Code:
         digest = hashlib.sha256(source).hexdigest()
         if digest not in _PARSED:
             _PARSED[digest] = list(_imports(ast.parse(source, file)))
-        imported = _imported(name, file.stem == "__init__", _PARSED[digest])
+        imported = _imported(name, file.stem == "__init__", _PARSED[digest], self.folders)
         ours = frozenset(
             (other, function)
             for other, function in imported
@@ -271,10 +282,17 @@ def _with_packages(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def _imported(name: str, is_package: bool, imports: Sequence[Import]) -> Iterator[tuple[str, str]]:
-    """Full names of what a module imports, and where; some name something in a module."""
+def _imported(
+    name: str, is_package: bool, imports: Sequence[Import], own: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Full names of what a module imports of our packages, and where.
+
+    Some name something in a module.
+    """
     package = name.split(".") if is_package else name.split(".")[:-1]
     for level, module, names, function in imports:
+        if not level and module.partition(".")[0] not in own:
+            continue  # a library: most imports are of one
         base = package[: len(package) - level + 1] if level else []
         full = ".".join([*base, *([module] if module else [])])
         within = (f"{full}.{imported}" for imported in names)

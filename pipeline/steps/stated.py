@@ -9,9 +9,9 @@ not what was made here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Stated:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @cached_property
+    @functools.cached_property
     def reported(self) -> Mapping[str, str]:
         """Seals that results.json states, by name; none where it is missing or damaged."""
         try:
@@ -50,7 +50,7 @@ class Stated:
             return {}
         return _seals(values.get(SEALS))
 
-    @cached_property
+    @functools.cached_property
     def made_since(self) -> dict[str, list[str]]:
         """Seals of what was made since, by name."""
         path = self.folder / UNREPORTED
@@ -64,7 +64,7 @@ class Stated:
         lists = {name: seals for name, seals in found.items() if isinstance(seals, list)}
         return {name: [s for s in seals if isinstance(s, str)] for name, seals in lists.items()}
 
-    @cached_property
+    @functools.cached_property
     def by_others(self) -> Mapping[str, set[str]]:
         """Seals that artifacts state of what they were made from, by name."""
         found: dict[str, set[str]] = {}
@@ -131,12 +131,29 @@ def read_results(path: Path) -> dict[str, Any]:
         ArtifactError: It is not there, damaged, or has no seal.
     """
     try:
-        values, seal = unsealed(read_regular(path, MOST_BYTES), str(path))
+        values, seal = unsealed_results(read_regular(path, MOST_BYTES), str(path))
     except FileNotFoundError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     if not seal:
         raise ArtifactError(f"{path} has no seal: made by an older version, or damaged")
     return values
+
+
+@functools.lru_cache(maxsize=1)
+def unsealed_results(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+    """Values of results.json and their seal, see `pipeline.core.seals.unsealed`.
+
+    A run asks three times, of the same bytes where nothing is to be done. Nobody changes the
+    values, so that those who ask may share them.
+
+    Args:
+        data: Content of the file.
+        where: Its path, for messages.
+
+    Raises:
+        ArtifactError: It does not fit its seal, or is no JSON object.
+    """
+    return unsealed(data, where)
 
 
 def is_unreported(path: Path) -> bool:

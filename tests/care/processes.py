@@ -16,7 +16,7 @@ def run_apart(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -
     They are forked from one server, which has loaded the libraries and done nothing else.
     """
     context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["care.distributed", "torch.distributed", "care.stopping"])
+    context.set_forkserver_preload(["care.train", "torch.distributed"])
     processes = [context.Process(target=function, args=arguments) for arguments in calls]
     for process in processes:
         process.start()

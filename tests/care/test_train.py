@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from care.evaluate import read_trained
 from care.factory import create_model
 from care.losses import Teacher
 from care.runs import RunFolder
+from tests.care.processes import run_apart
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--auto-augment", "none", "--random-erasing", "0"]
@@ -715,19 +717,25 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
+def learn(rank: int, port: int, flags: list[str]) -> None:
+    """One of two processes, as torchrun starts them."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train.main(flags, standalone_mode=False)
+
+
 def test_two_processes_learn_like_one(images: Path, run: Train, tmp_path: Path) -> None:
-    """Eight steps under torchrun follow the same loss curve as one process with the same batch."""
+    """Eight steps of two processes follow the same loss curve as one with the same batch.
+
+    `test_a_run_goes_on_with_other_numbers_of_processes` starts them by torchrun itself.
+    """
     same = [*PLAIN, *STILL, "--epochs", "2", "--drop-path", "0", "--sync-bn"]
     alone = run(*same, output=tmp_path / "one")
     assert alone.exit_code == 0, alone.output
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher += ["--standalone", "-m", "care.train"]
-    two = [*launcher, *arguments(images, tmp_path / "two", *same), "--batch-size", "4"]
-    result = subprocess.run(
-        two, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    two = [*arguments(images, tmp_path / "two", *same), "--batch-size", "4"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert run_apart(learn, [(rank, port, two) for rank in range(2)]) == [0, 0]
     curves = [
         [event["loss"] for event in events(tmp_path / name / "care_tiny", "step")]
         for name in ("one", "two")

@@ -6,46 +6,59 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
 import pipeline
-from care import checkpoint
 from pipeline.cli import main
+from pipeline.steps.artifact import Artifact
 
 STAGES = ("export", "simplify", "precision", "build", "validate")
 
 
-def settings(output: Path, name: str, **model: Any) -> dict[str, Any]:
+def settings(output: Path, **other: Any) -> dict[str, Any]:
+    """A configuration. Its name is part of the network's: another one would export anew."""
     return {
-        "name": name,
+        "name": "trial",
         "output": output,
-        "model": {"name": "care_tiny", "checkpoint": "embedded", **model},
+        "model": {"name": "care_tiny", "checkpoint": "embedded"},
         "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
         "targets": {"ort": {"precisions": ["fp32"]}},
         "validation": {"images": 60},
+        **other,
     }
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
-    """A run of the embedded weights, and one of weights whose classifier mistakes two classes."""
+    """A run of the embedded weights, and one of a graph whose classifier mistakes two classes."""
     folder = tmp_path_factory.mktemp("compare")
-    embedded = checkpoint.embedded()
-    assert embedded is not None
-    state = checkpoint.read(embedded)
-    order = [1, 0, *range(2, 10)]
-    for name in [name for name, value in state.items() if value.shape[:1] == (10,)]:
-        state[name] = state[name][order].contiguous()
-    checkpoint.save(folder / "mixed.safetensors", state)
-    begin(folder / "good")
-    pipeline.run(settings(folder, "good"), only=STAGES)
-    pipeline.run(settings(folder, "bad", checkpoint=str(folder / "mixed.safetensors")), only=STAGES)
+    begin(folder / "good" / "trial")
+    pipeline.run(settings(folder / "good"), only=STAGES)
+    export = Artifact.read(folder / "good" / "trial" / "export")
+    model = onnx.load(export.path("model.onnx"))
+    mix(model)
+    onnx.save(model, folder / "mixed.onnx")
+    preprocess, graph = export.network().preprocess, {"onnx": str(folder / "mixed.onnx")}
+    pipeline.run(settings(folder / "bad", model=graph, preprocess=preprocess), only=STAGES)
     return folder
 
 
+def mix(model: onnx.ModelProto) -> None:
+    """Let a graph's classifier say the first class where it said the second, and back."""
+    order = onnx.helper.make_tensor("order", onnx.TensorProto.INT64, [10], [1, 0, *range(2, 10)])
+    model.graph.initializer.append(order)
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[0] = "unmixed"
+    model.graph.node.append(
+        onnx.helper.make_node("Gather", ["unmixed", "order"], ["logits"], axis=1)
+    )
+
+
 def compare(output: Path, new: str, baseline: str, *arguments: object) -> Result:
-    given = [str(output / new), "--baseline", str(output / baseline), *map(str, arguments)]
+    folders = [str(output / name / "trial") for name in (new, baseline)]
+    given = [folders[0], "--baseline", folders[1], *map(str, arguments)]
     return CliRunner().invoke(main, ["compare", *given])
 
 
@@ -83,7 +96,7 @@ def test_a_run_is_the_same_as_itself(output: Path) -> None:
 
 def test_other_images_are_not_compared(output: Path) -> None:
     shutil.copytree(output / "good", output / "fewer")
-    fewer = {**settings(output, "fewer"), "validation": {"images": 40}}
+    fewer = settings(output / "fewer", validation={"images": 40})
     pipeline.run(fewer, only=STAGES)
     result = compare(output, "fewer", "good")
     assert result.exit_code == 0
@@ -103,12 +116,12 @@ def test_damaged_and_missing_results_are_refused(output: Path, tmp_path: Path) -
     result = compare(output, "none", "good")
     assert result.exit_code == 2
     assert "results.json" in result.output
-    shutil.copytree(output / "bad", tmp_path / "bad")
+    shutil.copytree(output / "bad" / "trial", tmp_path / "bad")
     logits = tmp_path / "bad" / "validate" / "ort-fp32" / "logits.npy"
     data = bytearray(logits.read_bytes())
     data[-1] ^= 1
     logits.write_bytes(bytes(data))
-    given = [str(tmp_path / "bad"), "--baseline", str(output / "good")]
+    given = [str(tmp_path / "bad"), "--baseline", str(output / "good" / "trial")]
     result = CliRunner().invoke(main, ["compare", *given])
     assert result.exit_code == 0
     assert "has changed since it was written" in " ".join(result.output.split())

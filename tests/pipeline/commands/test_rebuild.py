@@ -33,17 +33,17 @@ class InferenceSession(_Real):
 def results(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     output = tmp_path_factory.mktemp("rebuild")
     settings: dict[str, Any] = {
-        "name": "here",
+        "name": "trial",
         "output": str(output),
         "model": {"name": "care_tiny", "checkpoint": "embedded"},
         "data": {"validation": "fashion-mnist", "calibration": "fashion-mnist"},
         "targets": {"ort": {"precisions": ["fp32"], "tune": False}},
         "validation": {"images": 60},
     }
-    (output / "here.yaml").write_text(yaml.safe_dump(settings))
-    begin(output / "here")
-    pipeline.run(output / "here.yaml", only=STAGES)
-    return output / "here"
+    (output / "trial.yaml").write_text(yaml.safe_dump(settings))
+    begin(output / "trial")
+    pipeline.run(output / "trial.yaml", only=STAGES)
+    return output / "trial"
 
 
 def compare(results: Path, *arguments: object) -> Result:
@@ -112,7 +112,7 @@ def test_results_of_another_configuration_are_refused(results: Path) -> None:
         result = compare(results, "--python", sys.executable)
         assert result.exit_code == 2
         assert "is not up to date (validate/samples" in result.output
-        path.write_text(written.replace("name: here", "name: there"))
+        path.write_text(written.replace("name: trial", "name: there"))
         result = compare(results, "--python", sys.executable)
         assert "puts its results into" in result.output
         path.unlink()

@@ -115,6 +115,7 @@ def test_other_values_become_plain() -> None:
         ("9" * 5000, "here is no JSON (Exceeds the limit"),
         ("[" * 65 + "]" * 65, "here is nested deeper than 64 levels"),
         ('{"a":' * 65 + "1" + "}" * 65, "here is nested deeper than 64 levels"),
+        ("[1, " * 65 + "2" + "]" * 65, "here is nested deeper than 64 levels"),
         ("[" * 100_000, "here is nested deeper than 64 levels"),
         ('{"a":' * 100_000, "here is nested deeper than 64 levels"),
         ('[{"a": 1, "b": 2, "a": 3}]', "here names 'a' twice"),

@@ -11,7 +11,8 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_regular
 from pipeline.core.replacing import TEMPORARY_PREFIX
 from pipeline.report import pages, write
-from pipeline.report.model import Run
+from pipeline.report.model import Run, read_values
+from pipeline.steps import stated
 from pipeline.steps.folders import RESULTS_FILE
 from tests.pipeline.report.making import STEPS, configured, ended, fill
 
@@ -42,22 +43,46 @@ def test_results_that_say_the_same_keep_their_date(
     assert Run.read(config.folder / RESULTS_FILE) == other
 
 
-def test_results_that_say_the_same_are_put_into_words_once(
+def test_results_that_say_the_same_are_neither_put_into_words_nor_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, made = configured(tmp_path), []
+    config = configured(tmp_path)
+    fill(config)
     write.write(config, tmp_path / "pipeline.yaml", ended("export"))
-    before = (config.folder / RESULTS_FILE).read_bytes()
-    own = seals.sealed
+    file = config.folder / RESULTS_FILE
+    before, inode = file.read_bytes(), file.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "sealed", None)
+        write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+    assert (file.read_bytes(), file.stat().st_ino) == (before, inode)
+    # Numbers that Python calls equal are not what was written, nor is another order.
+    values, _ = seals.unsealed(before, RESULTS_FILE)
+    for other in ({**values, "exit_code": False}, dict(reversed(values.items()))):
+        file.write_text(seals.sealed(other))
+        write.write(config, tmp_path / "pipeline.yaml", ended("export"))
+        assert file.read_bytes() == before
 
-    def counted(values: dict[str, Any]) -> str:
-        made.append(own(values))
-        return made[-1]
 
-    monkeypatch.setattr(write, "sealed", counted)
+def test_results_that_stay_are_unsealed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, unsealed = configured(tmp_path), []
     write.write(config, tmp_path / "pipeline.yaml", ended("export"))
-    assert [text.encode() for text in made] == [before]
-    assert (config.folder / RESULTS_FILE).read_bytes() == before
+    own = seals.unsealed
+
+    def counted(data: bytes, where: str) -> Any:
+        unsealed.append(where)
+        return own(data, where)
+
+    monkeypatch.setattr(stated, "unsealed", counted)
+    stated.unsealed_results.cache_clear()
+    path = config.folder / RESULTS_FILE
+    assert stated.Stated(config.folder).reported == read_values(path)["seals"]
+    assert unsealed == [str(path)]
+    path.write_bytes(path.read_bytes().replace(b"care_tiny", b"care_huge", 1))
+    with pytest.raises(ArtifactError, match="has changed since it was written"):
+        read_values(path)
+    assert stated.Stated(config.folder).reported == {}
 
 
 def test_a_report_that_fails_leaves_no_half_of_one(

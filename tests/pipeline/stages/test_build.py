@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,9 +87,12 @@ def choosy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert [graph.name for graph in seen] == ["graph.onnx"], "the artifact's own graph is judged"
 
 
-def test_refusals_are_worked_around_or_told(choosy: None, tmp_path: Path) -> None:
+def test_refusals_are_worked_around_or_told(
+    choosy: None, tmp_path: Path, begin: Callable[[Path], Path]
+) -> None:
     path, folder = tmp_path / "pipeline.yaml", tmp_path / "engines" / "trial"
     path.write_text(CONFIG.format(output=tmp_path / "engines"))
+    begin(folder)
     result = CliRunner().invoke(main, ["run", str(path)], catch_exceptions=False)
     assert result.exit_code == 3, result.output
     results = json.loads((folder / "results.json").read_text())

@@ -17,10 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import ExportConfig
 from pipeline.core.network import Network
-from pipeline.stages import simplify
+from pipeline.stages import onnxsim_process, simplify
 from pipeline.stages.simplify import Refusal, SimplifyStep
 from pipeline.steps import artifact, keys
 from pipeline.steps.step import Context
+
+ROOT = Path(__file__).parents[3]
 
 
 def write_graph(path: Path, factor: float = 2.0) -> Path:
@@ -61,6 +63,19 @@ def simplified(tmp_path: Path) -> str:
 def test_a_graph_is_simplified(tmp_path: Path) -> None:
     assert simplified(tmp_path) == ""
     assert (tmp_path / "out.onnx").is_file()
+
+
+def test_what_simplifying_does_not_need_is_not_loaded(tmp_path: Path) -> None:
+    source, result = write_graph(tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    command = [sys.executable, "-X", "importtime", "-m", onnxsim_process.__name__]
+    done = subprocess.run(
+        [*command, str(source), str(result)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "onnxsim" in loaded
+    # What is kept out is named, too, as what was looked for: its parts are not.
+    assert not [name for name in loaded if name.startswith(("torch.", "sympy."))]
+    assert result.is_file()
 
 
 def test_a_crash_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,6 +318,24 @@ def test_a_module_is_read_once(tmp_path: Path) -> None:
     first = code.hashes(["pipeline.a"])
     write(tmp_path, a="changed while it ran")
     assert code.hashes(["pipeline.a"]) == first
+    code.hashes(["pipeline.a"]).clear()
+    assert code.hashes(["pipeline.a"]), "who asks may do with it what they like"
+
+
+def test_what_was_found_before_is_found_for_the_same_question_alone(tmp_path: Path) -> None:
+    source = "from pipeline import b\ndef look():\n    import pipeline.c"
+    write(tmp_path, a=source, b="", c="", d="import json")
+    code = Code(tmp_path)
+    asked = (
+        (["a", "d"], {}, {"__init__", "a", "b", "c", "d"}),
+        (["a"], {}, {"__init__", "a", "b", "c"}),
+        (["a"], {"registered": {"pipeline.b"}}, {"__init__", "a", "c"}),
+        (["a"], {"aside": {"look"}}, {"__init__", "a", "b"}),
+    )
+    for _ in range(2):
+        for roots, options, expected in asked:
+            found = code.hashes([f"pipeline.{root}" for root in roots], **options)
+            assert set(found) == {f"pipeline/{name}.py" for name in expected}
 
 
 def test_imports_of_several_roots_that_make_known_or_look_aside(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,9 +89,12 @@ def invoke(*arguments: str) -> str:
     return result.output
 
 
-def test_a_target_from_elsewhere_goes_through_every_command(toy: None, tmp_path: Path) -> None:
+def test_a_target_from_elsewhere_goes_through_every_command(
+    toy: None, tmp_path: Path, begin: Callable[[Path], Path]
+) -> None:
     path, folder = tmp_path / "pipeline.yaml", tmp_path / "engines" / "trial"
     path.write_text(CONFIG.format(output=tmp_path / "engines"))
+    begin(folder)
     ran = invoke("run", str(path), "--target", "toy", "--quiet")
     assert "toy/plain" in ran
     results = json.loads((folder / "results.json").read_text())

@@ -35,7 +35,7 @@ FLOAT16 = "precision/float16/model.onnx"
 
 CONFIG = """\
 name: trial
-model: {name: MODEL, checkpoint: random}
+model: {name: MODEL, checkpoint: WEIGHTS}
 data: {validation: fashion-mnist, calibration: fashion-mnist}
 export: {simplify: false}
 targets:
@@ -50,15 +50,17 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
-def configured(folder: Path, model: str = "care_tiny") -> Path:
+def configured(folder: Path, model: str = "care_tiny", weights: str = "embedded") -> Path:
     path = folder / "pipeline.yaml"
-    path.write_text(CONFIG.replace("MODEL", model).replace("OUTPUT", str(folder / "engines")))
+    text = CONFIG.replace("MODEL", model).replace("WEIGHTS", weights)
+    path.write_text(text.replace("OUTPUT", str(folder / "engines")))
     return path
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Path], Path]) -> Path:
     folder = tmp_path_factory.mktemp("run")
+    begin(folder / "engines" / "trial")
     result = invoke("run", str(configured(folder)), "--quiet")
     assert result.exit_code == 0, result.output
     return folder / "engines" / "trial"
@@ -314,7 +316,7 @@ def unsupported() -> Iterator[str]:
 
 
 def test_a_run_names_an_unsupported_operator(tmp_path: Path, unsupported: str) -> None:
-    result = invoke("run", str(configured(tmp_path, unsupported)), "--only", "export",
+    result = invoke("run", str(configured(tmp_path, unsupported, "random")), "--only", "export",
                     "--only", "simplify", "--only", "precision", "--only", "build")  # fmt: skip
     assert result.exit_code == 3, result.output
     assert "(Det): TensorRT does not support this operator" in result.output
