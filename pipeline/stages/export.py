@@ -272,7 +272,9 @@ def trace(
     """
     import torch
 
-    with _without_gradients(module):
+    from pipeline.stages.attention import four_axes
+
+    with _without_gradients(module), four_axes():
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),

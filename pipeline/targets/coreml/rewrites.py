@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.targets.coreml.axes import drop_first_axes
 from pipeline.targets.coreml.folding import fold_resized_weights
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     """
     program = _decompose(program)
     fold_resized_weights(program)
+    drop_first_axes(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function":
@@ -114,6 +116,24 @@ def _scaled_sum(node: Node, program: ExportedProgram) -> None:
     node.kwargs = {key: value for key, value in node.kwargs.items() if key != "alpha"}
 
 
+def _cut(node: Node, program: ExportedProgram) -> None:
+    """Write what a negative padding cuts off as slices: coremltools pads by nothing below 0."""
+    import torch
+
+    values, amounts, *rest = node.args
+    pads: Any = list(amounts) if isinstance(amounts, (list, tuple)) else []
+    if all(pad >= 0 for pad in pads):
+        return
+    last = len(node.args[0].meta["val"].shape) - 1  # type: ignore[union-attr]
+    part: Any = values
+    for i in range(0, len(pads), 2):
+        axis, size = last - i // 2, node.args[0].meta["val"].shape[last - i // 2]  # type: ignore[union-attr]
+        start, end = max(0, -pads[i]), size - max(0, -pads[i + 1])
+        if (start, end) != (0, size):
+            part = _before(node, torch.ops.aten.slice.Tensor, part, axis, start, end)
+    node.args = (part, [max(0, pad) for pad in pads], *rest)
+
+
 def _reciprocal(node: Node, program: ExportedProgram) -> None:
     """Divide 1 by the value: for a reciprocal coremltools writes `inverse`, which adds 1e-4."""
     import torch
@@ -136,6 +156,7 @@ _REWRITES: dict[str, Callable[[Node, ExportedProgram], None]] = {
     **dict.fromkeys(_IDENTITIES, _remove),
     **dict.fromkeys(("add", "sub", "rsub"), _scaled_sum),
     "clamp": _bound_from_below,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _cut),
     "gelu": _gelu,
     "reciprocal": _reciprocal,
 }

@@ -40,6 +40,9 @@ MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "addcmul": lambda x: torch.addcmul(x, OTHER, OTHER, value=0.3),
     "addcdiv": lambda x: torch.addcdiv(x, OTHER, OTHER.abs() + 1, value=0.3),
     "celu": lambda x: F.celu(x, 1.3),
+    "pad cut": lambda x: F.pad(x, (-1, 2, 0, -3)),
+    "pad cut alone": lambda x: F.pad(x, (-1, -1, -1, -1)),
+    "pad by a value": lambda x: F.pad(x, (2, -2, 1, 0), value=1.5),
     # Read right, and kept that way: what networks with decoders and sorting need.
     "conv_transpose": lambda x: F.conv_transpose2d(x, W, stride=2),
     "conv_transpose padded": lambda x: F.conv_transpose2d(x, W, stride=2, padding=1, dilation=2),
