@@ -27,8 +27,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 FEWEST, MOST = 16, 64
 PIXELS = 2**18
-"""Images of noise: more of small ones, since the last layers of many networks have a single position
-for each and see no more values of a channel than there are images."""
+"""Images of noise: more of small ones, since the last layers of many networks have a single
+position for each and see no more values of a channel than there are images."""
 
 MAGNIFICATION = 24.0
 """How much more logits may change than the values on the way do, each relative to their size: the

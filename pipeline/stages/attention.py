@@ -1,8 +1,8 @@
 """Attention over values of more or fewer than four axes, as the exporter takes it.
 
-torch computes attention over any leading axes, which windowed networks use: (batch, windows, heads,
-tokens, channels). The exporter to ONNX knows (batch, heads, tokens, channels) alone. Leading axes are
-joined meanwhile, by which no number changes.
+torch computes attention over any leading axes, which windowed networks use: (batch, windows,
+heads, tokens, channels). The exporter to ONNX knows (batch, heads, tokens, channels) alone. Leading
+axes are joined meanwhile, by which no number changes.
 """
 
 from __future__ import annotations

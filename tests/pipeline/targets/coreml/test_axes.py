@@ -38,14 +38,31 @@ def windows(x: Tensor) -> Tensor:
     return moved.reshape(1, 4, 8, 6)
 
 
+def queries(x: Tensor) -> Tensor:
+    """Queries, keys and values of windows, of which queries are pooled, as in Hiera and NesT."""
+    parts = x.reshape(1, 4, 4, 3, 2, 2).permute(3, 0, 4, 2, 1, 5)
+    query, key, value = parts.unbind(0)
+    query = query.view(1, 2, 4, 2, 2, 2).amax(3)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 3)
+
+
+def one_of_them(x: Tensor) -> Tensor:
+    """The place of the first axis changes three times, and one slice of another remains."""
+    moved = x.view(1, 4, 4, 2, 3, 2).permute(4, 3, 0, 1, 2, 5).transpose(-4, 1) * 2
+    return moved.select(0, -1) + moved.select(5, 1).sum()
+
+
 SIX_AXES: dict[str, Callable[[Tensor], Tensor]] = {
     "relative positions": relative_positions,
     "blockwise": blockwise,
     "windows": windows,
+    "queries": queries,
+    "one of them": one_of_them,
 }
 
 UNTOUCHED: dict[str, Callable[[Tensor], Tensor]] = {
-    "the first axis is moved": lambda x: (x.view(1, 4, 4, 2, 3, 2) * 2).transpose(0, 1).flatten(),
+    "the first axis is selected": lambda x: (x.view(1, 4, 4, 2, 3, 2) * 2).select(0, 0),
+    "it is the first of two": lambda x: (x.view(1, 4, 4, 2, 3, 2) * 2).transpose(0, 1).amax((0, 1)),
     "the first axis is summed": lambda x: (x.view(1, 4, 4, 2, 3, 2) * 2).sum((0, 1)),
     "seven axes": lambda x: (x.view(1, 2, 2, 4, 2, 3, 2) + 1).view(SHAPE),
     "no first axis of 1": lambda x: (x.view(2, 2, 4, 2, 3, 2) + 1).view(SHAPE),

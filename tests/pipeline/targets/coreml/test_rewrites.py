@@ -22,6 +22,8 @@ from pipeline.targets.coreml.rewrites import rewrite
 SHAPE = (1, 4, 6, 8)
 OTHER = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 W = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+LSTM = nn.LSTM(8, 5, batch_first=True, bidirectional=True).requires_grad_(False)
+GRU = nn.GRU(8, 5, batch_first=True).requires_grad_(False)
 
 MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -43,6 +45,8 @@ MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "pad cut": lambda x: F.pad(x, (-1, 2, 0, -3)),
     "pad cut alone": lambda x: F.pad(x, (-1, -1, -1, -1)),
     "pad by a value": lambda x: F.pad(x, (2, -2, 1, 0), value=1.5),
+    "lstm": lambda x: LSTM(x[:, 0])[0],
+    "gru": lambda x: GRU(x[:, 0])[0],
     # Read right, and kept that way: what networks with decoders and sorting need.
     "conv_transpose": lambda x: F.conv_transpose2d(x, W, stride=2),
     "conv_transpose padded": lambda x: F.conv_transpose2d(x, W, stride=2, padding=1, dilation=2),
