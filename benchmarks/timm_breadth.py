@@ -52,6 +52,10 @@ ASKED_OF_REPAIR = 0.008
 """Largest relative error over all calibration images that a repair is asked for: each single one of
 the validation images shall stay within `LIMITS`."""
 
+WAY = 2
+"""Since 2: noise like photographs, weights that magnify nothing (see `care.settle`), and a repair.
+Before: white noise for BatchNorms, and the images of Fashion-MNIST."""
+
 LIMITS = {"ort/fp32": 1e-3, "trt/fp16": 2e-2, "coreml/fp16": 2e-2}
 """Largest relative error of the logits of an image, by artifact."""
 
@@ -82,6 +86,7 @@ class Line:
         versions: Of the packages that decide.
         seconds: How long it took.
         named: It was named, rather than its family.
+        way: By which way of settling weights and making images; see `WAY`.
     """
 
     family: str
@@ -93,6 +98,7 @@ class Line:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     named: bool = False
+    way: int = 1
 
 
 class Unfilled(TorchFunctionMode):
@@ -256,7 +262,7 @@ def look(family: str, *, name: str | None = None, size: int | None = None) -> Li
         size: Another size than the smallest.
     """
     start = time.monotonic()
-    line = Line(family, versions=versions(*PACKAGES), named=name is not None)
+    line = Line(family, versions=versions(*PACKAGES), named=name is not None, way=WAY)
     try:
         line.parameters, line.name = (parameters(name), name) if name else members(family)[0]
         line.size = size or smallest_size(line.name)
@@ -406,6 +412,7 @@ def apart(family: str, seconds: float, name: str | None = None) -> Line:
         versions=versions(*PACKAGES),
         seconds=round(time.monotonic() - start, 1),
         named=name is not None,
+        way=WAY,
     )
 
 
@@ -457,12 +464,16 @@ def table(lines: Sequence[Line], total: int, what: str = "families") -> Iterator
         mended = sum(outcome.startswith(REPAIRED) for outcome in outcomes)
         more = f", {mended} more after a repair" if mended else ""
         yield f"- `{artifact}`: {through} of {len(lines)} pass{more}"
+    if earlier := sum(line.way != WAY for line in lines):
+        yield ""
+        yield f"{earlier} lines with * are of an earlier way to settle weights and make images."
     yield ""
     yield "| family | network | size | " + " | ".join(LIMITS) + " |"
     yield "|---|---|---|" + "---|" * len(LIMITS)
     for line in sorted(lines, key=lambda each: (each.family, each.name)):
         cells = [_cell(line, artifact) for artifact in LIMITS]
-        yield f"| {line.family} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
+        star = "" if line.way == WAY else "*"
+        yield f"| {line.family}{star} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
 
 
 def _cell(line: Line, artifact: str) -> str:
