@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
+from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.onnx.operators import OPERATORS
 
@@ -451,6 +453,28 @@ QUANTIZED = [
           "z": np.zeros(5, dtype=np.int8)}),
 ]  # fmt: skip
 
+STEPS = normal(5, 2, 6)
+GATES = {"w": normal(1, 16, 6), "r": normal(1, 16, 4)}
+TWO_WAYS = {"w": normal(2, 16, 6), "r": normal(2, 16, 4), "b": normal(2, 32)}
+STATE = {"h": normal(2, 2, 4), "c": normal(2, 2, 4, seed=1), "p": normal(2, 12)}
+
+RECURRENT = [
+    Case("y, h, c = LSTM<hidden_size=4>(x, w, r)", STEPS, GATES),
+    Case('y, h, c = LSTM<hidden_size=4, direction="reverse">(x, w, r)', STEPS, GATES),
+    Case("z, y, c = LSTM<hidden_size=4>(x, w, r)", STEPS, GATES),
+    Case("z, h, y = LSTM<hidden_size=4>(x, w, r)", STEPS, GATES),
+    Case(
+        'y, g, d = LSTM<hidden_size=4, direction="bidirectional">(x, w, r, b, , h, c, p)',
+        STEPS,
+        TWO_WAYS | STATE,
+    ),
+    Case(
+        'y, g, d = LSTM<hidden_size=4, direction="bidirectional">(x, w, r, b, n, h)',
+        STEPS,
+        TWO_WAYS | STATE | {"n": np.array([5, 5], dtype=np.int32)},
+    ),
+]
+
 CASES = [
     *UNARY,
     *BINARY,
@@ -458,6 +482,7 @@ CASES = [
     *ELEMENTWISE,
     *CONV,
     *PRODUCTS,
+    *RECURRENT,
     *NORMALIZATION,
     *REDUCTION,
     *POOLING,
@@ -514,6 +539,43 @@ def test_every_operator_has_a_case() -> None:
     }
     # These are younger than the runtime's CPU kernels; ONNX's own cases cover them.
     assert set(OPERATORS) - covered == {"Swish", "CumProd"}
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("LSTM<hidden_size=4, clip=1.0>(x, w, r)", "clip the values"),
+        ("LSTM<hidden_size=4, input_forget=1>(x, w, r)", "weights of their own"),
+        ('LSTM<hidden_size=4, activations=["Relu", "Tanh", "Tanh"]>(x, w, r)', "other activations"),
+        ("LSTM<hidden_size=4>(x, w, r, , n)", "shorter sequences"),
+    ],
+)
+def test_unusual_recurrent_layers_are_refused(
+    call: str, told: str, make_model: Callable[..., onnx.ModelProto]
+) -> None:
+    lengths = {"n": np.array([5, 3], dtype=np.int32)}
+    model = make_model(f"y, h, c = {call}", STEPS.shape, GATES | lengths)
+    with pytest.raises(UnsupportedOperatorError, match=f"LSTM.*{told}"):
+        OnnxExecutor(model).run(STEPS)
+
+
+def test_the_state_of_a_recurrent_layer_is_stored_in_its_type(
+    make_model: Callable[..., onnx.ModelProto],
+) -> None:
+    """By a loop of one step at a time, each in half precision."""
+    half = {name: value.astype(np.float16) for name, value in GATES.items()}
+    steps = STEPS.astype(np.float16).astype(np.float32)
+    wrapped = "v = Cast<to=10>(x)\n s, g, d = LSTM<hidden_size=4>(v, w, r)\n y = Cast<to=1>(s)"
+    whole = OnnxExecutor(make_model(wrapped, steps.shape, half)).run(steps)[:, 0]
+    hidden, cell = torch.zeros(2, 4), torch.zeros(2, 4)
+    weight, recurrence = (torch.from_numpy(half[name][0]).float().T for name in ("w", "r"))
+    exact = []
+    for step in torch.from_numpy(steps):
+        enters, leaves, stays, new = (step @ weight + hidden @ recurrence).split(4, -1)
+        cell = (stays.sigmoid() * cell + enters.sigmoid() * new.tanh()).half().float()
+        hidden = (leaves.sigmoid() * cell.tanh()).half().float()
+        exact.append(hidden)
+    assert float(np.mean(whole == torch.stack(exact).numpy())) > 0.95
 
 
 def test_swish(make_model: Callable[..., onnx.ModelProto]) -> None:
