@@ -272,9 +272,10 @@ def trace(
     """
     import torch
 
+    from care.traceable import traceable
     from pipeline.stages.attention import four_axes
 
-    with _without_gradients(module), four_axes():
+    with _without_gradients(module), four_axes(), traceable():
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from pipeline.core.network import Network
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.record import module_owners
+from pipeline.targets.coreml import convert as conversion
 from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.rewrites import rewrite
 
@@ -136,3 +139,24 @@ def test_result_that_is_an_alias(tmp_path: Path) -> None:
     images = OTHER.numpy()
     (answer,) = executor.predict(images).values()
     np.testing.assert_array_equal(answer, np.maximum(images, 0))
+
+
+class Folded(nn.Module):
+    """Adds up patches that overlap, as VOLO does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(x, 3, padding=1, stride=2)
+        return F.fold(patches, x.shape[-2:], 3, padding=1, stride=2).mean((2, 3))
+
+
+def test_patches_that_overlap_are_added_up(tmp_path: Path) -> None:
+    preprocess = {"size": 8, "crop": 1.0, "interpolation": "bicubic", "channels": "rgb"}
+    preprocess |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    network = Network("folded", ("a", "b", "c"), (3, 8, 8), preprocess)
+    with logged(lambda line: None):
+        model = conversion.convert(deploy(Folded().eval(), network), network, "iOS16", None)
+    conversion.finish(model, network, tmp_path / "p.mlpackage", "fp32")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    found = MilExecutor(tmp_path / "p.mlpackage", precision="float32").predict(pixels)["logits"]
+    images = torch.from_numpy((pixels / 255).astype(np.float32)).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(found, Folded()(images).numpy(), atol=1e-4)
