@@ -6,11 +6,13 @@
     python benchmarks/timm_breadth.py --lines breadth.jsonl --names resnet18 levit_128s
 
 A family is a module of timm; its smallest classifier stands for it, at the smallest size that it
-takes, with random weights whose BatchNorms are settled. Each goes through `pipeline.run`, from the
-export to the validation, in a process of its own, and leaves a line of JSON; a line that is there
-is not made again. Networks may be named instead; one that stands for its family is not run again.
-Logits on a few images are held against PyTorch's by the relative error of each
-image. The tables between the markers of the document are made of the lines.
+takes, with random weights that are settled (see `care.settle`). Each goes through `pipeline.run`,
+from the export to the validation, in a process of its own, and leaves a line of JSON; a line that
+is there is not made again. Networks may be named instead; one that stands for its family is not run
+again. Logits on a few images are held against PyTorch's by the relative error of each image: noise
+with the spectrum and the colours of photographs. What half precision breaks is run once more with
+`repair: true`, and counted apart. The tables between the markers of the document are made of the
+lines.
 """
 
 from __future__ import annotations
@@ -34,15 +36,25 @@ import numpy.typing as npt
 import timm
 import torch
 from documents import fill
+from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 import pipeline
+from care.settle import noise
 from pipeline.core.errors import PipelineError
 from pipeline.core.figures import relative_errors
 from pipeline.core.words import in_short
 from pipeline.report.model import Run
 from pipeline.steps.keys import versions
 from pipeline.steps.step import State
+
+ASKED_OF_REPAIR = 0.008
+"""Largest relative error over all calibration images that a repair is asked for: each single one of
+the validation images shall stay within `LIMITS`."""
+
+WAY = 2
+"""Since 2: noise like photographs, weights that magnify nothing (see `care.settle`), and a repair.
+Before: white noise for BatchNorms, and the images of Fashion-MNIST."""
 
 LIMITS = {"ort/fp32": 1e-3, "trt/fp16": 2e-2, "coreml/fp16": 2e-2}
 """Largest relative error of the logits of an image, by artifact."""
@@ -51,8 +63,11 @@ SIZES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
 """Of images, the first that a network takes is its own."""
 
 PASSES = "passes"
+REPAIRED = "passes after repair"
 STAGES = ("export", "simplify", "precision", "build", "validate")
-IMAGES, CLASSES = 16, 10
+IMAGES, CALIBRATION_IMAGES, CLASSES = 16, 32, 10
+VALIDATION, CALIBRATION = "validation", "calibration"
+STD = 0.25
 PACKAGES = ("timm", "torch", "onnxruntime", "coremltools", "tensorrt-rtx-cu13")
 
 
@@ -65,11 +80,13 @@ class Line:
         name: The network that stands for it; "" where none could be made.
         size: Height and width of its images.
         parameters: How many numbers it holds.
-        outcome: By artifact, `PASSES`, or the first step that fails and why.
+        outcome: By artifact, `PASSES`, `REPAIRED` and what was raised, or the first step that
+            fails and why.
         errors: By artifact, the largest relative error of an image.
         versions: Of the packages that decide.
         seconds: How long it took.
         named: It was named, rather than its family.
+        way: By which way of settling weights and making images; see `WAY`.
     """
 
     family: str
@@ -81,6 +98,7 @@ class Line:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     named: bool = False
+    way: int = 1
 
 
 class Unfilled(TorchFunctionMode):
@@ -132,32 +150,82 @@ def kwargs_of(name: str, size: int) -> dict[str, Any]:
     return {"img_size": size} if stated and stated.fixed_input_size and own != size else {}
 
 
+def single_positions(model: torch.nn.Module, size: int) -> set[str]:
+    """BatchNorms that see a single position of an image.
+
+    Raises:
+        ValueError: It gives no logits at this size.
+    """
+    found = set()
+
+    def note(name: str, given: Any) -> None:
+        if given[0].ndim == 4 and given[0].shape[-2:] == (1, 1):
+            found.add(name)
+
+    norms = [
+        part.register_forward_pre_hook(lambda _, given, name=name: note(name, given))
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        shape = tuple(model(torch.zeros(1, 3, size, size)).shape)
+    for norm in norms:
+        norm.remove()
+    if shape != (1, CLASSES):
+        raise ValueError(f"it gives {shape}")
+    return found
+
+
 def smallest_size(name: str) -> int:
-    """The smallest of `SIZES`, or the network's own, at which it gives logits.
+    """The smallest sensible one of `SIZES`, or the network's own: it gives logits.
+
+    A size is not sensible at which BatchNorms see a single position of an image that see more at
+    the network's own: statistics are not those that they were made for.
 
     Raises:
         ValueError: At none.
     """
     stated = timm.get_pretrained_cfg(name)
     own = stated.input_size[-1] if stated else SIZES[-1]
+    always: set[str] | None = None
     least = stated.min_input_size[-1] if stated and stated.min_input_size else 0
     reason = ""
     for size in dict.fromkeys([*(size for size in SIZES if least <= size <= own), own]):
         try:
             model = timm.create_model(name, num_classes=CLASSES, **kwargs_of(name, size)).eval()
-            with torch.no_grad():
-                shape = tuple(model(torch.zeros(1, 3, size, size)).shape)
+            single = single_positions(model, size)
+            if single and always is None:
+                whole = timm.create_model(name, num_classes=CLASSES, **kwargs_of(name, own)).eval()
+                always = single_positions(whole, own)
         except Exception as error:  # networks refuse sizes in ways of their own
             reason = in_short(error)
             continue
-        if shape == (1, CLASSES):
+        if single <= (always or set()):
             return size
-        reason = f"it gives {shape}"
     raise ValueError(f"it takes images of no size: {reason}")
 
 
-def settings(name: str, size: int, folder: Path) -> dict[str, Any]:
-    """The configuration of one network."""
+def write_images(folder: Path, size: int, count: int, seed: int) -> None:
+    """Save images of noise, a folder for each class, the same for each network of a size."""
+    levels = noise(count, (3, size, size), seed) * 255 * STD + 127.5
+    pixels = levels.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for i, each in enumerate(pixels):
+        path = folder / str(i % CLASSES) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(each).save(path)
+
+
+def settings(name: str, size: int, folder: Path, repaired: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of one network.
+
+    Args:
+        name: Of timm.
+        size: Of images.
+        folder: Where images lie and results go.
+        repaired: Targets that are repaired.
+    """
+    repair = {"repair": True}
+    coreml = {**repair, "max_error": ASKED_OF_REPAIR, "calibration_images": CALIBRATION_IMAGES}
     return {
         "name": "breadth",
         "output": str(folder),
@@ -166,12 +234,20 @@ def settings(name: str, size: int, folder: Path) -> dict[str, Any]:
             "checkpoint": "random",
             "kwargs": kwargs_of(name, size),
         },
-        "data": {"validation": "fashion-mnist"},
-        "preprocess": {"size": size, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "data": {
+            "validation": f"folder:{folder / VALIDATION}",
+            "calibration": f"folder:{folder / CALIBRATION}",
+        },
+        "preprocess": {"size": size, "crop": 1.0, "mean": [0.5] * 3, "std": [STD] * 3},
+        "calibration": {"images": CALIBRATION_IMAGES, "max_error": ASKED_OF_REPAIR},
         "targets": {
             "ort": {"precisions": ["fp32"], "tune": False},
-            "trt": {"precisions": ["fp16"], "compute_capabilities": ["8.9"]},
-            "coreml": {"precisions": ["fp16"]},
+            "trt": {
+                "precisions": ["fp16"],
+                "compute_capabilities": ["8.9"],
+                **(repair if "trt" in repaired else {}),
+            },
+            "coreml": {"precisions": ["fp16"], **(coreml if "coreml" in repaired else {})},
         },
         "validation": {"images": IMAGES, "batch": IMAGES},
     }
@@ -186,7 +262,7 @@ def look(family: str, *, name: str | None = None, size: int | None = None) -> Li
         size: Another size than the smallest.
     """
     start = time.monotonic()
-    line = Line(family, versions=versions(*PACKAGES), named=name is not None)
+    line = Line(family, versions=versions(*PACKAGES), named=name is not None, way=WAY)
     try:
         line.parameters, line.name = (parameters(name), name) if name else members(family)[0]
         line.size = size or smallest_size(line.name)
@@ -196,20 +272,53 @@ def look(family: str, *, name: str | None = None, size: int | None = None) -> Li
         return line
     with tempfile.TemporaryDirectory(prefix="breadth-") as folder:
         try:
-            pipeline.run(settings(line.name, line.size, Path(folder)), only=STAGES)
+            _run(line, Path(folder))
         except PipelineError as error:
             line.outcome = dict.fromkeys(LIMITS, f"create: {in_short(error)}")
-        else:
-            _judge(line, Path(folder) / "breadth")
     line.seconds = round(time.monotonic() - start, 1)
     return line
 
 
-def _judge(line: Line, results: Path) -> None:
-    """Fill in what a run left."""
+def _run(line: Line, folder: Path) -> None:
+    """Run a network, and what half precision broke once more with a repair."""
+    write_images(folder / VALIDATION, line.size, IMAGES, seed=2)
+    write_images(folder / CALIBRATION, line.size, CALIBRATION_IMAGES, seed=3)
+    pipeline.run(settings(line.name, line.size, folder), only=STAGES)
+    _judge(line, folder / "breadth", list(LIMITS))
+    broken = [artifact for artifact in LIMITS if _is_broken(line, artifact)]
+    if broken:
+        targets = [artifact.partition("/")[0] for artifact in broken]
+        pipeline.run(settings(line.name, line.size, folder, targets), only=STAGES)
+        _judge_repair(line, folder / "breadth", broken)
+
+
+def _is_broken(line: Line, artifact: str) -> bool:
+    """Whether half precision broke it: not where it cannot be converted or is wrong in float32."""
+    outcome = line.outcome[artifact]
+    if line.outcome["ort/fp32"] != PASSES or artifact == "ort/fp32" or outcome == PASSES:
+        return False
+    return outcome.startswith("validate: ") or "arithmetic" in outcome
+
+
+def _judge_repair(line: Line, results: Path, artifacts: Sequence[str]) -> None:
+    """Fill in what a repair did; where it did not help, why is added to what broke."""
+    before = dict(line.outcome)
+    _judge(line, results, artifacts)
+    built = {each.name: each for each in Run.read(results / "results.json").artifacts}
+    for artifact in artifacts:
+        facts = built[artifact].repair
+        if line.outcome[artifact] == PASSES and facts is not None:
+            line.outcome[artifact] = f"{REPAIRED}: {facts.counts}; before: {before[artifact]}"
+        else:
+            line.outcome[artifact] = f"{before[artifact]}; repaired: {line.outcome[artifact]}"
+
+
+def _judge(line: Line, results: Path, artifacts: Sequence[str]) -> None:
+    """Fill in what a run left of some artifacts."""
     run = Run.read(results / "results.json")
     failed = {end.name: end.why for end in run.steps if end.state is State.FAILED}
-    for artifact, limit in LIMITS.items():
+    for artifact in artifacts:
+        limit = LIMITS[artifact]
         logits = results / "validate" / artifact.replace("/", "-") / "logits.npy"
         if not logits.is_file():
             line.outcome[artifact] = _first_failure(run, artifact, failed)
@@ -303,6 +412,7 @@ def apart(family: str, seconds: float, name: str | None = None) -> Line:
         versions=versions(*PACKAGES),
         seconds=round(time.monotonic() - start, 1),
         named=name is not None,
+        way=WAY,
     )
 
 
@@ -349,20 +459,29 @@ def table(lines: Sequence[Line], total: int, what: str = "families") -> Iterator
     yield f"{len(lines)} of {total} {what} were run ({told})."
     yield ""
     for artifact in LIMITS:
-        through = sum(line.outcome.get(artifact) == PASSES for line in lines)
-        yield f"- `{artifact}`: {through} of {len(lines)} pass"
+        outcomes = [line.outcome.get(artifact, "") for line in lines]
+        through = outcomes.count(PASSES)
+        mended = sum(outcome.startswith(REPAIRED) for outcome in outcomes)
+        more = f", {mended} more after a repair" if mended else ""
+        yield f"- `{artifact}`: {through} of {len(lines)} pass{more}"
+    if earlier := sum(line.way != WAY for line in lines):
+        yield ""
+        yield f"{earlier} lines with * are of an earlier way to settle weights and make images."
     yield ""
     yield "| family | network | size | " + " | ".join(LIMITS) + " |"
     yield "|---|---|---|" + "---|" * len(LIMITS)
     for line in sorted(lines, key=lambda each: (each.family, each.name)):
         cells = [_cell(line, artifact) for artifact in LIMITS]
-        yield f"| {line.family} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
+        star = "" if line.way == WAY else "*"
+        yield f"| {line.family}{star} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
 
 
 def _cell(line: Line, artifact: str) -> str:
     outcome = line.outcome.get(artifact, "not run")
     if outcome == PASSES:
         return f"passes, {line.errors[artifact]:.0e}"
+    if outcome.startswith(REPAIRED):
+        outcome = f"{REPAIRED}, {line.errors[artifact]:.0e}{outcome.removeprefix(REPAIRED)}"
     return " ".join(outcome.split()).replace("|", "\\|")[:300]
 
 

@@ -9,7 +9,6 @@ from statistics import median
 from calibration.budget import Budget
 from pipeline.core.figures import State, ratio
 from pipeline.core.network import LICENCE_REMARK
-from pipeline.core.runner import Numerics
 from pipeline.report import text, view
 from pipeline.report.model import NOT_SELECTED, BuiltArtifact, GateReport, Run
 from pipeline.steps.facts.accuracy import EmulationError, NarrowSums, PhotoCheck
@@ -132,7 +131,7 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     if layers and layers.words and any(artifact.overflowed for artifact in run.artifacts):
         yield layers.words
     for artifact, one in zip(run.artifacts, cards, strict=True):
-        yield from _overflow(one.name, artifact.numerics)
+        yield from _overflow(one.name, artifact)
         yield from _sums(one.name, artifact.narrow_sums)
         yield from _emulation(one.name, artifact.emulation)
         yield from _photo(one.name, artifact.photo)
@@ -218,12 +217,21 @@ def _against_float(run: Run, artifact: BuiltArtifact) -> Iterator[str]:
             yield f"{artifact.name} is slower than {other.name}: {compared.value:.2f} of its time"
 
 
-def _overflow(name: str, numerics: Numerics | None) -> Iterator[str]:
+REPAIRED_PRECISIONS = ("fp16", "bf16")
+REPAIR_REMEDY = (
+    "repair: true under its target keeps what breaks in a wider type, chosen on calibration images"
+)
+
+
+def _overflow(name: str, artifact: BuiltArtifact) -> Iterator[str]:
+    numerics = artifact.numerics
     if numerics is None:
         return
     if numerics.overflowed_values:
         count = f"{numerics.overflowed_values:,}"
-        yield f"{name}: {count} values left the range of their type while it ran"
+        told = f"{name}: {count} values left the range of their type while it ran"
+        can_repair = artifact.precision in REPAIRED_PRECISIONS and artifact.repair is None
+        yield told + (f"; {REPAIR_REMEDY}" if can_repair else "")
     elif numerics.overflowed_tensors:
         tensors = ", ".join(numerics.overflowed_tensors)
         yield f"{name}: values that are not finite were carried on in {tensors}"

@@ -272,9 +272,10 @@ def trace(
     """
     import torch
 
+    from care.traceable import traceable
     from pipeline.stages.attention import FourAxes
 
-    with _without_gradients(module), FourAxes():
+    with _without_gradients(module), FourAxes(), traceable():
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),

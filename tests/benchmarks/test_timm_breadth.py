@@ -7,13 +7,17 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import timm_breadth as breadth
+import torch
 from timm_breadth import LIMITS, PASSES, Line
+
+from pipeline.steps.facts.graphs import RepairFacts
 
 
 def test_the_smallest_classifier_stands_for_its_family() -> None:
@@ -29,6 +33,99 @@ def test_the_smallest_classifier_stands_for_its_family() -> None:
 @pytest.mark.parametrize(("name", "size"), [("test_resnet", 64), ("test_vit", 64)])
 def test_the_smallest_size_that_a_network_takes_is_its_own(name: str, size: int) -> None:
     assert breadth.smallest_size(name) == size
+
+
+class Halved(torch.nn.Module):
+    """Halves an image three times before a BatchNorm; one more sees a single position always."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.AvgPool2d(64), torch.nn.BatchNorm2d(3))
+        self.gate = torch.nn.BatchNorm2d(3)
+        self.head = torch.nn.Linear(3, breadth.CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = self.gate(self.body(images).mean((2, 3), keepdim=True))
+        logits: torch.Tensor = self.head(pooled.flatten(1))
+        return logits
+
+
+def test_a_size_is_sensible_where_norms_see_as_many_positions_as_they_shall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert breadth.single_positions(Halved().eval(), 64) == {"body.1", "gate"}
+    assert breadth.single_positions(Halved().eval(), 128) == {"gate"}
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: Halved())
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name, **kwargs: None)
+    assert breadth.smallest_size("halved") == 128
+
+
+def test_images_are_seeded_and_in_classes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        breadth.write_images(tmp_path / folder, 32, 12, seed=4)
+    breadth.write_images(tmp_path / "c", 32, 12, seed=5)
+    first, second, other = (sorted((tmp_path / each).rglob("*.png")) for each in "abc")
+    assert len({path.parent.name for path in first}) == breadth.CLASSES
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert [p.read_bytes() for p in first] != [p.read_bytes() for p in other]
+    assert len(first) == 12
+
+
+def test_only_what_is_broken_is_repaired(tmp_path: Path) -> None:
+    plain = breadth.settings("resnet18", 64, tmp_path)["targets"]
+    assert not any("repair" in target for target in plain.values())
+    mended = breadth.settings("resnet18", 64, tmp_path, ["coreml"])["targets"]
+    assert mended["coreml"]["repair"] is True
+    assert "repair" not in mended["trt"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "broken"),
+    [
+        (PASSES, False),
+        ("validate: its logits are not finite", True),
+        ("validate: relative error 3.0e-02, 2e-02 allowed", True),
+        ("coreml/fp16: breadth: the Core ML package gives NaN (rounded arithmetic)", True),
+        ("coreml/fp16: coremltools cannot convert breadth", False),
+        ("export: does not export", False),
+    ],
+)
+def test_half_precision_breaks_what_float32_does_not(outcome: str, broken: bool) -> None:
+    line = Line("vgg", outcome={"ort/fp32": PASSES, "coreml/fp16": outcome})
+    assert breadth._is_broken(line, "coreml/fp16") is broken
+    line.outcome["ort/fp32"] = "validate: relative error 3.0e-03, 1e-03 allowed"
+    assert not breadth._is_broken(line, "coreml/fp16")
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (PASSES, "passes after repair: nothing had to be raised above float16; before: broken"),
+        ("validate: still", "broken; repaired: validate: still"),
+    ],
+)
+def test_a_repair_is_a_state_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: str, told: str
+) -> None:
+    facts = RepairFacts("float16", "", (), 5, 0.0, 0.001, None, "", 4, 1)
+    run = SimpleNamespace(artifacts=[SimpleNamespace(name="trt/fp16", repair=facts)])
+    monkeypatch.setattr(breadth.Run, "read", lambda path: run)
+    line = Line("vgg", "vgg11", 64, outcome={"trt/fp16": "broken"}, errors={"trt/fp16": 0.01})
+
+    def judge(line: Line, results: Path, artifacts: list[str]) -> None:
+        line.outcome[artifacts[0]] = after
+
+    monkeypatch.setattr(breadth, "_judge", judge)
+    breadth._judge_repair(line, tmp_path, ["trt/fp16"])
+    assert line.outcome["trt/fp16"] == told
+    text = "\n".join(breadth.table([line, Line("dla", way=breadth.WAY)], 98))
+    more = ", 1 more after a repair" if after == PASSES else ""
+    assert f"- `trt/fp16`: 0 of 2 pass{more}\n" in text
+    assert "1 lines with * are of an earlier way" in text
+    assert "| vgg* | vgg11 | 64 |" in text
+    assert "| dla |" in text
+    if after == PASSES:
+        assert "| passes after repair, 1e-02: nothing had to be raised" in text
 
 
 def test_networks_of_a_fixed_size_are_told_another() -> None:
@@ -92,7 +189,9 @@ def test_a_family_that_has_a_line_is_not_run_again(
     def apart(family: str, seconds: float, name: str | None = None) -> Line:
         ran.append(name or family)
         passes = dict.fromkeys(LIMITS, PASSES), dict.fromkeys(LIMITS, 0.0)
-        return Line(family, name or "a net", 64, 5, *passes, named=name is not None)
+        return Line(
+            family, name or "a net", 64, 5, *passes, named=name is not None, way=breadth.WAY
+        )
 
     monkeypatch.setattr(breadth, "apart", apart)
     monkeypatch.setattr(breadth, "warm", lambda: None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import math
 
-from care.settle import settle
+import pytest
+import torch
+from torch import Tensor, nn
+
+from care.settle import AWAKE, MAGNIFICATION, how_many, magnification, noise, settle, wake
 
 
 def deep() -> nn.Sequential:
@@ -25,6 +28,108 @@ def test_activations_stay_of_one_size() -> None:
     after = float(module(images).detach().abs().max())
     assert before > 1e6
     assert 0.5 < after < 20
+
+
+class Bottleneck(nn.Module):
+    """Convolutions without a residual, whose rectifiers magnify differences."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        parts: list[nn.Module] = [nn.Conv2d(3, 16, 1)]
+        for _ in range(layers):
+            parts += [nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+        self.body, self.head = nn.Sequential(*parts), nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("layers", [4, 40])
+def test_differences_are_not_magnified(layers: int) -> None:
+    module = Bottleneck(layers).eval()
+    settle(module, (3, 16, 16))
+    assert magnification(module, noise(8, (3, 16, 16), 5)) < 1.5 * MAGNIFICATION
+    logits = module(noise(8, (3, 16, 16), 6)).detach()
+    assert logits.std(0).norm() > 0.02 * logits.norm(dim=1).mean()  # they depend on the image
+
+
+def test_float16_holds_a_deep_network() -> None:
+    """By a rounding of each module's result, as runtimes do it."""
+    module = Bottleneck(40).eval()
+    settle(module, (3, 16, 16))
+    images = noise(8, (3, 16, 16), 7)
+    before = module(images).detach()
+    for part in (*module.body, module.head):
+        part.register_forward_hook(lambda _, given, values: values.half().float())
+    errors = (module(images).detach() - before).norm(dim=1) / before.norm(dim=1)
+    assert float(errors.max()) < 2e-2
+
+
+def test_biases_of_sound_networks_stay() -> None:
+    module = Bottleneck(4).eval()
+    settle(module, (3, 16, 16))
+    assert all(not part.bias.any() for part in module.body if isinstance(part, nn.BatchNorm2d))
+
+
+def test_magnification_is_that_of_known_networks() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+    assert 0.5 < magnification(linear, noise(8, (3, 4, 4), 0)) < 3
+    # A small difference of large values: what is common to all is a hundred times as large.
+    nn.init.zeros_(linear[1].bias)
+    with torch.no_grad():
+        linear[1].weight[:, 1:] = 0
+    images = torch.ones(8, 3, 4, 4)
+
+    class Difference(nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            return (values - 0.99).flatten(1)
+
+    assert 50 < magnification(Difference(), images) < 200
+    assert magnification(Overflow(), images) == math.inf
+
+
+class Overflow(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return (values * 1e30).square().flatten(1)
+
+
+def test_what_starts_switched_off_is_switched_on() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    nn.init.zeros_(module[3].weight)
+    nn.init.zeros_(module[1].weight)
+    nn.init.zeros_(module[0].bias)
+    module.register_parameter("gamma", nn.Parameter(torch.full((4,), 1e-6)))
+    module.register_parameter("tokens", nn.Parameter(torch.zeros(4)))
+    norm = module[2]
+    assert sorted(wake(module)) == ["1.weight", "3.weight", "gamma"]
+    assert torch.equal(module[1].weight, torch.full((4,), AWAKE))
+    assert torch.equal(module.gamma, torch.full((4,), AWAKE))
+    assert 0.1 < float(module[3].weight.detach().std()) < 1.5
+    assert not module[0].bias.any()
+    assert not module.tokens.any()
+    assert torch.equal(norm.weight, torch.ones(4))
+    assert wake(module) == []
+
+
+def test_noise_is_distributed_as_photographs_are() -> None:
+    images = noise(32, (3, 64, 64), 0)
+    assert images.shape == (32, 3, 64, 64)
+    assert float(images.mean().abs()) < 1e-5
+    assert float(images.std()) == pytest.approx(1, abs=1e-4)
+    neighbours = torch.corrcoef(
+        torch.stack([images[..., 1:].flatten(), images[..., :-1].flatten()])
+    )
+    colours = torch.corrcoef(images.transpose(0, 1).flatten(1))
+    assert 0.6 < float(neighbours[0, 1]) < 0.99
+    assert 0.7 < float(colours[0, 1]) < 0.9
+    assert torch.equal(images, noise(32, (3, 64, 64), 0))
+    assert not torch.equal(images, noise(32, (3, 64, 64), 1))
+
+
+def test_small_images_are_more() -> None:
+    assert (how_many((3, 32, 32)), how_many((3, 96, 96)), how_many((3, 224, 224))) == (64, 28, 16)
 
 
 def test_it_is_repeatable_and_leaves_all_else() -> None:
@@ -47,7 +152,7 @@ def test_statistics_are_those_of_the_noise_that_each_one_gets() -> None:
     module = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).eval()
     settle(module, (3, 16, 16))
     settle(module, (3, 16, 16))  # what was there before does not count
-    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = noise(how_many((3, 16, 16)), (3, 16, 16), 0)
     torch.testing.assert_close(module[0].running_mean, images.mean((0, 2, 3)))
     torch.testing.assert_close(module[0].running_var, images.transpose(0, 1).flatten(1).var(1))
     torch.testing.assert_close(module[1].running_mean, torch.zeros(3), atol=1e-5, rtol=0)

@@ -93,6 +93,9 @@ def _is_known(node: Node) -> bool:
         return _kind(node.all_input_nodes[0]) == "unbind"
     if kind == "softmax":
         return len(node.args) == 2
+    if kind in _OVER:
+        axes = _axes(node) if len(node.args) > 1 and node.args[1] else []
+        return bool(axes) and not node.kwargs and axes == list(range(axes[0], axes[-1] + 1))
     if kind in _BETWEEN:
         return len(_merged(_shape(node), [_shape(each) for each in node.args[:2]])) <= MOST
     return True
@@ -243,6 +246,20 @@ def _axis(node: Node) -> int:
     return int(stated) % len(_shape(node.all_input_nodes[0]))
 
 
+def _axes(node: Node) -> list[int]:
+    """The axes that a node's second argument names, in order."""
+    stated: Any = node.args[1]
+    axes = stated if isinstance(stated, (list, tuple)) else [stated]
+    return sorted(axis % len(_shape(node.all_input_nodes[0])) for axis in axes)
+
+
+def _over(folding: _Folding, node: Node) -> None:
+    """One value of many along neighbouring axes; whether the axes are kept shows in the shape."""
+    axes = _axes(node)
+    rows = _around(folding, node, axes[0], axes[-1])
+    folding.becomes(node, _made(node, node.target, rows, [1]))
+
+
 def _unbind(folding: _Folding, node: Node) -> None:
     """Nothing: each of its parts is taken from its input."""
 
@@ -293,11 +310,14 @@ def _between(folding: _Folding, node: Node) -> None:
 
 _BETWEEN = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")
 
+_OVER = ("amax", "amin", "mean", "sum")
+
 _WRITERS: dict[str, Callable[[_Folding, Node], None]] = {
     **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "clone", "unsqueeze", "squeeze"), _as_it_is
     ),
     **dict.fromkeys(_BETWEEN, _between),
+    **dict.fromkeys(_OVER, _over),
     **dict.fromkeys(("exp", "gelu", "neg", "relu", "sigmoid", "silu", "tanh"), _each),
     "getitem": _getitem,
     "linear": _linear,

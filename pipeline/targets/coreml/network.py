@@ -90,6 +90,8 @@ def _export(
 ) -> ExportedProgram:
     import torch
 
+    from care.traceable import traceable
+
     class Classifier(torch.nn.Module):
         """Logits and probabilities of images that were not divided by `divisor` yet."""
 
@@ -109,9 +111,10 @@ def _export(
 
     example = torch.zeros(1, *network.input_shape)
     try:
-        program: ExportedProgram = torch.export.export(
-            Classifier().eval(), (example,)
-        ).run_decompositions({})
+        with traceable():
+            program: ExportedProgram = torch.export.export(
+                Classifier().eval(), (example,)
+            ).run_decompositions({})
     # torch.export raises whatever the traced code or its compiler does.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 _IDENTITIES = ("alias", "alias_copy", "detach", "lift_fresh", "lift_fresh_copy")
-_DECOMPOSED = ("addcdiv", "addcmul", "celu")
+_DECOMPOSED = ("addcdiv", "addcmul", "celu", "gru", "lstm")
 
 
 def rewrite(program: ExportedProgram) -> ExportedProgram:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+REMEDY = (
+    "set targets.coreml.repair: true, which keeps the fewest modules in float32, or build "
+    "precision mixed or fp32"
+)
+"""For networks that float16 breaks."""
+
 Mode = Literal["float32", "half"]
 
 
@@ -105,7 +111,7 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
             )
             raise BuildError(
                 f"{network.name}: the Core ML package gives NaN or infinity ({name} arithmetic): "
-                f"{reason}; use precision mixed or fp32"
+                f"{reason}; {REMEDY}"
             )
         if limit is not None and limits.half_weights and found.relative_error > limit:
             own = _error_of_half_weights(module, pictures.images, expected)
@@ -116,6 +122,7 @@ def verify(package: Path, module: nn.Module, network: Network, limits: Limits) -
                 f"{network.name}: the logits of the Core ML package differ from PyTorch's by "
                 f"{found.relative_error:.2g} of their size ({name} arithmetic, limit {limit:g}); "
                 f"{_where(package, module, network, pictures, mode)}"
+                f"{f'; {REMEDY}' if mode == 'half' else ''}"
             )
         facts[f"{name}_relative_error"] = found.relative_error
         facts[f"{name}_flips"] = found.flips

@@ -88,9 +88,16 @@ def test_overflows_warnings_and_problems_are_told(run: Run) -> None:
     found = alerts(replace(run, problems=("trt/fp16 cannot be read",)))
     assert found == [
         "trt/fp16 cannot be read",
-        "trt/fp16: 3 values left the range of their type while it ran",
+        "trt/fp16: 3 values left the range of their type while it ran; repair: true under its "
+        "target keeps what breaks in a wider type, chosen on calibration images",
         "calibration: the class 'bag' has 3 images less than the others",
     ]
+
+
+def test_a_repair_is_not_advised_where_there_is_one(run: Run) -> None:
+    facts = RepairFacts("float16", "", (), 5, 0.0, 0.001, None, "", 4, 1)
+    told = alerts(with_artifact(run, "trt/fp16", repair=facts))
+    assert "trt/fp16: 3 values left the range of their type while it ran" in told
 
 
 def test_infinities_that_came_from_elsewhere_are_told(run: Run) -> None:
@@ -284,7 +291,8 @@ def test_a_repair_is_told_and_one_that_raised_nothing_is_not(run: Run) -> None:
     )
     assert told in alerts(with_artifact(run, "trt/fp16", repair=REPAIR))
     sound = replace(REPAIR, raised=(), broke="", share=0.0)
-    assert alerts(with_artifact(run, "trt/fp16", repair=sound)) == alerts(run)
+    calm = with_artifact(run, "trt/fp16", numerics=Numerics())
+    assert alerts(with_artifact(calm, "trt/fp16", repair=sound)) == alerts(calm)
 
 
 @pytest.mark.parametrize(("headroom", "holds"), [(4.1, True), (3.9, False)])

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline.config import ExportConfig
 from pipeline.core.errors import BuildError
@@ -118,3 +119,20 @@ def test_an_attention_whose_bias_is_a_parameter(export: Export) -> None:
     module = Biased()
     assert batch_of(export(module, "dynamic")) == 0
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+class Folded(nn.Module):
+    """Adds up patches that overlap, as VOLO does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = functional.unfold(x, 3, padding=1, stride=2)
+        return functional.fold(patches, x.shape[-2:], 3, padding=1, stride=2).mean((2, 3))
+
+
+def test_patches_that_overlap_are_added_up_without_an_operator_of_their_own(
+    export: Export,
+) -> None:
+    """TensorRT has no Col2Im."""
+    model = export(Folded(), "dynamic")
+    assert batch_of(model) == 0
+    assert "Col2Im" not in {node.op_type for node in model.graph.node}

@@ -101,6 +101,10 @@ KNOWN: dict[str, Callable[[Tensor], Any]] = {
     ).flatten(2, 3),
     "one value": lambda x: (x.reshape(*SHAPE[:3], 1, 1, 12).softmax(-1) / 3).reshape(24, 12),
     "softmax in the middle": lambda x: x.reshape(SHAPE).softmax(2).reshape(-1),
+    "the largest of neighbours": lambda x: x.reshape(SHAPE).amax((1, 2)).tanh(),
+    "sums and means along an axis, kept": lambda x: (
+        x.reshape(SHAPE).sum(-1, keepdim=True) * x.reshape(SHAPE).mean(0, keepdim=True)
+    ).flatten(),
     "gelu and silu": lambda x: F.silu(F.gelu(x.reshape(SHAPE))).flatten(),
     "the larger and the smaller": lambda x: torch.minimum(
         torch.maximum(x.reshape(SHAPE), random(3, 2)), random(2, 1, 1)
@@ -147,10 +151,11 @@ def test_what_coremltools_writes_itself_stays() -> None:
     [
         lambda x: x.reshape(SHAPE).cumsum(2).flatten(),
         lambda x: x.reshape(SHAPE).neg().sum((1, 3)),
+        lambda x: x.reshape(SHAPE).neg().mean() + x,
         lambda x: x.reshape(SHAPE).neg().split(2, 2)[1].flatten(),
         lambda x: (x.reshape(SHAPE) + random(2, 1, 4, 1, 3, 1)).flatten(),
     ],
-    ids=["cumsum", "sum", "split", "axes that take turns"],
+    ids=["cumsum", "sum", "mean of all", "split", "axes that take turns"],
 )
 def test_what_is_not_known_stays(function: Callable[[Tensor], Any]) -> None:
     program = exported(Given(function))

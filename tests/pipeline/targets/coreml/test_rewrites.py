@@ -13,15 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from pipeline.core.network import Network
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.record import module_owners
+from pipeline.targets.coreml import convert as conversion
 from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.rewrites import rewrite
 
 SHAPE = (1, 4, 6, 8)
 OTHER = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 W = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+LSTM = nn.LSTM(8, 5, batch_first=True, bidirectional=True).requires_grad_(False)
+GRU = nn.GRU(8, 5, batch_first=True).requires_grad_(False)
 
 MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -52,6 +57,11 @@ MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "six axes and a linear layer": lambda x: F.linear(
         x.reshape(1, 2, 2, 3, 4, 4).transpose(2, 4), W[:, :, 0, 0]
     ).flatten(0, 4),
+    "pad cut": lambda x: F.pad(x, (-1, 2, 0, -3)),
+    "pad cut alone": lambda x: F.pad(x, (-1, -1, -1, -1)),
+    "pad by a value": lambda x: F.pad(x, (2, -2, 1, 0), value=1.5),
+    "lstm": lambda x: LSTM(x[:, 0])[0],
+    "gru": lambda x: GRU(x[:, 0])[0],
     # Read right, and kept that way: what networks with decoders and sorting need.
     "conv_transpose": lambda x: F.conv_transpose2d(x, W, stride=2),
     "conv_transpose padded": lambda x: F.conv_transpose2d(x, W, stride=2, padding=1, dilation=2),
@@ -141,3 +151,24 @@ def test_result_that_is_an_alias(tmp_path: Path) -> None:
     images = OTHER.numpy()
     (answer,) = executor.predict(images).values()
     np.testing.assert_array_equal(answer, np.maximum(images, 0))
+
+
+class Folded(nn.Module):
+    """Adds up patches that overlap, as VOLO does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(x, 3, padding=1, stride=2)
+        return F.fold(patches, x.shape[-2:], 3, padding=1, stride=2).mean((2, 3))
+
+
+def test_patches_that_overlap_are_added_up(tmp_path: Path) -> None:
+    preprocess = {"size": 8, "crop": 1.0, "interpolation": "bicubic", "channels": "rgb"}
+    preprocess |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    network = Network("folded", ("a", "b", "c"), (3, 8, 8), preprocess)
+    with logged(lambda line: None):
+        model = conversion.convert(deploy(Folded().eval(), network), network, "iOS16", None)
+    conversion.finish(model, network, tmp_path / "p.mlpackage", "fp32")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    found = MilExecutor(tmp_path / "p.mlpackage", precision="float32").predict(pixels)["logits"]
+    images = torch.from_numpy((pixels / 255).astype(np.float32)).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(found, Folded()(images).numpy(), atol=1e-4)

@@ -110,6 +110,8 @@ def test_a_network_that_leaves_float16_itself_is_named(answering: Answering) -> 
     answering(lambda images: np.full((len(images), 2), np.nan, np.float32))
     with pytest.raises(BuildError, match=r"the network itself leaves the range of float16: .* at "):
         verify(Path("net.mlpackage"), module, NETWORK, FLOAT16)
+    with pytest.raises(BuildError, match=r"set targets\.coreml\.repair: true"):
+        verify(Path("net.mlpackage"), module, NETWORK, FLOAT16)
     answering(lambda images: np.full((len(images), 2), np.nan, np.float32))
     calm = Cancelling(1.0).eval()
     with pytest.raises(BuildError, match=r"NaN or infinity \(exact arithmetic\): a value leaves"):
