@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,12 @@ def _is_of(path: Path, source: str) -> bool:
 @functools.cache
 def _code() -> str:
     """What tells apart states of the product's files: after a copy of them, pages are made anew."""
-    files = [*PROJECT.glob("pipeline/**/*.py"), *PROJECT.glob("pipeline/**/templates/*")]
-    stats = {str(file): file.stat() for file in sorted(files)}
-    stated = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+    stated = []
+    for folder, inner, names in os.walk(PROJECT / "pipeline"):
+        place, holds_templates = Path(folder), Path(folder).name == "templates"
+        inner.sort()
+        for name in sorted(names):
+            if name.endswith(".py") or holds_templates:
+                stat = (place / name).stat()
+                stated.append((folder, name, stat.st_size, stat.st_mtime_ns))
     return hashlib.sha256(repr(stated).encode()).hexdigest()

@@ -326,7 +326,7 @@ def test_what_was_found_before_is_found_for_the_same_question_alone(tmp_path: Pa
     source = "from pipeline import b\ndef look():\n    import pipeline.c"
     write(tmp_path, a=source, b="", c="", d="import json")
     code = Code(tmp_path)
-    asked = (
+    asked: tuple[tuple[list[str], dict[str, set[str]], set[str]], ...] = (
         (["a", "d"], {}, {"__init__", "a", "b", "c", "d"}),
         (["a"], {}, {"__init__", "a", "b", "c"}),
         (["a"], {"registered": {"pipeline.b"}}, {"__init__", "a", "c"}),
