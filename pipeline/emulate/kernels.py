@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,7 +68,7 @@ def conv(
     if _is_mostly_padding(x, weight, *settings):
         return _within_reach(x, weight, bias, padding)
     if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, strides, dilations):
-        convolved: Tensor = _WithThreads.apply(x, weight, bias, *settings)  # type: ignore[no-untyped-call]
+        convolved: Tensor = _WithThreads.apply(x, weight, bias, *settings)
         return convolved
     return _CONVOLVE[x.ndim](x, weight, bias, *settings)
 
@@ -101,11 +102,11 @@ def _has_the_same_bits(
     image: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...]
 ) -> bool:
     """Whether a convolution has them without what lies beyond the image: tried on noise."""
-    draw = torch.Generator().manual_seed(0)
-    x, weight = (
-        torch.randn(shape, generator=draw) for shape in ((4, *image), (image[0], 1, *kernel))
+    draw = np.random.default_rng(0)  # torch's own refuses to draw where `torch.vmap` runs
+    x, weight, bias = (
+        torch.from_numpy(draw.standard_normal(shape, np.float32))
+        for shape in ((4, *image), (image[0], 1, *kernel), image[:1])
     )
-    bias = torch.randn(image[0], generator=draw)
     whole = F.conv2d(x, weight, bias, 1, padding, 1, image[0])
     return torch.equal(_within_reach(x, weight, bias, padding), whole)
 
@@ -166,7 +167,7 @@ class _WithThreads(torch.autograd.Function):
         if in_dims[0] is None or any(dim is not None for dim in in_dims[1:3]):
             return torch.vmap(F.conv2d, in_dims)(x, *rest), 0
         together = x.movedim(in_dims[0], 0)
-        result = _WithThreads.apply(together.flatten(0, 1), *rest)  # type: ignore[no-untyped-call]
+        result = _WithThreads.apply(together.flatten(0, 1), *rest)
         return result.unflatten(0, together.shape[:2]), 0
 
 

@@ -134,7 +134,10 @@ class TensorRange:
 
     def emptied(self) -> TensorRange:
         """The same tensor before any value was counted; the largest stays known."""
-        return replace(self, **dict.fromkeys(_COUNTS, 0))
+        empty = replace(self)
+        for name in _COUNTS:
+            setattr(empty, name, 0)
+        return empty
 
     def merge(self, other: TensorRange) -> None:
         """Take other images of the same tensor into account."""

@@ -133,6 +133,14 @@ def test_kernels_larger_than_the_image_have_the_bits_of_the_slow_form(
     assert sizes == [tuple(2 * n - 1 for n in size) if short else kernel]
 
 
+def test_kernels_larger_than_the_image_work_for_many_images_at_once() -> None:
+    kernels._has_the_same_bits.cache_clear()  # it is asked where many images run at once
+    x, w, bias = torch.randn(5, 1, 16, 2, 2), torch.randn(16, 1, 7, 7), torch.randn(16)
+    settings = {"strides": [1, 1], "pads": [(3, 3)] * 2, "dilations": [1, 1], "groups": 16}
+    found = torch.vmap(lambda image: kernels.conv(image, w, bias, **settings))(x)  # type: ignore[arg-type]
+    assert torch.equal(found[:, 0], F.conv2d(x[:, 0], w, bias, 1, 3, 1, 16))
+
+
 def test_where_bits_would_differ_the_whole_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, bias = torch.randn(4, 24, 2, 2), torch.randn(24, 1, 7, 7), torch.randn(24)
     expected = F.conv2d(x, w, bias, 1, 3, 1, 24)

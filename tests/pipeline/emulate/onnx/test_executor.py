@@ -639,8 +639,14 @@ def test_what_may_not_be_divided_runs_in_one_thread(
 
 
 def test_images_run_in_even_parts(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor, sizes = OnnxExecutor(make_model("y = Neg(x)", ("N", 3, 224, 224))), []
-    monkeypatch.setattr(executor, "run", lambda images: sizes.append(len(images)) or images[:, 0])
+    executor = OnnxExecutor(make_model("y = Neg(x)", ("N", 3, 224, 224)))
+    sizes: list[int] = []
+
+    def run(images: np.ndarray) -> np.ndarray:
+        sizes.append(len(images))
+        return images[:, 0]
+
+    monkeypatch.setattr(executor, "run", run)
     executor.run_all(np.zeros((8, 3, 224, 224), np.float32))
     executor.run_all(np.zeros((19, 3, 224, 224), np.float32))
     assert sizes == [8, 6, 6, 7]

@@ -70,9 +70,12 @@ def test_the_short_form_runs_until_something_saturates(
 ) -> None:
     seen: list[str] = []
     form = pairs.Pair.positions
-    monkeypatch.setattr(
-        pairs.Pair, "positions", lambda self, x: seen.append(self.quantized) or form(self, x)
-    )
+
+    def noted(self: pairs.Pair, x: torch.Tensor) -> torch.Tensor:
+        seen.append(self.quantized)
+        return form(self, x)
+
+    monkeypatch.setattr(pairs.Pair, "positions", noted)
     executor = OnnxExecutor(model_of(make_model, 0.1), record=True)
     small, large = np.full((3, 22), 12.0, np.float32), np.full((3, 22), 12.0, np.float32)
     large[1, 3] = 12.9
