@@ -187,5 +187,8 @@ def test_conversions_belong_to_who_reads_them() -> None:
         helper.make_node("Neg", ["b"], ["c"], "/two/Neg"),
         helper.make_node("Relu", ["c"], ["out"], "/three/Relu"),
     ]
-    weights = {"scale": np.float32(0.1).reshape(()), "zero": np.array(0, np.int8)}
+    weights: dict[str, np.ndarray] = {
+        "scale": np.array(0.1, np.float32),
+        "zero": np.array(0, np.int8),
+    }
     assert described(nodes, weights) == ["a |", "q", "b", "c |"]
