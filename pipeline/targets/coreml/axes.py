@@ -109,7 +109,7 @@ def _place(node: Node, known: Places) -> int | None:
     if _is(node, ("permute",)):
         return _order(node).index(place)
     if _is(node, ("transpose",)):
-        first, second = (int(axis) % axes for axis in node.args[1:])  # type: ignore[arg-type,call-overload]
+        first, second = (int(axis) % axes for axis in node.args[1:])  # type: ignore[arg-type]
         return {first: second, second: first}.get(place, place)
     if _is(node, ("linear",)):
         return place if len(wide) == 1 and place != axes - 1 else None
@@ -166,6 +166,8 @@ def _end(node: Node, place: int) -> None:
         whole = result.meta["val"]
         with node.graph.inserting_after(result):
             added = node.graph.call_function(torch.ops.aten.unsqueeze.default, (result, at))
-        result.replace_all_uses_with(added, delete_user_cb=lambda user, own=added: user is not own)
+        for user in list(result.users):
+            if user is not added:
+                user.replace_input_with(result, added)
         added.meta.update(result.meta)
         result.meta["val"] = whole.select(at, 0)

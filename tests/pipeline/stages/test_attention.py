@@ -14,7 +14,12 @@ from torch.overrides import TorchFunctionMode
 from pipeline.stages.attention import four_axes
 from pipeline.stages.export import trace
 
-OWN = F.scaled_dot_product_attention
+OWN: Any = F.scaled_dot_product_attention
+
+
+def attention(*args: Any, **kwargs: Any) -> Any:
+    """What networks call, whatever it is by now."""
+    return F.scaled_dot_product_attention(*args, **kwargs)
 
 
 def values(*shape: int) -> list[Tensor]:
@@ -56,9 +61,9 @@ def test_attention_of_four_axes_is_the_same(
     bias = None if mask is None else torch.randn(mask, generator=torch.Generator().manual_seed(1))
     if mask == (3, 4, 5, 5):
         bias = bias[None] if bias is not None else None
-    expected = F.scaled_dot_product_attention(*values(*shape), attn_mask=bias, **more)
+    expected = attention(*values(*shape), attn_mask=bias, **more)
     with Axes() as axes, four_axes():
-        found = F.scaled_dot_product_attention(*values(*shape), attn_mask=bias, **more)
+        found = attention(*values(*shape), attn_mask=bias, **more)
         query, key, value = values(*shape)
         named = F.scaled_dot_product_attention(
             query=query, key=key, value=value, attn_mask=bias, **more
@@ -71,8 +76,8 @@ def test_attention_of_four_axes_is_the_same(
 def test_what_has_four_axes_or_cannot_be_joined_stays() -> None:
     query, key, value = values(2, 3, 4, 5, 6)
     with Axes() as axes, four_axes():
-        F.scaled_dot_product_attention(*values(2, 4, 5, 6))
-        found = F.scaled_dot_product_attention(query, key[:1], value[:1])
+        attention(*values(2, 4, 5, 6))
+        found = attention(query, key[:1], value[:1])
     assert axes.seen == [4, 5]
     torch.testing.assert_close(found, OWN(query, key[:1], value[:1]))
 
@@ -81,7 +86,7 @@ def test_torchs_own_function_is_back_after_a_fault() -> None:
     with four_axes():
         assert F.scaled_dot_product_attention is not OWN
     with pytest.raises(IndexError), four_axes():
-        F.scaled_dot_product_attention(*values(2, 2, 2), torch.zeros(7))
+        attention(*values(2, 2, 2), torch.zeros(7))
     assert F.scaled_dot_product_attention is OWN
 
 

@@ -43,10 +43,13 @@ def _lstm(
     found = []
     for i in range(directions):
         backwards = kind == "reverse" or i == 1
-        own = [None if each is None else each[i] for each in (bias, peepholes)]
+        of_bias, of_peepholes = (None if each is None else each[i] for each in (bias, peepholes))
         steps = x.flip(0) if backwards else x
         made, *last = _direction(
-            call, steps, (weight[i], recurrence[i], *own), (states[0][i], states[1][i])
+            call,
+            steps,
+            (weight[i], recurrence[i], of_bias, of_peepholes),
+            (states[0][i], states[1][i]),
         )
         found.append((made.flip(0) if backwards else made, *last))
     results = [torch.stack(each, -3) for each in zip(*found, strict=True)]
