@@ -158,7 +158,8 @@ def noise(images: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
     frequency = torch.sqrt(rows**2 + columns**2).clamp_min(1 / max(height, width))
     made = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
-    return (made - made.mean()) / made.std()
+    pixels: Tensor = (made - made.mean()) / made.std()
+    return pixels
 
 
 def magnification(module: nn.Module, images: Tensor) -> float:

@@ -17,6 +17,7 @@ import timm_breadth as breadth
 import torch
 from timm_breadth import LIMITS, PASSES, Line
 
+from pipeline.report.model import Run
 from pipeline.steps.facts.graphs import RepairFacts
 
 
@@ -109,7 +110,7 @@ def test_a_repair_is_a_state_of_its_own(
 ) -> None:
     facts = RepairFacts("float16", "", (), 5, 0.0, 0.001, None, "", 4, 1)
     run = SimpleNamespace(artifacts=[SimpleNamespace(name="trt/fp16", repair=facts)])
-    monkeypatch.setattr(breadth.Run, "read", lambda path: run)
+    monkeypatch.setattr(Run, "read", lambda path: run)
     line = Line("vgg", "vgg11", 64, outcome={"trt/fp16": "broken"}, errors={"trt/fp16": 0.01})
 
     def judge(line: Line, results: Path, artifacts: list[str]) -> None:
