@@ -7,30 +7,30 @@ with kernels of a single 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 Pair = int | tuple[int, int]
 
 
-@contextmanager
-def traceable() -> Iterator[None]:
-    """Put equal functions in the place of torch's meanwhile.
+class Traceable(TorchFunctionMode):
+    """Puts equal functions in the place of torch's while it is active."""
 
-    torch.export does not work under a function mode, which would be the cleaner way.
-    """
-    functional: Any = torch.nn.functional
-    own = functional.fold
-    functional.fold = fold
-    try:
-        yield
-    finally:
-        functional.fold = own
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Take the place of a call of torch."""
+        chosen = fold if function is torch.nn.functional.fold else function
+        return chosen(*args, **(kwargs or {}))
 
 
 def fold(

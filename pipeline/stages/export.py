@@ -272,10 +272,10 @@ def trace(
     """
     import torch
 
-    from care.traceable import traceable
+    from care.traceable import Traceable
     from pipeline.stages.attention import FourAxes
 
-    with _without_gradients(module), FourAxes(), traceable():
+    with _without_gradients(module), FourAxes(), Traceable():
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),

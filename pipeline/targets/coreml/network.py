@@ -90,7 +90,7 @@ def _export(
 ) -> ExportedProgram:
     import torch
 
-    from care.traceable import traceable
+    from care.traceable import Traceable
 
     class Classifier(torch.nn.Module):
         """Logits and probabilities of images that were not divided by `divisor` yet."""
@@ -111,7 +111,7 @@ def _export(
 
     example = torch.zeros(1, *network.input_shape)
     try:
-        with traceable():
+        with Traceable():
             program: ExportedProgram = torch.export.export(
                 Classifier().eval(), (example,)
             ).run_decompositions({})

@@ -88,9 +88,8 @@ def test_heads_that_share_keys_stay_as_they_are() -> None:
     with FourAxes():
         found = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
     torch.testing.assert_close(found, expected)
-    five = tuple(each.unsqueeze(0) for each in (query, key, value))
     with Seen() as seen, FourAxes():
-        F.scaled_dot_product_attention(*five, enable_gqa=True)
+        F.scaled_dot_product_attention(query[None], key[None], value[None], enable_gqa=True)
     assert seen.axes == [5]
 
 

@@ -48,7 +48,7 @@ MISREAD: dict[str, Callable[[Tensor], Tensor]] = {
     "pad that cuts": lambda x: F.pad(x, (-1, 2, -2, -1), value=0.5),
     "pad that cuts channels": lambda x: F.pad(x, (1, -2, 0, 0, -1, 0)),
     "pad that reflects and adds": lambda x: F.pad(x, (2, 1, 0, 1), mode="reflect"),
-    "six axes unbound": lambda x: (lambda query, key: query - 2 * key)(
+    "six axes unbound": lambda x: torch.sub(
         *x.reshape(1, 4, 3, 2, 2, 4).permute(3, 0, 4, 2, 1, 5).unbind(0)
     ),
     "six axes and sums": lambda x: (
