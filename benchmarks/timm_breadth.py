@@ -115,8 +115,13 @@ class Unfilled(TorchFunctionMode):
 
 
 def families() -> list[str]:
-    """Modules of timm that hold networks."""
-    return [name for name in timm.list_modules() if timm.list_models(module=name)]
+    """Modules of timm that hold networks; `care` registers its own networks with timm, too."""
+    found = {name: timm.list_models(module=name) for name in timm.list_modules()}
+    return [
+        family
+        for family, names in found.items()
+        if names and timm.model_entrypoint(names[0]).__module__.startswith("timm.")
+    ]
 
 
 def family_of(name: str) -> str:

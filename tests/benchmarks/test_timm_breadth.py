@@ -25,7 +25,9 @@ def test_the_smallest_classifier_stands_for_its_family() -> None:
     sizes = breadth.members("starnet")
     assert sizes == sorted(sizes)
     assert sizes[0][1] == "starnet_s050"
-    assert "resnet" in breadth.families()
+    families = breadth.families()
+    assert "resnet" in families
+    assert not {breadth.family_of("care_s0"), breadth.family_of("mlla_t")} & set(families)
     made = timm.create_model("starnet_s050", num_classes=breadth.CLASSES)
     assert sizes[0][0] == sum(p.numel() for p in made.parameters())
     assert breadth.family_of("levit_128s") == "levit"
