@@ -370,8 +370,8 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert set(plain["batches"]["2"]["phases"]) == {"fp32", "pytorch"}
     assert plain["machine"]["cpus_granted"] >= 1
     assert any("fp32" in line and "engine" in line for line in result.stdout.splitlines())
-    # Distinct images of the run, whose answers are those of the validation.
-    assert plain["distinct"] == 100
+    # Distinct images of the run, whose answers are those of the validation: two a call.
+    assert plain["distinct"] == 10
     for name in ("fp32", "pytorch"):
         assert plain["answers"][name]["calls"] > 0
         assert plain["answers"][name]["wrong"] == 0
@@ -379,7 +379,7 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert plain["memory"]["fp32"]["peak"]["value"] > plain["memory"]["fp32"]["before"] > 1e6
     assert plain["validity"]["2"]["fp32"]["p99"].startswith("invalid: ")
     text = " ".join(result.stdout.split())
-    assert "timed calls were given 100 distinct images in turn" in text
+    assert "timed calls were given 10 distinct images in turn" in text
     assert "answers of timed calls are those of the validation" in text
     assert "fp32: peak memory" in text
 
@@ -492,7 +492,7 @@ def test_without_the_images_of_a_run_nothing_is_compared(copied: tuple[Path, Pat
     result = invoke("bench", "--target", "ort", "--config", str(path), "--samples", "3")
     assert result.exit_code == 0, result.stderr
     plain = json.loads(result.stdout.splitlines()[-1])
-    assert plain["distinct"] == 32
+    assert plain["distinct"] == 3
     assert plain["answers"]["fp32"]["why_not"].startswith("no run has judged these images")
 
 
