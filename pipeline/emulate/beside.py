@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -101,21 +102,18 @@ LEAST = 2
 kernels."""
 
 
-def even_parts(images: int, most: int, threads: int, unit: int = 1) -> list[slice]:
+def even_parts(images: int, most: int, threads: int) -> list[slice]:
     """Images in even parts that suit a CPU's caches, and enough of them for all threads.
 
     Args:
         images: How many.
         most: Most images of a part.
         threads: Threads that are to have a part, if there are images enough.
-        unit: Images that stay together; `images` is a multiple of it.
 
     Returns:
         One part at least.
     """
-    units = max(1, images // unit)
-    for_caches = -(-images // max(most, unit))
-    for_threads = min(threads, images // max(LEAST, unit))
-    count = min(units, max(1, for_caches, for_threads))
-    edges = [unit * (units * number // count) for number in range(count)]
-    return [slice(*edge) for edge in zip(edges, [*edges[1:], images], strict=True)]
+    for_caches = -(-images // max(1, most))
+    count = max(1, for_caches, min(threads, images // LEAST))
+    edges = [images * number // count for number in range(count + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]

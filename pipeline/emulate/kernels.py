@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -67,9 +67,8 @@ def conv(
     settings = (tuple(strides), padding, tuple(dilations), groups)
     if _is_mostly_padding(x, weight, *settings):
         return _within_reach(x, weight, bias, padding)
-    if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, strides, dilations):
-        convolved: Tensor = _WithThreads.apply(x, weight, bias, *settings)
-        return convolved
+    if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, *settings):
+        return torch.mkldnn_convolution(x, weight, bias, padding, strides, dilations, groups)
     return _CONVOLVE[x.ndim](x, weight, bias, *settings)
 
 
@@ -124,55 +123,31 @@ def _within_reach(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Seque
     return result if bias is None else result.add_(bias.reshape(-1, 1, 1))
 
 
+_FEW_VALUES = 20480
+"""Of one image, up to which torch does not take oneDNN for a small kernel."""
+
+
 def _depends_on_threads(
     x: Tensor,
     weight: Tensor,
     strides: Sequence[int],
+    padding: Sequence[int],
     dilations: Sequence[int],
+    groups: int,
 ) -> bool:
-    """Whether torch may compute a convolution by another kernel where it has one thread.
+    """Whether torch takes oneDNN's convolution where it has several threads, and may not with one.
 
-    It does for kernels of a single value (`use_mkldnn` in ATen's Convolution.cpp).
+    So it does for kernels of a single value (`use_mkldnn` in ATen's Convolution.cpp). The kernels'
+    sums differ in the last bits, and part of a batch that has a thread of its own is to have those
+    of the whole batch.
     """
     return (
         set(weight.shape[2:]) == {1}
         and {*strides, *dilations} == {1}
         and x.dtype == torch.float32
+        and (len(x) > 1 or groups > 1 or x.numel() > _FEW_VALUES)
         and torch.backends.mkldnn.is_available()
     )
-
-
-class _WithThreads(torch.autograd.Function):
-    """What `F.conv2d` computes where torch has several threads, computed with one.
-
-    The kernels' sums differ in the last bits, and part of a batch that has a thread of its own is
-    to have those of the whole batch. `torch.vmap` has no rule for oneDNN's operation: here it is.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, strides: Any, *settings: Any
-    ) -> Tensor:
-        padding, dilations, groups = settings
-        if len(x) == 1 and groups == 1 and x.numel() <= _FEW_VALUES:
-            return F.conv2d(x, weight, bias, strides, padding, dilations, groups)
-        return torch.mkldnn_convolution(x, weight, bias, padding, strides, dilations, groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: nobody differentiates."""
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:3]):
-            return torch.vmap(F.conv2d, in_dims)(x, *rest), 0
-        together = x.movedim(in_dims[0], 0)
-        result = _WithThreads.apply(together.flatten(0, 1), *rest)
-        return result.unflatten(0, together.shape[:2]), 0
-
-
-_FEW_VALUES = 20480
-"""Of one image, up to which torch does not take oneDNN for a small kernel."""
 
 
 def _conv_in_steps(

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +33,6 @@ from torch import Tensor
 
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnsupportedOperatorError
 from pipeline.emulate import rounding
-from pipeline.emulate.beside import even_parts, side_by_side
 from pipeline.emulate.kernels import Rounding
 from pipeline.emulate.mil.batch import Groups, Values
 from pipeline.emulate.mil.constants import Array, TensorType
@@ -298,45 +296,25 @@ class MilExecutor:
     # Evaluation
 
     def _evaluate(self, images: Array, wanted: Sequence[str]) -> dict[str, Array]:
-        self._check_images(images)
         pieces: dict[str, list[Array]] = {name: [] for name in wanted}
-        for found, measured in self._each(images, wanted):
-            for name, of_groups in measured.items():
-                self._observe(name, of_groups)
-            for name, value in found.items():
-                pieces[name].append(value.numpy())
+        with torch.inference_mode():
+            for chunk in self._chunks(images):
+                for name, value in self._evaluate_chunk(chunk, wanted).items():
+                    pieces[name].append(value.numpy())
         return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
 
-    def _each(self, images: Array, wanted: Sequence[str]) -> Iterator[tuple[Values, Values]]:
-        """Evaluate images a few at a time, side by side where torch has several threads."""
-        threads = torch.get_num_threads()
-        chunks = [images[part] for part in self._parts(len(images), threads)]
-        if threads == 1 or len(chunks) == 1:
-            yield from (self._evaluate_chunk(chunk, wanted) for chunk in chunks)
-            return
-        with side_by_side(min(threads, len(chunks))) as pool:
-            yield from pool.map(self._evaluate_chunk, chunks, repeat(wanted))
-
-    def _parts(self, images: int, threads: int) -> list[slice]:
+    def _chunks(self, images: Array) -> Iterator[Tensor]:
+        """Check images and give them to the program's argument, a few at a time."""
+        self._check_images(images)
         saved = self._saved_batch() or 1
-        if images % saved == 0 and threads > 1:
-            return even_parts(images, self._chunk - self._chunk % saved, threads, saved)
         size = max(saved, self._chunk - self._chunk % saved)
-        return [slice(start, start + size) for start in range(0, images, size)]
-
-    def _evaluate_chunk(self, images: Array, wanted: Sequence[str]) -> tuple[Values, Values]:
-        """Results of some images, and magnitudes of tensors by group."""
-        with torch.inference_mode():
-            argument = self._argument(images)
-            return self._groups.run(lambda group: self._evaluate_group(group, wanted), argument)
-
-    def _argument(self, images: Array) -> Tensor:
-        """Images as the program takes them."""
-        values = torch.from_numpy(np.array(images))
-        if self._input.kind != "image":
-            return values
-        planes = values.permute(0, 3, 1, 2).to(torch.float32)
-        return planes.flip(1) if self._input.colour == "BGR" else planes
+        for start in range(0, len(images), size):
+            piece = torch.from_numpy(np.array(images[start : start + size]))
+            if self._input.kind == "image":
+                planes = piece.permute(0, 3, 1, 2).to(torch.float32)
+                yield planes.flip(1) if self._input.colour == "BGR" else planes
+            else:
+                yield piece
 
     def _check_images(self, images: Array) -> None:
         declared = self._plan.types[self.program.arguments[0][0]].shape
@@ -356,6 +334,15 @@ class MilExecutor:
                 f"input '{self._input.name}' takes {np.dtype(expected).name} ({sizes}), not"
                 f" {images.dtype} {images.shape}"
             )
+
+    def _evaluate_chunk(self, images: Tensor, wanted: Sequence[str]) -> Values:
+        def evaluate(group: Tensor) -> tuple[Values, Values]:
+            return self._evaluate_group(group, wanted)
+
+        found, measured = self._groups.run(evaluate, images)
+        for name, of_groups in measured.items():
+            self._observe(name, of_groups)
+        return found
 
     def _evaluate_group(self, images: Tensor, wanted: Sequence[str]) -> tuple[Values, Values]:
         """Evaluate images of the batch size that was saved: results and magnitudes of tensors.

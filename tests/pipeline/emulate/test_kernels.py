@@ -178,27 +178,9 @@ def test_convolutions_beside_have_the_bits_of_those_of_several_threads(
         settings = {"strides": [stride] * 2, "pads": pads, "dilations": [1, 1], "groups": groups}
         return kernels.conv(x, w, bias, **settings)  # type: ignore[arg-type]
 
-    def of_each() -> torch.Tensor:
-        return torch.vmap(lambda image: kernels.conv(
-            image[None], w, bias, strides=[stride] * 2, pads=pads, dilations=[1, 1], groups=groups
-        )[0])(x)  # fmt: skip
-
     expected = F.conv2d(x, w, bias, stride, kernel // 2, 1, groups)
     with side_by_side(2) as pool:
         assert torch.equal(pool.submit(convolved).result(), expected)
-        assert torch.equal(pool.submit(of_each).result(), expected)
-
-
-def test_convolutions_beside_by_weights_of_each_image() -> None:
-    torch.manual_seed(0)
-    x, w = torch.randn(3, 1, 24, 8, 8), torch.randn(3, 48, 24, 1, 1)
-
-    def convolve(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return kernels.conv(image, weight, strides=[1, 1], pads=[(0, 0), (0, 0)], dilations=[1, 1])
-
-    expected = torch.stack([F.conv2d(*pair) for pair in zip(x, w, strict=True)])
-    with side_by_side(1) as pool:
-        torch.testing.assert_close(pool.submit(torch.vmap(convolve), x, w).result(), expected)
 
 
 def test_gelu_of_infinity_is_infinity() -> None:

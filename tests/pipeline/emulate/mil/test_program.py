@@ -8,14 +8,12 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnsupportedOperatorError
 from pipeline.emulate.mil.executor import MilExecutor
@@ -134,33 +132,6 @@ def test_classifier_of_images_applies_scale_bias_and_labels(classifier: Path) ->
     probabilities = answers[executor.program.probabilities_output]
     assert probabilities.shape == (5, 3)
     np.testing.assert_allclose(probabilities, softmax(scores), rtol=1e-2, atol=2e-3)
-
-
-def test_images_side_by_side_have_the_bits_of_the_slow_form(
-    classifier: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow, fast = MilExecutor(classifier, record=True), MilExecutor(classifier, record=True)
-    threads: set[int] = set()
-    evaluate = MilExecutor._evaluate_group
-
-    def noted(self: MilExecutor, *given: Any) -> Any:
-        threads.add(threading.get_ident())
-        return evaluate(self, *given)
-
-    monkeypatch.setattr(MilExecutor, "_evaluate_group", noted)
-    for batch in (1, 2, 5, 9):
-        torch.set_num_threads(1)
-        expected = slow.predict(pixels(batch))
-        assert threads == {threading.get_ident()}
-        torch.set_num_threads(2)
-        found = fast.predict(pixels(batch))
-        torch.set_num_threads(1)
-        assert (len(threads) > 1) == (batch > 3)
-        threads.clear()
-        probabilities = fast.program.probabilities_output
-        assert found[probabilities].tobytes() == expected[probabilities].tobytes()
-        assert found["classLabel"] == expected["classLabel"]
-    assert fast.ranges() == slow.ranges()
 
 
 @pytest.mark.parametrize("layout", ["BGR", "GRAYSCALE"])
