@@ -18,8 +18,16 @@ from torch.overrides import TorchFunctionMode
 Pair = int | tuple[int, int]
 
 
-class Traceable(TorchFunctionMode):
-    """Puts equal functions in the place of torch's while it is active."""
+class Replaced(TorchFunctionMode):
+    """Puts equal functions in the place of torch's while it is active.
+
+    Args:
+        others: What to call instead, by torch's function; it may call that one itself.
+    """
+
+    def __init__(self, others: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self._others = others
 
     def __torch_function__(
         self,
@@ -29,8 +37,7 @@ class Traceable(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Take the place of a call of torch."""
-        chosen = fold if function is torch.nn.functional.fold else function
-        return chosen(*args, **(kwargs or {}))
+        return self._others.get(function, function)(*args, **(kwargs or {}))
 
 
 def fold(
@@ -80,3 +87,7 @@ def fold(
 
 def _pair(given: Pair) -> tuple[int, int]:
     return (given, given) if isinstance(given, int) else (given[0], given[1])
+
+
+FOR_ALL_TARGETS: Mapping[Callable[..., Any], Callable[..., Any]] = {torch.nn.functional.fold: fold}
+"""What no target takes as torch has it."""

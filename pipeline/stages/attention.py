@@ -7,38 +7,15 @@ less.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 AXES = 4
 
 
-class FourAxes(TorchFunctionMode):
-    """Lets attention see four axes while it is active: those before the last two become two.
-
-    Each row of queries meets the keys that it met before, so results are the same. Attention whose
-    heads share keys (`enable_gqa`) counts heads along one axis, and stays as it is.
-    """
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Take the place of a call of torch."""
-        kwargs = dict(kwargs or {})
-        if function is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
-            return _attention(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def _attention(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -46,7 +23,10 @@ def _attention(
     *rest: Any,
     **more: Any,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of tensors with the same axes before the last two.
+    """`scaled_dot_product_attention` by that of four axes: those before the last two become two.
+
+    Each row of queries meets the keys that it met before, so results are the same. Attention whose
+    heads share keys (`enable_gqa`) counts heads along one axis, and stays as it is.
 
     Args:
         query: (..., queries, channels).
@@ -59,7 +39,7 @@ def _attention(
     Returns:
         (..., queries, width).
     """
-    if query.ndim == AXES:
+    if query.ndim == AXES or more.get("enable_gqa"):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **more)
     if attn_mask is not None and attn_mask.ndim > 2:
         attn_mask = _in_four(attn_mask.expand(*query.shape[:-1], key.shape[-2]))

@@ -272,10 +272,11 @@ def trace(
     """
     import torch
 
-    from care.traceable import Traceable
-    from pipeline.stages.attention import FourAxes
+    from care.traceable import FOR_ALL_TARGETS, Replaced
+    from pipeline.stages.attention import attention
 
-    with _without_gradients(module), FourAxes(), Traceable():
+    own = torch.nn.functional.scaled_dot_product_attention
+    with _without_gradients(module), Replaced({**FOR_ALL_TARGETS, own: attention}):
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from care.traceable import Traceable, fold
+from care.traceable import FOR_ALL_TARGETS, Replaced, fold
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ class Folded(nn.Module):
 
 def test_a_trace_holds_a_convolution() -> None:
     images = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    with Traceable():
+    with Replaced(FOR_ALL_TARGETS):
         program = torch.export.export(Folded(), (images,))
     names = {str(node.target) for node in program.graph.nodes}
     assert any("conv_transpose2d" in name for name in names)
@@ -51,7 +51,7 @@ def test_a_trace_holds_a_convolution() -> None:
 
 def test_torchs_own_function_is_back() -> None:
     patches = torch.zeros(1, 9, 36)
-    with Traceable():
+    with Replaced(FOR_ALL_TARGETS):
         assert F.fold(patches, 8, 3).shape == (1, 1, 8, 8)
     assert "col2im" in str(torch.export.export(Plain(), (patches,)).graph)
 

@@ -15,6 +15,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.targets.coreml.nodes import kind_of, made
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
@@ -42,13 +44,13 @@ def fold_axes(program: ExportedProgram) -> int:
     count = 0
     for part in _parts(program.graph.nodes):
         readers = [user for node in part for user in node.users if user not in part]
-        kinds = {_kind(node) for node in (*part, *readers)}
+        kinds = {kind_of(node) for node in (*part, *readers)}
         if kinds <= _CONVERTED or not all(map(_is_known, (*part, *readers))):
             continue
         folding = _Folding(program, part)
         for node in list(program.graph.nodes):
             if node in part or node in readers:
-                _WRITERS[_kind(node)](folding, node)
+                _WRITERS[kind_of(node)](folding, node)
         count += len(part)
     return count
 
@@ -59,15 +61,9 @@ def _shape(value: Any) -> Shape:
     return tuple(held.shape) if hasattr(held, "shape") else ()
 
 
-def _kind(node: Node) -> str:
-    """The operation's name without namespace and overload; that of Python's functions as it is."""
-    packet = str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2]
-    return packet or getattr(node.target, "__name__", "")
-
-
 def _is_wide(node: Node) -> bool:
     """Whether it has too many axes, or its parts are taken from what has."""
-    if _kind(node) == "unbind":
+    if kind_of(node) == "unbind":
         return _is_wide(node.all_input_nodes[0])
     return len(_shape(node)) > MOST
 
@@ -84,13 +80,13 @@ def _parts(nodes: Iterable[Node]) -> list[set[Node]]:
 
 def _is_known(node: Node) -> bool:
     """Whether an operation that writes or reads many axes can be written with fewer."""
-    kind = _kind(node)
+    kind = kind_of(node)
     if kind not in _WRITERS or node.op != "call_function":
         return False
     if kind == "unbind":
-        return all(_kind(user) == "getitem" for user in node.users)
+        return all(kind_of(user) == "getitem" for user in node.users)
     if kind == "getitem":
-        return _kind(node.all_input_nodes[0]) == "unbind"
+        return kind_of(node.all_input_nodes[0]) == "unbind"
     if kind == "softmax":
         return len(node.args) == 2
     if kind in _OVER:
@@ -156,24 +152,12 @@ class _Folding:
         self.signature.replace_all_uses(node.name, narrow.name)
 
 
-def _made(node: Node, target: Any, *arguments: Any, **named: Any) -> Node:
-    """A new operation before `node`, of the same module, which knows its shape."""
-    with node.graph.inserting_before(node):
-        made = node.graph.call_function(target, arguments, named)
-    made.meta.update(
-        (key, node.meta[key]) for key in ("nn_module_stack", "stack_trace") if key in node.meta
-    )
-    values = (each.meta["val"] if hasattr(each, "meta") else each for each in arguments)
-    made.meta["val"] = target(*values, **named)
-    return made
-
-
 def _reshaped(node: Node, rows: Node, shape: Sequence[int]) -> Node:
     import torch
 
     if _shape(rows) == tuple(shape):
         return rows
-    return _made(node, torch.ops.aten.reshape.default, rows, list(shape))
+    return made(node, torch.ops.aten.reshape.default, rows, list(shape))
 
 
 def _as_it_is(folding: _Folding, node: Node) -> None:
@@ -207,12 +191,12 @@ def _permuted(folding: _Folding, node: Node, order: Sequence[int]) -> None:
         end = order[begin]
         before, first, behind = sizes[:begin], sizes[begin:end], sizes[end + 1 :]
         blocks = [math.prod(before), math.prod(first), sizes[end], math.prod(behind)]
-        rows = _made(node, permute, _reshaped(node, rows, blocks), [0, 2, 1, 3])
+        rows = made(node, permute, _reshaped(node, rows, blocks), [0, 2, 1, 3])
         moved = [*range(begin), end, *range(begin, end), *range(end + 1, len(sizes))]
         sizes = tuple(sizes[axis] for axis in moved)
         sizes, order = _together(sizes, [moved.index(axis) for axis in order])
     if len(sizes) > 1:
-        rows = _made(node, permute, _reshaped(node, rows, sizes), list(order))
+        rows = made(node, permute, _reshaped(node, rows, sizes), list(order))
     folding.becomes(node, rows)
 
 
@@ -257,7 +241,7 @@ def _over(folding: _Folding, node: Node) -> None:
     """One value of many along neighbouring axes; whether the axes are kept shows in the shape."""
     axes = _axes(node)
     rows = _around(folding, node, axes[0], axes[-1])
-    folding.becomes(node, _made(node, node.target, rows, [1]))
+    folding.becomes(node, made(node, node.target, rows, [1]))
 
 
 def _unbind(folding: _Folding, node: Node) -> None:
@@ -276,25 +260,25 @@ def _selected(folding: _Folding, node: Node, along: Node, index: Any) -> None:
     import torch
 
     with_axis = _around(folding, along, _axis(along), _axis(along))
-    folding.becomes(node, _made(node, torch.ops.aten.select.int, with_axis, 1, int(index)))
+    folding.becomes(node, made(node, torch.ops.aten.select.int, with_axis, 1, int(index)))
 
 
 def _softmax(folding: _Folding, node: Node) -> None:
     rows = _around(folding, node, _axis(node), _axis(node))
-    folding.becomes(node, _made(node, node.target, rows, 1, **node.kwargs))
+    folding.becomes(node, made(node, node.target, rows, 1, **node.kwargs))
 
 
 def _linear(folding: _Folding, node: Node) -> None:
     last = len(_shape(node)) - 1
     rows = _around(folding, node, last, last)
     flat = _reshaped(node, rows, _shape(rows)[:2])
-    folding.becomes(node, _made(node, node.target, flat, *node.args[1:]))
+    folding.becomes(node, made(node, node.target, flat, *node.args[1:]))
 
 
 def _each(folding: _Folding, node: Node) -> None:
     """An operation on each element."""
     rows = folding.of(node.all_input_nodes[0])
-    folding.becomes(node, _made(node, node.target, rows, *node.args[1:], **node.kwargs))
+    folding.becomes(node, made(node, node.target, rows, *node.args[1:], **node.kwargs))
 
 
 def _between(folding: _Folding, node: Node) -> None:
@@ -305,7 +289,7 @@ def _between(folding: _Folding, node: Node) -> None:
         _reshaped(node, folding.of(each), [own[i] for _, own in axes]) if _shape(each) else each
         for i, each in enumerate(operands)
     ]
-    folding.becomes(node, _made(node, node.target, *given, **node.kwargs))
+    folding.becomes(node, made(node, node.target, *given, **node.kwargs))
 
 
 _BETWEEN = ("add", "sub", "rsub", "mul", "div", "maximum", "minimum")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.targets.coreml.nodes import kind_of
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
@@ -37,8 +39,7 @@ def fold_resized_weights(program: ExportedProgram) -> int:
 
 
 def _resizes(node: Node) -> bool:
-    packet = str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2]
-    return node.op == "call_function" and packet.startswith(_RESIZES)
+    return node.op == "call_function" and kind_of(node).startswith(_RESIZES)
 
 
 class _Weights:

@@ -90,7 +90,7 @@ def _export(
 ) -> ExportedProgram:
     import torch
 
-    from care.traceable import Traceable
+    from care.traceable import FOR_ALL_TARGETS, Replaced
 
     class Classifier(torch.nn.Module):
         """Logits and probabilities of images that were not divided by `divisor` yet."""
@@ -111,7 +111,7 @@ def _export(
 
     example = torch.zeros(1, *network.input_shape)
     try:
-        with Traceable():
+        with Replaced(FOR_ALL_TARGETS):
             program: ExportedProgram = torch.export.export(
                 Classifier().eval(), (example,)
             ).run_decompositions({})

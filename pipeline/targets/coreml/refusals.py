@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError
+from pipeline.targets.coreml.nodes import kind_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -110,8 +111,7 @@ def check(program: ExportedProgram, name: str) -> None:
     from pipeline.emulate.mil.record import module_owners
 
     for node in program.graph.nodes:
-        kind = str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2]
-        if kind == "_upsample_bilinear2d_aa" and _shrinks(node):
+        if kind_of(node) == "_upsample_bilinear2d_aa" and _shrinks(node):
             owner = module_owners(program).get(node.name, "")
             module = owner.removeprefix("network").removeprefix(".") or "the network itself"
             raise BuildError(

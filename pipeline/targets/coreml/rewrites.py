@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.targets.coreml.axes import fold_axes
 from pipeline.targets.coreml.folding import fold_resized_weights
+from pipeline.targets.coreml.nodes import kind_of, made
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -37,7 +38,7 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function":
-            found = _REWRITES.get(_name(node))
+            found = _REWRITES.get(kind_of(node))
             if found is not None:
                 found(node, program)
     fold_axes(program)
@@ -45,11 +46,6 @@ def rewrite(program: ExportedProgram) -> ExportedProgram:
     graph.lint()
     program.graph_module.recompile()
     return program
-
-
-def _name(node: Node) -> str:
-    """The operation's name without namespace and overload: "add" of aten.add.Tensor."""
-    return str(getattr(node.target, "overloadpacket", "")).rpartition(".")[2]
 
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:
@@ -81,13 +77,11 @@ def _gelu(node: Node, program: ExportedProgram) -> None:
     if node.kwargs.get("approximate", "none") != "tanh":
         return
     aten, x = torch.ops.aten, node.args[0]
-    half = _before(node, aten.mul.Tensor, x, 0.5)
-    cube = _before(node, aten.pow.Tensor_Scalar, x, 3)
-    bent = _before(node, aten.add.Tensor, x, _before(node, aten.mul.Tensor, cube, 0.044715))
-    tanh = _before(
-        node, aten.tanh.default, _before(node, aten.mul.Tensor, bent, math.sqrt(2 / math.pi))
-    )
-    share = _before(node, aten.add.Tensor, tanh, 1.0)
+    half = made(node, aten.mul.Tensor, x, 0.5)
+    cube = made(node, aten.pow.Tensor_Scalar, x, 3)
+    bent = made(node, aten.add.Tensor, x, made(node, aten.mul.Tensor, cube, 0.044715))
+    tanh = made(node, aten.tanh.default, made(node, aten.mul.Tensor, bent, math.sqrt(2 / math.pi)))
+    share = made(node, aten.add.Tensor, tanh, 1.0)
     node.target, node.args, node.kwargs = aten.mul.Tensor, (half, share), {}
 
 
@@ -106,12 +100,12 @@ def _scaled_sum(node: Node, program: ExportedProgram) -> None:
 
     arguments: list[Any] = list(node.args)
     factor = arguments[2] if len(arguments) > 2 else node.kwargs.get("alpha", 1)
-    scaled = 0 if _name(node) == "rsub" else 1
+    scaled = 0 if kind_of(node) == "rsub" else 1
     part = arguments[scaled]
     if factor != 1:
         is_number = isinstance(part, (int, float))
         product = torch.ops.aten.mul.Tensor
-        arguments[scaled] = part * factor if is_number else _before(node, product, part, factor)
+        arguments[scaled] = part * factor if is_number else made(node, product, part, factor)
     node.args = tuple(arguments[:2])
     node.kwargs = {key: value for key, value in node.kwargs.items() if key != "alpha"}
 
@@ -120,7 +114,7 @@ def _reciprocal(node: Node, program: ExportedProgram) -> None:
     """Divide 1 by the value: for a reciprocal coremltools writes `inverse`, which adds 1e-4."""
     import torch
 
-    one = _before(node, torch.ops.aten.full.default, [1], 1.0)
+    one = made(node, torch.ops.aten.full.default, [1], 1.0)
     node.target, node.args = torch.ops.aten.div.Tensor, (one, node.args[0])
 
 
@@ -137,19 +131,8 @@ def _pad(node: Node, program: ExportedProgram) -> None:
             continue
         axis = rank - 1 - i // 2  # pairs begin with the last axis
         last = image.meta["val"].shape[axis] - end
-        image = _before(node, torch.ops.aten.slice.Tensor, image, axis, begin, last)
-        image.meta["val"] = image.args[0].meta["val"].narrow(axis, begin, last - begin)
+        image = made(node, torch.ops.aten.slice.Tensor, image, axis, begin, last)
     node.args = (image, [max(0, pad) for pad in pads], *node.args[2:])
-
-
-def _before(node: Node, target: Any, *arguments: Any) -> Node:
-    """A new operation before `node`, of the same module."""
-    with node.graph.inserting_before(node):
-        made = node.graph.call_function(target, arguments)
-    made.meta.update(
-        (key, node.meta[key]) for key in ("nn_module_stack", "stack_trace") if key in node.meta
-    )
-    return made
 
 
 _REWRITES: dict[str, Callable[[Node, ExportedProgram], None]] = {

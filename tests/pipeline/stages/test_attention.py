@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipeline.stages.attention import FourAxes
+from care.traceable import Replaced
+from pipeline.stages.attention import attention
 from pipeline.stages.export import trace
 
+FOUR_AXES = {F.scaled_dot_product_attention: attention}
 QUERIES, KEYS, CHANNELS, WIDTH = 3, 4, 8, 6
 
 
@@ -57,7 +59,7 @@ def test_four_axes_give_what_more_or_fewer_give(
 ) -> None:
     given = tensors(*leading)
     expected = F.scaled_dot_product_attention(*given, **asked)
-    with Seen() as seen, FourAxes():
+    with Seen() as seen, Replaced(FOUR_AXES):
         found = F.scaled_dot_product_attention(*given, **asked)
     assert seen.axes == [4]
     torch.testing.assert_close(found, expected)
@@ -72,7 +74,7 @@ def test_a_mask_that_broadcasts_reaches_the_same_pairs(
 ) -> None:
     query, key, value = tensors(2, 5, 3)
     expected = F.scaled_dot_product_attention(query, key, value, mask(*shape))
-    with Seen() as seen, FourAxes():
+    with Seen() as seen, Replaced(FOUR_AXES):
         if by_name:
             found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask(*shape))
         else:
@@ -85,10 +87,10 @@ def test_heads_that_share_keys_stay_as_they_are() -> None:
     query, _, _ = tensors(2, 4)
     _, key, value = tensors(2, 2)
     expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-    with FourAxes():
+    with Replaced(FOUR_AXES):
         found = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
     torch.testing.assert_close(found, expected)
-    with Seen() as seen, FourAxes():
+    with Seen() as seen, Replaced(FOUR_AXES):
         F.scaled_dot_product_attention(query[None], key[None], value[None], enable_gqa=True)
     assert seen.axes == [5]
 
