@@ -33,6 +33,7 @@ from pipeline.steps.folders import (
 )
 from pipeline.steps.log import Log, is_log
 from pipeline.steps.stated import is_unreported
+from pipeline.store.shared import Shared
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def run(
         InputError: A stage or target is unknown, or `jobs` makes no sense.
         LockedError: Another run works in the folder.
         UnavailableError: The scheduler of the configuration's fleet does not answer.
+        StoreError: The configuration's store does not answer, and is required.
     """
     if isinstance(config, Mapping):
         path, written = Path("(a mapping)"), configuration.from_mapping(config)
@@ -171,12 +173,13 @@ def run(
     require_sound_place(loaded)
     first = make_context(loaded, lambda line: None, observer.progress)
     refuse_foreign(first, selection)
-    told = require_sound(written, first, selection)
+    store = open_store(loaded, observer.warn)
+    told = require_sound(written, first, selection, store)
     with locked(loaded.folder, wait_s):
         log = Log(loaded.folder / LOG_FILE)
         try:
             came_to = carry_out(
-                written, path, selection, log, observer, first, told, jobs, audit=audit
+                written, path, selection, log, observer, first, store, told, jobs, audit=audit
             )
             return Results(came_to)
         finally:
@@ -190,6 +193,7 @@ def carry_out(
     log: Log,
     observer: Observer,
     first: RunContext,
+    store: Shared | None,
     told: str,
     jobs: int,
     *,
@@ -204,6 +208,7 @@ def carry_out(
         log: The log of the results.
         observer: Is told what happens.
         first: What the preflight worked with: what it has read is not read again.
+        store: The configuration's, if it names one: is asked first, and given what is made.
         told: What the preflight had to say.
         jobs: How many steps run at once, where no fleet runs them.
         audit: Share of what is made that is made once more, see `pipeline.scheduler.audit`.
@@ -215,7 +220,6 @@ def carry_out(
     for line in told.splitlines():
         log(line)
     context = make_context(config, log, observer.progress, first.source, first.code)
-    store = open_store(config, observer.warn)
     with elsewhere(config, jobs, first.source, observer.warn) as running:
         outcome = execute(context, selection, observer, store, running, audit)
     return write.write(config, path, outcome)

@@ -22,7 +22,7 @@ from pipeline.report.terminal import summary
 from pipeline.scheduler.elsewhere import planned_elsewhere, require_sound_place
 from pipeline.scheduler.estimate import Estimates
 from pipeline.scheduler.execute import dry_run as plan_run
-from pipeline.scheduler.plan import Selection, make_context
+from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
@@ -58,6 +58,7 @@ def run(
 
     Raises:
         ConfigError: The run cannot succeed; all that is wrong. Nothing was written.
+        StoreError: The store does not answer, and is required.
     """
     config = written.config
     require_sound_place(config)
@@ -65,7 +66,9 @@ def run(
     refuse_foreign(first, selection)
     if junit is not None:
         refuse_foreign_file(junit, is_junit)
-    told = require_sound(written, first, selection)
+    early: list[str] = []
+    store = open_store(config, early.append)
+    told = require_sound(written, first, selection, store)
     with (
         locked(config.folder, wait_s),
         log_of(config) as log,
@@ -74,8 +77,14 @@ def run(
     ):
         if verbose:
             log.also = console.logged
+        for line in early:
+            console.warn(line)
+        if store is not None:
+            store.tells(console.warn)
         console.costs(_costs(first, selection))
-        came_to = carry_out(written, path, selection, log, console, first, told, jobs, audit=audit)
+        came_to = carry_out(
+            written, path, selection, log, console, first, store, told, jobs, audit=audit
+        )
         if isinstance(console, JsonConsole):
             console.summary(
                 exit_code=came_to.exit_code,

@@ -3,7 +3,8 @@
 A run that fails after an hour for a misspelt folder, and then for the next one, takes a day.
 So all that can be told cheaply is looked at first, in two passes. The first loads no framework, and
 is made before every run. The second lists the images and loads the network, as the export would: it
-is made only where the export is out of date, and a run keeps what it loaded. Nothing is written.
+is made only where the network is exported here, since its export is out of date and in no store,
+and a run keeps what it loaded. Nothing is written.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pipeline.stages.export import ExportStep
 from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.steps.step import Step
+from pipeline.store.shared import Shared
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\ndef (\w+)", re.MULTILINE)
 """How timm, and this project, define the networks that they know by name."""
@@ -61,7 +63,12 @@ Problems = Iterator[Problem]
 
 
 def require_sound(
-    written: Written, context: RunContext, selection: Selection, *, load: bool = True
+    written: Written,
+    context: RunContext,
+    selection: Selection,
+    store: Shared | None = None,
+    *,
+    load: bool = True,
 ) -> str:
     """Look at everything that a run needs, and refuse what cannot succeed.
 
@@ -69,6 +76,7 @@ def require_sound(
         written: The configuration.
         context: Its context; what its source loads stays there for the run.
         selection: Which steps are asked for.
+        store: Where the run asks for artifacts before it makes them.
         load: Whether code of the user's may run: a plan runs none.
 
     Returns:
@@ -76,6 +84,7 @@ def require_sound(
 
     Raises:
         ConfigError: Something is wrong: a line for each thing, with its line in the file.
+        StoreError: The store does not answer, and is required.
     """
     steps = selection.select(plan(context))
     if not steps:
@@ -84,7 +93,7 @@ def require_sound(
     found = list(look.cheap())
     said = io.StringIO()
     # What does not even exist would only be found wanting once more.
-    if not found and look.is_new(selection):
+    if not found and look.exports(selection, store):
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _warnings_told():
             found += look.thorough(load=load)
     if found:
@@ -122,10 +131,14 @@ class _Look:
             yield from self._calibration()
         yield from self._classes()
 
-    def is_new(self, selection: Selection) -> bool:
-        """Whether the network is exported anew."""
-        exports = [step for step in self.steps if isinstance(step, ExportStep)]
-        return any(selection.forces(step) or step.stale() is not None for step in exports)
+    def exports(self, selection: Selection, store: Shared | None) -> bool:
+        """Whether the network is exported here."""
+        return any(
+            selection.forces(step)
+            or (step.stale() is not None and not (store is not None and store.holds(step)))
+            for step in self.steps
+            if isinstance(step, ExportStep)
+        )
 
     def thorough(self, *, load: bool) -> Problems:
         """The images' files, the network with its weights, memory and disk."""

@@ -71,6 +71,27 @@ class Shared:
             warn(f"{error}: this run goes on without it")
         return cls(entries, push=push, required=required, warn=warn)
 
+    def tells(self, warn: Callable[[str], object]) -> None:
+        """Tell somebody else what goes wrong from now on, such as a screen that opens later."""
+        self.warn = warn
+
+    def holds(self, step: Step) -> bool:
+        """Whether a step's artifact is there to be taken; not where the store does not answer.
+
+        Raises:
+            StoreError: The store does not answer, and is required.
+            ArtifactError: What the step is made from is not there.
+        """
+        if self.entries is None:
+            return False
+        try:
+            return self.entries.find(step.key()) is not None
+        except DamagedError:
+            return False  # who takes it says so
+        except StoreError as error:
+            self._failed(step, error)
+            return False
+
     def take(self, step: Step) -> bool:
         """Make a step's artifact from the store; whether it was there.
 

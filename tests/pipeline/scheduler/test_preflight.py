@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ from PIL import Image
 import pipeline
 from care import checkpoint
 from pipeline.cli import main
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, ModelError
 from pipeline.scheduler import preflight
+from pipeline.source import Source
+from pipeline.stages.export import ExportStep
+from pipeline.steps.artifact import Artifact
+from pipeline.steps.facts.graphs import ExportFacts
 
 ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 SOUND: dict[str, Any] = {
     "name": "trial",
@@ -250,3 +256,56 @@ def test_a_run_reads_images_at_an_address(project: Path, lent: str) -> None:
     path = write(project, data=here)
     planned = CliRunner().invoke(main, ["run", str(path), "--dry-run", "--only", "calibrate"])
     assert "up to date" in planned.output, planned.output
+
+
+def test_a_network_whose_export_is_in_the_store_is_not_loaded(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second machine takes what the first one made: seconds, and no framework."""
+
+    def build(self: ExportStep, folder: Path) -> Mapping[str, Any]:
+        (folder / "model.onnx").write_bytes(b"what takes the exporter seconds")
+        return ExportFacts(1, 20, 0.0, self.source.network).to_facts()
+
+    monkeypatch.setattr(ExportStep, "build", build)
+    store = {"address": str(project / "store"), "push": True}
+    outputs = [str(project / name) for name in ("first", "second")]
+    only = ["--only", "export", "--quiet"]
+    path = write(project, store=store, output=outputs[0])
+    first = CliRunner().invoke(main, ["run", str(path), *only])
+    assert first.exit_code == 0, first.output
+    path = write(project, store=store, output=outputs[1])
+    program = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main(['run', {str(path)!r}, *{only!r}])\n"
+        "except SystemExit as end: print('CODE', end.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=project, env=ENVIRONMENT, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "CODE 0 False", result.stdout
+    one, other = (Artifact.read(Path(output) / "trial" / "export") for output in outputs)
+    assert one.digest == other.digest
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_store_that_does_not_answer_is_told_before_anything_is_made(
+    project: Path, required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where it is not required the network is looked at, since it is exported here."""
+    looked: list[str] = []
+
+    def look(source: Source) -> None:
+        looked.append("network")
+        raise ModelError("model.name: too large for this test")
+
+    monkeypatch.setattr(Source, "network", property(look))
+    (project / "store").write_text("no folder")
+    store = {"address": str(project / "store"), "required": required}
+    path = write(project, store=store)
+    result = CliRunner().invoke(main, ["run", str(path), "--only", "export", "--quiet"])
+    assert result.exit_code == (4 if required else 2), result.output
+    assert ("cannot be read" if required else "too large") in result.output
+    assert looked == ([] if required else ["network"])
+    assert not (project / "engines").exists()
