@@ -30,6 +30,12 @@ EXTRAS = {
 }
 """Schemes of addresses, and the extra of this package that brings the driver; "" for none."""
 
+SFTP = "sftp"
+"""The scheme whose connection may end while nobody asks, which its driver does not notice."""
+
+_ALIVE_S = 30
+"""How often a connection that waits says so, in seconds: routers forget one that is silent."""
+
 HIDDEN = "***"
 _SHORTEST = 4
 """Secrets shorter than this cannot be told from other text: with one, no driver is quoted."""
@@ -90,6 +96,8 @@ class Address:
         import fsspec
 
         try:
+            if self.scheme == SFTP:
+                return _sftp(self.url, self.options)
             opened: tuple[AbstractFileSystem, str] = fsspec.url_to_fs(self.url, **self.options)
             return opened
         except ImportError:
@@ -137,6 +145,18 @@ def parse(text: str, options: Mapping[str, Any] | None = None) -> Address:
         options=told,
         secrets=_secrets(user, parts.query, told),
     )
+
+
+def _sftp(url: str, options: Mapping[str, Any]) -> tuple[AbstractFileSystem, str]:
+    """The driver that the extra brings, whichever others are installed, on a live connection."""
+    from fsspec.implementations.sftp import SFTPFileSystem
+
+    told = SFTPFileSystem._get_kwargs_from_urls(url)
+    files = SFTPFileSystem(**{**told, **options})
+    if not files.client.get_transport().is_active():
+        files._connect()  # one that was opened before, and kept by fsspec
+    files.client.get_transport().set_keepalive(_ALIVE_S)
+    return files, SFTPFileSystem._strip_protocol(url)
 
 
 def _folder(text: str, options: Mapping[str, Any]) -> Address:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.core.address import Address
+from pipeline.core.address import SFTP, Address
 from pipeline.core.errors import ArtifactError, DamagedError, StoreError
 from pipeline.core.files import open_regular
 from pipeline.core.remote import LateError, in_time
@@ -244,8 +244,14 @@ class Objects:
             FileNotFoundError: There is no such file.
             StoreError: Whatever else went wrong.
         """
+
+        def asked() -> Any:
+            if self.address.scheme == SFTP:  # hours may lie between two questions
+                self.files, _ = self.address.open()
+            return call()
+
         try:
-            return self._within(call)
+            return self._within(asked)
         except (FileNotFoundError, StoreError):
             raise
         except Exception as error:
