@@ -193,8 +193,8 @@ class Objects:
         folder, _, last = path.rpartition("/")
         aside = self.address.scheme in _IN_PLACE
         written = f"{folder}/{_ASIDE}{last[:8]}-{uuid.uuid4().hex}" if aside else path
-        self._ask("be written", lambda: self.files.makedirs(folder, exist_ok=True))
         try:
+            self._ask("be written", lambda: self.files.makedirs(folder, exist_ok=True))
             stream = self._ask("be written", lambda: self.files.open(written, "wb"))
             for piece in pieces:
                 self._ask("be written", partial(stream.write, piece))

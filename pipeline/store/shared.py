@@ -87,10 +87,11 @@ class Shared:
         try:
             return self.entries.find(step.key()) is not None
         except DamagedError:
-            return False  # who takes it says so
-        except StoreError as error:
-            self._failed(step, error)
             return False
+        except StoreError:
+            if self.required:
+                raise
+            return False  # who takes it says so, as of damage
 
     def take(self, step: Step) -> bool:
         """Make a step's artifact from the store; whether it was there.

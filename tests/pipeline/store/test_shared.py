@@ -20,6 +20,7 @@ from tests.pipeline.store.toys import (
     NAMES,
     Machine,
     Unsteady,
+    context_of,
     digests,
     entries,
     planned,
@@ -143,6 +144,34 @@ def test_a_store_that_hangs_is_left_alone(first: Machine) -> None:
     assert first.said[-1] == "the store failed 3 times: this run goes on without it" or any(
         "goes on without it" in text for text in first.said
     )
+
+
+def test_a_store_where_no_folder_can_be_made_costs_a_warning(
+    first: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Unsteady, path: str, exist_ok: bool = False) -> None:
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr(Unsteady, "makedirs", refuse)
+    outcome = run(first, shared(first, Unsteady({})))
+    assert {result.state for result in outcome.results} == {State.DONE}
+    assert any("the store memory://host/store loses what" in text for text in first.said)
+
+
+def test_whether_a_store_holds_an_artifact(first: Machine, second: Machine) -> None:
+    content: dict[str, Any] = {}
+    run(first, shared(first, Unsteady(content)))
+    step = planned(context_of(second))[0]
+    assert shared(second, Unsteady(content)).holds(step)
+    assert not shared(second, Unsteady({})).holds(step)
+    for file in content.values():
+        file.seek(0)
+        file.truncate()
+    assert not shared(second, Unsteady(content)).holds(step)
+    assert not shared(second, Unsteady(content, {1: "cut"})).holds(step)
+    assert second.said == []  # who takes it says what is wrong
+    with pytest.raises(StoreError, match="cannot be read"):
+        shared(second, Unsteady(content, {1: "cut"}), required=True).holds(step)
 
 
 def test_a_required_store_that_fails_is_an_error_of_the_step(first: Machine) -> None:
