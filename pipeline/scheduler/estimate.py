@@ -53,7 +53,7 @@ class Estimate:
     Attributes:
         fixed: Seconds, however many validation images there are.
         an_image: Seconds for each of them.
-        images: As many as there were where it was measured.
+        images: As many as there were where it was measured; 0 where that says nothing.
         origin: Where the figure comes from, for people.
     """
 
@@ -62,9 +62,13 @@ class Estimate:
     images: int
     origin: str
 
-    def at(self, images: int | None) -> float:
-        """Seconds with so many validation images; None for as many as last time."""
-        return self.fixed + self.an_image * (self.images if images is None else images)
+    def at(self, images: int | None) -> float | None:
+        """Seconds with so many validation images; None for as many as last time.
+
+        None is what is not known: how many there are, of what was measured on one.
+        """
+        count = self.images if images is None else images
+        return None if self.an_image and not count else self.fixed + self.an_image * count
 
     def scaled(self, factor: float, origin: str) -> Estimate:
         """The same for a network that takes so many times as long."""
@@ -108,14 +112,15 @@ class Estimates:
         if scaled is not None:
             return scaled
         rate = RATES.get(step.built.name) if isinstance(step, ValidateStep) else None
-        return None if rate is None else Estimate(0, rate * self.macs / 1e9, 1, RATES_FROM)
+        return None if rate is None else Estimate(0, rate * self.macs / 1e9, 0, RATES_FROM)
 
     def in_words(self, step: Step) -> str:
         """How long a step takes with the images of the configuration, and where that comes from."""
         estimate = self.of(step)
-        if estimate is None:
+        seconds = None if estimate is None else estimate.at(self.images)
+        if estimate is None or seconds is None:
             return f"time {NOT_KNOWN}"
-        return f"about {duration(estimate.at(self.images))}, {estimate.origin}"
+        return f"about {duration(seconds)}, {estimate.origin}"
 
     def _alike(self, step: Step) -> Iterator[Estimate]:
         """What the same step took with the same network: here first, then elsewhere."""
@@ -156,6 +161,8 @@ class Estimates:
                 if source.described.hold_out is not None or source.sets_aside:
                     return len(source.validation)
                 return sum(len(images) for _, images in files.images())
+            if "module" in source.__dict__ and isinstance(files.root, Path):
+                return len(source.validation)  # a run that loads the network reads these, too
         facts = _facts(self.folder, SAMPLES)
         return _count(facts.get("of"))
 
@@ -198,8 +205,9 @@ def _is_judging(step: Step) -> bool:
 
 def _sum(costs: Sequence[tuple[Step, Estimate | None]], images: int | None) -> str:
     """What steps take together, most of it where, and of which of them that is not known."""
-    known = {step.name: estimate.at(images) for step, estimate in costs if estimate is not None}
-    unknown = [step.name for step, estimate in costs if estimate is None]
+    told = {step.name: None if found is None else found.at(images) for step, found in costs}
+    known = {name: seconds for name, seconds in told.items() if seconds is not None}
+    unknown = [name for name, seconds in told.items() if seconds is None]
     if not known:
         return f"time {NOT_KNOWN}: no run here has measured any of them"
     total = sum(known.values())

@@ -142,6 +142,9 @@ def test_without_any_run_rates_tell_and_else_nothing(tmp_path: Path) -> None:
     assert found is not None
     assert found.at(1000) == pytest.approx(1000 * RATES["trt/fp16"] * MACS / 1e9)
     assert found.origin == RATES_FROM
+    # How many images there are was told by nobody: one is not what they are.
+    assert found.at(None) is None
+    assert estimates.in_words(step(now, "validate/trt-fp16")) == "time not known yet"
     assert estimates.of(step(now, "validate/ort-fp32")) is None
     assert estimates.in_words(step(now, "validate/ort-fp32")) == "time not known yet"
 
@@ -154,6 +157,14 @@ def test_a_network_that_is_loaded_is_counted(tmp_path: Path) -> None:
     network = SimpleNamespace(input_shape=(3, SIZE, SIZE), description={"model": "x"})
     now.source.__dict__.update(module=conv, network=network)
     assert Estimates(now).macs == 3 * 4 * SIZE * SIZE
+
+
+def test_images_in_one_file_are_counted_where_the_network_is_loaded(tmp_path: Path) -> None:
+    """Before a first run: nothing but the dataset tells how many there are."""
+    now = context(tmp_path)
+    assert Estimates(now).images is None
+    now.source.__dict__.update(module=torch.nn.Identity(), validation=range(7))
+    assert Estimates(now).images == 7
 
 
 def test_what_could_not_be_judged_and_what_is_damaged_tell_nothing(tmp_path: Path) -> None:
