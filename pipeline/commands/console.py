@@ -86,8 +86,8 @@ class QuietConsole(Observer, AbstractContextManager["QuietConsole"]):
         """Show what is not shown yet."""
         self.screen.flush()
 
-    def costs(self, lines: Sequence[str]) -> None:
-        """What the run takes, before it begins."""
+    def costs(self, lines: Callable[[], Sequence[str]]) -> None:
+        """What the run takes, before it begins: told by who asks, since it takes a second plan."""
 
     def finished(self, result: StageResult) -> None:
         """A step ended."""
@@ -121,9 +121,9 @@ class JsonConsole(QuietConsole):
         self.pace = _Pace(clock)
         self.name = ""
 
-    def costs(self, lines: Sequence[str]) -> None:
+    def costs(self, lines: Callable[[], Sequence[str]]) -> None:
         """What the run takes, before it begins."""
-        self._write({"event": "costs", "lines": list(lines)})
+        self._write({"event": "costs", "lines": list(lines())})
 
     def started(self, step: Step, why: str) -> None:
         """A step begins."""
@@ -214,11 +214,11 @@ class RichConsole(QuietConsole):
         self.bar.stop()
         super().close()
 
-    def costs(self, lines: Sequence[str]) -> None:
+    def costs(self, lines: Callable[[], Sequence[str]]) -> None:
         """What the run takes, before it begins."""
         from pipeline.core.screen import styled
 
-        for line in lines:
+        for line in lines():
             self.console.print(styled(printable(line), "dim"), soft_wrap=True)
 
     def planned(self, steps: Sequence[Step]) -> None:

@@ -81,7 +81,7 @@ def run(
             console.warn(line)
         if store is not None:
             store.tells(console.warn)
-        console.costs(_costs(first, selection))
+        console.costs(lambda: _costs(first, selection))
         came_to = carry_out(
             written, path, selection, log, console, first, store, told, jobs, audit=audit
         )

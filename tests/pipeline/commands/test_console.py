@@ -7,6 +7,8 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from pipeline.commands.console import EVERY_S, JsonConsole, QuietConsole, RichConsole
 
 STEP: Any = SimpleNamespace(stage="build", name="ort/int8")
@@ -75,13 +77,13 @@ def test_what_a_run_takes_is_told_before_it_begins() -> None:
     line = "3 steps to run: about 1 min, as long as [last] time"
     screen = io.StringIO()
     with RichConsole(screen, Clock()) as console:
-        console.costs([line])
+        console.costs(lambda: [line])
     assert line in screen.getvalue()
     screen = io.StringIO()
-    JsonConsole(screen, Clock()).costs([line])
+    JsonConsole(screen, Clock()).costs(lambda: [line])
     assert json.loads(screen.getvalue()) == {"event": "costs", "lines": [line]}
     screen = io.StringIO()
-    QuietConsole(screen).costs([line])
+    QuietConsole(screen).costs(lambda: pytest.fail("nobody wants to know"))
     assert screen.getvalue() == ""
 
 
