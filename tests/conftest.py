@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import zlib
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+
+from pipeline.core.garbage import GARBAGE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +31,20 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 DATA = Path(__file__).parent / "data"
 SEED = 7
 
+gc.set_threshold(*GARBAGE)  # as the command line does
+
 Array = npt.NDArray[np.float32]
 Arrays = dict[str, Array]
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what a test process begins with: packages and tests, a million of objects.
+
+    PyTorch's exporter, coremltools and pytest ask for whole collections, which would go through
+    them each time: a sixth of the processor time of the suite.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def parity_parameter(name: str, shape: tuple[int, ...]) -> Array:

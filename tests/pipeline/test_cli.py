@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import GARBAGE, main
+from pipeline.cli import main
 from pipeline.commands import bench as commands_bench
 from pipeline.core import machine
 from pipeline.core.answers import Answers
+from pipeline.core.garbage import GARBAGE
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.facts.bench import Measured
