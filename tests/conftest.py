@@ -16,6 +16,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 from pipeline.core.garbage import GARBAGE
+from tests.exporting import remembering
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +44,8 @@ def pytest_collection_finish() -> None:
     PyTorch's exporter, coremltools and pytest ask for whole collections, which would go through
     them each time: a sixth of the processor time of the suite.
     """
+    if torch := sys.modules.get("torch"):
+        torch.onnx.export = remembering(torch.onnx.export)
     gc.collect()
     gc.freeze()
 
