@@ -38,4 +38,4 @@ def _install() -> None:
         registry.functions = {target: list(known) for target, known in made[key].functions.items()}
         return registry
 
-    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
