@@ -23,9 +23,8 @@ def only_new() -> Iterator[None]:
     PyTorch's exporter and coremltools ask for a whole collection at the end of their work: beside
     both packages each takes a quarter of a second to go through what has been there before.
     """
-    if (
-        gc.get_freeze_count() > _FROM_THE_START
-    ):  # a program that set its own objects aside does not get them back
+    # A program that set its own objects aside does not get them back.
+    if gc.get_freeze_count() > _FROM_THE_START:
         yield
         return
     gc.freeze()
