@@ -80,8 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Set aside what a test process begins with: packages and tests, a million of objects.
 
-    PyTorch's exporter, coremltools and pytest ask for whole collections, which would go through
-    them each time: a sixth of the processor time of the suite.
+    PyTorch's exporter and coremltools ask for whole collections, which would go through them each
+    time: a third of the processor time of test_grids.py.
     """
     if torch := sys.modules.get("torch"):
         torch.onnx.export = remembering(torch.onnx.export)
