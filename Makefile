@@ -22,7 +22,7 @@ run: $(INSTALLED)
 	$(BIN)/python -m pipeline run pipeline.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -32,7 +32,7 @@ check: $(INSTALLED)
 
 # Old versions warn of what later ones of others took away: that is no fault of what is tested here.
 lower: $(LOWER_INSTALLED)
-	$(LOWER)/bin/python -m pytest -n auto --dist loadfile -W ignore::FutureWarning -W ignore::DeprecationWarning
+	$(LOWER)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -W ignore::FutureWarning -W ignore::DeprecationWarning
 
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak

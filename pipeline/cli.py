@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from pipeline.core.commandline import Group
+from pipeline.core.garbage import GARBAGE
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.words import nearest_or_all, printable, shown
 from pipeline.targets.registry import TARGETS
@@ -35,11 +36,6 @@ else:
 
 
 Command = Callable[..., Any]
-
-GARBAGE = (20_000, 20, 20)
-"""How often Python looks for circles that nothing refers to. Modules and graphs are made of
-millions of objects that stay, and with numbers of its own, 700, 10 and 10, Python goes through them
-again and again: 3 of the 140 CPU seconds of a run, a sixteenth of one with nothing to do."""
 
 
 class TargetName(ParamType):

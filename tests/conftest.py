@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import zlib
@@ -13,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
+
+from pipeline.core.garbage import GARBAGE
+from tests.exporting import remembering
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +32,61 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 DATA = Path(__file__).parent / "data"
 SEED = 7
 
+gc.set_threshold(*GARBAGE)  # as the command line does
+
 Array = npt.NDArray[np.float32]
 Arrays = dict[str, Array]
+
+
+LONG = (
+    "pipeline/test_cli.py",
+    "pipeline/targets/tensorrt/test_commands.py",
+    "pipeline/scheduler/test_fleet.py",
+    "pipeline/targets/coreml/test_diff.py",
+    "pipeline/targets/coreml/test_target.py",
+    "pipeline/test_nothing_lost.py",
+    "pipeline/api/test_model.py",
+    "pipeline/stages/test_photo.py",
+    "pipeline/targets/coreai/test_networks.py",
+    "pipeline/targets/coreai/test_commands.py",
+    "pipeline/emulate/mil/test_networks.py",
+    "pipeline/emulate/mil/test_grids.py",
+    "pipeline/test_timm.py",
+    "care/test_quantization.py",
+    "care/test_train.py",
+    "care/test_checkpoint.py",
+    "care/test_fuse.py",
+    "care/test_stopping.py",
+    "pipeline/targets/coreml/test_compress.py",
+    "pipeline/targets/coreml/test_axes.py",
+    "pipeline/targets/ort/test_as_cpu.py",
+    "pipeline/scheduler/test_side_by_side.py",
+    "pipeline/scheduler/test_cuts.py",
+    "pipeline/api/test_results.py",
+)
+"""Files that take long, the longest first as far as that can be said for all machines."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first.
+
+    Processes get whole files, as they are put here (by number of tests, pytest-xdist would keep
+    files of few and long ones for the end, where one process would wait for the other).
+    """
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what a test process begins with: packages and tests, a million of objects.
+
+    PyTorch's exporter and coremltools ask for whole collections, which would go through them each
+    time: a third of the processor time of test_grids.py.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.onnx.export = remembering(torch.onnx.export)
+    gc.collect()
+    gc.freeze()
 
 
 def parity_parameter(name: str, shape: tuple[int, ...]) -> Array:

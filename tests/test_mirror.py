@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONG
+
 ROOT = Path(__file__).parents[1]
 
 ELSEWHERE: dict[str, tuple[str, str]] = {
@@ -153,3 +155,8 @@ def test_no_entry_is_left_over() -> None:
         if place_of(Path(one)) == Path(one).with_name(f"test_{Path(one).name}").as_posix()
     ]
     assert (gone, own) == ([], [])
+
+
+def test_files_that_go_first_exist() -> None:
+    assert [name for name in LONG if not (ROOT / "tests" / name).is_file()] == []
+    assert len(set(LONG)) == len(LONG)

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.core.described import QUANTIZED
 from pipeline.core.errors import BuildError, ConfigError
+from pipeline.core.garbage import only_new
 from pipeline.core.words import in_short
 from pipeline.graphs.compare import (
     DYNAMIC_IMAGES,
@@ -276,7 +277,7 @@ def trace(
     from pipeline.stages.attention import attention
 
     own = torch.nn.functional.scaled_dot_product_attention
-    with _without_gradients(module), Replaced({**FOR_ALL_TARGETS, own: attention}):
+    with only_new(), _without_gradients(module), Replaced({**FOR_ALL_TARGETS, own: attention}):
         program = torch.onnx.export(
             module,
             (torch.from_numpy(images),),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from multiprocessing.context import ForkServerContext
 from typing import Any
+
+from tests import forked
 
 _PATIENCE_S = 300.0
 
@@ -13,10 +13,9 @@ _PATIENCE_S = 300.0
 def run_apart(function: Callable[..., None], calls: Sequence[tuple[Any, ...]]) -> list[int]:
     """Call a function once for each tuple of arguments, side by side; returns the exit codes.
 
-    They are forked from one server, which has loaded the libraries and done nothing else.
+    See `forked`.
     """
-    context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["care.train", "torch.distributed"])
+    context = forked.context()
     processes = [context.Process(target=function, args=arguments) for arguments in calls]
     for process in processes:
         process.start()

@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import GARBAGE, main
+from pipeline.cli import main
 from pipeline.commands import bench as commands_bench
 from pipeline.core import machine
 from pipeline.core.answers import Answers
+from pipeline.core.garbage import GARBAGE
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.facts.bench import Measured
@@ -306,6 +307,7 @@ def test_a_run_of_one_stage_claims_no_more(copied: tuple[Path, Path], tmp_path: 
     assert result.exit_code == 0, result.stderr
     assert "All that was selected is done, 1 of " in result.stdout
     assert "from an earlier run" in result.stdout
+    before = Artifact.read(folder / "export")
     shutil.rmtree(folder)
     result = invoke("run", str(path), "--only", "export", "--quiet")
     assert result.exit_code == 0, result.stderr
@@ -313,6 +315,8 @@ def test_a_run_of_one_stage_claims_no_more(copied: tuple[Path, Path], tmp_path: 
     assert "not selected in this run" in text
     assert "was not built" not in text
     assert "Everything was built" not in text
+    again = Artifact.read(folder / "export")
+    assert (again.key, again.digest) == (before.key, before.digest)
 
 
 def test_the_log_is_shown_and_ci_is_told_where_that_is_asked_for(
@@ -811,9 +815,10 @@ def wait_for_work(run: subprocess.Popen[str], folder: Path, left: set[Path]) -> 
 def test_killed_and_interrupted_runs_continue(copied: tuple[Path, Path]) -> None:
     path, folder = copied
     before = artifacts(folder)
-    shutil.rmtree(folder / "export")
+    # Not the export, which takes longer: another test makes it anew, equal to the byte.
+    shutil.rmtree(folder / "onnx")
     shutil.rmtree(folder / "trt")
-    command = [sys.executable, "-m", "pipeline", "run", str(path), "--only", "export"]
+    command = [sys.executable, "-m", "pipeline", "run", str(path), "--only", "simplify"]
     command += ["--only", "build", "--quiet"]
     for sent, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         left = set(folder.glob(".making-*"))
@@ -853,10 +858,9 @@ def test_input_that_does_not_make_sense_is_exit_code_2(
 ) -> None:
     path = tmp_path / "pipeline.yaml"
     path.write_text(CONFIG.replace("OUTPUT", str(tmp_path / "engines")).replace(*change))
-    result = process("run", str(path), "--quiet")
-    assert result.returncode == 2, result.stderr
+    result = invoke("run", str(path), "--quiet")
+    assert result.exit_code == 2, result.stderr
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:

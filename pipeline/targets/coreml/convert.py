@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import BuildError, ConfigError
+from pipeline.core.garbage import only_new
 from pipeline.core.network import Network
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import refusals, siblings
@@ -71,7 +72,7 @@ def convert(
     selector = Selector(deployed, float32 or ())
     refusals.check(deployed.program, network.name)
     try:
-        with seldom_checked():
+        with only_new(), seldom_checked():
             model = ct.convert(
                 deployed.program,
                 convert_to="mlprogram",

@@ -176,10 +176,12 @@ def test_every_public_name_is_documented() -> None:
 def test_a_fleet_of_the_configuration_is_asked(
     tmp_path: Path,
     settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
     store: dict[str, Any] | None,
     error: type[Exception],
     why: str,
 ) -> None:
+    monkeypatch.setattr("pipeline.scheduler.fleet.CONNECT_S", 0.3)
     fleet = {"scheduler": "tcp://127.0.0.1:1", "wait_s": 1.0}
     if store:
         store = {**store, "address": str(tmp_path / "store")}

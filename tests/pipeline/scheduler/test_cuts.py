@@ -120,7 +120,7 @@ class Telling(QuietConsole):
 
 
 @pytest.fixture(autouse=True)
-def _toy_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy_plan(monkeypatch: pytest.MonkeyPatch, forked_processes: None) -> None:
     monkeypatch.setattr(execute, "plan", steps_of)
 
 

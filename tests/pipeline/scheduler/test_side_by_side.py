@@ -72,6 +72,7 @@ def test_three_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert {result.state for result in again.results} == {State.UP_TO_DATE}
 
 
+@pytest.mark.usefixtures("forked_processes")
 @pytest.mark.parametrize(("times", "state"), [(1, State.DONE), (2, State.FAILED)])
 def test_a_killed_process_is_tried_once_more(tmp_path: Path, times: int, state: State) -> None:
     settings = Settings(tmp_path / "run", killed="meet1", times=times)
@@ -86,6 +87,7 @@ def test_a_killed_process_is_tried_once_more(tmp_path: Path, times: int, state: 
         assert outcome.exit_code == 3
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_failures_come_back_as_they_are(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "run", refused="meet0", odd="meet1")
     settings.folder.mkdir()

@@ -18,7 +18,7 @@ from pipeline.cli import main
 from pipeline.core.errors import InputError
 from pipeline.core.figures import Number, State
 from pipeline.report.model import Run
-from pipeline.stages.names import LOGITS, PHOTO
+from pipeline.stages.names import GRAPH, LOGITS, PHOTO
 from pipeline.stages.validate import compare_photos
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.facts.accuracy import PhotoCheck
@@ -41,9 +41,12 @@ def settings(folder: Path, **export: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, embedded_results: Path) -> Path:
+    """A run of the embedded network, whose graph other tests have exported already."""
     folder = tmp_path_factory.mktemp("photo")
-    assert pipeline.run(settings(folder, preprocessing="graph"), only=STAGES).exit_code == 0
+    model = {"onnx": embedded_results / "export" / GRAPH}
+    wanted = {**settings(folder, preprocessing="graph"), "model": model}
+    assert pipeline.run(wanted, only=STAGES).exit_code == 0
     return folder / "trial"
 
 

@@ -150,7 +150,7 @@ def checkout() -> Callable[[Path], Path]:
     return copy
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build_in() -> Callable[..., dict[str, Any]]:
     """Builds by the code of a checkout: (root, graph, output, before=…, **environment) -> facts.
 

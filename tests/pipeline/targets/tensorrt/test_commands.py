@@ -85,11 +85,12 @@ def is_built(usual: str, build: Callable[[], dict[str, Any]]) -> bool:
     return any(build()["engine_sha256"] == usual for _ in range(3))
 
 
-@pytest.fixture
-def usual(finished: Path, tmp_path: Path, build_in: Built) -> str:
+@pytest.fixture(scope="module")
+def usual(finished: Path, tmp_path_factory: pytest.TempPathFactory, build_in: Built) -> str:
     """Hash of an engine with a dynamic batch, where a second build gives the same bytes."""
+    folder = tmp_path_factory.mktemp("usual")
     first, second = (
-        build_in(ROOT, finished / FLOAT16, tmp_path / name)["engine_sha256"]
+        build_in(ROOT, finished / FLOAT16, folder / name)["engine_sha256"]
         for name in ("first", "second")
     )
     if first != second:
@@ -258,9 +259,15 @@ def test_impossible_combinations_are_refused_before_anything_runs(tmp_path: Path
     assert not (tmp_path / "engines").exists()
 
 
-def test_a_fixed_batch_goes_through_every_stage(tmp_path: Path, no_gpu: None) -> None:
+def test_a_fixed_batch_goes_through_every_stage(
+    tmp_path: Path, no_gpu: None, embedded_results: Path
+) -> None:
     path = configured(tmp_path)
+    # A graph of any batch, as the exporter writes it whatever the batch: see test_export.py.
+    graph = embedded_results / "export" / "model.onnx"
     text = path.read_text().replace("{simplify: false}", "{simplify: false, batch: 4}")
+    text = text.replace("{name: care_tiny, checkpoint: embedded}", f"{{onnx: {graph}}}")
+    assert str(graph) in text
     path.write_text(text.replace("[fp16]", "[int8]"))
     result = invoke("run", str(path))
     assert result.exit_code == 2
