@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from calibration.ranges import Scheme, weight_quantization
 from pipeline.core.errors import BuildError, DataError
@@ -18,6 +18,7 @@ from pipeline.graphs.bias import (
     layers,
     mean_errors,
 )
+from pipeline.graphs.links import Links
 
 Batch = npt.NDArray[np.float32]
 
@@ -73,9 +74,14 @@ def test_folding_all_at_once_gives_the_graph_of_one_after_the_other(
     each = bare
     for output, error in errors.items():
         each = fold(each, {output: error})
-    looks = []
-    links = bias.Links
-    monkeypatch.setattr(bias, "Links", lambda graph: (looks.append(graph), links(graph))[1])
+    looks: list[GraphProto] = []
+
+    class Counted(Links):
+        def __init__(self, graph: GraphProto) -> None:
+            looks.append(graph)
+            super().__init__(graph)
+
+    monkeypatch.setattr(bias, "Links", Counted)
     whole = fold(bare, errors)
     assert whole.SerializeToString(deterministic=True) == each.SerializeToString(deterministic=True)
     assert len(looks) == 3, "for the layers, for the errors, and after the node that is new"
