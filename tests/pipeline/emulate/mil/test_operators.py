@@ -960,7 +960,12 @@ def test_constants_of_whole_numbers_are_converted_once(
     convolved = F.conv2d(F.max_pool2d(t(images), 2), t(W))
     tolist = Tensor.tolist
     converted: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "tolist", lambda x: (converted.append(x), tolist(x))[1])
+
+    def convert(x: Tensor) -> Any:
+        converted.append(x)
+        return tolist(x)
+
+    monkeypatch.setattr(Tensor, "tolist", convert)
     (answer,) = executor.predict(images).values()
     assert not converted
     torch.testing.assert_close(t(answer), convolved.sum((1, 2, 3))[:, None], atol=1e-4, rtol=1e-5)
