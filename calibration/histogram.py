@@ -55,18 +55,39 @@ class Histogram:
             ValueError: A value is NaN or infinite.
         """
         flat = np.asarray(values).reshape(-1)
-        if not flat.size:
-            return
-        low, high = float(flat.min()), float(flat.max())
+        if flat.size:
+            low, high = float(flat.min()), float(flat.max())
+            self._insert(*self._count(flat, low, high))
+
+    def add_part(self, values: Floats, low: float, high: float) -> None:
+        """Count some of many values, and the extremes of all of them beside: in one pass.
+
+        It comes to what `add` of the values and `add` of both extremes come to.
+
+        Args:
+            values: Of any shape; none lies beyond the extremes.
+            low: The smallest of all.
+            high: The largest of all.
+
+        Raises:
+            ValueError: An extreme is NaN or infinite.
+        """
+        first, counts = self._count(np.asarray(values).reshape(-1), low, high)
+        counts[0] += 1
+        counts[-1] += 1
+        self._insert(first, counts)
+
+    def _count(self, flat: Floats, low: float, high: float) -> tuple[int, Counts]:
+        """The bin of `low`, and how many values lie in each from there to that of `high`."""
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("a histogram counts finite values only")
         self._cover(low, high)
         bins = _scaled(flat, -self._exponent)
         np.floor(bins, out=bins)
-        first = math.floor(low * 2.0**-self._exponent)
+        first, last = (math.floor(end * 2.0**-self._exponent) for end in (low, high))
         # Numbers of bins are whole and small: their difference is exact in either precision.
         bins -= first
-        self._insert(first, np.bincount(bins.astype(np.int64)))
+        return first, np.bincount(bins.astype(np.int64), minlength=last - first + 1)
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of another histogram with as many bins.

@@ -119,8 +119,7 @@ class Statistics:
             if not rows.size:
                 return
             low, high = float(rows.min()), float(rows.max())
-        self.histogram.add(self._thinned(rows, first))
-        self.histogram.add(np.array([low, high]))
+        self.histogram.add_part(self._thinned(rows, first), low, high)
         if self.axis is not None:
             self._add_channels(tensor, self.axis)
 

@@ -88,7 +88,7 @@ def bench_alone(
     stated = {name: value for name, value in settings.items() if value is not None}
     if batch:
         stated["batches"] = tuple(batch)
-    protocol = BenchConfig(**stated)
+    bench = BenchConfig(**stated)
     artifacts = {_name(folder): artifact_alone(folder) for folder in folders}
     if len(artifacts) < len(folders):
         raise InputError("the same artifact was named twice")
@@ -96,18 +96,16 @@ def bench_alone(
     load_before = machine.load()
     pictures, images_are = _pictures(list(artifacts.values()), data)
     drawn = Drawn(pictures)
-    limits = timing.Protocol(
-        protocol.warmup, protocol.samples, protocol.max_seconds, protocol.settled
-    )
+    protocol = timing.Protocol.of(bench)
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
         for name, artifact in artifacts.items():
-            opened = TARGETS[str(artifact.facts["target"])].open(artifact, threads=protocol.threads)
+            opened = TARGETS[str(artifact.facts["target"])].open(artifact, threads=bench.threads)
             runners[name] = stack.enter_context(opened)
-            _require_batches(name, opened, protocol.batches)
+            _require_batches(name, opened, bench.batches)
         timed = {
-            size: timing.interleaved(runners, drawn.batches(size), limits)
-            for size in protocol.batches
+            size: timing.interleaved(runners, drawn.batches(size), protocol)
+            for size in bench.batches
         }
         devices = {name: runner.device for name, runner in runners.items()}
     summed = {
@@ -118,7 +116,7 @@ def bench_alone(
         for size, by_name in timed.items()
     }
     granted = machine.Machine.here().cpus_granted
-    fewest = min(len(calls[timing.ENGINE].samples) for calls in timed[protocol.batches[0]].values())
+    fewest = min(len(calls[timing.ENGINE].samples) for calls in timed[bench.batches[0]].values())
     doubt = doubt_about(fewest, load_before, granted)
     lines = [f"{name}: {device}" for name, device in devices.items()]
     lines.append(f"{measured_here()}, on {images_are}")

@@ -6,7 +6,8 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+from typing import Protocol as Interface
 
 from pipeline.core.answers import FEWEST_AUDITED, Audit
 from pipeline.core.figures import Latency, Ratio, ratio
@@ -48,6 +49,26 @@ def settle(call: Callable[[], object]) -> None:
         call()
 
 
+class Stated(Interface):
+    """What states a `Protocol`, such as the `bench` section of a configuration."""
+
+    @property
+    def warmup(self) -> int:
+        """See `Protocol`."""
+
+    @property
+    def samples(self) -> int:
+        """See `Protocol`."""
+
+    @property
+    def max_seconds(self) -> float:
+        """See `Protocol`."""
+
+    @property
+    def settled(self) -> float:
+        """See `Protocol`."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How to measure.
@@ -64,6 +85,11 @@ class Protocol:
     samples: int
     max_seconds: float
     settled: float = 0.0
+
+    @classmethod
+    def of(cls, stated: Stated) -> Self:
+        """What settings say."""
+        return cls(stated.warmup, stated.samples, stated.max_seconds, stated.settled)
 
 
 def interleaved(

@@ -64,11 +64,17 @@ def conv(
         total = _conv_in_steps(x, weight, strides, dilations, groups, partial)
         return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
     x, padding = _symmetric_padding(x, pads, 0.0)
-    settings = (tuple(strides), padding, tuple(dilations), groups)
-    if _is_mostly_padding(x, weight, *settings):
+    moves_by_one = x.ndim == 4 and x.dtype == torch.float32 and {*strides, *dilations} == {1}
+    if (
+        moves_by_one
+        and groups == x.shape[1] == weight.shape[0]
+        and _reaches_beyond(x, padding)
+        and _has_the_same_bits(tuple(x.shape[1:]), tuple(weight.shape[2:]), padding)
+    ):
         return _within_reach(x, weight, bias, padding)
-    if beside.is_beside() and x.ndim == 4 and _depends_on_threads(x, weight, *settings):
+    if moves_by_one and beside.is_beside() and _depends_on_threads(x, weight, groups):
         return torch.mkldnn_convolution(x, weight, bias, padding, strides, dilations, groups)
+    settings = (tuple(strides), padding, tuple(dilations), groups)
     return _CONVOLVE[x.ndim](x, weight, bias, *settings)
 
 
@@ -76,24 +82,13 @@ _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.co
 """By the rank of the input."""
 
 
-def _is_mostly_padding(
-    x: Tensor,
-    weight: Tensor,
-    strides: Sequence[int],
-    padding: Sequence[int],
-    dilations: Sequence[int],
-    groups: int,
-) -> bool:
-    """Whether a depthwise kernel is so large that much of it lies beyond the image at every place.
+def _reaches_beyond(x: Tensor, padding: Sequence[int]) -> bool:
+    """Whether much of a kernel with so much padding lies beyond the image at every place.
 
-    oneDNN has no kernel of its own for these, and takes twenty times as long.
+    Of a depthwise convolution oneDNN has no kernel of its own for these, and takes twenty times as
+    long.
     """
-    if x.ndim != 4 or not all(p > n for p, n in zip(padding, x.shape[2:], strict=True)):
-        return False
-    if {*strides, *dilations} != {1} or not groups == x.shape[1] == weight.shape[0]:
-        return False
-    shapes = (tuple(x.shape[1:]), tuple(weight.shape[2:]), tuple(padding))
-    return x.dtype == torch.float32 and _has_the_same_bits(*shapes)
+    return all(p > n for p, n in zip(padding, x.shape[2:], strict=True))
 
 
 @cache
@@ -127,24 +122,15 @@ _FEW_VALUES = 20480
 """Of one image, up to which torch does not take oneDNN for a small kernel."""
 
 
-def _depends_on_threads(
-    x: Tensor,
-    weight: Tensor,
-    strides: Sequence[int],
-    padding: Sequence[int],
-    dilations: Sequence[int],
-    groups: int,
-) -> bool:
+def _depends_on_threads(x: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether torch takes oneDNN's convolution where it has several threads, and may not with one.
 
-    So it does for kernels of a single value (`use_mkldnn` in ATen's Convolution.cpp). The kernels'
-    sums differ in the last bits, and part of a batch that has a thread of its own is to have those
-    of the whole batch.
+    So it does for kernels of a single value that move by one (`use_mkldnn` in ATen's
+    Convolution.cpp). The kernels' sums differ in the last bits, and part of a batch that has a
+    thread of its own is to have those of the whole batch.
     """
     return (
         set(weight.shape[2:]) == {1}
-        and {*strides, *dilations} == {1}
-        and x.dtype == torch.float32
         and (len(x) > 1 or groups > 1 or x.numel() > _FEW_VALUES)
         and torch.backends.mkldnn.is_available()
     )

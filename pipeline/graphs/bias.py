@@ -222,17 +222,18 @@ def fold(model: ModelProto, errors: Mapping[str, Doubles]) -> ModelProto:
         DataError: An output is not that of a layer, or a shape does not fit.
     """
     copy = _copy(model)
-    outputs = {layer.output: layer.node for layer in layers(copy)}
+    outputs = {layer.output for layer in layers(copy)}
+    links = Links(copy.graph)
     for output, error in errors.items():
         if output not in outputs:
             raise DataError(f"no Conv, Gemm or MatMul of the graph gives the tensor {output}")
-        links = Links(copy.graph)
         made_by = links.producer[output]
         if made_by.op_type == "Add":
             bias_place = 1 if links.constant(made_by, 1) is not None else 0
             _shift(links, made_by, bias_place, -error)
         elif made_by.op_type == "MatMul":
             _append_bias(links, made_by, -error)
+            links = Links(copy.graph)  # of a graph with one node more
         else:
             scale = attribute(made_by, "beta", 1.0) if made_by.op_type == "Gemm" else 1.0
             _shift(links, made_by, 2, -error / scale)

@@ -255,9 +255,7 @@ def _in_turns(
 ) -> Measured:
     """All that is measured of open runners beside each other."""
     settings = context.config.bench
-    protocol = timing.Protocol(
-        settings.warmup, settings.samples, settings.max_seconds, settings.settled
-    )
+    protocol = timing.Protocol.of(settings)
     watch = machine.Watch()
     drawings = {name: Drawing() for name in runners}
     by_batch = {}

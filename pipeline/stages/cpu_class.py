@@ -137,9 +137,7 @@ class ClassStep(TargetStep):
             samples=str(self.samples.folder.resolve()),
             batch=self.context.config.validation.batch,
             threads=settings.threads,
-            protocol=timing.Protocol(
-                settings.warmup, settings.samples, settings.max_seconds, settings.settled
-            ),
+            protocol=timing.Protocol.of(settings),
         )
         (folder / "job.json").write_text(json.dumps(job.to_dict()))
         run_worker(WORKER, str(folder / "job.json"), str(folder))

@@ -117,3 +117,32 @@ def test_single_precision_counts_as_double_does(scale: float) -> None:
     assert single.exponent == double.exponent
     assert single.first == double.first
     assert np.array_equal(single.counts, double.counts)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-3, 1.0, 1e5, 1e30])
+def test_a_part_and_the_extremes_of_all_count_as_one_after_the_other(scale: float) -> None:
+    rng = np.random.default_rng(3)
+    at_once, one_by_one = Histogram(), Histogram()
+    for growth in (1e-3, 1.0, 40.0, 1e-3):
+        values = (growth * scale * rng.standard_normal(3000)).astype(np.float32)
+        low, high = float(values.min()), float(values.max())
+        at_once.add_part(values[::7], low, high)
+        one_by_one.add(values[::7])
+        one_by_one.add(np.array([low, high]))
+        for name in ("low", "high", "exponent", "first"):
+            assert getattr(at_once, name) == getattr(one_by_one, name), name
+        assert np.array_equal(at_once.counts, one_by_one.counts)
+
+
+def test_a_part_of_a_constant_and_of_nothing() -> None:
+    for low, high, part in ((0.0, 0.0, [0.0]), (-2.0, -2.0, [-2.0, -2.0]), (-1.0, 3.0, [])):
+        histogram = Histogram()
+        histogram.add_part(np.array(part), low, high)
+        assert (histogram.low, histogram.high) == (low, high)
+        assert histogram.count == len(part) + 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_extremes_of_a_part_are_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Histogram().add_part(np.array([1.0]), 0.0, value)

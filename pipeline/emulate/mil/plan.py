@@ -17,7 +17,7 @@ import pipeline.emulate.mil.operators.resize
 import pipeline.emulate.mil.operators.shapes  # noqa: F401 - they register their operations
 from pipeline.core.errors import ArtifactError, UnsupportedOperatorError
 from pipeline.emulate.mil.constants import TensorType, Value
-from pipeline.emulate.mil.operators.table import OPERATORS, Operator
+from pipeline.emulate.mil.operators.table import OPERATORS, Operator, ints
 from pipeline.emulate.mil.program import Constant, Operation, Program
 from pipeline.emulate.mil.weights import DECOMPRESSORS
 
@@ -34,7 +34,7 @@ class Step:
     Attributes:
         operation: The operation.
         operator: How to evaluate it.
-        constants: Its constant inputs: tensors, strings, or tuples of tensors.
+        constants: Its constant inputs: tensors, strings, tuples of tensors, or of whole numbers.
         wired: For the other inputs the names of their values.
         batched: Whether its results hold something for each image. Shapes of batched values do not.
         last_uses: Values that no later operation needs.
@@ -124,6 +124,8 @@ class Planner:
             names = tuple(source for source in sources if isinstance(source, str))
             if self._dynamic.isdisjoint(names):
                 constants = tuple(self._constant(source) for source in sources)
+                if parameter in step.operator.whole and isinstance(constants[0], Tensor):
+                    constants = (tuple(ints(constants[0])),)
                 step.constants[parameter] = constants if parameter == "values" else constants[0]
             else:
                 step.wired[parameter] = names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.config import BenchConfig
 from pipeline.core import timing
 from pipeline.core.answers import FEWEST_AUDITED
 from pipeline.core.figures import Latency
@@ -12,6 +13,11 @@ from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Runner, Timed
 
 IMAGES = np.zeros((1, 3, 2, 2), np.float32)
+
+
+def test_settings_state_a_protocol() -> None:
+    stated = BenchConfig(warmup=7, samples=80, max_seconds=9.0, settled=0.25)
+    assert timing.Protocol.of(stated) == timing.Protocol(7, 80, 9.0, 0.25)
 
 
 class Clock:

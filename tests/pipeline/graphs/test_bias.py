@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 
 from calibration.ranges import Scheme, weight_quantization
 from pipeline.core.errors import BuildError, DataError
+from pipeline.graphs import bias
 from pipeline.graphs.bias import (
     Layer,
     correct_biases,
@@ -17,6 +18,7 @@ from pipeline.graphs.bias import (
     layers,
     mean_errors,
 )
+from pipeline.graphs.links import Links
 
 Batch = npt.NDArray[np.float32]
 
@@ -54,6 +56,42 @@ def test_fold_leaves_its_argument_alone(small_model: ModelProto) -> None:
     before = small_model.SerializeToString(deterministic=True)
     fold(small_model, {"c2": np.ones(6), "hidden": np.ones(5), "logits": np.ones(4)})
     assert small_model.SerializeToString(deterministic=True) == before
+
+
+def test_folding_all_at_once_gives_the_graph_of_one_after_the_other(
+    small_model: ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = ModelProto()
+    bare.CopyFrom(small_model)
+    kept = [node for node in bare.graph.node if node.output[0] != "hidden"]
+    for node in kept:  # a MatMul without a bias, which gets a node of its own
+        for names in (node.input, node.output):
+            names[:] = ["hidden" if name == first_of(small_model) else name for name in names]
+    del bare.graph.node[:]
+    bare.graph.node.extend(kept)
+    errors = {layer.output: np.arange(1.0, layer.channels + 1) for layer in layers(bare)}
+    assert list(errors) == ["c1", "c2", "hidden", "logits"]
+    each = bare
+    for output, error in errors.items():
+        each = fold(each, {output: error})
+    looks: list[GraphProto] = []
+
+    class Counted(Links):
+        def __init__(self, graph: GraphProto) -> None:
+            looks.append(graph)
+            super().__init__(graph)
+
+    monkeypatch.setattr(bias, "Links", Counted)
+    whole = fold(bare, errors)
+    assert whole.SerializeToString(deterministic=True) == each.SerializeToString(deterministic=True)
+    assert len(looks) == 3, "for the layers, for the errors, and after the node that is new"
+
+
+def first_of(model: ModelProto) -> str:
+    """What the product gives to which `hidden` adds a bias."""
+    add = next(node for node in model.graph.node if node.output[0] == "hidden")
+    made = {name for node in model.graph.node for name in node.output}
+    return next(name for name in add.input if name in made)
 
 
 def test_fold_works_for_every_kind_of_layer(

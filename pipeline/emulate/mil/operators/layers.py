@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.emulate import kernels
 from pipeline.emulate.kernels import ACCUMULATION_STEP, Rounding
-from pipeline.emulate.mil.operators.table import ints, operator
+from pipeline.emulate.mil.operators.table import Whole, ints, operator
 
 
 @operator("conv")
@@ -24,10 +24,10 @@ def conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    strides: Tensor | None = None,
+    strides: Whole | None = None,
     pad_type: str = "valid",
-    pad: Tensor | None = None,
-    dilations: Tensor | None = None,
+    pad: Whole | None = None,
+    dilations: Whole | None = None,
     groups: Tensor | int = 1,
     partial: Rounding | None = None,
 ) -> Tensor:
@@ -53,11 +53,11 @@ def conv_transpose(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    pad: Tensor | None = None,
-    output_shape: Tensor | None = None,
+    pad: Whole | None = None,
+    output_shape: Whole | None = None,
     pad_type: str = "valid",
-    strides: Tensor | None = None,
-    dilations: Tensor | None = None,
+    strides: Whole | None = None,
+    dilations: Whole | None = None,
     groups: Tensor | int = 1,
 ) -> Tensor:
     """Transposed convolution: the full result, of which padding crops the border.
@@ -136,10 +136,10 @@ def scaled_dot_product_attention(
 @operator("avg_pool")
 def avg_pool(
     x: Tensor,
-    kernel_sizes: Tensor,
-    strides: Tensor | None = None,
+    kernel_sizes: Whole,
+    strides: Whole | None = None,
     pad_type: str = "valid",
-    pad: Tensor | None = None,
+    pad: Whole | None = None,
     exclude_padding_from_average: Tensor | bool = False,
     ceil_mode: Tensor | bool = False,
 ) -> Tensor:
@@ -159,10 +159,10 @@ def avg_pool(
 @operator("max_pool", selects=True)
 def max_pool(
     x: Tensor,
-    kernel_sizes: Tensor,
-    strides: Tensor | None = None,
+    kernel_sizes: Whole,
+    strides: Whole | None = None,
     pad_type: str = "valid",
-    pad: Tensor | None = None,
+    pad: Whole | None = None,
     ceil_mode: Tensor | bool = False,
 ) -> Tensor:
     """Largest value of each window."""
@@ -216,7 +216,7 @@ def l2_norm(x: Tensor, epsilon: Tensor | float = 1e-6) -> Tensor:
 @operator("layer_norm")
 def layer_norm(
     x: Tensor,
-    axes: Tensor | None = None,
+    axes: Whole | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: Tensor | float = 1e-5,
@@ -229,7 +229,7 @@ def layer_norm(
 def _summing(mean: bool) -> Callable[..., Tensor]:
     def evaluate(
         x: Tensor,
-        axes: Tensor | None = None,
+        axes: Whole | None = None,
         keep_dims: Tensor | bool = False,
         partial: Rounding | None = None,
     ) -> Tensor:
@@ -245,7 +245,7 @@ def _summing(mean: bool) -> Callable[..., Tensor]:
 
 
 def _reducing(kind: str) -> Callable[..., Tensor]:
-    def evaluate(x: Tensor, axes: Tensor | None = None, keep_dims: Tensor | bool = False) -> Tensor:
+    def evaluate(x: Tensor, axes: Whole | None = None, keep_dims: Tensor | bool = False) -> Tensor:
         return kernels.reduce(kind, x, _dims(x, axes), keep=bool(keep_dims))
 
     return evaluate
@@ -316,7 +316,7 @@ def dequantize(
     return kernels.dequantize(input, scale, zero_point, axis=int(axis), block=0)
 
 
-def _dims(x: Tensor, axes: Tensor | None) -> list[int]:
+def _dims(x: Tensor, axes: Whole | None) -> list[int]:
     """Non-negative reduced axes; all of them where none are named."""
     return list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in ints(axes)]
 
@@ -335,7 +335,7 @@ def _narrow_sum(x: Tensor, dims: list[int], partial: Rounding) -> Tensor:
 
 def _pads(
     pad_type: str,
-    pad: Tensor | None,
+    pad: Whole | None,
     size: torch.Size,
     kernel: torch.Size | list[int],
     strides: list[int],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.emulate import kernels
-from pipeline.emulate.mil.operators.table import ints, operator
+from pipeline.emulate.mil.operators.table import Whole, ints, operator
 
 
 @operator("identity", selects=True)
@@ -22,29 +22,30 @@ def identity(x: Tensor) -> Tensor:
 
 
 @operator("reshape", selects=True)
-def reshape(x: Tensor, shape: Tensor) -> Tensor:
+def reshape(x: Tensor, shape: Whole) -> Tensor:
     """Give x a new shape; 0 keeps a size, -1 takes what is left."""
     sizes = ints(shape)
     return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)])
 
 
 @operator("expand_dims", selects=True)
-def expand_dims(x: Tensor, axes: Tensor) -> Tensor:
+def expand_dims(x: Tensor, axes: Whole) -> Tensor:
     """Insert axes of length 1 at these positions of the result."""
-    rank = x.ndim + axes.numel()
-    for axis in sorted(axis % rank for axis in ints(axes)):
+    places = ints(axes)
+    rank = x.ndim + len(places)
+    for axis in sorted(axis % rank for axis in places):
         x = x.unsqueeze(axis)
     return x
 
 
 @operator("squeeze", selects=True)
-def squeeze(x: Tensor, axes: Tensor | None = None) -> Tensor:
+def squeeze(x: Tensor, axes: Whole | None = None) -> Tensor:
     """Remove axes of length 1; longer ones stay."""
     return x.squeeze() if axes is None else x.squeeze(ints(axes))
 
 
 @operator("transpose", selects=True)
-def transpose(x: Tensor, perm: Tensor) -> Tensor:
+def transpose(x: Tensor, perm: Whole) -> Tensor:
     """Permute the axes."""
     return x.permute(ints(perm))
 
@@ -78,7 +79,7 @@ def split(
     x: Tensor,
     axis: Tensor,
     num_splits: Tensor | None = None,
-    split_sizes: Tensor | None = None,
+    split_sizes: Whole | None = None,
 ) -> tuple[Tensor, ...]:
     """Cut an axis into equal parts, or into parts of the sizes given."""
     dim = int(axis)
@@ -92,12 +93,12 @@ def split(
 @operator("slice_by_index", selects=True)
 def slice_by_index(
     x: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    stride: Tensor | None = None,
-    begin_mask: Tensor | None = None,
-    end_mask: Tensor | None = None,
-    squeeze_mask: Tensor | None = None,
+    begin: Whole,
+    end: Whole,
+    stride: Whole | None = None,
+    begin_mask: Whole | None = None,
+    end_mask: Whole | None = None,
+    squeeze_mask: Whole | None = None,
 ) -> Tensor:
     """Slice every axis by numpy's rules.
 
@@ -122,7 +123,7 @@ def slice_by_index(
 
 
 @operator("slice_by_size", selects=True)
-def slice_by_size(x: Tensor, begin: Tensor, size: Tensor) -> Tensor:
+def slice_by_size(x: Tensor, begin: Whole, size: Whole) -> Tensor:
     """Take `size` entries of each axis from `begin`; -1 takes all that follow."""
     for axis, (first, length) in enumerate(zip(ints(begin), ints(size), strict=True)):
         start = _position(first, x.shape[axis])
@@ -160,13 +161,13 @@ def gather_along_axis(
 
 
 @operator("reverse", selects=True)
-def reverse(x: Tensor, axes: Tensor | None = None) -> Tensor:
+def reverse(x: Tensor, axes: Whole | None = None) -> Tensor:
     """Turn axes around, by default all."""
     return x.flip(list(range(x.ndim)) if axes is None else ints(axes))
 
 
 @operator("tile", selects=True)
-def tile(x: Tensor, reps: Tensor) -> Tensor:
+def tile(x: Tensor, reps: Whole) -> Tensor:
     """Repeat x along each axis."""
     return x.repeat(ints(reps))
 
@@ -174,7 +175,7 @@ def tile(x: Tensor, reps: Tensor) -> Tensor:
 @operator("pad", selects=True)
 def pad(
     x: Tensor,
-    pad: Tensor,
+    pad: Whole,
     mode: str = "constant",
     constant_val: Tensor | float = 0.0,
 ) -> Tensor:
@@ -195,7 +196,7 @@ def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 @operator("fill", selects=True)
-def fill(shape: Tensor, value: Tensor | float = 0.0) -> Tensor:
+def fill(shape: Whole, value: Tensor | float = 0.0) -> Tensor:
     """Make a tensor of one value."""
     return torch.as_tensor(value).expand(ints(shape))
 
@@ -284,7 +285,7 @@ def argsort(x: Tensor, axis: Tensor | int = -1, ascending: Tensor | bool = False
 
 
 @operator("crop", selects=True)
-def crop(x: Tensor, crop_height: Tensor, crop_width: Tensor) -> Tensor:
+def crop(x: Tensor, crop_height: Whole, crop_width: Whole) -> Tensor:
     """Cut so many rows and columns off, before and behind, of (batch, channels, height, width)."""
     (top, bottom), (left, right) = ints(crop_height), ints(crop_width)
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]

@@ -26,6 +26,8 @@ from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.emulate import kernels
 
 Result = Tensor | tuple[Tensor, ...]
+Whole = Tensor | tuple[int, ...]
+"""A parameter of whole numbers, which a function reads by `ints`: a constant was converted once."""
 _Function = TypeVar("_Function", bound=Callable[..., Result])
 
 
@@ -39,6 +41,7 @@ class Operator:
         optional: Names of the other inputs that it knows.
         selects: Its results are among the values of its inputs, so that there is nothing to round.
         sums: It takes `partial`, the rounding of a narrow accumulator.
+        whole: Names of the inputs that are `Whole`.
     """
 
     evaluate: Callable[..., Result]
@@ -46,6 +49,7 @@ class Operator:
     optional: frozenset[str]
     selects: bool
     sums: bool
+    whole: frozenset[str]
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -58,8 +62,14 @@ def operator(*names: str, selects: bool = False) -> Callable[[_Function], _Funct
         parameters = inspect.signature(function).parameters
         required = {key for key, value in parameters.items() if value.default is value.empty}
         optional = parameters.keys() - required - {"partial"}
+        annotated = ((key, str(value.annotation)) for key, value in parameters.items())
         entry = Operator(
-            function, frozenset(required), frozenset(optional), selects, "partial" in parameters
+            function,
+            frozenset(required),
+            frozenset(optional),
+            selects,
+            "partial" in parameters,
+            frozenset(key for key, kind in annotated if kind.split(" | ")[0] == "Whole"),
         )
         OPERATORS.update(dict.fromkeys(names, entry))
         return function
@@ -67,9 +77,11 @@ def operator(*names: str, selects: bool = False) -> Callable[[_Function], _Funct
     return register
 
 
-def ints(constant: Tensor) -> list[int]:
-    """The integers of a constant, a scalar as one."""
-    return [int(value) for value in constant.reshape(-1).tolist()]
+def ints(numbers: Whole) -> list[int]:
+    """Whole numbers, a scalar as one."""
+    if isinstance(numbers, tuple):
+        return list(numbers)
+    return [int(value) for value in numbers.reshape(-1).tolist()]
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -945,3 +945,38 @@ def test_the_documentation_lists_what_there_is() -> None:
     part = text.partition("### Operations that the executor evaluates")[2].partition("###")[0]
     listed = re.findall(r"`(\w+)`", part)
     assert sorted(listed) == sorted({*OPERATORS, *DECOMPRESSORS})
+
+
+def test_constants_of_whole_numbers_are_converted_once(
+    save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(mb: Any, x: Any) -> Any:
+        pooled = mb.max_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid")
+        turned = mb.transpose(x=mb.conv(x=pooled, weight=W, strides=[1, 1]), perm=[0, 2, 3, 1])
+        return mb.reduce_sum(x=mb.reshape(x=turned, shape=[1, -1]), axes=[1], keep_dims=True)
+
+    executor = MilExecutor(save(build), precision="float32")
+    images = _RANDOM.standard_normal((2, *SHAPE[1:])).astype(np.float32)
+    convolved = F.conv2d(F.max_pool2d(t(images), 2), t(W))
+    tolist = Tensor.tolist
+    converted: list[Tensor] = []
+
+    def convert(x: Tensor) -> Any:
+        converted.append(x)
+        return tolist(x)
+
+    monkeypatch.setattr(Tensor, "tolist", convert)
+    (answer,) = executor.predict(images).values()
+    assert not converted
+    torch.testing.assert_close(t(answer), convolved.sum((1, 2, 3))[:, None], atol=1e-4, rtol=1e-5)
+
+
+def test_operations_state_which_inputs_are_whole_numbers() -> None:
+    assert OPERATORS["reshape"].whole == {"shape"}
+    assert OPERATORS["slice_by_index"].whole == {
+        *("begin", "end", "stride", "begin_mask", "end_mask", "squeeze_mask")
+    }
+    assert OPERATORS["conv"].whole == {"strides", "pad", "dilations"}
+    assert OPERATORS["layer_norm"].whole == {"axes"}
+    assert OPERATORS["range_1d"].whole == frozenset()
+    assert not any(entry.whole & {"x", "axis", "value"} for entry in OPERATORS.values())
