@@ -164,7 +164,7 @@ def _conv_in_steps(
     grouped = x.unflatten(1, (groups, weight.shape[1]))
     total: Tensor | None = None
     for start in range(0, products, ACCUMULATION_STEP):
-        # The box alone is masked: all of a classifier of VGG at each of its 1,568 steps takes hours.
+        # The box alone is masked: all of a classifier of VGG at each of 1,568 steps takes hours.
         step = torch.zeros(products)
         step[start : start + ACCUMULATION_STEP] = 1
         step = step.reshape(ordered.shape[1:])
