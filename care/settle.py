@@ -75,8 +75,10 @@ _AFFINES = (
 it is a straight line; small values see little of the bend of a smooth one. Where BatchNorms come
 after activations, their shift goes through a layer of random signs first; a lift does not."""
 
-_STRAIGHT = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish)
-_STRAIGHT += (nn.Hardswish, nn.Softplus)
+_STRAIGHT: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU),
+    *(nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus),
+)
 """Activations that are a straight line, about, for what is above zero."""
 
 
