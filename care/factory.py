@@ -65,6 +65,7 @@ def check_input(model: nn.Module, shape: tuple[int, int, int], classes: int) -> 
         ModelError: It does not.
     """
     size = " x ".join(map(str, shape))
+    _require_one_input(model)
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, *shape))
@@ -75,10 +76,34 @@ def check_input(model: nn.Module, shape: tuple[int, int, int], classes: int) -> 
         ) from error
     found = getattr(logits, "shape", None)
     if found != (1, classes):
+        if isinstance(logits, tuple | list | dict):
+            raise ModelError(
+                f"the network gives a {type(logits).__name__} of {len(logits)} for an image, not "
+                f"one tensor of {classes} logits: wrap it in a module that returns the logits alone"
+            )
         what = "no tensor" if found is None else "x".join(map(str, found))
         raise ModelError(
             f"the network gives {what} for an image, not {classes} logits: take a classifier"
         )
+
+
+def _require_one_input(model: nn.Module) -> None:
+    """Refuse a network that images alone do not suffice for.
+
+    Raises:
+        ModelError: It takes other than one argument.
+    """
+    try:
+        asked = inspect.signature(model.forward)
+        asked.bind(None)
+    except ValueError:  # what is written in C states none
+        return
+    except TypeError as error:
+        names = ", ".join(asked.parameters) or "nothing"
+        raise ModelError(
+            f"the network takes {names}, not one tensor of images ({error}): wrap it in a module "
+            "whose forward takes images alone"
+        ) from error
 
 
 def _check_size(name: str, kwargs: Mapping[str, Any]) -> None:

@@ -17,8 +17,10 @@ A freshly initialized network is none that anybody ships, in three ways:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,22 +49,45 @@ _GRAY = 0.8
 
 @dataclass(frozen=True)
 class _Affine:
-    """What happens to the weights and biases of all BatchNorms."""
+    """What happens to the weights and biases of all BatchNorms, and to biases ahead of activations.
+
+    Attributes:
+        scale: Of the weights of BatchNorms.
+        shift: Of their biases, in deviations.
+        lift: Mean of what comes right from a layer with a bias into an activation, in deviations;
+            None where these biases stay.
+    """
 
     scale: float
     shift: float
+    lift: float | None = None
 
 
-_AFFINES = (_Affine(1.0, 0.0), _Affine(1.0, 0.5), _Affine(1.0, 1.0), _Affine(0.25, 0.0))
+_AFFINES = (
+    _Affine(1.0, 0.0),
+    _Affine(1.0, 0.5),
+    _Affine(1.0, 1.0),
+    _Affine(0.25, 0.0),
+    _Affine(1.0, 0.0, lift=2.0),
+    _Affine(1.0, 0.0, lift=3.0),
+)
 """In the order in which they are tried. A shift puts most values on the side of an activation where
-it is a straight line; small values see little of the bend of a smooth one."""
+it is a straight line; small values see little of the bend of a smooth one. Where BatchNorms come
+after activations, their shift goes through a layer of random signs first; a lift does not."""
+
+_STRAIGHT: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU),
+    *(nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus),
+)
+"""Activations that are a straight line, about, for what is above zero."""
 
 
 def settle(module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> int:
     """Switch all branches on, and set the statistics of all BatchNorms to those over seeded noise.
 
     Where the network then magnifies differences more than `MAGNIFICATION` times, weights and biases
-    of BatchNorms are changed so that it does not, or as little as can be.
+    of BatchNorms, and biases ahead of activations, are changed so that it does not, or as little
+    as can be.
 
     Args:
         module: A network in evaluation mode, on the CPU; changed in place.
@@ -79,15 +104,26 @@ def settle(module: nn.Module, shape: tuple[int, int, int], seed: int = 0) -> int
         return 0
     images = noise(how_many(shape), shape, seed)
     own = [_affine_of(norm) for norm in norms]
+    biases = {part: bias.detach().clone() for part, bias in _ahead(module, images[:1]).items()}
     found: dict[_Affine, float] = {}
-    for affine in _AFFINES:
+
+    def make(affine: _Affine) -> None:
         _set_affine(norms, own, affine)
-        _measure(module, norms, images)
+        with torch.no_grad(), ExitStack() as hooks:
+            for part, bias in biases.items():
+                part.get_parameter("bias").copy_(bias)
+                if affine.lift is not None:
+                    hook = part.register_forward_hook(partial(_lift, affine.lift))
+                    hooks.callback(hook.remove)
+            _measure(module, norms, images)
+
+    for affine in (each for each in _AFFINES if each.lift is None or biases):
+        make(affine)
         found[affine] = magnification(module, noise(FEWEST, shape, seed + 1))
         if found[affine] <= MAGNIFICATION:
             return len(norms)
-    _set_affine(norms, own, min(found, key=lambda affine: found[affine]))
-    _measure(module, norms, images)
+    if (best := min(found, key=lambda affine: found[affine])) != affine:
+        make(best)
     return len(norms)
 
 
@@ -216,6 +252,43 @@ def _measure(module: nn.Module, norms: Sequence[_BatchNorm], images: Tensor) -> 
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
+
+
+def _ahead(module: nn.Module, images: Tensor) -> Mapping[nn.Module, nn.Parameter]:
+    """Biases of the layers whose results go right into an activation, by layer.
+
+    Args:
+        module: A network in evaluation mode.
+        images: To follow through it.
+    """
+    came: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: dict[nn.Module, nn.Parameter] = {}
+
+    def leaves(part: nn.Module, given: Any, values: Tensor) -> None:
+        came[id(values)] = part, values  # kept, so that no other tensor gets its identity
+
+    def enters(part: nn.Module, given: Any) -> None:
+        if given and id(given[0]) in came:
+            layer, _ = came[id(given[0])]
+            found[layer] = layer.get_parameter("bias")
+
+    with torch.no_grad(), ExitStack() as hooks:
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
+                hooks.callback(part.register_forward_hook(leaves).remove)
+            elif isinstance(part, _STRAIGHT):
+                hooks.callback(part.register_forward_pre_hook(enters).remove)
+        module(images)
+    return found
+
+
+def _lift(lift: float, part: nn.Module, given: Any, values: Tensor) -> Tensor:
+    """Change a layer's bias, and its results, so that the mean of each channel is a lift."""
+    channels = 1 if isinstance(part, nn.Conv2d) else values.ndim - 1
+    others = [axis for axis in range(values.ndim) if axis != channels]
+    change = lift * values.std(others) - values.mean(others)
+    part.get_parameter("bias").add_(change)
+    return values + change.reshape([-1 if axis == channels else 1 for axis in range(values.ndim)])
 
 
 def _affine_of(norm: _BatchNorm) -> tuple[Tensor, Tensor] | None:

@@ -84,8 +84,18 @@ def test_what_is_no_classifier() -> None:
     model = create_model("test_resnet", num_classes=4).eval()
     with pytest.raises(ModelError, match="gives 1x4 for an image, not 5 logits"):
         check_input(model, (3, 32, 32), 5)
-    with pytest.raises(ModelError, match="gives no tensor for an image"):
+    with pytest.raises(ModelError, match=r"gives a tuple of 2 .*wrap it in a module that returns"):
         check_input(nn.Sequential(Twice()), (3, 32, 32), 5)
+
+
+def test_what_takes_other_than_images() -> None:
+    with pytest.raises(ModelError, match=r"takes images, mask, not one .*'mask'.*wrap it"):
+        check_input(Masked(), (3, 32, 32), 5)
+
+
+class Masked(nn.Module):
+    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return images * mask
 
 
 class Twice(nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import care.settle as settling
 from care.settle import AWAKE, MAGNIFICATION, how_many, magnification, noise, settle, wake
 
 
@@ -65,6 +66,71 @@ def test_float16_holds_a_deep_network() -> None:
         part.register_forward_hook(lambda _, given, values: values.half().float())
     errors = (module(images).detach() - before).norm(dim=1) / before.norm(dim=1)
     assert float(errors.max()) < 2e-2
+
+
+class Afterwards(nn.Module):
+    """Blocks whose BatchNorms come after the activation, as ConvMixer's do."""
+
+    def __init__(self, blocks: int, width: int = 48) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, width, 2, 2)
+        self.spatial = nn.ModuleList(self.block(width, 5, width) for _ in range(blocks))
+        self.channels = nn.ModuleList(self.block(width, 1, 1) for _ in range(blocks))
+        self.head = nn.Linear(width, 10)
+
+    @staticmethod
+    def block(width: int, kernel: int, groups: int) -> nn.Sequential:
+        """A convolution, a rectifier and a BatchNorm."""
+        layer = nn.Conv2d(width, width, kernel, padding="same", groups=groups)
+        return nn.Sequential(layer, nn.ReLU(), nn.BatchNorm2d(width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.stem(images)
+        for spatial, channels in zip(self.spatial, self.channels, strict=True):
+            values = channels(values + spatial(values))
+        logits: Tensor = self.head(values.mean((2, 3)))
+        return logits
+
+
+def test_norms_behind_activations_are_settled_by_what_comes_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = (3, 16, 16)
+    module = Afterwards(24).eval()
+    settle(module, shape)
+    assert magnification(module, noise(8, shape, 5)) < 2 * MAGNIFICATION
+    logits = module(noise(8, shape, 6)).detach()
+    assert logits.isfinite().all()
+    assert logits.std(0).norm() > 0.02 * logits.norm(dim=1).mean()
+    # Without: none of what is done to BatchNorms alone helps.
+    monkeypatch.setattr(settling, "_AFFINES", [a for a in settling._AFFINES if a.lift is None])
+    module = Afterwards(24).eval()
+    settle(module, shape)
+    assert magnification(module, noise(8, shape, 5)) > 4 * MAGNIFICATION
+
+
+def test_only_what_goes_right_into_an_activation_is_lifted() -> None:
+    module = Afterwards(2).eval()
+    found = settling._ahead(module, noise(1, (3, 16, 16), 0))
+    assert set(found) == {block[0] for block in (*module.spatial, *module.channels)}
+    plain = Bottleneck(2).eval()
+    assert not settling._ahead(plain, noise(1, (3, 16, 16), 0))
+    tokens = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 2, bias=False), nn.ReLU())
+    assert set(settling._ahead(tokens, torch.ones(1, 7, 4))) == {tokens[0]}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Conv2d(4, 6, 1), (8, 4, 5, 5)), (nn.Linear(4, 6), (8, 9, 4))]
+)
+def test_a_lift_is_a_mean_in_deviations(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        lifted = settling._lift(3.0, layer, (values,), layer(values))
+        after = layer(values)
+    torch.testing.assert_close(after, lifted)
+    channels = after.movedim(1 if after.ndim == 4 else -1, 0).flatten(1)
+    torch.testing.assert_close(channels.mean(1), 3 * channels.std(1))
 
 
 def test_biases_of_sound_networks_stay() -> None:
