@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.commands.rebuild import rebuilt
-from pipeline.core.errors import ArtifactError, GateFailedError
+from pipeline.core.errors import ArtifactError, GateFailedError, InputError
 from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.report import compare as results
 from pipeline.report import compare_pages as pages
@@ -25,6 +25,7 @@ def compare(baseline: Path, new: Path, **files: Path | None) -> int:
 
     Raises:
         ArtifactError: A folder holds no results, or a file of somebody else would be replaced.
+        InputError: The runs judged other images.
     """
     written = Files(**files)
     written.refuse_foreign()
@@ -87,6 +88,9 @@ class Files:
         Args:
             compared: What two runs differ in.
             images: The results' folder whose images are shown.
+
+        Raises:
+            InputError: The runs judged other images, so that no accuracy is compared.
         """
         written: dict[Path | None, Callable[[], str]] = {
             self.markdown: lambda: pages.markdown(compared),
@@ -98,6 +102,8 @@ class Files:
             if path is not None:
                 write_atomically(path, content(), pages.is_ours)
         print(pages.text(compared))
+        if compared.judged_others:  # who asks whether something became worse was not answered
+            raise InputError(results.OTHER_IMAGES)
         return GateFailedError.exit_code if compared.regressions else 0
 
 

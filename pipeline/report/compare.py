@@ -38,6 +38,10 @@ NOT_INTERLEAVED = (
 )
 
 
+OTHER_IMAGES = "the two runs judged other images: give both the same validation set"
+"""Why the answers of two runs are not compared."""
+
+
 @dataclass(frozen=True)
 class ChangedImage(Plain):
     """An image to which the two answer differently.
@@ -126,6 +130,12 @@ class Compared(Plain):
     versions: Mapping[str, tuple[str, str]]
     machines: tuple[str, str]
     remarks: tuple[str, ...] = ()
+
+    @property
+    def judged_others(self) -> bool:
+        """Whether nothing is compared, since the two runs judged other images."""
+        both = [pair for pair in self.pairs if not pair.only_in]
+        return bool(both) and all(pair.why_not == OTHER_IMAGES for pair in both)
 
     @property
     def regressions(self) -> list[str]:
@@ -251,7 +261,7 @@ def _judge(
     """
     reference, judged = before.judged(old), after.judged(new)
     if judged.digest != reference.digest:
-        raise ArtifactError("the two runs judged other images: give both the same validation set")
+        raise ArtifactError(OTHER_IMAGES)
     if judged.classes != reference.classes:
         raise ArtifactError("the two networks name other classes")
     first, second, right = reference.given[old.name], judged.given[new.name], judged.right

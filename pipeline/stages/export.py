@@ -238,15 +238,20 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def reason(error: Exception) -> str:
     """The exporter's reason, in a line: its own messages fill pages."""
-    branch = next(
-        (cause for cause in _causes(error) if "data-dependent" in str(cause).lower()), None
-    )
-    if branch is not None:
+    # What is raised around the first cause begins with advice for who calls the exporter.
+    branches = [line for line in map(_of_branches, _causes(error)) if line]
+    if branches:
         return (
-            f"what it does depends on the values of its images ({in_short(branch)}): write it "
+            f"what it does depends on the values of its images ({branches[-1]}): write it "
             "without branches on values, for instance with torch.where"
         )
     return in_short(list(_causes(error))[-1])
+
+
+def _of_branches(error: BaseException) -> str:
+    """What an error says of branches that depend on values, in a line of bounded length."""
+    lines = (line for line in str(error).splitlines() if "data-dependent" in line.lower())
+    return next(lines, "").strip()[:200]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
