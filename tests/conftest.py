@@ -89,6 +89,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Give back what was set aside: libraries complain of what is never collected."""
+    gc.unfreeze()
+
+
 def parity_parameter(name: str, shape: tuple[int, ...]) -> Array:
     """Value of a parameter: depends on its name, its shape and the seed alone."""
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
