@@ -52,8 +52,8 @@ BLOCKS = (8, 16)
 TOLERANCE = 1e-4
 """Relative error that rewriting float32 may bring; rounding brings about 1e-6."""
 
-SLEEPING = ", no spinning"
-"""Ends the name of a way of which idle threads do not wait actively."""
+SLEEPING, SPINNING = ", no spinning", ", spinning"
+"""End the name of a way of which idle threads do not wait actively, or do."""
 
 MOST_BESIDE_OTHERS = 2.0
 """How many times as long a call may take, in the mean, while half of the CPUs are busy."""
@@ -347,10 +347,21 @@ def _choose(
         return chosen, {**tuning, "chosen": quiet.name}
     both = {quiet.name: chosen, f"{quiet.name}{SLEEPING}": sleeping}
     trial = Trial(folder, both, threads, one, seconds / 2, contention.rivals())
-    name, tuning["contended"] = _beside_others(
-        job, quiet.medians[quiet.name], choose(trial, kept=kept)
-    )
+    busy, cost = choose(trial, kept=kept), _cost_of_sleeping(quiet, name)
+    name, tuning["contended"] = _beside_others(job, quiet.medians[quiet.name], cost, busy)
     return both[name], {**tuning, "chosen": name}
+
+
+def _cost_of_sleeping(quiet: Choice, name: str) -> float:
+    """How many times as long a call takes, at most, on a quiet machine whose idle threads sleep.
+
+    Args:
+        quiet: What was measured there.
+        name: The file's way as it was asked for: what is set beside it does not change this.
+    """
+    if sleeping := quiet.ratios.get(f"{name}{SLEEPING}"):
+        return sleeping.interval[1]
+    return 1 / quiet.ratios[f"{name}{SPINNING}"].interval[0]
 
 
 def _sleeping(way: Candidate) -> Candidate:
@@ -358,23 +369,32 @@ def _sleeping(way: Candidate) -> Candidate:
     return replace(way, settings=replace(way.settings, spinning=False))
 
 
-def _beside_others(job: BuildJob, quiet_ms: float, busy: Choice) -> tuple[str, dict[str, Any]]:
+def _beside_others(
+    job: BuildJob, quiet_ms: float, cost: float, busy: Choice
+) -> tuple[str, dict[str, Any]]:
     """The way to run beside other processes, and how it was chosen.
 
     What is fastest on a quiet machine stays, unless it takes more than `MOST_BESIDE_OTHERS` times
-    as long beside others and the one that sleeps is faster there beyond doubt.
+    as long beside others, and the one that sleeps gains more there than it costs on a quiet
+    machine, beyond doubt.
 
     Args:
         job: Whose.
         quiet_ms: Of the fastest, on a quiet machine.
+        cost: How many times as long the one that sleeps takes there, at most.
         busy: What was measured beside others; the fastest on a quiet machine is the first.
     """
     first = next(iter(busy.medians))
     slower = busy.medians[first] / quiet_ms
-    name = busy.name if slower > MOST_BESIDE_OTHERS else first
+    gains = busy.ratios[busy.name].interval[1] * cost < 1
+    name = busy.name if slower > MOST_BESIDE_OTHERS and gains else first
     job.log(f"beside other processes {slower:.1f} times as long, chosen: {name}")
     facts = {**busy.to_dict(), "chosen": name, "rivals": contention.rivals()}
-    return name, {**facts, "times_the_quiet": round(slower, 4)}
+    return name, {
+        **facts,
+        "times_the_quiet": round(slower, 4),
+        "sleeping_when_quiet": round(cost, 4),
+    }
 
 
 def _other_settings(name: str, asked: Candidate, threads: int) -> dict[str, Candidate]:
@@ -383,7 +403,7 @@ def _other_settings(name: str, asked: Candidate, threads: int) -> dict[str, Cand
     ways = {name: asked}
     if threads > 1:
         other = replace(settings, spinning=not settings.spinning)
-        label = ", spinning" if other.spinning else SLEEPING
+        label = SPINNING if other.spinning else SLEEPING
         ways[f"{name}{label}"] = Candidate(asked.model, other)
     flush = replace(settings, entries={"session.set_denormal_as_zero": "1"})
     ways[f"{name}, denormals as zero"] = Candidate(asked.model, flush)

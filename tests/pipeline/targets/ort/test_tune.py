@@ -20,8 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.kept import MARK, Kept
 from calibration.sensitivity import Outcome
 from pipeline.core import machine
+from pipeline.core.figures import Ratio
 from pipeline.core.network import Images, Network
 from pipeline.targets.base import BuildJob
+from pipeline.targets.ort import build as building
 from pipeline.targets.ort import tune
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.session import Settings, runtime
@@ -328,6 +330,8 @@ def built_beside_others(
         pytest.param({True: 1.9, False: 1.5}, 0.0, True, id="less than twice as long"),
         pytest.param({True: 3.0, False: 2.9}, 0.5, True, id="in doubt"),
         pytest.param({True: 3.0, False: 3.5}, 0.0, True, id="sleeping takes longer, too"),
+        pytest.param({True: 3.0, False: 2.6}, 0.0, True, id="gains less than it costs when quiet"),
+        pytest.param({True: 3.0, False: 2.4}, 0.0, False, id="gains more than it costs when quiet"),
     ],
 )
 def test_threads_wait_actively_unless_that_costs_too_much_beside_others(
@@ -343,9 +347,17 @@ def test_threads_wait_actively_unless_that_costs_too_much_beside_others(
     asked = tuning["settings"]["chosen"]
     assert tuning["contended"]["rivals"] == 1
     assert tuning["contended"]["times_the_quiet"] == beside[True]
+    assert tuning["contended"]["sleeping_when_quiet"] == 1.2
     assert list(tuning["contended"]["candidates"]) == [asked, f"{asked}, no spinning"]
     assert tuning["chosen"] == tuning["contended"]["chosen"]
     assert tuning["chosen"] == (asked if spins else f"{asked}, no spinning")
+
+
+@pytest.mark.parametrize(("other", "cost"), [(", no spinning", 1.5), (", spinning", 1.25)])
+def test_what_sleeping_costs_when_quiet_is_told_either_way(other: str, cost: float) -> None:
+    ratios = {"blocked": Ratio(1.0, (1.0, 1.0)), f"blocked{other}": Ratio(1.0, (0.8, 1.5))}
+    quiet = Choice("blocked", dict.fromkeys(ratios, 1.0), ratios, 9, "blocked")
+    assert building._cost_of_sleeping(quiet, "blocked") == cost
 
 
 def test_what_sleeps_when_quiet_is_not_asked_beside_others(
