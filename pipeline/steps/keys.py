@@ -299,6 +299,10 @@ def _imported(
         yield from ((each, function) for each in (*_with_packages(full), *within))
 
 
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""Where statements hold others. No expression holds an import, and most of a source are these."""
+
+
 def _imports(node: ast.AST, function: str = "") -> Iterator[Import]:
     """All imports of a source but those for type checkers."""
     if isinstance(node, ast.Import):
@@ -312,8 +316,9 @@ def _imports(node: ast.AST, function: str = "") -> Iterator[Import]:
     else:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             function = function or node.name
-        for inner in ast.iter_child_nodes(node):
-            yield from _imports(inner, function)
+        for block in _BLOCKS:
+            for inner in getattr(node, block, ()):
+                yield from _imports(inner, function)
 
 
 def _for_type_checkers(test: ast.expr) -> bool:
