@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,15 +178,25 @@ def test_a_connection_that_ends_in_the_middle_of_a_file_costs_no_result(
     assert digests(second) == digests(first)
 
 
+def end_of(store: Shared, server: Server) -> None:
+    """End a store's connection, and wait until its own thread has noticed."""
+    assert store.entries is not None
+    transport: Any = store.entries.objects.files.client.get_transport()
+    server.hang_up()
+    end = time.monotonic() + 30
+    while transport.is_active() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def test_a_connection_that_ended_while_nobody_asked_is_made_anew(
     server: Server, machines: tuple[Machine, Machine]
 ) -> None:
     """A step may take hours, and what comes after it has to reach the store."""
     first, second = machines
     store = opened(first, server)
-    server.hang_up()
+    end_of(store, server)
     run(first, store)
-    server.hang_up()
+    end_of(store, server)
     run(second, opened(second, server))
     assert second.built == []
     assert not any("the store" in line for line in (*first.said, *second.said))
