@@ -80,7 +80,7 @@ def run(
         for line in early:
             console.warn(line)
         if store is not None:
-            store.tells(console.warn)
+            store.warn = console.warn
         console.costs(lambda: _costs(first, selection))
         came_to = carry_out(
             written, path, selection, log, console, first, store, told, jobs, audit=audit

@@ -71,10 +71,6 @@ class Shared:
             warn(f"{error}: this run goes on without it")
         return cls(entries, push=push, required=required, warn=warn)
 
-    def tells(self, warn: Callable[[str], object]) -> None:
-        """Tell somebody else what goes wrong from now on, such as a screen that opens later."""
-        self.warn = warn
-
     def holds(self, step: Step) -> bool:
         """Whether a step's artifact is there to be taken; not where the store does not answer.
 

@@ -62,6 +62,20 @@ def write(folder: Path, **sections: Any) -> Path:
     return path
 
 
+def in_a_process(path: Path, *options: str) -> str:
+    """Exit code of a run in an interpreter of its own, and whether that has loaded PyTorch."""
+    program = (
+        "import sys; from pipeline.cli import main\n"
+        f"try: main(['run', {str(path)!r}, *{options!r}])\n"
+        "except SystemExit as end: print('CODE', end.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=path.parent, env=ENVIRONMENT, check=True
+    )
+    return result.stdout.splitlines()[-1]
+
+
 def refused(path: Path, *options: str) -> list[str]:
     """Lines of what a run says that refuses, and that it writes nothing."""
     before = sorted(path.parent.rglob("*"))
@@ -190,14 +204,7 @@ def test_a_plan_runs_no_code_of_the_user(project: Path) -> None:
 
 def test_the_first_look_loads_no_framework(project: Path) -> None:
     path = write(project, model={"checkpoint": "gone.pt"})
-    program = (
-        "import sys; from pipeline.cli import main\n"
-        f"try: main(['run', {str(path)!r}])\n"
-        "except SystemExit as end: print('CODE', end.code, 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert result.stdout.splitlines()[-1] == "CODE 2 False"
+    assert in_a_process(path) == "CODE 2 False"
 
 
 def test_names_of_networks_are_those_that_timm_knows() -> None:
@@ -275,16 +282,7 @@ def test_a_network_whose_export_is_in_the_store_is_not_loaded(
     first = CliRunner().invoke(main, ["run", str(path), *only])
     assert first.exit_code == 0, first.output
     path = write(project, store=store, output=outputs[1])
-    program = (
-        "import sys; from pipeline.cli import main\n"
-        f"try: main(['run', {str(path)!r}, *{only!r}])\n"
-        "except SystemExit as end: print('CODE', end.code, 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=project, env=ENVIRONMENT, check=True
-    )
-    assert result.stdout.splitlines()[-1] == "CODE 0 False", result.stdout
+    assert in_a_process(path, *only) == "CODE 0 False"
     one, other = (Artifact.read(Path(output) / "trial" / "export") for output in outputs)
     assert one.digest == other.digest
 

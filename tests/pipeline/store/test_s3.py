@@ -18,7 +18,7 @@ from pipeline.scheduler import execute
 from pipeline.steps.step import State
 from pipeline.store import upkeep
 from pipeline.store.shared import Shared
-from tests.pipeline.store.toys import NAMES, Machine, digests, planned, run
+from tests.pipeline.store.toys import NAMES, Machine, digests, planned, require_shared, run
 
 pytest.importorskip("s3fs")
 server_module = pytest.importorskip("moto.server")
@@ -99,14 +99,9 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, float], t
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(execute, "plan", planned)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    reset(f"http://{host}:{port}")
-    yield f"http://{host}:{port}"
-    server.stop()
+def endpoint(faulty: Callable[[int, float], tuple[str, Faulty]]) -> str:
+    """A server that answers as it should."""
+    return faulty(0, 0.0)[0]
 
 
 def opened(machine: Machine, endpoint: str, *, required: bool = True) -> Shared:
@@ -125,15 +120,7 @@ def opened(machine: Machine, endpoint: str, *, required: bool = True) -> Shared:
 
 def test_two_machines_share_an_s3_bucket(endpoint: str, tmp_path: Path) -> None:
     first, second = Machine(tmp_path / "first"), Machine(tmp_path / "second")
-    run(first, opened(first, endpoint))
-    assert first.built == list(NAMES)
-    run(second, opened(second, endpoint))
-    assert second.built == []
-    assert digests(second) == digests(first)
-    store = opened(second, endpoint).entries
-    assert store is not None
-    assert upkeep.verify(store).problems == ()
-    assert upkeep.collect(store) == (0, 0)
+    require_shared(first, second, lambda machine: opened(machine, endpoint))
 
 
 def test_a_damaged_object_on_s3_is_not_used(endpoint: str, tmp_path: Path) -> None:

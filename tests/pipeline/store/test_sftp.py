@@ -18,7 +18,7 @@ from pipeline.core.errors import StoreError
 from pipeline.scheduler import execute
 from pipeline.store import upkeep
 from pipeline.store.shared import Shared
-from tests.pipeline.store.toys import NAMES, Machine, digests, planned, run
+from tests.pipeline.store.toys import NAMES, Machine, digests, planned, require_shared, run
 
 pytest.importorskip("paramiko")
 
@@ -136,16 +136,7 @@ def machines(tmp_path: Path) -> tuple[Machine, Machine]:
 def test_two_machines_share_a_folder_of_an_ssh_server(
     server: Server, machines: tuple[Machine, Machine]
 ) -> None:
-    first, second = machines
-    run(first, opened(first, server))
-    assert first.built == list(NAMES)
-    run(second, opened(second, server))
-    assert second.built == []
-    assert digests(second) == digests(first)
-    store = opened(second, server).entries
-    assert store is not None
-    assert upkeep.verify(store).problems == ()
-    assert upkeep.collect(store) == (0, 0)
+    require_shared(*machines, lambda machine: opened(machine, server))
 
 
 def test_what_is_damaged_there_is_built_here_and_put_in_order(

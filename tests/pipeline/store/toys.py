@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from pipeline.scheduler.plan import Selection
 from pipeline.stages.context import RunContext
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.step import Step
+from pipeline.store import upkeep
 from pipeline.store.entries import Entries
 from pipeline.store.objects import Objects
 from pipeline.store.shared import Shared
@@ -186,3 +187,16 @@ def shared(
     limit_s: float = 30.0,
 ) -> Shared:
     return Shared(entries(files, limit_s), push=push, required=required, warn=machine.said.append)
+
+
+def require_shared(first: Machine, second: Machine, opened: Callable[[Machine], Shared]) -> None:
+    """See that one machine builds, another takes it all, and the store is in order then."""
+    run(first, opened(first))
+    assert first.built == list(NAMES)
+    run(second, opened(second))
+    assert second.built == []
+    assert digests(second) == digests(first)
+    store = opened(second).entries
+    assert store is not None
+    assert upkeep.verify(store).problems == ()
+    assert upkeep.collect(store) == (0, 0)
