@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -63,32 +64,69 @@ def conv(
         x = pad(x, [(0, 0), (0, 0), *pads])
         total = _conv_in_steps(x, weight, strides, dilations, groups, partial)
         return total if bias is None else total + bias.reshape(-1, *[1] * (x.ndim - 2))
-    x, padding = _symmetric_padding(x, pads, 0.0)
-    moves_by_one = x.ndim == 4 and x.dtype == torch.float32 and {*strides, *dilations} == {1}
-    if (
-        moves_by_one
-        and groups == x.shape[1] == weight.shape[0]
-        and _reaches_beyond(x, padding)
-        and _has_the_same_bits(tuple(x.shape[1:]), tuple(weight.shape[2:]), padding)
-    ):
-        return _within_reach(x, weight, bias, padding)
-    if moves_by_one and beside.is_beside() and _depends_on_threads(x, weight, groups):
-        return torch.mkldnn_convolution(x, weight, bias, padding, strides, dilations, groups)
-    settings = (tuple(strides), padding, tuple(dilations), groups)
+    way = _way(x.shape[1:], weight.shape, tuple(strides), tuple(pads), tuple(dilations), groups)
+    if way.pads_before:
+        x = pad(x, [(0, 0), (0, 0), *pads])
+    if way.moves_by_one and x.dtype == torch.float32:
+        if way.reaches_beyond and _has_the_same_bits(
+            tuple(x.shape[1:]), tuple(weight.shape[2:]), way.padding
+        ):
+            return _within_reach(x, weight, bias, way.padding)
+        if beside.is_beside() and _depends_on_threads(x, weight, groups):
+            return torch.mkldnn_convolution(
+                x, weight, bias, way.padding, way.strides, way.dilations, groups
+            )
+    settings = (way.strides, way.padding, way.dilations, groups)
     return _CONVOLVE[x.ndim](x, weight, bias, *settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How convolutions of one shape are carried out.
+
+    Attributes:
+        strides: As torch takes them.
+        padding: What torch's operation pads on both ends of each spatial axis.
+        dilations: As torch takes them.
+        pads_before: The padding is not symmetric, and has to be done before.
+        moves_by_one: Over images, by one value at a time.
+        reaches_beyond: A depthwise one of which much lies beyond the image at every place. oneDNN
+            has no kernel of its own for these, and takes twenty times as long.
+    """
+
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads_before: bool
+    moves_by_one: bool
+    reaches_beyond: bool
+
+
+@lru_cache(maxsize=4096)
+def _way(
+    image: tuple[int, ...],
+    weight: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[tuple[int, int], ...],
+    dilations: tuple[int, ...],
+    groups: int,
+) -> _Way:
+    """Told once a shape: small layers take less time than this does."""
+    symmetric = all(before == behind for before, behind in pads)
+    depthwise = groups == image[0] == weight[0]
+    beyond = all(before > size for (before, _), size in zip(pads, image[1:], strict=True))
+    return _Way(
+        strides,
+        tuple(before if symmetric else 0 for before, _ in pads),
+        dilations,
+        pads_before=not symmetric,
+        moves_by_one=len(image) == 3 and {*strides, *dilations} == {1},
+        reaches_beyond=symmetric and depthwise and beyond,
+    )
 
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 """By the rank of the input."""
-
-
-def _reaches_beyond(x: Tensor, padding: Sequence[int]) -> bool:
-    """Whether much of a kernel with so much padding lies beyond the image at every place.
-
-    Of a depthwise convolution oneDNN has no kernel of its own for these, and takes twenty times as
-    long.
-    """
-    return all(p > n for p, n in zip(padding, x.shape[2:], strict=True))
 
 
 @cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class TensorRange:
             extremes: Of `exact`, where they are known.
         """
         if dtype in _BITS:
-            self.observe_bits(exact.numpy(), rounded.view(torch.int16).numpy(), dtype)
+            self.observe_bits(exact, rounded.view(torch.int16).numpy(), dtype)
             return
         if not exact.numel():
             return
@@ -106,7 +106,7 @@ class TensorRange:
             self._count_small_in_float8(exact, rounded, dtype)
 
     def observe_bits(
-        self, exact: Values, bits: Bits, dtype: torch.dtype, spend: bool = False
+        self, exact: Tensor, bits: Bits, dtype: torch.dtype, spend: bool = False
     ) -> None:
         """Take one batch of a tensor of 16-bit floating-point values into account.
 
@@ -118,18 +118,19 @@ class TensorRange:
             dtype: float16 or bfloat16.
             spend: Nobody else reads the bits: their memory may be written to.
         """
-        if not exact.size:
+        if not bits.size:
             return
-        self.values += exact.size
+        self.values += bits.size
         kind = _BITS[dtype]
         magnitudes = np.bitwise_and(bits, 0x7FFF, out=bits if spend else None)
-        if not kind.value(int(magnitudes.max()) + 1) <= self.largest:
+        if not kind.above(int(np.maximum.reduce(magnitudes, axis=None))) <= self.largest:
             # Else no value was as large as the largest: bits are read in less time than values.
-            low, high = exact.min().item(), exact.max().item()
-            self._note_largest(exact, low, high)
+            values = exact.numpy()
+            low, high = values.min().item(), values.max().item()
+            self._note_largest(values, low, high)
             if not self._holds(low, high):
                 rounded = torch.from_numpy(bits).view(dtype).float().numpy()
-                self._count_special(exact, rounded)
+                self._count_special(values, rounded)
         self._count_small(exact, magnitudes, kind.normal)
 
     def emptied(self) -> TensorRange:
@@ -170,11 +171,12 @@ class TensorRange:
         self.overflowed += int(np.count_nonzero(infinite & np.isfinite(exact)))
         self.nan += int(np.count_nonzero(np.isnan(rounded)))
 
-    def _count_small(self, exact: Values, magnitudes: Bits, normal: int) -> None:
+    def _count_small(self, exact: Tensor, magnitudes: Bits, normal: int) -> None:
         large = int(np.count_nonzero(magnitudes >= normal))
         if large < magnitudes.size:
             kept = int(np.count_nonzero(magnitudes))
-            self.flushed += _not_zero(exact, magnitudes, magnitudes.size - kept)
+            if kept < magnitudes.size:
+                self.flushed += _not_zero(exact.numpy(), magnitudes, magnitudes.size - kept)
             self.subnormal += kept - large
 
     def _count_small_in_float8(self, exact: Tensor, rounded: Tensor, dtype: torch.dtype) -> None:
@@ -199,33 +201,38 @@ _FEW = 1 / 16
 """Where a smaller share of the values is zero, these are looked up, and the others not read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Kind:
     """A floating-point type of 16 bits. Without the sign, bits grow with what they stand for.
 
     Attributes:
         normal: The smallest normal number.
         infinity: Infinity; what is above is NaN.
-        left: Bits that `code` has to the right of these.
-        code: Reads them, see `struct`.
+        left: Bits that float32 has to the right of these; None for float16.
     """
 
     normal: int
     infinity: int
-    left: int
-    code: str
+    left: int | None
 
-    def value(self, bits: int) -> float:
-        """What bits without a sign stand for; infinity for NaN."""
-        whole = min(bits, self.infinity) << self.left
-        size = struct.calcsize(self.code)
-        value: float = struct.unpack(self.code, whole.to_bytes(size, "little"))[0]
-        return value
+    def above(self, bits: int) -> float:
+        """What the next larger bits without a sign stand for; infinity for NaN."""
+        return self._values[min(bits, self.infinity - 1) + 1]
+
+    @cached_property
+    def _values(self) -> list[float]:
+        """What all bits without a sign stand for, up to infinity."""
+        every = np.arange(self.infinity + 1, dtype=np.uint32)
+        if self.left is None:
+            values: list[float] = every.astype(np.uint16).view(np.float16).tolist()
+        else:
+            values = (every << np.uint32(self.left)).view(np.float32).tolist()
+        return values
 
 
 _BITS = {
-    torch.float16: _Kind(0x0400, 0x7C00, 0, "<e"),
-    torch.bfloat16: _Kind(0x0080, 0x7F80, 16, "<f"),
+    torch.float16: _Kind(0x0400, 0x7C00, None),
+    torch.bfloat16: _Kind(0x0080, 0x7F80, 16),
 }
 
 
@@ -238,8 +245,6 @@ def _not_zero(exact: Values, magnitudes: Bits, zeros: int) -> int:
         zeros: How many are zero there.
     """
     if zeros < exact.size * _FEW and exact.flags.c_contiguous and magnitudes.flags.c_contiguous:
-        if not zeros:
-            return 0
         places = np.flatnonzero(magnitudes.reshape(-1) == 0)
         return int(np.count_nonzero(exact.reshape(-1)[places]))
     return int(np.count_nonzero(exact != 0)) - (exact.size - zeros)

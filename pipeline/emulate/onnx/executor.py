@@ -330,21 +330,21 @@ class GraphExecutor:
             return exact
         if step.operator.quantizes and not dtype.is_floating_point:
             return self._to_integers(step, name, dtype, exact)
-        narrow = rounding.narrow(exact, dtype, saturate=bool(step.node.attribute("saturate", 1)))
+        narrow = _narrow(step, exact, dtype)
         if self._record and dtype.is_floating_point:
             seen = self._range(name, step.node, dtype)
-            known = self._whole.get(step.node.inputs[0]) if step.node.inputs else None
-            if not _observe_steps(seen, step, inputs, known):
+            if step.node.op_type != "DequantizeLinear" or not _observe_steps(
+                seen, step, inputs, self._whole.get(step.node.inputs[0])
+            ):
                 if self._beside is not None and _worth_a_thread(exact, narrow):
                     stored = narrow.to(torch.float32)  # the exact values will still be read
                     bits = narrow.view(torch.int16).numpy()
-                    self._beside.call(seen.observe_bits, exact.numpy(), bits, dtype, True)
+                    self._beside.call(seen.observe_bits, exact, bits, dtype, True)
                     return stored
                 seen.observe(exact, narrow, dtype)
         if dtype not in ROUNDED:
             return narrow
-        shared = any(x is not None and x.data_ptr() == exact.data_ptr() for x in inputs)
-        if shared or exact.dtype != torch.float32:
+        if exact.dtype != torch.float32 or _is_shared(exact, inputs):
             return narrow.to(torch.float32)
         return exact.copy_(narrow)
 
@@ -498,8 +498,6 @@ def _observe_steps(
     With a single scale a value grows with its distance from the zero point: where one step is a
     normal number, and the farthest one is in range, nothing is lost in between.
     """
-    if step.node.op_type != "DequantizeLinear":
-        return False
     positions, scale, zero_point = (*inputs, None)[:3]
     if positions is None or scale is None or positions.dtype not in (torch.int8, torch.uint8):
         return False
@@ -523,6 +521,20 @@ def _count_steps(
     seen.largest = max(seen.largest, largest)
     seen.values += values
     return True
+
+
+def _narrow(step: Step, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a node's result is in its type."""
+    if dtype in rounding.FLOAT8:
+        saturate = bool(step.node.attribute("saturate", 1))
+        return rounding.narrow(exact, dtype, saturate=saturate)
+    return exact.to(dtype) if dtype.is_floating_point else rounding.narrow(exact, dtype)
+
+
+def _is_shared(exact: Tensor, inputs: Sequence[Tensor | None]) -> bool:
+    """Whether a result lies in the memory of what it was computed from."""
+    place = exact.data_ptr()
+    return place in [x.data_ptr() for x in inputs if x is not None]
 
 
 def _worth_a_thread(exact: Tensor, narrow: Tensor) -> bool:
@@ -568,7 +580,7 @@ def apply(
             f"node {node.name!r} ({node.op_type}) cannot run on inputs of shape {shapes}: {error}"
         ) from error
     outputs = result if isinstance(result, tuple) else (result,)
-    if any(node.outputs[len(outputs) :]):
+    if len(outputs) < len(node.outputs) and any(node.outputs[len(outputs) :]):
         raise UnsupportedOperatorError(
             f"node {node.name!r}: the graph uses {len(node.outputs)} outputs of the operator "
             f"{node.op_type}, the reference executor computes {len(outputs)}"

@@ -166,6 +166,15 @@ def test_kernels_larger_than_the_image_work_for_many_images_at_once() -> None:
     assert torch.equal(found[:, 0], F.conv2d(x[:, 0], w, bias, 1, 3, 1, 16))
 
 
+@pytest.mark.parametrize(("step", "apart"), [(2, 1), (1, 2)])
+def test_kernels_larger_than_the_image_keep_strides_and_dilations(step: int, apart: int) -> None:
+    x, w, pad = torch.randn(2, 16, 2, 2), torch.randn(16, 1, 7, 7), 3 * apart
+    found = kernels.conv(
+        x, w, strides=[step] * 2, pads=[(pad, pad)] * 2, dilations=[apart] * 2, groups=16
+    )
+    assert torch.equal(found, F.conv2d(x, w, None, step, pad, apart, 16))
+
+
 def test_where_bits_would_differ_the_whole_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, bias = torch.randn(4, 24, 2, 2), torch.randn(24, 1, 7, 7), torch.randn(24)
     expected = F.conv2d(x, w, bias, 1, 3, 1, 24)

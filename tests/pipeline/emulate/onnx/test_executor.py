@@ -167,6 +167,13 @@ def test_float32_parts_of_a_mixed_graph_are_not_rounded(make_model: MakeModel) -
     np.testing.assert_allclose(OnnxExecutor(model).run(x), x, rtol=1e-6)
 
 
+def test_what_is_rounded_stays_as_it_is_for_its_other_readers(make_model: MakeModel) -> None:
+    body = "a = Relu(x) h = Cast<to=10>(a) b = Cast<to=1>(h) y = Sub(a, b)"
+    x = np.array([[0.1, 1.0, 2049.0, -3.0]], dtype=np.float32)
+    lost = np.maximum(x, 0) - np.maximum(x, 0).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(OnnxExecutor(make_model(body, x.shape)).run(x), lost)
+
+
 def test_the_callers_images_stay_untouched(make_model: MakeModel) -> None:
     model = make_model("a = Relu(x) y = Add(a, x)", X.shape, x="float16", y="float16")
     images = X.copy()
