@@ -60,7 +60,7 @@ LIMITS = {"ort/fp32": 1e-3, "trt/fp16": 2e-2, "coreml/fp16": 2e-2}
 """Largest relative error of the logits of an image, by artifact."""
 
 SIZES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
-"""Of images, the first that a network takes is its own."""
+"""Of images, beside the smallest and the usual one that timm states."""
 
 PASSES = "passes"
 REPAIRED = "passes after repair"
@@ -155,11 +155,24 @@ def kwargs_of(name: str, size: int) -> dict[str, Any]:
     return {"img_size": size} if stated and stated.fixed_input_size and own != size else {}
 
 
-def single_positions(model: torch.nn.Module, size: int) -> set[str]:
+class NoLogitsError(ValueError):
+    """What a network gives is no logits."""
+
+
+def unfilled(name: str, size: int, device: str) -> torch.nn.Module:
+    """A classifier for images of a size, to see shapes: filling its weights would take the time."""
+    with torch.device(device), Unfilled() if device == "meta" else contextlib.nullcontext():
+        model: torch.nn.Module = timm.create_model(
+            name, num_classes=CLASSES, **kwargs_of(name, size)
+        )
+    return model.eval()
+
+
+def single_positions(model: torch.nn.Module, size: int, device: str = "cpu") -> set[str]:
     """BatchNorms that see a single position of an image.
 
     Raises:
-        ValueError: It gives no logits at this size.
+        NoLogitsError: It gives something else.
     """
     found = set()
 
@@ -172,17 +185,17 @@ def single_positions(model: torch.nn.Module, size: int) -> set[str]:
         for name, part in model.named_modules()
         if isinstance(part, torch.nn.BatchNorm2d)
     ]
-    with torch.no_grad():
+    with torch.no_grad(), torch.device(device):
         shape = tuple(model(torch.zeros(1, 3, size, size)).shape)
     for norm in norms:
         norm.remove()
     if shape != (1, CLASSES):
-        raise ValueError(f"it gives {shape}")
+        raise NoLogitsError(f"it gives {shape}")
     return found
 
 
 def smallest_size(name: str) -> int:
-    """The smallest sensible one of `SIZES`, or the network's own: it gives logits.
+    """The smallest sensible one of `SIZES` or of those that timm states: it gives logits.
 
     A size is not sensible at which BatchNorms see a single position of an image that see more at
     the network's own: statistics are not those that they were made for.
@@ -192,22 +205,33 @@ def smallest_size(name: str) -> int:
     """
     stated = timm.get_pretrained_cfg(name)
     own = stated.input_size[-1] if stated else SIZES[-1]
-    always: set[str] | None = None
-    least = stated.min_input_size[-1] if stated and stated.min_input_size else 0
+    least = stated.min_input_size[-1] if stated and stated.min_input_size else SIZES[0]
+    device, always = _at_its_own(name, own)
     reason = ""
-    for size in dict.fromkeys([*(size for size in SIZES if least <= size <= own), own]):
+    for size in (*sorted({least, *(size for size in SIZES if least < size < own)} - {own}), own):
         try:
-            model = timm.create_model(name, num_classes=CLASSES, **kwargs_of(name, size)).eval()
-            single = single_positions(model, size)
-            if single and always is None:
-                whole = timm.create_model(name, num_classes=CLASSES, **kwargs_of(name, own)).eval()
-                always = single_positions(whole, own)
+            single = single_positions(unfilled(name, size, device), size, device)
         except Exception as error:  # networks refuse sizes in ways of their own
             reason = in_short(error)
             continue
-        if single <= (always or set()):
+        if single <= always:
             return size
     raise ValueError(f"it takes images of no size: {reason}")
+
+
+def _at_its_own(name: str, own: int) -> tuple[str, set[str]]:
+    """Where a network's shapes can be seen, and its `single_positions` at its own size.
+
+    Shapes alone cost nothing; networks that compute with values on the way need their weights.
+    """
+    for device in ("meta", "cpu"):
+        try:
+            return device, single_positions(unfilled(name, own, device), own, device)
+        except NoLogitsError:
+            return device, set()
+        except Exception:  # networks fail in ways of their own
+            continue
+    return "cpu", set()
 
 
 def write_images(folder: Path, size: int, count: int, seed: int) -> None:

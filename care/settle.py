@@ -69,11 +69,13 @@ _AFFINES = (
     _Affine(1.0, 1.0),
     _Affine(0.25, 0.0),
     _Affine(1.0, 0.0, lift=2.0),
-    _Affine(1.0, 0.0, lift=3.0),
+    _Affine(1.0, 1.0, lift=2.0),
 )
 """In the order in which they are tried. A shift puts most values on the side of an activation where
 it is a straight line; small values see little of the bend of a smooth one. Where BatchNorms come
-after activations, their shift goes through a layer of random signs first; a lift does not."""
+after activations, their shift goes through a layer of random signs first; a lift does not. With a
+shift besides, what is averaged over an image at the end has a mean, as behind a rectifier: without,
+logits are what little is left of values that cancel over the positions."""
 
 _STRAIGHT: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU),

@@ -15,6 +15,7 @@ import pytest
 import timm
 import timm_breadth as breadth
 import torch
+from timm.models import PretrainedCfg
 from timm_breadth import LIMITS, PASSES, Line
 
 from pipeline.report.model import Run
@@ -61,6 +62,42 @@ def test_a_size_is_sensible_where_norms_see_as_many_positions_as_they_shall(
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: Halved())
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name, **kwargs: None)
     assert breadth.smallest_size("halved") == 128
+
+
+class Stacked(torch.nn.Module):
+    """Takes multiples of 42 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3 * 42 * 42, breadth.CLASSES)
+        torch.nn.init.trunc_normal_(self.head.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = torch.nn.functional.pixel_unshuffle(images, 42).mean((2, 3))
+        logits: torch.Tensor = self.head(pooled)
+        return logits
+
+
+def test_a_size_that_timm_states_is_tried_and_weights_are_not_filled_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stated = PretrainedCfg(input_size=(3, 546, 546), min_input_size=(3, 126, 126))
+    made: list[Stacked] = []
+
+    def create(name: str, **kwargs: object) -> Stacked:
+        made.append(Stacked())
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name, **kwargs: stated)
+    assert breadth.smallest_size("stacked") == 126
+    assert {each.head.weight.device.type for each in made} == {"meta"}
+
+
+def test_a_network_without_logits_is_told_by_its_shapes() -> None:
+    features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 12))
+    with pytest.raises(breadth.NoLogitsError, match=r"gives \(1, 12\)"):
+        breadth.single_positions(features, 2)
 
 
 def test_images_are_seeded_and_in_classes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -108,6 +109,20 @@ def test_norms_behind_activations_are_settled_by_what_comes_before(
     module = Afterwards(24).eval()
     settle(module, shape)
     assert magnification(module, noise(8, shape, 5)) > 4 * MAGNIFICATION
+
+
+def test_what_is_averaged_over_an_image_keeps_a_mean() -> None:
+    """Else logits are small differences of large values, of which half precision leaves little."""
+    shape = (3, 16, 16)
+    module = Afterwards(64).eval()
+    settle(module, shape)
+    images = noise(8, shape, 7)
+    with torch.no_grad():
+        before = module(images)
+        after = copy.deepcopy(module).half()(images.half()).float()
+        logits = module(noise(8, shape, 6))
+    assert float(((after - before).norm(dim=1) / before.norm(dim=1)).max()) < 1e-2
+    assert logits.std(0).norm() > 0.02 * logits.norm(dim=1).mean()
 
 
 def test_only_what_goes_right_into_an_activation_is_lifted() -> None:
