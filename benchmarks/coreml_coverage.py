@@ -26,7 +26,7 @@ from documents import fill
 from networks import fused, with_formula
 from torch import nn
 
-import care  # noqa: F401  registers the networks
+import care.networks  # noqa: F401  registers the networks
 from pipeline.core.network import Network
 from pipeline.core.preprocess import Preprocess
 from pipeline.emulate.mil.executor import MilExecutor

@@ -47,7 +47,7 @@ def published_form(name: str, weights: Path | Literal["initial", "formula"]) -> 
     import timm
     import torch
 
-    import care  # noqa: F401  registers the networks
+    import care.networks  # noqa: F401  registers the networks
 
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name).eval()

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import nn
 
-import care  # noqa: F401  registers our networks with timm
+import care.networks  # noqa: F401  registers our networks with timm
 from care.pretrained import HubNetwork
 from pipeline.core.arguments import first_excessive, first_reserved, first_unknown
 from pipeline.core.errors import CheckpointError, ModelError

@@ -9,7 +9,7 @@ depthwise convolutions in the early ones), one with a 3x3 and one with a 7x7 dep
 Two interaction steps then bring the parts together again: first the three mixed parts, then these
 and the memory.
 
-    >>> import timm, care
+    >>> import timm, care.networks
     >>> model = timm.create_model("care_s0", num_classes=1000)
 """
 

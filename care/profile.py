@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from care.cost import Cost
 from care.factory import create_model
 from pipeline.core import published
 from pipeline.core.commandline import Command
@@ -29,23 +30,6 @@ from pipeline.core.screen import Screen
 
 PUBLISHED = {row.model: row for row in published.PUBLISHED}
 DEFAULT_MODELS = (*PUBLISHED, "care_tiny")
-
-
-@dataclass
-class Cost:
-    """What a network, or a part of it, costs for one image.
-
-    Attributes:
-        name: Of the network or the part.
-        parameters: Number of trainable numbers.
-        macs: Multiply-accumulates of convolutions and matrix products.
-        activations: Elements that these operations write.
-    """
-
-    name: str
-    parameters: int = 0
-    macs: int = 0
-    activations: int = 0
 
 
 @dataclass(frozen=True)

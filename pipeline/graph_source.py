@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from care.cost import Cost
     from care.inference import InferenceForm
-    from care.profile import Cost
     from pipeline.core.network import Images
     from pipeline.core.preprocess import Preprocess
     from pipeline.core.runner import Runner
@@ -173,7 +173,7 @@ class GraphSource(Source):
 
     def cost(self) -> Cost:
         """See `Source.cost`; of the graph, as far as its shapes can be inferred."""
-        from care.profile import Cost
+        from care.cost import Cost
         from pipeline.graphs.products import count_products
 
         products = sum(count_products(self.graph).values())

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from care.cost import Cost
     from care.data import Dataset
     from care.inference import InferenceForm
     from care.pretrained import HubNetwork, Pretrained
-    from care.profile import Cost
     from pipeline.core.network import Images
     from pipeline.core.preprocess import Pictures, Preprocess
     from pipeline.core.runner import Runner

@@ -136,7 +136,7 @@ def parity_model() -> Callable[[str], nn.Module]:
     import timm
     import torch
 
-    import care  # noqa: F401  registers our networks with timm
+    import care.networks  # noqa: F401  registers our networks with timm
 
     def make(name: str) -> nn.Module:
         model: nn.Module = timm.create_model(name).eval()

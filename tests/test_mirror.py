@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "care/assets/make.py": ("care/test_evaluate.py", "its result, the embedded images"),
+    "care/cost.py": ("care/test_profile.py", "what is counted"),
+    "care/networks.py": ("care/test_model.py", "names that timm knows by it"),
     "care/data/*.py": ("care/test_data.py", "every way to open a dataset, side by side"),
     "pipeline/core/bounds.py": ("pipeline/test_config.py", "bounds of a configuration"),
     "care/{boards,job,meters,progress,runs,summary}.py": (

@@ -44,7 +44,7 @@ _CAME_TO_AN_END = (0, GateFailedError.exit_code, BuildError.exit_code)
 _KINDS = {each.exit_code: each for each in (InputError, UnavailableError)}
 """Errors whose exit code is passed on; all else is a run that could not make what it should."""
 
-_IMPORTS_US = "import care, calibration, pipeline.cli"
+_IMPORTS_US = "import care.networks, calibration, pipeline.cli"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.machine import resolve_threads
-from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.steps.facts.accuracy import FLOAT16_LIMIT, ModuleRange
 from pipeline.targets.ort.runner import OrtRunner
 from pipeline.targets.ort.session import Settings
@@ -49,6 +48,8 @@ def range_of_graph(model: onnx.ModelProto, images: Images) -> ModuleRange | None
     Returns:
         None where our executor does not know an operation of the graph.
     """
+    from pipeline.emulate.onnx.executor import OnnxExecutor  # needs torch, which takes its time
+
     try:
         executor = OnnxExecutor(model, record=True)
         executor.run_all(images)

@@ -22,7 +22,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import care  # noqa: F401  registers the models
+import care.networks  # noqa: F401  registers the models
 from care import checkpoint
 from pipeline.core import inputs
 from pipeline.core.errors import CheckpointError

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-import care  # noqa: F401  registers our networks with timm
+import care.networks  # noqa: F401  registers our networks with timm
 from care.model import AttentionMixer, Care
 from pipeline.core.errors import ModelError
 

@@ -208,7 +208,7 @@ def test_the_first_look_loads_no_framework(project: Path) -> None:
 
 
 def test_names_of_networks_are_those_that_timm_knows() -> None:
-    import care  # noqa: F401  registers our networks
+    import care.networks  # noqa: F401  registers our networks
 
     assert preflight.known_names() == set(timm.list_models())
 

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import care  # noqa: F401 - registers its networks with timm
+import care.networks  # noqa: F401 - registers its networks with timm
 from care.fuse import fuse
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.record import module_owners

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-import care  # noqa: F401  (registers the models)
+import care.networks  # noqa: F401  (registers the models)
 from care.fuse import fuse
 from pipeline.emulate.onnx.executor import OnnxExecutor
 from pipeline.emulate.ranges import first_failure, tightest
