@@ -15,10 +15,12 @@ class again: what compares classes starts a process for each.
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -27,7 +29,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -46,7 +48,11 @@ LIBRARIES = ("onnxruntime_pybind11_state", "libonnxruntime.", "libopenvino.so", 
 CPUID, ILLEGAL = b"\x0f\xa2", b"\x06\x06"
 
 _REGISTERS = "abcd"
-_LOADED = 1  # type of a program header whose segment is loaded
+_LOADED, _UNWINDING = 1, 0x6474E550  # types of segments: what is loaded, GNU_EH_FRAME
+_EXECUTABLE = 1
+_PLAIN_4, _SIGNED_4, _FROM_TABLE = 0x03, 0x0B, 0x3B  # how addresses in GNU_EH_FRAME are written
+_PADDING = bytes([0x90]) * 16
+"""Instructions of a byte: where code breaks off, what follows begins with an instruction again."""
 
 _TORCH: Mapping[str, Mapping[str, str]] = {
     "avx512-vnni": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
@@ -222,35 +228,76 @@ def _libraries(folder: Path) -> Iterator[Path]:
 
 def _replace(library: Path) -> int:
     """Replace every CPUID instruction of a library; returns how many there were."""
-    content = bytearray(library.read_bytes())
-    if CPUID not in content:
-        return 0
-    places = _places(library)
-    for place in places:
-        at = _offset(content, place)
-        # The bytes alone would also be found in the middle of other instructions.
-        if content[at : at + 2] != CPUID:
-            raise UnavailableError(f"objdump and {library.name} do not fit together")
-        content[at : at + 2] = ILLEGAL
-    library.write_bytes(content)
+    content = library.read_bytes()
+    places = _places(content)
+    if places:
+        replaced = bytearray(content)
+        for place in places:
+            replaced[place : place + len(CPUID)] = ILLEGAL
+        library.write_bytes(replaced)
     return len(places)
 
 
-def _places(library: Path) -> list[int]:
-    """Addresses of the CPUID instructions of a library."""
-    command = ["objdump", "-d", "--no-show-raw-insn", str(library)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [int(m[1], 16) for m in re.finditer(r"^\s*([0-9a-f]+):\s+cpuid\b", shown, re.M)]
+def _places(content: bytes) -> list[int]:
+    """Where CPUID instructions lie in a 64-bit ELF file.
+
+    The bytes alone are also found in the middle of other instructions. Which of them are one shows
+    where instructions are read from the beginning of their function on, and of these functions
+    alone: all of a runtime's take a disassembler ten seconds.
+    """
+    places: list[int] = []
+    read: list[bytes] = []
+    functions = sorted(_functions(content))
+    for offset, address, length in _segments(content, _LOADED, _EXECUTABLE):
+        begins = [offset, *(offset + begin - address for begin in functions if begin > address)]
+        place = content.find(CPUID, offset, offset + length)
+        while place >= 0:
+            begin = begins[bisect.bisect_right(begins, place) - 1]
+            read.append(content[begin : place + len(CPUID)])
+            places.append(place)
+            place = content.find(CPUID, place + 1, offset + length)
+    found = _ends_with_cpuid(read)
+    return [place for place, each in zip(places, found, strict=True) if each]
 
 
-def _offset(content: bytearray, address: int) -> int:
-    """Where an address lies in a 64-bit ELF file."""
+def _ends_with_cpuid(codes: Sequence[bytes]) -> list[bool]:
+    """Whether the last instruction of each code is CPUID; its last bytes are."""
+    if not codes:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "code"
+        file.write_bytes(b"".join(code + _PADDING for code in codes))
+        command = ["objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "--no-show-raw-insn"]
+        done = subprocess.run([*command, str(file)], capture_output=True, text=True, check=True)
+    shown = re.finditer(r"^\s*([0-9a-f]+):\s+cpuid\b", done.stdout, re.M)
+    known = {int(each[1], 16) for each in shown}
+    ends = itertools.accumulate(len(code) + len(_PADDING) for code in codes)
+    return [end - len(_PADDING) - len(CPUID) in known for end in ends]
+
+
+def _functions(content: bytes) -> Iterator[int]:
+    """Addresses where functions begin, by the table that exceptions find their way with.
+
+    It holds pairs of a function's address and its description's, four bytes each, relative to the
+    table; a table of another form is left alone.
+    """
+    for offset, address, _ in _segments(content, _UNWINDING):
+        version, frames, count, entries = content[offset : offset + 4]
+        if (version, frames & 0x0F, count, entries) != (1, _SIGNED_4, _PLAIN_4, _FROM_TABLE):
+            continue
+        (functions,) = struct.unpack_from("<I", content, offset + 8)
+        table = content[offset + 12 : offset + 12 + 8 * functions]
+        for begin, _ in struct.iter_unpack("<ii", table):
+            yield address + begin
+
+
+def _segments(content: bytes, wanted: int, flag: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Offset, address and length of segments of a 64-bit ELF file: of a type, with a flag."""
     (table,) = struct.unpack_from("<Q", content, 32)
     size, count = struct.unpack_from("<HH", content, 54)
     for index in range(count):
-        kind, _, offset, start, _, length = struct.unpack_from(
+        kind, flags, offset, address, _, length = struct.unpack_from(
             "<IIQQQQ", content, table + index * size
         )
-        if kind == _LOADED and start <= address < start + length:
-            return int(address - start + offset)
-    raise UnavailableError(f"address {address:#x} lies in no segment of the file")
+        if kind == wanted and flags & flag == flag:
+            yield offset, address, length

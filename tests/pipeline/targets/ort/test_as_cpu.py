@@ -36,8 +36,14 @@ LIBRARY = """\
 void look(unsigned leaf, unsigned sub, unsigned *f) {
   __cpuid_count(leaf, sub, f[0], f[1], f[2], f[3]);
 }
-/* The bytes of CPUID in the middle of another instruction. */
+/* The bytes of CPUID in the middle of another instruction, alone and before one. */
 unsigned constant(void) { return 0xa20f0000; }
+unsigned both(unsigned *f) {
+  unsigned value;
+  __asm__ volatile("movl $0xa20f0000, %0" : "=r"(value));
+  __cpuid_count(7, 0, f[0], f[1], f[2], f[3]);
+  return value;
+}
 """
 
 
@@ -57,11 +63,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @needs_compiler
-def test_a_library_whose_cpuid_is_replaced_sees_the_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [[], ["-fno-asynchronous-unwind-tables", "-Wl,--no-eh-frame-hdr"]], ids=["", "bare"]
+)
+def test_a_library_whose_cpuid_is_replaced_sees_the_class(
+    tmp_path: Path, options: list[str]
+) -> None:
     source, library = tmp_path / "look.c", tmp_path / "look.so"
     source.write_text(LIBRARY)
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
-    assert as_cpu._replace(library) == 1
+    command = ["cc", "-O2", "-shared", "-fPIC", *options, str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True)
+    named = {int(row.split()[0], 16) for row in symbols.stdout.splitlines() if " T " in row}
+    begins = set(as_cpu._functions(library.read_bytes()))
+    assert (begins & named, bool(begins)) == ((set(), False) if options else (named, True))
+    assert as_cpu._replace(library) == 2
+    assert as_cpu._replace(library) == 0
     done = python(
         PRELUDE + f"library = ctypes.CDLL({str(library)!r})\n"
         "found = (ctypes.c_uint32 * 4)()\n"
@@ -70,8 +87,9 @@ def test_a_library_whose_cpuid_is_replaced_sees_the_class(tmp_path: Path) -> Non
         "assert not found[1] >> 16 & 1, 'AVX-512 goes'\n"
         "library.look(1, 0, found)\n"
         "assert found[2] >> 12 & 1, 'FMA is of another leaf'\n"
-        "library.constant.restype = ctypes.c_uint32\n"
-        "assert library.constant() == 0xa20f0000\n"
+        "library.constant.restype = library.both.restype = ctypes.c_uint32\n"
+        "assert library.constant() == library.both(found) == 0xa20f0000\n"
+        "assert not found[1] >> 16 & 1\n"
     )
     assert done.returncode == 0, done.stderr
 
