@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.steps.artifact import Artifact
@@ -43,6 +44,12 @@ def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=environment, check=False
     )
+
+
+def command(folder: Path, *arguments: str) -> Result:
+    """A command in this process, which has loaded what it takes long to load."""
+    with contextlib.chdir(folder):
+        return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
 def watched(folder: Path) -> dict[str, str]:
@@ -117,8 +124,8 @@ def copied(ground: Path, tmp_path: Path) -> Path:
 
 def test_a_run_among_foreign_files_ends_well_and_a_second_does_nothing(copied: Path) -> None:
     before = watched(copied)
-    result = process(copied, "run", "--quiet")
-    assert result.returncode == 0, result.stderr
+    result = command(copied, "run", "--quiet")
+    assert result.exit_code == 0, result.stderr
     changed = lost(before, watched(copied))
     written = ("results.json", "report.md", "report.html", "run.log")
     assert set(changed) <= {f"engines/trial/{name}" for name in (*written, *KEPT_UP)}
@@ -126,8 +133,8 @@ def test_a_run_among_foreign_files_ends_well_and_a_second_does_nothing(copied: P
 
 def test_a_run_by_force_replaces_its_own_alone(copied: Path) -> None:
     before = watched(copied)
-    result = process(copied, "run", "--only", "export", "--only", "build", "--force", "--quiet")
-    assert result.returncode == 0, result.stderr
+    result = command(copied, "run", "--only", "export", "--only", "build", "--force", "--quiet")
+    assert result.exit_code == 0, result.stderr
     changed = lost(before, watched(copied))
     assert [name for name in changed if name in CANARIES or name.endswith("link")] == []
     assert not [name for name in watched(copied) if ".before-" in name]
@@ -176,16 +183,16 @@ def test_files_in_an_artifact_are_set_aside_with_it_and_this_is_said(copied: Pat
     built = copied / "engines/trial/ort/fp32"
     (built / "my-notes.txt").write_text("precious")
     before = watched(built)
-    result = process(copied, "run", "--only", "build")
-    assert result.returncode == 0, result.stderr
+    result = command(copied, "run", "--only", "build")
+    assert result.exit_code == 0, result.stderr
     aside = next(path for path in built.parent.glob("fp32.before-*"))
     assert f"what was there was set aside as {aside.name}" in result.stderr
     assert watched(aside) == before
     Artifact.read(built).verify()
     # What was set aside is no result any more.
-    assert process(copied, "check", "trial").returncode in (0, 1)
-    assert "before" not in process(copied, "check", "trial").stdout
-    assert "before" not in process(copied, "export", "triton", "trial", "--precision", "x").stderr
+    assert command(copied, "check", "trial").exit_code in (0, 1)
+    assert "before" not in command(copied, "check", "trial").stdout
+    assert "before" not in command(copied, "export", "triton", "trial", "--precision", "x").stderr
 
 
 def test_calibrate_refuses_a_foreign_folder(copied: Path) -> None:
@@ -193,8 +200,8 @@ def test_calibrate_refuses_a_foreign_folder(copied: Path) -> None:
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
     before = watched(copied)
-    result = process(copied, "calibrate", "--method", "min-max")
-    assert result.returncode == 2, result.stdout
+    result = command(copied, "calibrate", "--method", "min-max")
+    assert result.exit_code == 2, result.stdout
     assert "ranges/min-max-int8 is in the way" in result.stderr
     changed = set(lost(before, watched(copied)))
     assert changed <= {f"engines/trial/{name}" for name in ("run.log", *KEPT_UP)}
@@ -202,8 +209,8 @@ def test_calibrate_refuses_a_foreign_folder(copied: Path) -> None:
 
 def test_triton_does_not_take_the_results_for_a_model(ground: Path) -> None:
     before = watched(ground)
-    result = process(ground, "export", "triton", "trial", "--repository", "engines")
-    assert result.returncode == 2
+    result = command(ground, "export", "triton", "trial", "--repository", "engines")
+    assert result.exit_code == 2
     assert "engines/trial is in the way" in result.stderr
     assert watched(ground) == before
 
@@ -211,22 +218,22 @@ def test_triton_does_not_take_the_results_for_a_model(ground: Path) -> None:
 def test_triton_leaves_other_versions_and_notes(copied: Path) -> None:
     arguments = ("export", "triton", "trial", "--repository", "models")
     before = watched(copied)
-    assert process(copied, *arguments).returncode == 0
+    assert command(copied, *arguments).exit_code == 0
     for name in ("2/model.onnx", "notes.txt", "1.old/model.onnx", ".making-of/film"):
         path = copied / "models/trial" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("canary")
     with_canaries = watched(copied)
-    result = process(copied, *arguments)
-    assert (result.returncode, result.stdout) == (0, "wrote models/trial\n")
+    result = command(copied, *arguments)
+    assert (result.exit_code, result.stdout) == (0, "wrote models/trial\n")
     assert watched(copied) == with_canaries
     assert lost(before, watched(copied)) == []
 
 
 def test_the_coreml_bench_package_needs_a_new_folder(ground: Path) -> None:
     before = watched(ground)
-    result = process(ground, "export", "coreml-bench", "trial", "--folder", "src")
-    assert result.returncode == 2
+    result = command(ground, "export", "coreml-bench", "trial", "--folder", "src")
+    assert result.exit_code == 2
     assert watched(ground) == before
 
 
@@ -316,6 +323,7 @@ PLACES = {
     "pipeline/stages/training.py:_simplified": "in a temporary folder",
     "pipeline/targets/coreml/repair.py:_Work._write": "in a temporary folder",
     "pipeline/targets/ort/build.py:write_photo": MADE,
+    "pipeline/targets/ort/as_cpu.py:_ends_with_cpuid": "in a temporary folder",
     "pipeline/report/write.py:write": "refuses what is no report of ours",
     "pipeline/report/pages.py:write_pages": "after write refused what is no report of ours",
     "pipeline/stages/build.py:BuildStep._build_from_exported": MADE,
