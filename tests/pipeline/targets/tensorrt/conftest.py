@@ -139,11 +139,11 @@ print(json.dumps(build_apart(job, Path(sys.argv[2]), lambda line: None)))
 
 
 @pytest.fixture
-def checkout() -> Callable[[Path], Path]:
-    """Copies the package, without what was compiled, into a folder; gives the folder."""
+def checkout() -> Callable[..., Path]:
+    """Copies the package into a folder, with what was compiled or without; gives the folder."""
 
-    def copy(folder: Path) -> Path:
-        ignored = shutil.ignore_patterns("__pycache__")
+    def copy(folder: Path, *, compiled: bool) -> Path:
+        ignored = shutil.ignore_patterns(*([] if compiled else ["__pycache__"]))
         shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=ignored)
         return folder
 

@@ -99,11 +99,11 @@ def usual(finished: Path, tmp_path_factory: pytest.TempPathFactory, build_in: Bu
 
 
 def test_who_asks_and_from_where_does_not_change_an_engine(
-    finished: Path, tmp_path: Path, usual: str, build_in: Built, checkout: Callable[[Path], Path]
+    finished: Path, tmp_path: Path, usual: str, build_in: Built, checkout: Callable[..., Path]
 ) -> None:
     """Environments and paths of different lengths; the path of TensorRT-RTX stays."""
     for n in (3, 150):
-        root = checkout(tmp_path / ("r" * n))
+        root = checkout(tmp_path / ("r" * n), compiled=True)
         graph = root / "model.onnx"
         shutil.copy(finished / FLOAT16, graph)
         place, padding = tmp_path / ("o" * n), "x" * n * 300

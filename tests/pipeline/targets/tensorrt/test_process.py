@@ -199,10 +199,10 @@ class TestReal:
         self,
         job: EngineJob,
         tmp_path: Path,
-        checkout: Callable[[Path], Path],
+        checkout: Callable[..., Path],
         build_in: Callable[..., dict[str, Any]],
     ) -> None:
-        root, output = checkout(tmp_path / "checkout"), tmp_path / "output"
+        root, output = checkout(tmp_path / "checkout", compiled=False), tmp_path / "output"
         before = sorted(root.rglob("*"))
         home = tmp_path / "home"
         home.mkdir()
