@@ -33,6 +33,7 @@ from tests.care.processes import run_apart
 ROOT = Path(__file__).parents[2]
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--auto-augment", "none", "--random-erasing", "0"]
 STILL = ["--hflip", "0", "--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0"]
+SMALL = ["--model-kwargs", "depths=[1,1,1,1]"]  # a block a stage: of both kinds, half as many
 AUGMENTED = ["--mixup", "0.8", "--cutmix", "1", "--random-erasing", "0.5"]
 
 Result = click.testing.Result
@@ -53,11 +54,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(images: Path, output: Path, *more: str) -> list[str]:
+    structure = [] if {"--model", "--model-kwargs"} & {*more} else SMALL
     return [
         *("--model", "care_tiny", "--data", f"folder:{images}", "--image-size", "32"),
         *("--batch-size", "8", "--workers", "0", "--epochs", "2", "--warmup-epochs", "0"),
         *("--lr", "1e-3", "--distillation", "none", "--hold-out", "0.25", "--output", str(output)),
         *("--log-every", "1", "--no-tensorboard", "--ema-decay", "0.9", "--threads", "1"),
+        *structure,
         *more,
     ]
 
