@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"onnx": "model.onnx"},
     "data": {"validation": "folder:photos"},
     "preprocess": {"size": 8, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3},
+    "export": {"simplify": False},  # takes a process
     "bench": {"samples": 3, "warmup": 1},
     "targets": {"ort": {"precisions": ["fp32"]}},
 }

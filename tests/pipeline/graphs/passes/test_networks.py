@@ -21,23 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ign
 SIZE = 64
 
 
-@pytest.fixture(scope="module", params=["exported", "simplified"])
-def exported(
-    request: pytest.FixtureRequest,
-    parity_model: Callable[[str], Any],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """CARE-tiny in its exact inference form, with a dynamic batch: both graphs that a run makes.
-
-    The pipeline optimizes the simplified one, or the exported one where onnxsim fails.
-    """
-    import onnx
-    import onnxsim
+@pytest.fixture(scope="module")
+def program(parity_model: Callable[[str], Any]) -> Any:
+    """CARE-tiny in its exact inference form, with a dynamic batch, as PyTorch exports it."""
     import torch
 
     from care.fuse import fuse
 
-    path = tmp_path_factory.mktemp("network") / "care_tiny.onnx"
     program = torch.onnx.export(
         fuse(parity_model("care_tiny")),
         (torch.zeros(2, 3, SIZE, SIZE),),
@@ -49,6 +39,22 @@ def exported(
         verbose=False,
     )
     assert program is not None
+    return program
+
+
+@pytest.fixture(scope="module", params=["exported", "simplified"])
+def exported(
+    request: pytest.FixtureRequest, program: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Both graphs of it that a run makes.
+
+    The pipeline optimizes the simplified one, or the exported one where onnxsim fails.
+    """
+    import onnx
+    import onnxsim
+    import torch
+
+    path = tmp_path_factory.mktemp("network") / "care_tiny.onnx"
     if request.param == "exported":
         if any(node.op_type == "Shape" for node in program.model_proto.graph.node):
             pytest.skip(f"PyTorch {torch.__version__} exports sizes that are computed: for onnxsim")
