@@ -70,8 +70,8 @@ def attempts(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     """Files with every odd value in every place of the metadata, and `count` random ones."""
     state = create_model(NETWORK, num_classes=4).state_dict()
     whole = safetensors.torch.save({name: value.clone() for name, value in state.items()})
-    for name, data in inputs(state, whole, seed, count):
-        yield given(folder, whole, name, data)
+    for name, make in inputs(state, whole, seed, count):
+        yield given(folder, whole, name, make)
 
 
 def commands(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
@@ -83,30 +83,30 @@ def commands(folder: Path, seed: int, count: int) -> Iterator[Attempt]:
     every = list(inputs(state, whole, seed, count))
     chosen = random.Random(seed).sample(every[:-count], count // 2) + every[-(count - count // 2) :]
 
-    def run(data: bytes) -> None:
-        path.write_bytes(data)
+    def run(make: Callable[[], bytes]) -> None:
+        path.write_bytes(make())
         ground.look_at(folder, ground.LOOKED_AT % (path.name, "folder:images"))
 
-    for name, data in chosen:
-        yield Attempt(name, partial(run, data))
+    for name, make in chosen:
+        yield Attempt(name, partial(run, make))
 
 
 def inputs(
     state: Mapping[str, Tensor], whole: bytes, seed: int, count: int
-) -> Iterator[tuple[str, bytes]]:
-    """Files: all that are listed, then `count` random ones."""
+) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Makers of files: of all that are listed, then of `count` random ones."""
     for name, change in listed():
-        yield f"metadata {name}", with_metadata(state, changed(change))
+        yield f"metadata {name}", partial(with_metadata, state, changed(change))
     for text in RAW:
-        yield f"text {text[:20]!r}", with_text(whole, text)
-        yield f"header {text[:20]!r}", with_header(whole, text)
+        yield f"text {text[:20]!r}", partial(with_text, whole, text)
+        yield f"header {text[:20]!r}", partial(with_header, whole, text)
     chosen = random.Random(seed)
     for number in range(count):
         if number % 2:
             content = changed(partial(at_random, chosen))
-            yield f"metadata {number}", with_metadata(state, content)
+            yield f"metadata {number}", partial(with_metadata, state, content)
         else:
-            yield f"bytes {number}", with_bytes(whole, chosen)
+            yield f"bytes {number}", partial(bytes, with_bytes(whole, chosen))
 
 
 def listed() -> Iterator[tuple[str, Callable[[dict[str, Any]], None]]]:
@@ -190,12 +190,12 @@ def with_bytes(whole: bytes, chosen: random.Random) -> bytes:
     return bytes(data)
 
 
-def given(folder: Path, whole: bytes, name: str, data: bytes) -> Attempt:
+def given(folder: Path, whole: bytes, name: str, make: Callable[[], bytes]) -> Attempt:
     """Read a file as `care.evaluate` does; what loads has the weights that were written."""
     path = folder / "odd.safetensors"
 
     def run() -> None:
-        path.write_bytes(data)
+        path.write_bytes(make())
         trained = read_trained(path)
         expected = safetensors.torch.load(whole)
         for key, value in trained.network.state_dict().items():
