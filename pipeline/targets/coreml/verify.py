@@ -57,9 +57,16 @@ MOST_FOR_WEIGHTS = 0.2
 """Highest limit that weights in float16 may explain. Swapped channels, a wrong mean and the like
 move logits by 0.3 of their size and more."""
 
+CONTRAST = 57.0
+"""Standard deviation of the pixels of ImageNet's photographs, of 255."""
+
 
 def probes(network: Network, count: int = 4) -> Pictures:
-    """Pictures with structure at every scale, always the same.
+    """Pictures with structure at every scale, always the same, with the contrast of photographs.
+
+    Where contrasts are much stronger than any that BatchNorms were made for, small errors grow: a
+    LeViT with settled random weights magnifies them 118 times at a deviation of 75, and 12 times on
+    the noise that it was settled with.
 
     Raises:
         ConfigError: See `preprocess_of`.
@@ -67,13 +74,13 @@ def probes(network: Network, count: int = 4) -> Pictures:
     channels, height, width = network.input_shape
     rng = np.random.default_rng(0)
     values = np.zeros((count, height, width, channels))
-    cells = 1
-    while cells <= min(height, width):
+    scales = [4**power for power in range(32) if 4**power <= min(height, width)]
+    for cells in scales:
         rows, columns = (np.arange(side) * cells // side for side in (height, width))
         coarse = rng.normal(size=(count, cells, cells, channels))
         values += coarse[:, rows][:, :, columns]
-        cells *= 4
-    pixels = np.clip(128 + 45 * values, 0, 255).astype(np.uint8)
+    values *= CONTRAST / np.sqrt(len(scales))
+    pixels = np.clip(128 + values, 0, 255).astype(np.uint8)
     return Pictures(pixels, preprocess_of(network))
 
 

@@ -18,7 +18,7 @@ from pipeline.core.network import Images, Logits, Network
 from pipeline.core.preprocess import Preprocess
 from pipeline.targets.coreml import verify as verification
 from pipeline.targets.coreml.network import preprocess_of
-from pipeline.targets.coreml.verify import FLOAT16, verify
+from pipeline.targets.coreml.verify import FLOAT16, probes, verify
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NETWORK = Network("net", ("a", "b"), (3, 4, 4), HALF.to_dict())
@@ -65,6 +65,15 @@ def off_by(module: nn.Module, share: float) -> Callable[[Images], Logits]:
         return np.asarray(logits * (1 + share), np.float32)
 
     return run
+
+
+@pytest.mark.parametrize(("side", "channels"), [(28, 1), (64, 3), (300, 3)])
+def test_probes_have_the_contrast_of_photographs(side: int, channels: int) -> None:
+    spec = HALF if channels == 3 else Preprocess(4, 1.0, "bicubic", (0.5,), (0.5,), channels="gray")
+    network = Network("net", ("a", "b"), (channels, side, side), spec.to_dict())
+    pixels = probes(network).pixels
+    assert 45 < pixels.std() < 64
+    assert np.isin(pixels, (0, 255)).mean() < 0.05
 
 
 Answering = Callable[[Callable[[Images], Logits]], None]
