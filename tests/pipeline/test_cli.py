@@ -367,8 +367,8 @@ def test_a_shell_completes_commands_options_targets_and_results(tmp_path: Path) 
 
 
 def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:
-    result = process("bench", "--target", "ort", "--config", str(config), "--batch", "2")
-    assert result.returncode == 0, result.stderr
+    result = invoke("bench", "--target", "ort", "--config", str(config), "--batch", "2")
+    assert result.exit_code == 0, result.stderr
     plain = json.loads(result.stdout.splitlines()[-1])
     assert set(plain["batches"]) == {"2"}
     assert set(plain["batches"]["2"]["phases"]) == {"fp32", "pytorch"}
