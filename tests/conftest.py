@@ -16,7 +16,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 from pipeline.core.garbage import GARBAGE
-from tests.exporting import remembering
+from tests.exporting import remember_composites, remembering
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +63,16 @@ LONG = (
     "pipeline/scheduler/test_side_by_side.py",
     "pipeline/scheduler/test_cuts.py",
     "pipeline/api/test_results.py",
+    "pipeline/emulate/onnx/test_networks.py",
+    "scripts/test_attack.py",
+    "pipeline/report/test_html.py",
+    "test_readme.py",
+    "test_architecture.py",
+    "pipeline/commands/test_rebuild.py",
+    "pipeline/stages/test_keys.py",
+    "pipeline/report/test_history.py",
+    "pipeline/graphs/test_overflow.py",
+    "pipeline/graphs/passes/test_networks.py",
 )
 """Files that take long, the longest first as far as that can be said for all machines."""
 
@@ -85,6 +95,8 @@ def pytest_collection_finish() -> None:
     """
     if torch := sys.modules.get("torch"):
         torch.onnx.export = remembering(torch.onnx.export)
+    if "torch.export" in sys.modules:
+        remember_composites()
     gc.collect()
     gc.freeze()
 

@@ -39,3 +39,25 @@ def _install() -> None:
         return registry
 
     ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
+
+
+def remember_composites() -> None:
+    """Let `torch.export` look for operators made of others again only when there are more of them.
+
+    It asks all namespaces each time, and lets each look at all operators: 0.06 s, twice an export.
+    """
+    from torch import _C
+    from torch._export import utils
+
+    find = utils._collect_all_valid_cia_ops_for_namespace
+    found: dict[tuple[str, int], set[Any]] = {}
+    owner: Any = utils
+
+    def remembered(namespace: Any) -> set[Any]:
+        registered = _C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        key = (namespace.name, len(registered))
+        if key not in found:
+            found[key] = find(namespace)
+        return found[key]
+
+    owner._collect_all_valid_cia_ops_for_namespace = remembered
