@@ -64,7 +64,9 @@ SIZES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
 
 PASSES = "passes"
 REPAIRED = "passes after repair"
-STAGES = ("export", "simplify", "precision", "build", "validate")
+STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate")
+"""Calibration is for repairs alone: where nothing asks for its images, there is no such step."""
+
 IMAGES, CALIBRATION_IMAGES, CLASSES = 16, 32, 10
 VALIDATION, CALIBRATION = "validation", "calibration"
 STD = 0.25
@@ -345,11 +347,15 @@ def _judge_repair(line: Line, results: Path, artifacts: Sequence[str]) -> None:
 def _judge(line: Line, results: Path, artifacts: Sequence[str]) -> None:
     """Fill in what a run left of some artifacts."""
     run = Run.read(results / "results.json")
-    failed = {end.name: end.why for end in run.steps if end.state is State.FAILED}
+    ended = {end.name: end for end in run.steps}
+    failed = {name: end.why for name, end in ended.items() if end.state is State.FAILED}
     for artifact in artifacts:
         limit = LIMITS[artifact]
         logits = results / "validate" / artifact.replace("/", "-") / "logits.npy"
-        if not logits.is_file():
+        judged = ended.get(f"validate/{artifact.replace('/', '-')}")
+        # What an earlier run left, such as one without a repair, is no result of this one.
+        is_old = judged is not None and judged.state in (State.FAILED, State.SKIPPED)
+        if is_old or not logits.is_file():
             line.outcome[artifact] = _first_failure(run, artifact, failed)
             continue
         reference = np.load(results / "validate/pytorch/logits.npy")
@@ -362,7 +368,9 @@ def _first_failure(run: Run, artifact: str, failed: Mapping[str, str]) -> str:
     """The first step on the way to an artifact's logits that failed, and why."""
     own = f"validate/{artifact.replace('/', '-')}"
     for name in (end.name for end in run.steps):
-        shared = name in ("export", "onnx") or name.startswith(("precision/", "validate/pytorch"))
+        shared = name in ("export", "onnx", "calibration") or name.startswith(
+            ("precision/", "validate/pytorch")
+        )
         if name in failed and (shared or name in (artifact, own)):
             return f"{name}: {failed[name]}"
     (built,) = (each for each in run.artifacts if each.name == artifact)

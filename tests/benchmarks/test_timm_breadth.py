@@ -19,7 +19,9 @@ from timm.models import PretrainedCfg
 from timm_breadth import LIMITS, PASSES, Line
 
 from pipeline.report.model import Run
+from pipeline.scheduler.plan import STAGES
 from pipeline.steps.facts.graphs import RepairFacts
+from pipeline.steps.step import State
 
 
 def test_the_smallest_classifier_stands_for_its_family() -> None:
@@ -166,6 +168,27 @@ def test_a_repair_is_a_state_of_its_own(
     assert "| dla |" in text
     if after == PASSES:
         assert "| passes after repair, 1e-02: nothing had to be raised" in text
+
+
+def test_logits_of_an_earlier_run_are_no_result_of_a_repair(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the repair fails, those from before it lie there still."""
+    kept = tmp_path / "validate/trt-fp16/logits.npy"
+    kept.parent.mkdir(parents=True)
+    np.save(kept, np.zeros((1, 10)))
+    steps = [
+        SimpleNamespace(name="calibration", state=State.FAILED, why="no images"),
+        SimpleNamespace(name="validate/trt-fp16", state=State.SKIPPED, why="calibration failed"),
+    ]
+    monkeypatch.setattr(Run, "read", lambda path: SimpleNamespace(steps=steps))
+    line = Line("vgg", "vgg11", 64)
+    breadth._judge(line, tmp_path, ["trt/fp16"])
+    assert line.outcome == {"trt/fp16": "calibration: no images"}
+
+
+def test_a_repair_has_every_stage_that_it_needs() -> None:
+    assert set(STAGES) - set(breadth.STAGES) == {"bench", "report"}
 
 
 def test_networks_of_a_fixed_size_are_told_another() -> None:
