@@ -616,11 +616,11 @@ def init(file: Path, **wanted: Any) -> None:
 
 
 @main.command()
-@click.argument("new", type=PATH)
+@click.argument("folders", nargs=-1, required=True, type=PATH, metavar="[OLD] NEW")
 @click.option(
     "--baseline",
     type=PATH,
-    help="How it was: a results' folder, an entry of a `history`, or 'previous'.",
+    help="In place of OLD, how it was: a results' folder, an entry of a `history`, or 'previous'.",
 )
 @click.option(
     "--with",
@@ -642,27 +642,31 @@ def init(file: Path, **wanted: Any) -> None:
 def compare(
     ctx: click.Context,
     /,
-    new: Path,
+    folders: tuple[Path, ...],
     baseline: Path | None,
     requirements: tuple[str, ...],
     python: Path | None,
     **files: Any,
 ) -> None:
-    """Compare the results in the folder NEW with others: accuracy image by image, size, versions.
+    """Compare the results in the folder NEW with those in OLD: accuracy by image, size, versions.
 
     A results' folder keeps the last 20 results in its folder `history`; 'previous' is the newest
     that is not what lies there now. Exit code 1 where the new run is proven to be worse: where the
     95 % interval of the paired difference of top-1 excludes zero, or an artifact is gone.
 
-    With --with or --python, NEW is how it is, and what another environment makes of the same
+    With --with or --python NEW is how it is, and what another environment makes of the same
     configuration is held against it: what its versions concern is built and judged once more, in a
     temporary folder. Neither this environment nor NEW is changed.
     """
     from pipeline.commands import compare
 
-    given = [baseline is not None, bool(requirements), python is not None]
+    *before, new = folders
+    if len(before) > 1:
+        raise click.UsageError("give two folders at most: how it was, and how it is")
+    given = [bool(before), baseline is not None, bool(requirements), python is not None]
     if sum(given) != 1:
-        raise click.UsageError("give one of --baseline, --with and --python")
+        raise click.UsageError("give one of OLD, --baseline, --with and --python")
+    baseline = before[0] if before else baseline
     if baseline is not None:
         ctx.exit(compare.compare(baseline, new, **files))
     ctx.exit(compare.compare_rebuilt(new, requirements, python, **files))

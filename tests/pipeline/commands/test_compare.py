@@ -87,6 +87,20 @@ def test_the_other_way_round_it_is_better(output: Path) -> None:
     assert "better" in result.output
 
 
+def test_two_folders_are_how_it_was_and_how_it_is(output: Path) -> None:
+    good, bad = (str(output / name / "trial") for name in ("good", "bad"))
+    worse = CliRunner().invoke(main, ["compare", good, bad])
+    assert worse.exit_code == 1
+    assert worse.output == compare(output, "bad", "good").output
+    for more in ([good], ["--baseline", good]):
+        refused = CliRunner().invoke(main, ["compare", good, bad, *more])
+        assert refused.exit_code == 2
+        assert "give " in refused.output
+    alone = CliRunner().invoke(main, ["compare", good])
+    assert alone.exit_code == 2
+    assert "give one of OLD, --baseline, --with and --python" in " ".join(alone.output.split())
+
+
 def test_a_run_is_the_same_as_itself(output: Path) -> None:
     result = compare(output, "good", "good")
     assert result.exit_code == 0

@@ -101,7 +101,7 @@ def test_an_interpreter_without_this_project_is_refused(results: Path, tmp_path:
 def test_one_thing_to_compare_with_is_needed(results: Path, arguments: list[str]) -> None:
     result = compare(results, *arguments)
     assert result.exit_code == 2
-    assert "give one of --baseline, --with and --python" in result.output
+    assert "give one of OLD, --baseline, --with and --python" in result.output
 
 
 def test_results_of_another_configuration_are_refused(results: Path) -> None:
