@@ -353,6 +353,39 @@ def test_threads_wait_actively_unless_that_costs_too_much_beside_others(
     assert tuning["chosen"] == (asked if spins else f"{asked}, no spinning")
 
 
+@pytest.mark.parametrize(("calls", "best"), [(5, "a"), (6, "b")])
+def test_few_samples_prove_nothing(
+    tmp_path: Path,
+    measured: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+    best: str,
+) -> None:
+    """A single one has an interval without any width."""
+    monkeypatch.setattr(tune, "interleave", lambda *_: {"a": [2.0] * calls, "b": [1.0] * calls})
+    choice = chosen(tmp_path)
+    assert (choice.name, choice.fastest, choice.samples) == (best, "b", calls)
+    slow = {name: [time] * 9 * calls for name, time in (("a", 2.0), ("b", 1.0))}
+    monkeypatch.setattr(tune, "interleave", lambda *_: slow)
+    assert chosen(tmp_path, rivals=1).name == best
+
+
+def test_there_is_time_for_enough_samples_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: dict[int, set[float]] = {0: set(), 1: set()}
+    measure = tune.Trial.measure
+
+    def noted(trial: Trial) -> tune.Comparison:
+        seconds[trial.rivals].add(trial.seconds)
+        return measure(trial)
+
+    monkeypatch.setattr(tune.Trial, "measure", noted)
+    built_beside_others(tmp_path, monkeypatch, {True: 1.0, False: 1.2}, {True: 3.0, False: 1.0})
+    (alone,), (beside,) = seconds[0], seconds[1]
+    assert beside == 8 * alone
+
+
 @pytest.mark.parametrize(("other", "cost"), [(", no spinning", 1.5), (", spinning", 1.25)])
 def test_what_sleeping_costs_when_quiet_is_told_either_way(other: str, cost: float) -> None:
     ratios = {"blocked": Ratio(1.0, (1.0, 1.0)), f"blocked{other}": Ratio(1.0, (0.8, 1.5))}
