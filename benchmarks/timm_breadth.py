@@ -351,8 +351,8 @@ def _judge(line: Line, results: Path, artifacts: Sequence[str]) -> None:
     failed = {name: end.why for name, end in ended.items() if end.state is State.FAILED}
     for artifact in artifacts:
         limit = LIMITS[artifact]
-        logits = results / "validate" / artifact.replace("/", "-") / "logits.npy"
-        judged = ended.get(f"validate/{artifact.replace('/', '-')}")
+        own = f"validate/{artifact.replace('/', '-')}"
+        logits, judged = results / own / "logits.npy", ended.get(own)
         # What an earlier run left, such as one without a repair, is no result of this one.
         is_old = judged is not None and judged.state in (State.FAILED, State.SKIPPED)
         if is_old or not logits.is_file():

@@ -528,7 +528,7 @@ def _narrow(step: Step, exact: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype in rounding.FLOAT8:
         saturate = bool(step.node.attribute("saturate", 1))
         return rounding.narrow(exact, dtype, saturate=saturate)
-    return exact.to(dtype) if dtype.is_floating_point else rounding.narrow(exact, dtype)
+    return rounding.narrow(exact, dtype)
 
 
 def _is_shared(exact: Tensor, inputs: Sequence[Tensor | None]) -> bool:
