@@ -18,6 +18,7 @@ import torch
 from timm.models import PretrainedCfg
 from timm_breadth import LIMITS, PASSES, Line
 
+import care.networks  # noqa: F401  registers ours with timm, which are no family of its own
 from pipeline.report.model import Run
 from pipeline.scheduler.plan import STAGES
 from pipeline.steps.facts.graphs import RepairFacts
