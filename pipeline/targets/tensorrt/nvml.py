@@ -36,7 +36,7 @@ class GpuState:
         return asdict(self)
 
 
-def read(bus_id: str | None = None, module: Any = None) -> GpuState | None:
+def read(bus_id: str | None = None, module: Any = None) -> GpuState | str:
     """Read the sensors.
 
     Args:
@@ -45,23 +45,26 @@ def read(bus_id: str | None = None, module: Any = None) -> GpuState | None:
         module: The `pynvml` module, for tests.
 
     Returns:
-        The state, or None where `pynvml` is not installed or there is no driver.
+        The state, or in words why there is none: sensors are told beside a measurement, and one
+        that does not answer, as in some virtual machines, must not end it.
     """
     if module is None:
         try:
             module = importlib.import_module("pynvml")
         except ImportError:
-            return None
+            return INSTALL
     try:
         module.nvmlInit()
-    except module.NVMLError:
-        return None
+    except module.NVMLError as error:
+        return f"NVML does not start ({error})"
     try:
         if bus_id is None:
             handle = module.nvmlDeviceGetHandleByIndex(0)
         else:
             handle = module.nvmlDeviceGetHandleByPciBusId(bus_id)
         return _state(module, handle)
+    except module.NVMLError as error:
+        return f"NVML does not read the GPU at {bus_id or 'its first place'} ({error})"
     finally:
         module.nvmlShutdown()
 

@@ -142,8 +142,9 @@ class GpuRunner(Runner):
             "driver_cuda": f"{major}.{minor}",
         }
         before, after = self._before, nvml.read(self.bus_id)
-        if before is None or after is None:
-            return DeviceState(more={**told, "sensors": f"not read: {nvml.INSTALL}"})
+        if isinstance(before, str) or isinstance(after, str):
+            why = before if isinstance(before, str) else after
+            return DeviceState(more={**told, "sensors": f"not read: {why}"})
         sensors = [
             {"when": "before", **before.to_dict()},
             {"when": "after", **after.to_dict()},

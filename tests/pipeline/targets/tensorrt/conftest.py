@@ -377,8 +377,9 @@ class FakeGpu:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """A CUDA that records what it is asked, in the place of torch's."""
+    """A CUDA that records what it is asked, in the place of torch's; nobody knows its sensors."""
     fake = FakeGpu()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     for module in ("cuda", "runner"):
         monkeypatch.setattr(f"pipeline.targets.tensorrt.{module}.torch", fake.torch)
     return fake

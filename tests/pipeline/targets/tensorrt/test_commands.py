@@ -346,7 +346,7 @@ def answering(
         GpuState(clock, 9000, 60, 200.0, throttled, "580.1")
         for clock, throttled in ((2500, ()), (1800, ("SwPowerCap",)))
     )
-    monkeypatch.setattr("pipeline.targets.tensorrt.nvml.read", lambda bus: next(states, None))
+    monkeypatch.setattr("pipeline.targets.tensorrt.nvml.read", lambda bus: next(states, "no more"))
     return cuda
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -273,11 +274,18 @@ class SensorError(Exception):
     """Base of NVML's errors."""
 
 
-def fake_nvml(reasons: int, power: bool = True, works: bool = True) -> Any:
-    """Stands for `pynvml`."""
+def fake_nvml(
+    reasons: int, power: bool = True, works: bool = True, known: str = "0000:01:00.0"
+) -> Any:
+    """Stands for `pynvml`; it knows one GPU."""
 
     def fail(*_: Any) -> Any:
-        raise SensorError
+        raise SensorError("Uninitialized")
+
+    def find(bus: str) -> str:
+        if bus != known:
+            raise SensorError("Not Found")
+        return bus
 
     opened: list[str] = []
     return SimpleNamespace(
@@ -293,7 +301,7 @@ def fake_nvml(reasons: int, power: bool = True, works: bool = True) -> Any:
         nvmlInit=(lambda: opened.append("open")) if works else fail,
         nvmlShutdown=lambda: opened.append("shut"),
         nvmlDeviceGetHandleByIndex=lambda i: i,
-        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
+        nvmlDeviceGetHandleByPciBusId=find,
         nvmlDeviceGetClockInfo=lambda handle, kind: 1000 * kind,
         nvmlDeviceGetTemperature=lambda handle, kind: 61,
         nvmlDeviceGetPowerUsage=(lambda handle: 250_000) if power else fail,
@@ -306,13 +314,27 @@ def test_sensors() -> None:
     module = fake_nvml(reasons=1 | 4 | 8)
     state = nvml.read("0000:01:00.0", module)
     assert state == nvml.GpuState(1000, 2000, 61, 250.0, ("SwPowerCap", "HwSlowdown"), "580.1")
+    assert isinstance(state, nvml.GpuState)
     assert state.to_dict()["throttled"] == ("SwPowerCap", "HwSlowdown")
     assert module.opened == ["open", "shut"]
     silent = nvml.read(None, fake_nvml(reasons=0, power=False))
-    assert silent is not None
+    assert isinstance(silent, nvml.GpuState)
     assert silent.power is None
     assert silent.throttled == ()
 
 
 def test_no_sensors() -> None:
-    assert nvml.read(None, fake_nvml(reasons=0, works=False)) is None
+    assert nvml.read(None, fake_nvml(0, works=False)) == "NVML does not start (Uninitialized)"
+
+
+def test_a_gpu_that_the_sensors_do_not_know_ends_no_measurement(
+    start: Callable[[], GpuRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = fake_nvml(reasons=0, known="elsewhere")
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    with start() as runner:
+        runner(images(1))
+        told = runner.device_state()
+    why = f"NVML does not read the GPU at {runner.bus_id} (Not Found)"
+    assert told.more["sensors"] == f"not read: {why}"
+    assert module.opened == ["open", "shut"] * 2
