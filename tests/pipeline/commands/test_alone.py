@@ -23,6 +23,7 @@ from pipeline.core.errors import InputError
 from pipeline.exports.golden import Golden, golden_of
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.registry import TARGETS
+from pipeline.targets.tensorrt.device import NO_DRIVER
 
 FAST = ("--samples", "3", "--warmup", "1", "--max-seconds", "1")
 
@@ -147,9 +148,8 @@ def test_without_golden_images_latency_is_measured_on_noise(there: Path) -> None
     assert json.loads(result.output)["images"] == f"images of folder:{folder}"
 
 
-def test_what_cannot_run_here_is_exit_code_4(there: Path) -> None:
-    if TARGETS["trt"].missing(Artifact.read(there / "trt/fp16")) is None:
-        pytest.skip("this machine runs engines")
+def test_what_cannot_run_here_is_exit_code_4(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.targets.tensorrt.target.find_gpu", lambda: NO_DRIVER)
     result = invoke("bench", "--artifact", "ort/fp32", "--artifact", "trt/fp16", *FAST)
     assert result.exit_code == 4
     assert "error: not measured: trt/fp16: no NVIDIA" in result.output
