@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,8 +185,14 @@ def show(rows: Sequence[Row], emulated: Mapping[str, Any]) -> list[dict[str, Any
             f"| {row.network} | {row.form} | {_shown(row.allowed)} | {_shown(row.not_allowed)} | "
             f"{both} | {where} |"
         )
-        plain.append({**asdict(row), "executor": known, "where": where})
+        plain.append({**_row(row), "executor": known, "where": where})
     return plain
+
+
+def _row(row: Row) -> dict[str, Any]:
+    first = None if row.first is None else [_plain(value) for value in row.first]
+    finite = {"allowed": _plain(row.allowed), "not_allowed": _plain(row.not_allowed)}
+    return {"network": row.network, "form": row.form, **finite, "first": first}
 
 
 def _shown(value: float | None) -> str:
@@ -232,7 +238,7 @@ def main() -> int:
     card = torch.cuda.get_device_name()
     print(f"\n{card}, torch {torch.__version__}, {len(images)} images, executor: {seen} images\n")
     plain = show(rows, emulated)
-    print(json.dumps({"card": card, "images": len(images), "rows": plain}))
+    print(json.dumps({"card": card, "images": len(images), "rows": plain}, allow_nan=False))
     return 0
 
 

@@ -75,6 +75,10 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert published == "| net | published | not finite | not finite |  | not emulated |"
     assert inference == "| net | inference | 2.00e-03 | 1.50e-03 | 1.00e-03, 4.00e-03 | within |"
     assert [entry["where"] for entry in plain] == ["not emulated", "within"]
+    # JSON knows no NaN.
+    kept = json.loads(json.dumps(plain, allow_nan=False))
+    assert [entry["allowed"] for entry in kept] == [None, 2e-3]
+    assert [entry["first"] for entry in kept] == [None, [2e-3, 1.5e-3]]
 
 
 def test_figures_of_the_executor_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
