@@ -68,10 +68,10 @@ def conv(
     if way.pads_before:
         x = pad(x, [(0, 0), (0, 0), *pads])
     if way.moves_by_one and x.dtype == torch.float32:
-        if way.reaches_beyond and _has_the_same_bits(
+        if way.general and _has_the_same_bits(
             tuple(x.shape[1:]), tuple(weight.shape[2:]), way.padding
         ):
-            return _within_reach(x, weight, bias, way.padding)
+            return _by_pixels(x, weight, bias, way.padding)
         if beside.is_beside() and _depends_on_threads(x, weight, groups):
             return torch.mkldnn_convolution(
                 x, weight, bias, way.padding, way.strides, way.dilations, groups
@@ -90,8 +90,9 @@ class _Way:
         dilations: As torch takes them.
         pads_before: The padding is not symmetric, and has to be done before.
         moves_by_one: Over images, by one value at a time.
-        reaches_beyond: A depthwise one of which much lies beyond the image at every place. oneDNN
-            has no kernel of its own for these, and takes twenty times as long.
+        general: A depthwise one that is wide, or of which much lies beyond the image at every
+            place. oneDNN computes these by a general form, in up to twenty times the time, unless a
+            pixel's channels lie side by side.
     """
 
     strides: tuple[int, ...]
@@ -99,7 +100,12 @@ class _Way:
     dilations: tuple[int, ...]
     pads_before: bool
     moves_by_one: bool
-    reaches_beyond: bool
+    general: bool
+
+
+_WIDE = 10
+"""Columns of a depthwise kernel from which oneDNN's kernels for a channel after the other (AVX2) do
+not take it."""
 
 
 @lru_cache(maxsize=4096)
@@ -121,7 +127,7 @@ def _way(
         dilations,
         pads_before=not symmetric,
         moves_by_one=len(image) == 3 and {*strides, *dilations} == {1},
-        reaches_beyond=symmetric and depthwise and beyond,
+        general=symmetric and depthwise and (beyond or weight[-1] >= _WIDE),
     )
 
 
@@ -133,27 +139,24 @@ _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.co
 def _has_the_same_bits(
     image: tuple[int, ...], kernel: tuple[int, ...], padding: tuple[int, ...]
 ) -> bool:
-    """Whether a convolution has them without what lies beyond the image: tried on noise."""
+    """Whether a depthwise convolution has them pixel by pixel: tried on noise.
+
+    It has those of the general form, which adds the bias last, and not those of others.
+    """
     draw = np.random.default_rng(0)  # torch's own refuses to draw where `torch.vmap` runs
     x, weight, bias = (
         torch.from_numpy(draw.standard_normal(shape, np.float32))
         for shape in ((4, *image), (image[0], 1, *kernel), image[:1])
     )
     whole = F.conv2d(x, weight, bias, 1, padding, 1, image[0])
-    return torch.equal(_within_reach(x, weight, bias, padding), whole)
+    return torch.equal(_by_pixels(x, weight, bias, padding), whole)
 
 
-def _within_reach(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
-    """Convolve with the part of a depthwise kernel that ever meets the image.
-
-    The bias comes last, as in oneDNN's general form.
-    """
-    sizes = zip(weight.shape[2:], x.shape[2:], padding, strict=True)
-    beyond = [max(0, k - n - p) for k, n, p in sizes]
-    rows, columns = (slice(b, k - b) for b, k in zip(beyond, weight.shape[2:], strict=True))
-    left = tuple(p - b for p, b in zip(padding, beyond, strict=True))
-    result = F.conv2d(x, weight[:, :, rows, columns], None, 1, left, 1, len(weight))
-    return result if bias is None else result.add_(bias.reshape(-1, 1, 1))
+def _by_pixels(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
+    """Convolve depthwise with the channels of a pixel side by side."""
+    # Not by `memory_format`, which `torch.vmap` does not know.
+    pixels = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return F.conv2d(pixels, weight, bias, 1, padding, 1, len(weight)).contiguous()
 
 
 _FEW_VALUES = 20480
