@@ -46,6 +46,8 @@ _CUT_BEGINNINGS = tuple(f"{name}." for name in CUT)
 MISSING = "missing"
 """The version of a package that is not installed."""
 
+_VERSION = "Version:"
+
 MOST_REMEMBERED = 2000
 """Sources whose imports are remembered: those of some earlier versions too."""
 
@@ -68,9 +70,14 @@ def versions(*packages: str) -> dict[str, str]:
 @functools.cache
 def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
+        distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         return MISSING
+    # Below the fields stands the package's whole README, which `distribution.version` parses too: a
+    # plan asks a dozen packages, and that takes ten milliseconds.
+    fields = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    stated = (line for line in fields.splitlines() if line.startswith(_VERSION))
+    return next(stated, _VERSION).removeprefix(_VERSION).strip() or distribution.version
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Code:
         self.folders = dict.fromkeys(own, root)
         self.cache = cache
         self._files: dict[str, Path | None] = {}
-        self._folders: dict[Path, dict[str, Path]] = {}
+        self._folders: dict[str, dict[str, Path]] = {}
         self._modules: dict[str, Module] = {}
         self._found: dict[tuple[object, ...], dict[str, str]] = {}
         remembered = {} if cache is None else _read_cache(cache)
@@ -185,24 +192,31 @@ class Code:
         return self._files[name]
 
     def _find(self, name: str) -> Path | None:
-        package, *within = name.split(".")
+        package = name.partition(".")[0]
         if package not in self.folders:
             return None
-        *above, last = [package, *within]
-        return self._listed(self.folders[package].joinpath(*above)).get(last)
+        above, _, last = name.rpartition(".")
+        return self._listed(above, self.folders[package]).get(last)
 
-    def _listed(self, folder: Path) -> dict[str, Path]:
-        """Files of the modules and packages in a folder, by their names; read once.
+    def _listed(self, package: str, root: Path) -> dict[str, Path]:
+        """Files of the modules and packages in a package, by their names; read once.
 
-        Hundreds of names are asked for that are no modules, but something in one.
+        Hundreds of names are asked for that are no modules, but something in one: a path for each
+        would take longer than all the rest.
+
+        Args:
+            package: Its full name; "" for the folder that packages lie in.
+            root: That folder.
         """
-        if folder not in self._folders:
+        known = package or str(root)
+        if known not in self._folders:
+            folder = root.joinpath(*package.split("."))
             entries = list(folder.iterdir()) if folder.is_dir() else []
             inits = {entry.name: entry / "__init__.py" for entry in entries if not entry.suffix}
             packages = {name: file for name, file in inits.items() if file.is_file()}
             modules = {entry.stem: entry for entry in entries if entry.suffix == ".py"}
-            self._folders[folder] = {**packages, **modules}
-        return self._folders[folder]
+            self._folders[known] = {**packages, **modules}
+        return self._folders[known]
 
     def _module(self, name: str) -> Module:
         if name not in self._modules:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -201,6 +202,30 @@ def test_nothing_of_ours_is_imported_by_a_name_in_a_text() -> None:
 
 def test_versions_of_what_is_not_installed() -> None:
     assert keys.versions("numpy", "no-such-package-at-all")["no-such-package-at-all"] == "missing"
+
+
+@pytest.mark.parametrize(
+    ("stated", "version"),
+    [
+        ("Metadata-Version: 2.4\nName: a\nVersion: 1.2.3+cpu\n\nA text\nVersion: 9\n", "1.2.3+cpu"),
+        ("Name: a\nSummary: two\n Version: 8\nVersion:7\n", "7"),
+        (None, "5"),
+        ("Name: a\n\nVersion: 9\n", "5"),
+    ],
+)
+def test_the_version_is_that_of_the_fields(
+    stated: str | None, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = SimpleNamespace(version="5", read_text={"METADATA": stated}.get)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: installed)
+    keys._version.cache_clear()
+    assert keys.versions("a") == {"a": version}
+    keys._version.cache_clear()
+
+
+def test_versions_are_those_that_python_knows() -> None:
+    names = sorted({found.metadata["Name"] for found in importlib.metadata.distributions()})
+    assert keys.versions(*names) == {name: importlib.metadata.version(name) for name in names}
 
 
 def test_all_packages_of_this_project_count() -> None:
