@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,34 @@ def test_no_entry_is_left_over() -> None:
 def test_files_that_go_first_exist() -> None:
     assert [name for name in LONG if not (ROOT / "tests" / name).is_file()] == []
     assert len(set(LONG)) == len(LONG)
+
+
+SOURCES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+
+
+def test_every_marker_selects_tests() -> None:
+    """One that nothing carries promises tests that there are not."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    stated = settings["tool"]["pytest"]["ini_options"]["markers"]
+    markers = [marker.partition(":")[0] for marker in stated]
+    assert markers
+    unused = [
+        marker
+        for marker in markers
+        if not any(f"pytest.mark.{marker}" in source for source in SOURCES.values())
+    ]
+    assert unused == []
+
+
+def test_tests_know_which_error_they_expect() -> None:
+    """Among several, a fault of the program passes for the error that it should have become."""
+    several = [
+        f"{path.name}:{node.lineno}"
+        for path, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "pytest.raises"
+        and node.args
+        and isinstance(node.args[0], ast.Tuple)
+    ]
+    assert several == []
