@@ -31,8 +31,9 @@ from pipeline.core.network import Network
 from pipeline.core.preprocess import Preprocess
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.targets.coreml.compress import INT8, PALETTE4, PALETTE6, Scheme, apply
-from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
+from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.network import deploy
+from pipeline.targets.coreml.options import DEPLOYMENT_TARGETS
 from pipeline.targets.coreml.quiet import logged
 from pipeline.targets.coreml.verify import probes
 

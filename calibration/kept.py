@@ -12,11 +12,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calibration.sensitivity import Outcome
 from pipeline.core.errors import ArtifactError
 from pipeline.core.plain import parse_json
+
+if TYPE_CHECKING:
+    from calibration.sensitivity import Outcome
 
 MARK = "evaluations of CARE Deploy"
 """First line of the file."""
@@ -49,6 +51,9 @@ class Kept:
             key: Hash of the graph.
             evaluate: Evaluates it.
         """
+        # A plan loads this module and evaluates nothing.
+        from calibration.sensitivity import Outcome
+
         known = self.get(key)
         if known is not None:
             # Anybody may have edited the file; what is no outcome is made anew.

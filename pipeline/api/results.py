@@ -33,11 +33,11 @@ from pipeline.steps.folders import (
 )
 from pipeline.steps.log import Log, is_log
 from pipeline.steps.stated import is_unreported
-from pipeline.store.shared import Shared
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from pipeline.api.model import Model
+    from pipeline.store.shared import Shared
 
 
 @dataclass(frozen=True)

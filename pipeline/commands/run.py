@@ -16,7 +16,6 @@ from pipeline.config import Config, FleetConfig, Written
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.files import refuse_foreign_file, write_atomically
 from pipeline.core.words import shown
-from pipeline.report.junit import is_junit, run_as_junit
 from pipeline.report.overview import told_first, verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.elsewhere import planned_elsewhere, require_sound_place
@@ -65,6 +64,8 @@ def run(
     first = _looking(config)
     refuse_foreign(first, selection)
     if junit is not None:
+        from pipeline.report.junit import is_junit  # here: few runs write XML
+
         refuse_foreign_file(junit, is_junit)
     early: list[str] = []
     store = open_store(config, early.append)
@@ -95,6 +96,8 @@ def run(
                 results=f"{came_to.folder}/results.json",
             )
     if junit is not None:
+        from pipeline.report.junit import is_junit, run_as_junit
+
         write_atomically(junit, run_as_junit(came_to), is_junit)
     if look != "json":
         print(summary(came_to))

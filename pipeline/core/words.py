@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 _SHOWN = 80
@@ -39,6 +38,8 @@ def _escaped(character: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as "; did you mean care_s0?", or "" if no known word is near."""
+    import difflib  # here: every command loads this module, and few meet an unknown word
+
     matches = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 

@@ -14,7 +14,7 @@ from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.replacing import Whose, cannot_write, put, workspace
 from pipeline.exports import golden
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.apple import Swift
+from pipeline.targets.base import Swift
 from pipeline.targets.registry import TARGETS, able
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
@@ -18,7 +19,9 @@ from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running, one_proce
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import Elsewhere, StageResult, State, Step, machine_of
-from pipeline.store.shared import Shared
+
+if TYPE_CHECKING:
+    from pipeline.store.shared import Shared
 
 
 class Observer:

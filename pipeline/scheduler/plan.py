@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.core import signals
@@ -24,8 +25,10 @@ from pipeline.steps.facts.bench import PYTORCH
 from pipeline.steps.folders import HASHES, IMPORTS
 from pipeline.steps.keys import PROJECT, Code
 from pipeline.steps.step import Progress, Step
-from pipeline.store.shared import Shared
 from pipeline.targets.registry import TARGETS, form_of
+
+if TYPE_CHECKING:
+    from pipeline.store.shared import Shared
 
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 """The stages, in their order."""
@@ -176,6 +179,8 @@ def open_store(config: Config, warn: Callable[[str], object]) -> Shared | None:
     stated = config.store
     if stated is None:
         return None
+    from pipeline.store.shared import Shared  # here: few runs share anything
+
     return Shared.open(
         stated.address.get_secret_value(),
         {name: value.get_secret_value() for name, value in stated.options.items()},

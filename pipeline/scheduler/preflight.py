@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from calibration.sample import FEWEST
 from pipeline.config import AUTO, Written
@@ -36,7 +37,9 @@ from pipeline.stages.export import ExportStep
 from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.samples import CalibrationStep, SampleStep
 from pipeline.steps.step import Step
-from pipeline.store.shared import Shared
+
+if TYPE_CHECKING:
+    from pipeline.store.shared import Shared
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\ndef (\w+)", re.MULTILINE)
 """How timm, and this project, define the networks that they know by name."""

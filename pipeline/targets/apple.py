@@ -5,36 +5,12 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Thermal = Literal["nominal", "fair", "serious", "critical", "unknown"]
-
-
-@dataclass(frozen=True)
-class Swift:
-    """What the Swift packages that measure two formats differ in, see `exports.coreml_bench`.
-
-    Attributes:
-        module: Name of the Swift library.
-        program: Name of the program, and of the file that it writes.
-        model: The model's folder within an artifact.
-        digest: Names a model's content.
-        prefix: With which the names of its own templates begin, beside the shared ones.
-        takes_image: The model takes an image, and says itself of which size.
-    """
-
-    module: str
-    program: str
-    model: str
-    digest: Callable[[Path], str]
-    prefix: str
-    takes_image: bool
 
 
 class Part(BaseModel):

@@ -28,7 +28,6 @@ from pipeline.targets.refusals import signature
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.targets.apple import Swift
     from pipeline.targets.forms import Form
 
 
@@ -142,6 +141,27 @@ class DeviceMeasurement:
     line: str
     content: str
     tables: Mapping[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Swift:
+    """What the Swift packages that measure two formats differ in, see `exports.coreml_bench`.
+
+    Attributes:
+        module: Name of the Swift library.
+        program: Name of the program, and of the file that it writes.
+        model: The model's folder within an artifact.
+        digest: Names a model's content.
+        prefix: With which the names of its own templates begin, beside the shared ones.
+        takes_image: The model takes an image, and says itself of which size.
+    """
+
+    module: str
+    program: str
+    model: str
+    digest: Callable[[Path], str]
+    prefix: str
+    takes_image: bool
 
 
 class Target(ABC):

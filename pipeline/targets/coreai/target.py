@@ -16,13 +16,13 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
-from pipeline.targets.apple import Swift
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
     DeviceJob,
     DeviceMeasurement,
     Requirement,
+    Swift,
     Target,
 )
 from pipeline.targets.coreai.build import RECIPES, build

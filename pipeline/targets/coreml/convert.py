@@ -18,9 +18,6 @@ from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import refusals, siblings
 from pipeline.targets.coreml.network import Deployed, owners_of, preprocess_of
 
-DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
-"""Oldest system on which a package runs; the macOS versions of the same year are 13, 14 and 15."""
-
 COMPUTE_UNITS = {
     "all": "ALL",
     "cpu_only": "CPU_ONLY",
@@ -41,7 +38,7 @@ def convert(
     Args:
         deployed: What `network.deploy` made.
         network: Shape and preprocessing.
-        deployment_target: One of `DEPLOYMENT_TARGETS`.
+        deployment_target: One of `options.DEPLOYMENT_TARGETS`.
         float32: Operations that compute in float32 while the rest is in float16, see `Selector`;
             None for float32 throughout.
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from pipeline.core.bounds import Count, LogitError
 from pipeline.targets.base import TargetOptions
 
-if TYPE_CHECKING:
-    pass
+DeploymentTarget = Literal["iOS16", "iOS17", "iOS18"]
+DEPLOYMENT_TARGETS: tuple[str, ...] = get_args(DeploymentTarget)
+"""Oldest system on which a package runs; the macOS versions of the same year are 13, 14 and 15."""
 
 
 class CoreMLOptions(TargetOptions):
     """Options of the Core ML target."""
 
-    deployment_target: Literal["iOS16", "iOS17", "iOS18"] = Field(
+    deployment_target: DeploymentTarget = Field(
         default="iOS16", description="Oldest system that runs the package (macOS 13, 14, 15)."
     )
     compute_units: Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_neural_engine"] = Field(

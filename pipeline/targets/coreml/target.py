@@ -20,19 +20,18 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
-from pipeline.targets.apple import Swift
 from pipeline.targets.base import (
     MODULE,
     BuildJob,
     DeviceJob,
     DeviceMeasurement,
     Requirement,
+    Swift,
     Target,
     TargetOptions,
 )
 from pipeline.targets.coreml.build import RECIPES, Recipe
-from pipeline.targets.coreml.convert import DEPLOYMENT_TARGETS, convert, finish
-from pipeline.targets.coreml.options import CoreMLOptions
+from pipeline.targets.coreml.options import DEPLOYMENT_TARGETS, CoreMLOptions
 from pipeline.targets.coreml.package import MODEL, digest
 from pipeline.targets.coreml.quiet import logged
 
@@ -222,6 +221,7 @@ def _repaired(job: BuildJob, deployed: Deployed) -> tuple[tuple[str, ...], dict[
 def _build(job: BuildJob, package: Path, recipe: Recipe) -> dict[str, Any]:
     from pipeline.emulate.mil.program import read_program
     from pipeline.targets.coreml import package as saved
+    from pipeline.targets.coreml.convert import convert, finish
     from pipeline.targets.coreml.fitness import fitness
     from pipeline.targets.coreml.verify import verify
 

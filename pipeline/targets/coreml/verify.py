@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,8 @@ from pipeline.targets.pytorch import range_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.targets.coreml.build import Limits
+
 
 REMEDY = (
     "set targets.coreml.repair: true, which keeps the fewest modules in float32, or build "
@@ -30,29 +31,6 @@ REMEDY = (
 Mode = Literal["float32", "half"]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Largest relative errors of logits, Euclidean.
-
-    Attributes:
-        exact: Of the program without rounding; None for packages whose weights were changed.
-        rounded: With every result rounded to its type; None likewise.
-        half_weights: The package's weights are in float16. Where these alone move the module's
-            logits further, as in a network whose large values cancel, twice that is the limit, up
-            to `MOST_FOR_WEIGHTS`: an error that comes near to the logits' own size is an error,
-            whatever the network.
-    """
-
-    exact: float | None
-    rounded: float | None
-    half_weights: bool = False
-
-
-FLOAT32 = Limits(1e-4, 1e-4)
-# Usual are 0.001 and 0.002. Where features vary as little as the epsilon of a LayerNorm, as in a
-# network before its training, weights and epsilon in float16 alone come to a percent.
-FLOAT16 = Limits(2e-2, 5e-2, half_weights=True)
-COMPRESSED = Limits(None, None)
 MOST_FOR_WEIGHTS = 0.2
 """Highest limit that weights in float16 may explain. Swapped channels, a wrong mean and the like
 move logits by 0.3 of their size and more."""

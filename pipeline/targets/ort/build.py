@@ -29,7 +29,15 @@ from pipeline.core.network import Images, Logits, Network
 from pipeline.core.preprocess import Preprocess
 from pipeline.targets.base import BuildJob
 from pipeline.targets.ort import certificate
-from pipeline.targets.ort.layout import PROBE, block_size, write_probe
+from pipeline.targets.ort.layout import (
+    BLOCKED,
+    OTHER_BLOCKED,
+    PHOTO,
+    PORTABLE,
+    PROBE,
+    block_size,
+    write_probe,
+)
 from pipeline.targets.ort.profile import counts, trace
 from pipeline.targets.ort.providers import NAMES, missing
 from pipeline.targets.ort.session import Settings, errors, runtime, start
@@ -39,13 +47,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from pipeline.graphs.passes import Applied
-
-PORTABLE = "model.onnx"
-PHOTO = "photo.onnx"
-"""The portable file with preprocessing inside, where that is asked for."""
-BLOCKED = "model.blocked.onnx"
-OTHER_BLOCKED = "model.blocked.other.onnx"
-"""The same for the other width of blocks: CPUs with AVX-512 have 16 channels, others 8."""
 
 BLOCKS = (8, 16)
 

@@ -1,4 +1,4 @@
-"""Which blocked layout this CPU's ONNX Runtime uses, asked from ONNX Runtime itself.
+"""An artifact's files, and which blocked layout this CPU's ONNX Runtime uses, asked from itself.
 
 A model in the blocked layout must meet the width of blocks that it was made for, and the internal
 operators of the very version of ONNX Runtime; else its answers are wrong without a word. So neither
@@ -14,6 +14,12 @@ import numpy as np
 from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.targets.ort.session import Settings, errors, start
 
+PORTABLE = "model.onnx"
+PHOTO = "photo.onnx"
+"""The portable file with preprocessing inside, where that is asked for."""
+BLOCKED = "model.blocked.onnx"
+OTHER_BLOCKED = "model.blocked.other.onnx"
+"""The same for the other width of blocks: CPUs with AVX-512 have 16 channels, others 8."""
 PROBE = "layout-probe.onnx"
 _CHANNELS, _PIXELS = 64, 2
 

@@ -1,4 +1,7 @@
-"""The ONNX Runtime target: what the pipeline sees of this package."""
+"""The ONNX Runtime target: what the pipeline sees of this package.
+
+Planning loads this module: what builds, opens and measures is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,9 @@ from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
 from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
 from pipeline.targets.forms import Form
-from pipeline.targets.ort import certificate, providers
-from pipeline.targets.ort.build import (
-    BLOCKED,
-    OTHER_BLOCKED,
-    PHOTO,
-    PORTABLE,
-    by_tanh,
-    same_answers,
-    try_models,
-    write_models,
-    write_photo,
-)
-from pipeline.targets.ort.layout import PROBE, block_size
+from pipeline.targets.ort import providers
+from pipeline.targets.ort.layout import BLOCKED, OTHER_BLOCKED, PHOTO, PORTABLE, PROBE, block_size
 from pipeline.targets.ort.options import OrtOptions
-from pipeline.targets.ort.profile import Row, table, trace
 from pipeline.targets.ort.quantize import Int8Ort
 from pipeline.targets.ort.repaired import RepairedInt8Ort
 from pipeline.targets.ort.runner import OrtPhotoRunner, OrtRunner
@@ -44,6 +35,8 @@ from pipeline.targets.ort.session import Settings, runtime, start
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pipeline.targets.ort.profile import Row
 
 INSTALL = "pip install onnxruntime"
 
@@ -93,6 +86,8 @@ class OrtTarget(Target):
         )
         rewrite = self.precisions[job.precision] == FLOAT32
         if rewrite and options.gelu == "tanh":
+            from pipeline.targets.ort.build import by_tanh
+
             with tempfile.TemporaryDirectory(prefix="gelu-") as temporary:
                 other = by_tanh(job, Path(temporary))
                 return {"gelu": "tanh", **self._build(other, folder, settings, options)}
@@ -101,6 +96,9 @@ class OrtTarget(Target):
     def _build(
         self, job: BuildJob, folder: Path, settings: Settings, options: OrtOptions
     ) -> dict[str, Any]:
+        from pipeline.targets.ort import certificate
+        from pipeline.targets.ort.build import try_models, write_models, write_photo
+
         rewrite = self.precisions[job.precision] == FLOAT32
         facts = write_models(job, folder, rewrite=rewrite, provider=options.provider)
         if not rewrite:
@@ -216,6 +214,8 @@ class OrtTarget(Target):
         artifact.verify()
         doubt = _doubt(artifact)
         if doubt is not None:
+            from pipeline.targets.ort import certificate
+
             warnings.warn(doubt, certificate.CertificateWarning, stacklevel=3)
         return how_to_open(artifact)
 
@@ -246,6 +246,8 @@ def profile(
         InputError: More threads are asked for than this process may use.
         UnavailableError, ArtifactError: See `OrtTarget.open`.
     """
+    from pipeline.targets.ort.profile import table, trace
+
     model, settings = how_to_open(artifact)
     return table(
         trace(model, settings, machine.resolve_threads(_threads(threads, settings)), images, runs)
@@ -259,6 +261,8 @@ def how_to_open(artifact: Artifact) -> tuple[Path, Settings]:
     ONNX Runtime. On the class of CPUs that decided by measuring, it is taken if it was chosen; on
     another class if it answers as the portable file does, since no measurement says more.
     """
+    from pipeline.targets.ort import certificate
+
     settings = _settings(artifact)
     facts, layout = artifact.facts, artifact.facts.get("layout", {})
     decided = facts.get("decided_on", certificate.here()) == certificate.here()
@@ -281,6 +285,9 @@ asks once."""
 
 def _answers_alike(artifact: Artifact) -> bool:
     """Whether the file for the other width of blocks, which nobody has run yet, answers right."""
+    from pipeline.targets.ort import certificate
+    from pipeline.targets.ort.build import same_answers
+
     key = (artifact.digest, certificate.here())
     if key not in _ALIKE:
         _ALIKE[key] = same_answers(artifact.path(OTHER_BLOCKED), artifact.path(PORTABLE))
@@ -289,6 +296,8 @@ def _answers_alike(artifact: Artifact) -> bool:
 
 def _doubt(artifact: Artifact) -> str | None:
     """What speaks against the answers of an artifact on this CPU; None if nothing does."""
+    from pipeline.targets.ort import certificate
+
     stated = artifact.facts.get("certificate")
     if not isinstance(stated, dict):
         return None

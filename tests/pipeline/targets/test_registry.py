@@ -21,6 +21,36 @@ def test_names_are_known_without_loading_a_target() -> None:
     assert run.stdout == "['trt', 'ort', 'coreml', 'coreai'] []\n"
 
 
+BUILDERS = (
+    "calibration.sensitivity",
+    "difflib",
+    "pipeline.report.junit",
+    "pipeline.store.shared",
+    "pipeline.targets.apple",
+    "pipeline.targets.coreml.convert",
+    "pipeline.targets.coreml.network",
+    "pipeline.targets.coreml.verify",
+    "pipeline.targets.ort.build",
+    "pipeline.targets.ort.certificate",
+    "pipeline.targets.ort.tune",
+)
+"""What builds, measures or is seldom asked for: each takes some milliseconds to load."""
+
+
+def test_what_plans_and_looks_loads_nothing_that_builds() -> None:
+    """An up-to-date run does no more than that, and two thirds of its time is loading."""
+    program = (
+        "import sys, pipeline.commands.run\n"
+        "from pipeline.targets.registry import TARGETS\n"
+        "[TARGETS[name] for name in ('trt', 'ort', 'coreml')]\n"
+        f"print([name for name in {BUILDERS} if name in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "[]\n"
+
+
 def test_targets_are_loaded_once() -> None:
     assert TARGETS["ort"] is TARGETS["ort"]
     assert [target.name for target in TARGETS.values()] == list(TARGETS)

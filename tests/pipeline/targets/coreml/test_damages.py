@@ -16,10 +16,11 @@ from pipeline.core.network import Network
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.program import read_program
 from pipeline.targets.coreml import package as saved
+from pipeline.targets.coreml.build import COMPRESSED, FLOAT16, FLOAT32
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
-from pipeline.targets.coreml.verify import COMPRESSED, FLOAT16, FLOAT32, verify
+from pipeline.targets.coreml.verify import verify
 
 
 @pytest.fixture

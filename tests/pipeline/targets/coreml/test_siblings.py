@@ -14,10 +14,11 @@ from care.fuse import fuse
 from pipeline.core.network import Network
 from pipeline.emulate.mil.executor import MilExecutor
 from pipeline.emulate.mil.program import read_program
+from pipeline.targets.coreml.build import FLOAT16
 from pipeline.targets.coreml.convert import convert, finish
 from pipeline.targets.coreml.network import deploy
 from pipeline.targets.coreml.quiet import logged
-from pipeline.targets.coreml.verify import FLOAT16, probes, verify
+from pipeline.targets.coreml.verify import probes, verify
 
 SIZES = (4, 8, 8, 12)
 

@@ -17,8 +17,9 @@ from pipeline.core.errors import BuildError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.core.preprocess import Preprocess
 from pipeline.targets.coreml import verify as verification
+from pipeline.targets.coreml.build import FLOAT16
 from pipeline.targets.coreml.network import preprocess_of
-from pipeline.targets.coreml.verify import FLOAT16, probes, verify
+from pipeline.targets.coreml.verify import probes, verify
 
 HALF = Preprocess(4, 1.0, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NETWORK = Network("net", ("a", "b"), (3, 4, 4), HALF.to_dict())

@@ -23,8 +23,7 @@ from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
 from pipeline.targets.ort import certificate, providers, target
-from pipeline.targets.ort.build import BLOCKED, OTHER_BLOCKED, PORTABLE
-from pipeline.targets.ort.layout import PROBE
+from pipeline.targets.ort.layout import BLOCKED, OTHER_BLOCKED, PORTABLE, PROBE
 from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.runner import OrtRunner
 from pipeline.targets.ort.session import Settings
@@ -248,7 +247,7 @@ def test_a_file_for_the_other_width_is_opened_only_if_it_answers_right(
     # In truth this CPU has the width of the first file: the other one's answers are wrong here.
     assert how_to_open(built)[0].name == PORTABLE
     monkeypatch.setattr(target, "_ALIKE", {})
-    monkeypatch.setattr(target, "same_answers", lambda path, portable: True)
+    monkeypatch.setattr("pipeline.targets.ort.build.same_answers", lambda path, portable: True)
     assert how_to_open(built)[0].name == OTHER_BLOCKED
 
 
