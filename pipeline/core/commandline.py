@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +88,10 @@ class Group(_Outermost, click.Group):
 
 def unforeseen(error: Exception) -> str:
     """What to say of a fault of this program; the traceback goes to a file that is named."""
+    # Here: `--help` and whatever else goes well need neither, and they take a tenth of its time.
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="care-deploy-fault-", suffix=".txt", delete=False, encoding="utf-8"
     ) as stream:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from calibration.kept import Kept
 from calibration.sensitivity import Outcome
 from pipeline.cli import main
+from pipeline.core import machine
 from pipeline.core.errors import BuildError, UnsupportedOperatorError
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
@@ -40,6 +41,10 @@ class Choosy(Target):
     title: ClassVar[str] = "Choosy runtime"
     precisions: ClassVar[Mapping[str, str]] = dict.fromkeys(("picky", "gap", "never"), "float32")
     options: ClassVar[type[TargetOptions]] = TargetOptions
+    timed: ClassVar[bool] = True
+
+    def hardware(self) -> dict[str, str]:
+        return {"board": "seven"}
 
     def requirements(self) -> list[Requirement]:
         return []
@@ -106,6 +111,7 @@ def test_refusals_are_worked_around_or_told(
     assert len(own.graph.node) == len(exported.graph.node)
     assert own.graph != simplified.graph
     assert picky.facts["refused_simplified_graph"] == "no kernel for float32"
+    assert picky.facts["measured_on"] == {**machine.cpu_class(), "board": "seven"}
     assert "took the one before it" in steps["choosy/picky"]["why"]
 
     assert steps["choosy/never"]["state"] == "failed"
