@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy.typing as npt
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
-from pipeline.core.garbage import GARBAGE
-from tests.exporting import remember_composites, remembering
+from pipeline.core import garbage
+from tests.exporting import cheaper_kernels, remember_composites, remembering
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 DATA = Path(__file__).parent / "data"
 SEED = 7
 
-gc.set_threshold(*GARBAGE)  # as the command line does
+gc.set_threshold(*garbage.GARBAGE)  # as the command line does
 
 Array = npt.NDArray[np.float32]
 Arrays = dict[str, Array]
@@ -97,12 +98,55 @@ def pytest_collection_finish() -> None:
         torch.onnx.export = remembering(torch.onnx.export)
     if "torch.export" in sys.modules:
         remember_composites()
+        cheaper_kernels()
+    _set_aside()
+    # Known, and not counted each time: a million of objects take 0.04 s.
+    vars(garbage)["set_aside"] = lambda: True
+    gc.callbacks.append(_COLLECTIONS.watch)
+
+
+def _set_aside() -> None:
     gc.collect()
     gc.freeze()
 
 
+class Collections:
+    """Notices that whole collections go through many objects again.
+
+    The first export, or conversion, imports hundreds of modules more, and what libraries keep from
+    then on is with the objects of all that follow.
+    """
+
+    LONG_S = 0.05
+
+    def __init__(self) -> None:
+        self.long = False
+        self._began = 0.0
+
+    def watch(self, phase: str, about: dict[str, int]) -> None:
+        """Called by Python before and after each collection."""
+        if about["generation"] < 2:
+            return
+        if phase == "start":
+            self._began = time.process_time()
+        elif time.process_time() - self._began > self.LONG_S:
+            self.long = True
+
+
+_COLLECTIONS = Collections()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Set aside what a test left, where collections have become long: no test is running now."""
+    if _COLLECTIONS.long:
+        _set_aside()
+        _COLLECTIONS.long = False
+
+
 def pytest_sessionfinish() -> None:
     """Give back what was set aside: libraries complain of what is never collected."""
+    if _COLLECTIONS.watch in gc.callbacks:
+        gc.callbacks.remove(_COLLECTIONS.watch)
     gc.unfreeze()
 
 

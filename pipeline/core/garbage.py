@@ -16,6 +16,11 @@ _FROM_THE_START = gc.get_freeze_count()
 """Python 3.12 sets hundreds of its own objects aside."""
 
 
+def set_aside() -> bool:
+    """Whether this program set objects of its own aside; Python counts all that lie there."""
+    return gc.get_freeze_count() > _FROM_THE_START
+
+
 @contextmanager
 def only_new() -> Iterator[None]:
     """Look for circles among what is made within alone.
@@ -24,7 +29,7 @@ def only_new() -> Iterator[None]:
     both packages each takes a quarter of a second to go through what has been there before.
     """
     # A program that set its own objects aside does not get them back.
-    if gc.get_freeze_count() > _FROM_THE_START:
+    if set_aside():
         yield
         return
     gc.freeze()
