@@ -90,40 +90,51 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gpu]:
     return put
 
 
+def build_engine(
+    folder: Path,
+    model: onnx.ModelProto,
+    precision: str = "fp16",
+    batch: int | None = None,
+    log: Callable[[str], None] = lambda line: None,
+    name: str = "engine",
+    **options: Any,
+) -> Artifact:
+    target = TrtTarget()
+    source, graph = folder / "source.onnx", folder / f"{precision}.onnx"
+    onnx.save(model, source)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("neither module nor calibration images are needed")
+
+    form = form_of(target, precision)
+    assert form is not None
+    form.convert(FormJob(source, NETWORK, {}, never, log), graph)
+    job = BuildJob(NETWORK, precision, TrtOptions(**options), graph, never, never, batch, log)
+    return artifact.make(
+        folder / name,
+        kind="build",
+        name=f"trt/{precision}",
+        key="key",
+        made_from={},
+        tools=target.versions(),
+        build=lambda place: target.build(job, place),
+    )
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Artifact]:
-    """Builds an artifact: (model, precision, batch, log, folder, **options)."""
+    """Builds an artifact: (model, precision, batch, log, name, **options)."""
+    return partial(build_engine, tmp_path)
 
-    def run(
-        model: onnx.ModelProto,
-        precision: str = "fp16",
-        batch: int | None = None,
-        log: Callable[[str], None] = lambda line: None,
-        folder: str = "engine",
-        **options: Any,
-    ) -> Artifact:
-        target = TrtTarget()
-        source, graph = tmp_path / "source.onnx", tmp_path / f"{precision}.onnx"
-        onnx.save(model, source)
 
-        def never(*_: Any) -> Any:
-            raise AssertionError("neither module nor calibration images are needed")
-
-        form = form_of(target, precision)
-        assert form is not None
-        form.convert(FormJob(source, NETWORK, {}, never, log), graph)
-        job = BuildJob(NETWORK, precision, TrtOptions(**options), graph, never, never, batch, log)
-        return artifact.make(
-            tmp_path / folder,
-            kind="build",
-            name=f"trt/{precision}",
-            key="key",
-            made_from={},
-            tools=target.versions(),
-            build=lambda place: target.build(job, place),
-        )
-
-    return run
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an engine of the classifier, and beside it the graphs it was made from."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.targets.tensorrt.target.find_gpu", lambda: NO_DRIVER)
+        build_engine(folder, small_model(), compute_capabilities=("8.6", "8.9"))
+    return folder
 
 
 ROOT = Path(__file__).parents[4]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,15 +96,15 @@ def test_the_same_graph_gives_the_same_bytes(build: Build, small: Small, no_gpu:
         pytest.skip("this machine does not let a process fix its addresses")
     # Of dozens one may differ, see docs/targets.md.
     again = [
-        build(small(8), "fp16", compute_capabilities=("8.6", "8.9"), folder=f"again-{number}").files
+        build(small(8), "fp16", compute_capabilities=("8.6", "8.9"), name=f"again-{number}").files
         for number in range(2)
     ]
     assert first.files in again or again[0] == again[1]
 
 
 def test_tf32_is_another_engine(build: Build, small: Small, no_gpu: None) -> None:
-    exact = build(small(8), "fp32", compute_capabilities=("8.6",), folder="fp32")
-    rounded = build(small(8), "tf32", compute_capabilities=("8.6",), folder="tf32")
+    exact = build(small(8), "fp32", compute_capabilities=("8.6",), name="fp32")
+    rounded = build(small(8), "tf32", compute_capabilities=("8.6",), name="tf32")
     assert exact.files["model.engine"].sha256 != rounded.files["model.engine"].sha256
 
 
@@ -317,7 +318,7 @@ def test_the_first_refusal_is_told_where_a_profile_does_not_help(
     with pytest.raises(BuildError, match=r"refused \(2, 2, 2\)"):
         build(small(), batch=2, compute_capabilities=("8.9",))
     with pytest.raises(BuildError, match=r"refused \(1, 8, 64\)"):
-        build(small(), compute_capabilities=("8.9",), folder="dynamic")
+        build(small(), compute_capabilities=("8.9",), name="dynamic")
     assert tried == [(2, 2, 2), (2, 2, 3), (1, 8, 64)]
 
 
@@ -429,8 +430,10 @@ def test_full_tensorrt_needs_a_gpu(build: Build, small: Small, no_gpu: None) -> 
 
 
 @pytest.fixture
-def engine(build: Build, small: Small, no_gpu: None) -> Artifact:
-    return build(small(), "fp16", compute_capabilities=("8.6", "8.9"))
+def engine(built: Path, tmp_path: Path, no_gpu: None) -> Artifact:
+    """A copy of the engine, to be damaged."""
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    return Artifact.read(tmp_path / "engine")
 
 
 def test_inspection_without_a_gpu_says_what_it_saw(engine: Artifact) -> None:
@@ -568,7 +571,7 @@ def test_tf32_is_not_emulated_as_float32(
     images = np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)
     logits = {}
     for precision in ("fp32", "tf32"):
-        built = build(small(), precision, folder=precision, compute_capabilities=("8.6",))
+        built = build(small(), precision, name=precision, compute_capabilities=("8.6",))
         runner = TRT.emulate(built, tmp_path / f"{precision}.onnx")
         assert runner is not None
         logits[precision] = runner(images)
