@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -187,15 +187,15 @@ def images() -> Callable[[int, int], Array]:
 
 
 @pytest.fixture(scope="session")
-def parity_model() -> Callable[[str], nn.Module]:
-    """Makes a network in evaluation mode with weights from the formula, by its name."""
+def parity_model() -> Callable[..., nn.Module]:
+    """Makes a network in evaluation mode with weights from the formula: (name, **arguments)."""
     import timm
     import torch
 
     import care.networks  # noqa: F401  registers our networks with timm
 
-    def make(name: str) -> nn.Module:
-        model: nn.Module = timm.create_model(name).eval()
+    def make(name: str, **arguments: Any) -> nn.Module:
+        model: nn.Module = timm.create_model(name, **arguments).eval()
         state = model.state_dict()
         for key, value in state.items():
             if not key.endswith(("num_batches_tracked", "rotations")):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -16,53 +18,21 @@ from pipeline.graphs.passes import finish_blocked, finish_portable, for_ort, opt
 from pipeline.graphs.passes.nchwc import NCHWC
 from pipeline.targets.ort.layout import block_size, write_probe
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning")
-
 SIZE = 64
 
 
-@pytest.fixture(scope="module")
-def program(parity_model: Callable[[str], Any]) -> Any:
-    """CARE-tiny in its exact inference form, with a dynamic batch, as PyTorch exports it."""
-    import torch
-
-    from care.fuse import fuse
-
-    program = torch.onnx.export(
-        fuse(parity_model("care_tiny")),
-        (torch.zeros(2, 3, SIZE, SIZE),),
-        dynamo=True,
-        opset_version=20,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
-    assert program is not None
-    return program
-
-
-@pytest.fixture(scope="module", params=["exported", "simplified"])
-def exported(
-    request: pytest.FixtureRequest, program: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Both graphs of it that a run makes.
+@pytest.fixture(params=["exported", "simplified"])
+def exported(request: pytest.FixtureRequest, embedded_results: Path) -> Path:
+    """Both graphs that a run makes of CARE-tiny in its exact inference form, of a dynamic batch.
 
     The pipeline optimizes the simplified one, or the exported one where onnxsim fails.
     """
-    import onnx
-    import onnxsim
-    import torch
-
-    path = tmp_path_factory.mktemp("network") / "care_tiny.onnx"
-    if request.param == "exported":
-        if any(node.op_type == "Shape" for node in program.model_proto.graph.node):
-            pytest.skip(f"PyTorch {torch.__version__} exports sizes that are computed: for onnxsim")
-        program.save(str(path))
-        return path
-    simplified, same = onnxsim.simplify(program.model_proto)
-    assert same
-    onnx.save(simplified, path)
+    if request.param == "simplified":
+        return embedded_results / "onnx" / "model.onnx"
+    path = embedded_results / "export" / "model.onnx"
+    if any(node.op_type == "Shape" for node in onnx.load(path).graph.node):
+        version = metadata.version("torch")
+        pytest.skip(f"PyTorch {version} exports sizes that are computed: for onnxsim")
     return path
 
 
