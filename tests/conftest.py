@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tests.exporting import cheaper_kernels, remember_composites, remembering
 if TYPE_CHECKING:
     from torch import nn
 
-# One thread for each test process: the suite runs in as many processes as there are cores.
+# One thread for each test process: the suite runs in as many processes as there are cores, or more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What takes all threads nevertheless (baselines are measured so) shall not spin while it waits: it
 # would take the core from the tests beside it, and four times the processor time with that.
@@ -41,41 +41,72 @@ Arrays = dict[str, Array]
 
 LONG = (
     "pipeline/test_cli.py",
-    "pipeline/targets/tensorrt/test_commands.py",
-    "pipeline/scheduler/test_fleet.py",
-    "pipeline/targets/coreml/test_diff.py",
-    "pipeline/targets/coreml/test_target.py",
-    "pipeline/test_nothing_lost.py",
-    "pipeline/api/test_model.py",
-    "pipeline/stages/test_photo.py",
-    "pipeline/targets/coreai/test_networks.py",
-    "pipeline/targets/coreai/test_commands.py",
-    "pipeline/emulate/mil/test_networks.py",
-    "pipeline/emulate/mil/test_grids.py",
-    "pipeline/test_timm.py",
-    "care/test_quantization.py",
     "care/test_train.py",
-    "care/test_checkpoint.py",
-    "care/test_fuse.py",
-    "care/test_stopping.py",
-    "pipeline/targets/coreml/test_compress.py",
-    "pipeline/targets/coreml/test_axes.py",
-    "pipeline/targets/ort/test_as_cpu.py",
-    "pipeline/scheduler/test_side_by_side.py",
-    "pipeline/scheduler/test_cuts.py",
-    "pipeline/api/test_results.py",
-    "pipeline/emulate/onnx/test_networks.py",
+    "pipeline/scheduler/test_fleet.py",
+    "pipeline/targets/tensorrt/test_commands.py",
+    "pipeline/targets/coreml/test_diff.py",
     "scripts/test_attack.py",
+    "care/test_quantization.py",
+    "pipeline/targets/coreml/test_repair.py",
     "pipeline/report/test_html.py",
+    "pipeline/stages/test_keys.py",
+    "pipeline/targets/coreml/test_target.py",
+    "pipeline/emulate/mil/test_grids.py",
+    "care/test_checkpoint.py",
+    "pipeline/targets/coreml/test_compress.py",
+    "pipeline/commands/test_rebuild.py",
+    "pipeline/targets/coreai/test_target.py",
+    "pipeline/test_nothing_lost.py",
+    "pipeline/targets/coreai/test_commands.py",
+    "care/test_fuse.py",
+    "pipeline/report/test_history.py",
     "test_readme.py",
     "test_architecture.py",
-    "pipeline/commands/test_rebuild.py",
-    "pipeline/stages/test_keys.py",
-    "pipeline/report/test_history.py",
+    "pipeline/emulate/onnx/test_layers.py",
+    "pipeline/emulate/mil/test_networks.py",
+    "pipeline/emulate/onnx/test_networks.py",
+    "pipeline/targets/tensorrt/test_target.py",
+    "care/test_model.py",
+    "pipeline/targets/ort/test_quantize.py",
+    "pipeline/test_timm.py",
     "pipeline/graphs/test_overflow.py",
-    "pipeline/graphs/passes/test_networks.py",
+    "pipeline/emulate/onnx/test_node_cases.py",
+    "care/test_stopping.py",
+    "pipeline/commands/test_environment.py",
+    "pipeline/targets/coreml/test_siblings.py",
+    "pipeline/targets/coreml/test_axes.py",
+    "pipeline/targets/coreml/test_rewrites.py",
+    "pipeline/targets/coreml/test_refusals.py",
+    "pipeline/targets/coreai/test_networks.py",
+    "pipeline/targets/coreai/test_executor.py",
+    "pipeline/scheduler/test_side_by_side.py",
+    "pipeline/scheduler/test_cuts.py",
+    "pipeline/targets/coreml/test_damages.py",
+    "pipeline/stages/test_photo.py",
+    "pipeline/targets/ort/test_as_cpu.py",
+    "pipeline/api/test_model.py",
+    "pipeline/api/test_results.py",
+    "pipeline/targets/coreai/test_device.py",
+    "pipeline/stages/test_samples.py",
+    "care/test_finetune.py",
+    "test_windows.py",
+    "pipeline/exports/test_golden.py",
+    "pipeline/emulate/mil/test_operators.py",
+    "calibration/test_prefixes.py",
+    "pipeline/api/test_own_network.py",
+    "pipeline/test_graph_source.py",
 )
-"""Files that take long, the longest first as far as that can be said for all machines."""
+"""Files that take long, the longest first as far as that can be said for all machines.
+
+Of the first three one makes what a run of the embedded network makes first, and no other needs it.
+"""
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """`-n auto` is a process more than there are cores, for what waits: for disks, ends, clocks."""
+    cores = yield
+    return cores if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -148,6 +179,17 @@ def pytest_sessionfinish() -> None:
     if _COLLECTIONS.watch in gc.callbacks:
         gc.callbacks.remove(_COLLECTIONS.watch)
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def not_synced() -> Iterator[None]:
+    """No test cuts the power: what is written does not wait until the disk has it.
+
+    The processes that tests start do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def parity_parameter(name: str, shape: tuple[int, ...]) -> Array:
