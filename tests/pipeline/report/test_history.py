@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +41,23 @@ SETTINGS: dict[str, Any] = {
 MINE = Path("engines/mine")
 
 
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory, lay_graph_project: Callable[[Path], Path]
+) -> Path:
+    """A run of a graph of four classes that is done; not to be changed."""
+    folder = lay_graph_project(tmp_path_factory.mktemp("done"))
+    with contextlib.chdir(folder):
+        run()
+    return folder
+
+
 @pytest.fixture
-def project(graph_project: Path) -> Path:
-    """A run of a graph of four classes that is done; the working directory."""
-    run()
-    return graph_project
+def project(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it; the working directory."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def run() -> None:
@@ -142,8 +156,6 @@ def test_entries_stay_in_order_when_a_clock_is_set_back(
 
 
 def test_a_file_in_the_historys_place_is_refused_and_stays(project: Path) -> None:
-    import shutil
-
     shutil.rmtree(MINE / "history")
     (MINE / "history").write_text("mine")
     with pytest.raises(ArtifactError, match="history is in the way: results keep their history"):

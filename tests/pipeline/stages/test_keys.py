@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib
@@ -101,12 +102,20 @@ def reasons(steps: Mapping[str, StageStep]) -> dict[str, str]:
     return {name: why for name, why in stale.items() if why is not None}
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every step is finished; not to be changed."""
+    folder = write_project(tmp_path_factory.mktemp("done") / "project")
+    with contextlib.chdir(folder):
+        finish(steps_of(folder))
+    return folder
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which every step is finished; the working directory."""
-    folder = write_project(tmp_path / "project")
+def project(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it; the working directory."""
+    folder = shutil.copytree(done, tmp_path / "project")
     monkeypatch.chdir(folder)
-    finish(steps_of(folder))
     return folder
 
 
