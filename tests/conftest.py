@@ -17,7 +17,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 from pipeline.core import garbage
-from tests.exporting import cheaper_kernels, remember_composites, remembering
+from tests.exporting import remember_composites, remembering
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,7 +129,6 @@ def pytest_collection_finish() -> None:
         torch.onnx.export = remembering(torch.onnx.export)
     if "torch.export" in sys.modules:
         remember_composites()
-        cheaper_kernels()
     _set_aside()
     # Known, and not counted each time: a million of objects take 0.04 s.
     vars(garbage)["set_aside"] = lambda: True

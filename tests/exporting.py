@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -84,15 +83,3 @@ def remember_composites() -> None:
         return found[key]
 
     owner._collect_all_valid_cia_ops_for_namespace = remembered
-
-
-def cheaper_kernels() -> None:
-    """Let `torch.export` register kernels without making a type for each one.
-
-    It sets 20 kernels of 500 operators in each pass of decompositions, by a function within whose
-    annotations Python evaluates each time: half of the time. Those of `typing` are made once.
-    """
-    import torch
-
-    owner: Any = torch._ops
-    owner.Callable = typing.Callable
