@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from pipeline.report.model import BuiltArtifact, Run
 from pipeline.stages.names import PIXELS
 from pipeline.steps.folders import RESULTS_FILE
 from pipeline.steps.library import Library
+from pipeline.targets.registry import TARGETS
 
 PixelsOrNone = npt.NDArray[np.uint8] | None
 
@@ -83,6 +84,7 @@ class Pair(Plain):
         size: Bytes, before and after.
         latency: Medians in milliseconds, before and after; None where not measured.
         states: How accuracy came about, before and after.
+        operations: How many of each kind, before and after; nothing where nobody wrote it down.
     """
 
     name: str
@@ -96,6 +98,9 @@ class Pair(Plain):
     size: tuple[int, int]
     latency: tuple[float | None, float | None]
     states: tuple[str, str]
+    operations: tuple[Mapping[str, int], Mapping[str, int]] = field(
+        default_factory=lambda: ({}, {})
+    )
 
     @property
     def verdict(self) -> str:
@@ -248,7 +253,15 @@ def _pair(name: str, before: _Results, after: _Results) -> Pair:
         size=(size[0], size[1]),
         latency=(latency[0], latency[1]),
         states=(states[0], states[1]),
+        operations=(_operations(old), _operations(new)),
     )
+
+
+def _operations(artifact: BuiltArtifact | None) -> Mapping[str, int]:
+    """Operations of an artifact by kind, as its target tells them, if it is known here."""
+    if artifact is None or artifact.built is None or artifact.target not in TARGETS:
+        return {}
+    return TARGETS[artifact.target].operations(artifact.built.facts.more)
 
 
 def _judge(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,27 @@ def _notes(compared: Compared) -> Iterator[str]:
         if pair.size[0] != pair.size[1] and not pair.only_in:
             before, after = (f"{size / 1e6:.2f}" for size in pair.size)
             yield f"size of {pair.name}: {before} → {after} MB"
+    for pair in compared.pairs:
+        if said := _operations(*pair.operations):
+            yield f"operations of {pair.name}: {said}"
     if any(None not in pair.latency for pair in compared.pairs):
         yield f"latency is {NOT_INTERLEAVED}"
     for package, (before, after) in compared.versions.items():
         yield f"{package}: {before} → {after}"
     if len(set(compared.machines)) > 1:
         yield f"machines: {' → '.join(compared.machines)}"
+
+
+def _operations(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """How many there are and which kinds differ; "" where none do, or one is not known."""
+    if not before or not after or before == after:
+        return ""
+    kinds = [
+        f"{kind} {before.get(kind, 0)} → {after.get(kind, 0)}"
+        for kind in sorted({*before, *after})
+        if before.get(kind) != after.get(kind)
+    ]
+    return f"{sum(before.values())} → {sum(after.values())} ({', '.join(kinds)})"
 
 
 def _row(cells: Sequence[str]) -> str:

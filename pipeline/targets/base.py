@@ -267,6 +267,18 @@ class Target(ABC):
             ArtifactError: The runtime does not accept it.
         """
 
+    def operations(self, facts: Mapping[str, Any]) -> dict[str, int]:
+        """How many operations of each kind an artifact has, for the comparison of two runs.
+
+        Args:
+            facts: What `build` told. What it calls `operations` is taken, by kind, where a target
+                says nothing else.
+
+        Returns:
+            Their number by kind; nothing where nobody wrote it down.
+        """
+        return counted(facts.get("operations"))
+
     def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
         """How to run an artifact with its runtime alone, for people who have nothing of this.
 
@@ -446,3 +458,10 @@ class Target(ABC):
             graph: The ONNX graph that it was built from, if it was.
         """
         return None
+
+
+def counted(values: Any) -> dict[str, int]:
+    """Numbers by name, of facts that anybody may have written; what is no number is left out."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(name): count for name, count in values.items() if type(count) is int}

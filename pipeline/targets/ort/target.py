@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -23,7 +24,7 @@ from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import PhotoRunner, Runner
 from pipeline.steps.artifact import Artifact
 from pipeline.steps.keys import versions
-from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
+from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions, counted
 from pipeline.targets.forms import Form
 from pipeline.targets.ort import providers
 from pipeline.targets.ort.layout import BLOCKED, OTHER_BLOCKED, PHOTO, PORTABLE, PROBE, block_size
@@ -130,6 +131,14 @@ class OrtTarget(Target):
             raise ArtifactError(f"{model}: its labels are no list: build again")
         shape = ", ".join(str(side) for side in session.get_inputs()[0].shape)
         return f"{model.name} opened by ONNX Runtime: input ({shape}), {len(labels)} labels"
+
+    def operations(self, facts: Mapping[str, Any]) -> dict[str, int]:
+        """Nodes that ran, by the type that they compute in; see `Target.operations`."""
+        found: Counter[str] = Counter()
+        ran = facts.get("nodes")
+        for nodes in ran.values() if isinstance(ran, Mapping) else ():
+            found.update(counted(nodes))
+        return dict(found)
 
     def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
         """See `Target.usage`."""

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import runpy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -27,7 +27,7 @@ from pipeline.core.errors import (
 from pipeline.core.preprocess import Pictures
 from pipeline.core.runner import Runner
 from pipeline.steps.artifact import Artifact
-from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions
+from pipeline.targets.base import BuildJob, Requirement, Target, TargetOptions, counted
 from pipeline.targets.forms import Form
 from pipeline.targets.tensorrt import api, limits, nvml
 from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
@@ -169,6 +169,11 @@ class TrtTarget(Target):
             if library.module.Runtime(logger).deserialize_cuda_engine(engine) is None:
                 raise ArtifactError(f"{path} cannot be opened: {messages.reason}; build it again")
         return f"{library.title}: deserialized"
+
+    def operations(self, facts: Mapping[str, Any]) -> dict[str, int]:
+        """Layers that compute, by kind; see `Target.operations`."""
+        layers = facts.get("layers")
+        return counted(layers.get("by_kind") if isinstance(layers, Mapping) else None)
 
     def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
         """See `Target.usage`."""

@@ -72,6 +72,9 @@ def test_a_proven_regression_is_exit_code_1(output: Path, tmp_path: Path) -> Non
     (pair,) = told["pairs"]
     assert pair["verdict"] == "worse"
     assert pair["p_value"] < 0.05
+    before, after = (sum(counts.values()) for counts in pair["operations"])
+    assert after == before + 1  # what mixes the classes
+    assert f"operations of ort/fp32: {before} → {after} (" in " ".join(result.output.split())
     assert pair["top1"][0] - pair["top1"][1] == pytest.approx(pair["drop"])
     labels = {image["label"] for image in pair["changed"]}
     assert {"T-shirt/top", "Trouser"} <= labels

@@ -35,6 +35,15 @@ def test_latency_of_two_runs_is_not_compared() -> None:
     assert "latency" not in pages.text(compared(pair(latency=(1.0, None))))
 
 
+def test_operations_that_changed_are_told_by_kind() -> None:
+    before, after = {"conv": 70, "add": 31}, {"conv": 72, "add": 31, "gather": 1}
+    words = "operations of ort/int8: 101 → 104 (conv 70 → 72, gather 0 → 1)"
+    assert words in " ".join(pages.text(compared(pair(operations=(before, after)))).split())
+    assert words in pages.markdown(compared(pair(operations=(before, after))))
+    for nothing in ((before, before), (before, {}), ({}, after)):
+        assert "operations" not in pages.text(compared(pair(operations=nothing)))
+
+
 def test_markdown_escapes_what_would_be_a_cell_or_a_tag() -> None:
     shown = pages.markdown(compared(pair(name="a|b<c")))
     assert "a\\|b&lt;c" in shown

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,30 @@ def test_who_offers_what_others_leave_out() -> None:
     assert able("refusal") == ["trt"]
     assert able("read_measurements") == ["coreml", "coreai"]
     assert able("profile") == ["ort"]
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "counts"),
+    [
+        ("coreml", {"operations": {"conv": 2, "add": 1}}, {"conv": 2, "add": 1}),
+        ("coreai", {"operations": {"conv": 2}}, {"conv": 2}),
+        (
+            "ort",
+            {"nodes": {"A": {"float": 6, "uint8": 1}, "B": {"float": 2}}},
+            {"float": 8, "uint8": 1},
+        ),
+        ("trt", {"layers": {"layers": 13, "by_kind": {"CAST": 2}}}, {"CAST": 2}),
+        ("coreml", {"operations": {"conv": "two", "add": True}}, {}),
+        ("ort", {"nodes": ["A"]}, {}),
+        ("ort", {"nodes": {"A": None}}, {}),
+        ("trt", {"layers": 13}, {}),
+        ("trt", {}, {}),
+    ],
+)
+def test_operations_are_counted_by_kind_as_far_as_they_were_written_down(
+    name: str, facts: dict[str, Any], counts: dict[str, int]
+) -> None:
+    assert TARGETS[name].operations(facts) == counts
 
 
 def test_an_unknown_name_is_a_key_error() -> None:
