@@ -464,9 +464,11 @@ def read(config: Path | None, flags: Mapping[str, Any]) -> TrainSettings:
         ConfigError: The file cannot be read, or a setting is unknown or makes no sense.
     """
     document = _read_yaml(config) if config else None
-    from_file = document.values if document else {}
+    values = {**(document.values if document else {}), **flags}
+    if flags.get("freeze") and "body_lr_factor" not in flags:
+        values.pop("body_lr_factor", None)  # the file's share of the rate is for a body that learns
     try:
-        return TrainSettings(**{**from_file, **flags})
+        return TrainSettings(**values)
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, document, set(flags))) from error
 

@@ -576,8 +576,8 @@ def validate(
 )
 @click.option(
     "--checkpoint",
-    help="A file; or embedded, random, or own (what the callable gives its network). Graphs and "
-    "repositories hold their weights.",
+    help="A file; or embedded, pretrained (timm's), random, or own (what the callable gives its "
+    "network). Graphs and repositories hold their weights.",
 )
 @click.option(
     "--data",
@@ -691,7 +691,8 @@ def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
 
     A built model answers, prepared by its own preprocessing. Where its runtime is missing, the
     executor answers that stands for it, and the output says so. An ONNX graph or a Core ML package
-    of whomever, as the artifact or as the first IMAGE, answers by what the options say of it.
+    of whomever, as the artifact or as the first IMAGE, answers by what the options say of it; an
+    engine of TensorRT, by what its artifact's folder says.
     """
     from pipeline.commands import predict
 
@@ -847,8 +848,9 @@ def diff(
 ) -> None:
     """Compare a built model with PyTorch layer by layer, and say where the error jumps.
 
-    With MODEL, an ONNX graph or a Core ML package of whomever, its answers are compared with those
-    of --reference, and the layers of two ONNX graphs, too.
+    With MODEL, an ONNX graph or a Core ML package of whomever, or an engine of TensorRT in its
+    artifact's folder, its answers are compared with those of --reference, and the layers of two
+    ONNX graphs, too.
     """
     from pipeline.commands import diff
 

@@ -211,6 +211,16 @@ class PreprocessConfig(Section):
         "what is left.",
     )
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple | dict):
+            raise ValueError(
+                "only square inputs are supported: give one number, both height and width, and a "
+                "network that takes such images"
+            )
+        return value
+
     @field_validator("size", "crop", "mean", "std")
     @classmethod
     def _sensible(cls, value: Any, info: ValidationInfo) -> Any:

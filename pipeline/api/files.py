@@ -170,7 +170,7 @@ def preprocess_of(
         raise InputError(f"it takes images of {height} x {width} pixels, and only squares are made")
     size = stated.size or height or (own.size if own else None)
     if size is None:
-        raise InputError("the graph leaves the size of its images open: state it with --size")
+        raise InputError("the size of its images is left open: state it with --size")
     if height not in (None, size):
         raise InputError(f"--size {size}: it takes images of {height} pixels")
     mean, std = stated.mean or (own.mean if own else None), stated.std or (own.std if own else None)

@@ -16,12 +16,13 @@ from pipeline.api.files import GRAPH, Stated, preprocess_of, said_by
 from pipeline.config import AUTO, OWN_WEIGHTS
 from pipeline.core import yamlfile
 from pipeline.core.checkpoints import HUB, HUB_NAMED
-from pipeline.core.described import describe
+from pipeline.core.described import describe, described_by
 from pipeline.core.errors import DataError, InputError, about
 from pipeline.core.files import write_atomically
 from pipeline.core.inputs import expanded
 from pipeline.core.listing import Folders, list_split, parse
 from pipeline.core.words import nearest_or_all, shown
+from pipeline.source import PRETRAINED
 from pipeline.targets.registry import TARGETS
 
 PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
@@ -29,7 +30,7 @@ PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
 
 QUANTIZED = {"trt": ("fp16", "int8"), "ort": ("fp32", "int8"), "coreml": ("fp16", "int8")}
 
-_NO_FILES = ("embedded", "random", OWN_WEIGHTS)
+_NO_FILES = ("embedded", PRETRAINED, "random", OWN_WEIGHTS)
 """What stands for a checkpoint and is no file."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:-]*(?<!:)")
@@ -103,6 +104,12 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
     found = [f"network {model}, {_count(stated.get('labels') or classes, wanted.labels)}"]
     if held_out:
         found.append(held_out)
+    if key == "module" and not stated.get("preprocess"):
+        found.append(
+            "how its images are prepared is left to the network itself, which has to state it as "
+            "timm's do (pretrained_cfg); if it does not, state it here with --size, --mean and "
+            "--std"
+        )
     if not calibration:
         found.append(
             "no training images were found: without --calibration, no precision that needs them "
@@ -138,19 +145,37 @@ def _source(wanted: Wanted) -> tuple[str, Mapping[str, Any]]:
     model = wanted.model or ""
     holds = {"onnx": model.lower().endswith(GRAPH), "hub": model.startswith(HUB)}
     key = next((name for name, is_it in holds.items() if is_it), None)
-    if key != "onnx" and wanted.images != Stated():
-        raise InputError("--size, --crop, --mean and --std are for --model graph.onnx alone")
-    if key is None:
+    key = key or ("module" if ":" in model else "name")
+    if key not in ("onnx", "module") and wanted.images != Stated():
+        raise InputError(
+            "--size, --crop, --mean and --std are for --model graph.onnx and "
+            "package.module:callable alone: other networks state them themselves"
+        )
+    if key in ("module", "name"):
         if wanted.checkpoint is None:
             raise InputError(
-                "--checkpoint is missing: name a file, or embedded, random or own; only an ONNX "
-                f"graph and {HUB}organization/repository hold their weights"
+                "--checkpoint is missing: name a file, or embedded, pretrained, random or own; "
+                f"only an ONNX graph and {HUB}organization/repository hold their weights"
             )
-        return "module" if ":" in model else "name", _stated(wanted.checkpoint)
+        stated = _stated(wanted.checkpoint, model)
+        return key, _prepared(stated, wanted) if key == "module" else stated
     if wanted.checkpoint is not None:
         raise InputError(f"--model {model} holds its weights: leave out --checkpoint")
     with about("--model"):
         return key, _of_graph(wanted) if key == "onnx" else _of_hub(model.removeprefix(HUB))
+
+
+def _prepared(stated: Mapping[str, Any], wanted: Wanted) -> Mapping[str, Any]:
+    """What a checkpoint says, with what the user says of the images of a network of their own."""
+    if wanted.images == Stated():
+        return stated
+    said = described_by(stated, Path(str(wanted.checkpoint)))
+    with about(f"--model {wanted.model}"):
+        depth = (
+            said.preprocess.depth if said.preprocess else 3
+        )  # one value of --mean is all three's
+        preprocess = preprocess_of(wanted.images, said, (depth, None, None), normalizes=False)
+    return {**stated, "preprocess": preprocess.to_dict()}
 
 
 def _of_graph(wanted: Wanted) -> dict[str, Any]:
@@ -194,8 +219,16 @@ def _asked(targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return asked
 
 
-def _stated(checkpoint: str) -> Mapping[str, Any]:
-    """What a checkpoint says about itself; nothing where it is no file."""
+def _stated(checkpoint: str, model: str) -> Mapping[str, Any]:
+    """What a checkpoint says about itself; nothing where it is no file.
+
+    Of weights that timm publishes, their number of classes, which it knows without them.
+    """
+    if checkpoint == PRETRAINED:
+        import timm
+
+        stated = timm.get_pretrained_cfg(model.removeprefix("timm/"), allow_unregistered=True)
+        return {} if stated is None else {"num_classes": stated.num_classes}
     if checkpoint in _NO_FILES:
         return {}
     path = Path(expanded(checkpoint))

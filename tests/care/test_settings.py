@@ -88,6 +88,19 @@ def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path) -> None:
         read(None, {"batchsize": 3})
 
 
+def test_freezing_takes_a_recipe_for_a_body_that_learns(tmp_path: Path) -> None:
+    """As docs/training.md does, by the recipe for fine-tuning that we ship."""
+    frozen = read(CONFIGS / "finetune.yaml", {"freeze": True, "init": "embedded"})
+    assert (frozen.freeze, frozen.body_lr_factor) == (True, 1.0)
+    assert read(CONFIGS / "finetune.yaml", {"init": "embedded"}).body_lr_factor == 0.1
+    for text, flags in (
+        ("freeze: true\ninit: embedded\nbody_lr_factor: 0.5", {}),
+        ("init: embedded", {"freeze": True, "body_lr_factor": 0.5}),
+    ):
+        with pytest.raises(ConfigError, match="leave body_lr_factor out"):
+            read(config(tmp_path, text), flags)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml does not exist"):
         read(tmp_path / "absent.yaml", {})

@@ -131,6 +131,7 @@ def test_numbers_that_never_end_are_refused_with_their_line(
     [
         ("size: 32", "size: 1000000000", "size: is at most 9459 pixels"),
         ("size: 32", "size: 0", "size: is a positive number of pixels"),
+        ("size: 32", "size: [32, 48]", "size: only square inputs are supported: give one number"),
         ("crop: 1.0", "crop: 1.0e-9", r"crop: is a share in \(0, 1\]"),
         ("mean: [0.5, 0.5, 0.5]", "mean: [123.7, 116.3, 103.5]", "mean: .*0 … 255, .*divide it by"),
         ("std: [0.5, 0.5, 0.5]", "std: [58.4, 57.1, 57.4]", "std: .*0 … 255, .*divide it by 255"),

@@ -134,7 +134,7 @@ def test_an_open_size_has_to_be_stated(graph: Path) -> None:
     value = helper.make_tensor_value_info("image", 1, ["n", 3, "h", "w"])
     model.graph.input[0].CopyFrom(value)
     onnx.save(model, graph)
-    with pytest.raises(InputError, match="leaves the size of its images open: state it with --siz"):
+    with pytest.raises(InputError, match="size of its images is left open: state it with --siz"):
         open_file(graph, FULL)
     stated = Stated(mean=MEAN, std=STD, size=8)
     assert open_file(graph, stated).network.input_shape == (3, 8, 8)

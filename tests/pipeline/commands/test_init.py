@@ -265,6 +265,59 @@ def test_a_repository_of_the_hub_is_enough(folder: Path, monkeypatch: pytest.Mon
     assert loaded.preprocess is None
 
 
+MODULE = ("--model", "nets.mine:make", "--checkpoint", "own", "--target", "ort/fp32")
+
+
+def own_network(folder: Path) -> None:
+    (folder / "nets").mkdir()
+    (folder / "nets" / "mine.py").write_text(
+        "from torch import nn\n\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))\n"
+    )
+
+
+def test_images_of_a_network_of_ones_own_are_stated(folder: Path) -> None:
+    own_network(folder)
+    told = ("--size", "48", "--crop", "0.9", "--mean", "0.5", "--std", "0.25")
+    result = init(*MODULE, "--data", "folder:trees", *told)
+    assert result.exit_code == 0, result.output
+    assert "left to the network itself" not in result.output
+    loaded = config.load(folder / "pipeline.yaml")
+    assert loaded.model.module == "nets.mine:make"
+    assert loaded.preprocess is not None
+    assert (loaded.preprocess.size, loaded.preprocess.crop) == (48, 0.9)
+    assert (loaded.preprocess.mean, loaded.preprocess.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_what_nobody_says_of_its_images_is_told(folder: Path) -> None:
+    own_network(folder)
+    result = init(*MODULE, "--data", "folder:trees")
+    assert result.exit_code == 0, result.output
+    assert "state it here with --size, --mean and --std" in " ".join(result.output.split())
+    assert config.load(folder / "pipeline.yaml").preprocess is None
+    (folder / "pipeline.yaml").unlink()
+    half = init(*MODULE, "--data", "folder:trees", "--size", "48")
+    assert half.exit_code == 2
+    assert "state --mean and --std" in " ".join(half.output.split())
+    assert not (folder / "pipeline.yaml").exists()
+
+
+def test_weights_that_timm_publishes_are_known_by_their_classes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline(monkeypatch, folder / "hub")
+    told = ("--model", "timm/test_resnet", "--checkpoint", "pretrained", "--target", "ort/fp32")
+    result = init(*told, "--data", "folder:trees")
+    assert result.exit_code == 2
+    words = " ".join(result.output.split())
+    assert "pretrained has 1000 classes, and folder:trees has 3" in words
+    assert not (folder / "pipeline.yaml").exists()
+    result = init(*told, "--data", "folder:trees", "--labels", "imagenet-1k")
+    assert "the Hub's cache" in " ".join(result.output.split())  # as far as there is no network
+    assert config.load(folder / "pipeline.yaml").model.checkpoint == "pretrained"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -275,7 +328,7 @@ def test_a_repository_of_the_hub_is_enough(folder: Path, monkeypatch: pytest.Mon
         (("--model", "missing.onnx"), "--model: missing.onnx is no file"),
         (("--model", "notes.onnx"), "--model: "),
         (("--model", "timm/resnet18"), "--checkpoint is missing"),
-        (("--model", "timm/resnet18", "--checkpoint", "random", "--size", "8"), "graph.onnx alone"),
+        (("--model", "timm/resnet18", "--checkpoint", "random", "--size", "8"), "callable alone"),
         (("--model", "hub:little"), "names no repository"),
         (("--model", "hub:no/thing"), "not in the Hub's cache"),
     ],
