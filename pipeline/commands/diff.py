@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from pipeline.api.files import GRAPH, NormalizesItselfError, Stated, open_file
 from pipeline.api.model import Answering
 from pipeline.commands.artifacts import one_artifact
+from pipeline.commands.engine import is_engine, open_engine
 from pipeline.commands.inspect import pixels_of
 from pipeline.config import Config
 from pipeline.core.errors import ArtifactError, InputError, UnsupportedOperatorError, about
@@ -73,7 +74,7 @@ def diff_files(
     Two ONNX graphs are compared layer by layer, too, as far as names of tensors are shared.
 
     Args:
-        path: An ONNX graph, or a Core ML package.
+        path: An ONNX graph, a Core ML package, or an engine of TensorRT in its artifact's folder.
         reference: What is right: one of these, too.
         stated: What the files do not say of their images.
         images: A folder of images; None for seeded noise.
@@ -94,7 +95,7 @@ def diff_files(
                 "are two networks"
             )
         preprocess = Preprocess.from_dict(right.network.preprocess)
-        pixels, how = pixels_of(right.pixels, preprocess, images, limit)
+        pixels, how = pixels_of(right.pixels, preprocess, images, limit, "--photos")
         compared = compare(model(pixels), right(pixels))
     rows = _rows_of_graphs(path, reference, Pictures(pixels, preprocess))
     at_fault = next((row for row in rows if row["jump"]), None)
@@ -121,7 +122,9 @@ def diff_files(
 
 
 def _opened(path: Path, stated: Stated) -> Answering:
-    """The model's file; one that normalizes pixels itself is told nothing of that."""
+    """The model's file; what it says itself, or does itself, it is not told."""
+    if is_engine(path):
+        return open_engine(path)
     with about(str(path)):
         try:
             return open_file(path, stated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.api.model import Answering, load
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.files import file_hash
 from pipeline.report.text import size as in_megabytes
@@ -37,6 +38,35 @@ def look(path: Path) -> tuple[str, dict[str, Any]]:
         InputError: It is no engine, or nobody wrote down what is in it.
         ArtifactError: The artifact in which it lies is damaged, or it is not the artifact's.
     """
+    kind, artifact = _found(path)
+    return _told(path, kind, artifact)
+
+
+def is_engine(path: str | Path) -> bool:
+    """Whether a path is called as engines are."""
+    return Path(path).suffix.lower() in ENDINGS
+
+
+def open_engine(path: Path, threads: int | None = None) -> Answering:
+    """Open an engine to ask it, by what its artifact's folder says of images and classes.
+
+    Where this machine cannot run it, the executor answers that stands for it.
+
+    Raises:
+        InputError: It is no engine, or nobody wrote down what it takes.
+        ArtifactError: The artifact in which it lies is damaged, or it is not the artifact's.
+        UnavailableError: This machine can neither run nor emulate it.
+    """
+    _, artifact = _found(path)
+    return load(artifact.folder, threads=threads)
+
+
+def _found(path: Path) -> tuple[str, Artifact]:
+    """What an engine's first bytes say it is, and the artifact whose engine it is.
+
+    Raises:
+        InputError, ArtifactError: See `look`.
+    """
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}: name an engine")
@@ -47,22 +77,22 @@ def look(path: Path) -> tuple[str, dict[str, Any]]:
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"{path} is {kind}, and says nothing of itself: only the TensorRT that built it opens "
-            "it, on a GPU that it was built for. Inspect the ONNX graph that it was built from, or "
+            "it, on a GPU that it was built for. Take the ONNX graph that it was built from, or "
             f"the engine in its artifact's folder, whose {MANIFEST} tells"
         )
-    return _told(path, kind, Artifact.read(folder))
+    artifact = Artifact.read(folder)
+    record = artifact.files.get(path.name)
+    if record is None or record.sha256 != file_hash(path):
+        raise ArtifactError(f"{path} is not the engine that {artifact.folder} says: fetch it again")
+    return kind, artifact
 
 
 def _told(path: Path, kind: str, artifact: Artifact) -> tuple[str, dict[str, Any]]:
-    record = artifact.files.get(path.name)
-    digest = file_hash(path)
-    if record is None or record.sha256 != digest:
-        raise ArtifactError(f"{path} is not the engine that {artifact.folder} says: fetch it again")
-    facts = artifact.facts
+    record, facts = artifact.files[path.name], artifact.facts
     plain = {
         "file": str(path),
         "kind": kind,
-        "sha256": digest,
+        "sha256": record.sha256,
         "bytes": record.size,
         "precision": facts.get("precision"),
         "input": facts.get("input"),

@@ -81,7 +81,7 @@ def inspect(path: Path, stated: Stated, *, images: Path | None, limit: int, top:
         InputError: The file is no model, or something has to be stated.
         ArtifactError: It is damaged.
     """
-    if path.suffix.lower() in engine.ENDINGS:
+    if engine.is_engine(path):
         return Inspected(*engine.look(path))
     if not is_model_file(path) or not path.exists():
         what = "is no model's file" if path.exists() else "does not exist"
@@ -194,7 +194,11 @@ def _opened(path: Path, stated: Stated, *, noise: bool) -> Answering:
 
 
 def pixels_of(
-    prepare: Any, preprocess: Preprocess, images: Path | None, limit: int
+    prepare: Any,
+    preprocess: Preprocess,
+    images: Path | None,
+    limit: int,
+    option: str = "--images",
 ) -> tuple[Pixels, str]:
     """Pixels of a folder of images, or seeded noise, and what they are.
 
@@ -203,6 +207,7 @@ def pixels_of(
         preprocess: Size and channels of noise.
         images: The folder; None for noise.
         limit: Most images.
+        option: Which option of the command names the folder.
 
     Raises:
         DataError: The folder holds none.
@@ -210,11 +215,11 @@ def pixels_of(
     if images is None:
         shape = (NOISE, preprocess.size, preprocess.size, preprocess.depth)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        return noise, f"{NOISE} images of seeded noise; give real ones with --images"
+        return noise, f"{NOISE} images of seeded noise; give real ones with {option}"
     files = images_below(images) if images.is_dir() else []
     chosen = list(files)[:limit]
     if not chosen:
-        raise DataError(f"--images: {images} is no folder with images")
+        raise DataError(f"{option}: {images} is no folder with images")
     return np.concatenate([prepare(file) for file in chosen]), f"{len(chosen)} images of {images}"
 
 

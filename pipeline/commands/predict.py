@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pipeline.api.files import Stated, is_model_file, open_file
 from pipeline.api.model import Answering, Prediction, load
+from pipeline.commands.engine import is_engine, open_engine
 from pipeline.core.errors import InputError, about
 from pipeline.core.inputs import expanded
 from pipeline.core.listing import images_below
@@ -51,7 +52,7 @@ def predict(
         InputError: There is no such image or artifact.
         DataError: A file is no image that can be used.
     """
-    if is_model_file(images[0]):
+    if is_model_file(images[0]) or is_engine(images[0]):
         artifact, images = images[0], images[1:]
     files = list(_files(images))
     if not files:
@@ -77,6 +78,8 @@ def _opened(
             "a built artifact says itself how images are prepared: leave out --labels, --size, "
             "--crop, --mean and --std, or name a model's file"
         )
+    if is_engine(artifact):
+        return open_engine(Path(expanded(artifact)), threads)
     return load(find(artifact, output, name), threads=threads)
 
 
@@ -120,7 +123,7 @@ def _text(model: Answering, predictions: Sequence[Prediction]) -> str:
         for score in prediction.scores:
             table.add_row(image, score.label, f"{100 * score.probability:.2f} %", time)
             image = time = ""  # once an image
-    by = f"{model.name}, {model.state}: {model.device}"
+    by = f"{model.name}, {model.state}: {model.device.removeprefix('emulated: ')}"
     return render(table, by, *([f"emulated: {model.why}"] if model.why else []))
 
 

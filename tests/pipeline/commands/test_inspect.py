@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 from PIL import Image
 
+from care.data import open_dataset
 from pipeline.cli import main
 from pipeline.steps import artifact
 from tests.pipeline.conftest import NETWORK
@@ -199,6 +201,7 @@ def test_two_graphs_are_compared_layer_by_layer(folder: Path) -> None:
     result = run("diff", "other.onnx", "--reference", "small.onnx", *NORMALIZED)
     assert "the error jumps at stages.0.blocks.1.conv" in result.output
     assert "of 8 have the same class" in result.output
+    assert "give real ones with --photos" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
@@ -207,6 +210,10 @@ def test_two_graphs_are_compared_layer_by_layer(folder: Path) -> None:
         (("small.onnx",), "give a model's file and, with --reference, what is right"),
         (("--reference", "small.onnx"), "give a model's file and, with --reference, what is right"),
         (("small.onnx", "--reference", "gone.onnx", *NORMALIZED), "gone.onnx does not exist"),
+        (
+            ("small.onnx", "--reference", "small.onnx", *NORMALIZED, "--photos", "gone"),
+            "--photos: gone is no folder with images",
+        ),
         (
             ("small.onnx", "--reference", "wide.onnx", *NORMALIZED),
             "takes images of (3, 8, 8) (channels, height, width), wide.onnx of (3, 9, 9)",
@@ -279,3 +286,40 @@ def test_an_engine_that_nobody_described_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "is not the engine that" in result.output
     assert run("inspect", tmp_path / "none.engine").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "alone.engine", "photo.png"),
+        ("predict", "photo.png", "--artifact", "alone.engine"),
+        ("diff", "alone.engine", "--reference", "small.onnx"),
+    ],
+)
+def test_an_engine_that_nobody_described_answers_nothing(
+    folder: Path, arguments: tuple[str, ...]
+) -> None:
+    shutil.copyfile(an_engine(folder / "trt/fp16"), "alone.engine")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "says nothing of itself" in result.output
+    assert "Take the ONNX graph that it was built from" in " ".join(result.output.split())
+
+
+def test_an_engine_answers_by_its_artifacts_folder(
+    begin: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """By TensorRT where there is a GPU, else by the executor that stands for it."""
+    results = begin(tmp_path / "trial")
+    path, photo = results / "trt/fp16/model.engine", tmp_path / "boot.png"
+    open_dataset("fashion-mnist", "validation").image(0).save(photo)
+    for arguments in ((path, photo), (photo, "--artifact", path)):
+        found = json.loads(run("predict", *arguments, "--top", 1, "--json").output)
+        assert found["artifact"] == "trt/fp16"
+        assert found["scores"][0]["label"] == "Ankle boot"
+    found = told("diff", path, "--reference", results / "onnx/model.onnx")
+    assert (found["same_class"], found["images"]) == (8, 8)
+    assert 0 < found["relative_error"] < 0.01
+    refused = run("predict", path, photo, "--mean", "0.5")
+    assert refused.exit_code == 2
+    assert "says itself how images are prepared" in " ".join(refused.output.split())
