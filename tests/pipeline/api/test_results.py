@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import doctest
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pipeline
+from care.data import open_dataset
 from pipeline import config as configuration
 from pipeline.core.errors import ConfigError, InputError, UnavailableError
 from pipeline.steps import keys
@@ -164,6 +168,39 @@ def test_every_public_name_is_documented() -> None:
     missing = [name for name in pipeline.__all__ if f"`{name}" not in text]
     assert missing == []
     assert all(getattr(pipeline, name).__doc__ for name in pipeline.__all__)
+
+
+def test_the_examples_of_the_documentation_give_what_they_say(
+    begin: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of docs/python.md as one session, in a folder such as a reader's."""
+    monkeypatch.chdir(tmp_path)
+    begin(tmp_path / "engines" / "care_tiny")
+    Path("pipeline.yaml").write_text(
+        "name: care_tiny\n"
+        "model: {name: care_tiny, checkpoint: embedded}\n"
+        "data: {validation: fashion-mnist}\n"
+        "targets: {ort: {precisions: [fp32]}}\n"
+        "validation: {images: 40}\n"
+        "bench: {samples: 3, warmup: 1, max_seconds: 2}\n"
+    )
+    open_dataset("fashion-mnist", "validation").image(0).save("photo.jpg", quality=95)
+    text = Path(ROOT, "docs", "python.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == text.count("```python") > 2
+    assert all(block.startswith(">>> ") for block in blocks)
+    session = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "python.md", None, 0)
+    said: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(session, out=said.append)
+    assert said == []
+
+
+def test_rows_are_plain_and_alike_as_pandas_takes_them(results: pipeline.Results) -> None:
+    first, *others = results.table()
+    assert others
+    assert all(list(row) == list(first) for row in others)
+    values = [value for row in (first, *others) for value in row.values()]
+    assert {type(value) for value in values} <= {str, int, float, bool, type(None)}
 
 
 @pytest.mark.parametrize(
