@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import http.server
 import json
 import shutil
@@ -126,6 +127,35 @@ def test_swapped_channels_are_caught(kit: Path, tmp_path: Path) -> None:
     code, words = check(kit, "--card", tmp_path / "bgr.u8")
     assert code == 1
     assert "opposite order" in words
+    inputs = np.fromfile(kit / "inputs.f32", "<f4")
+    inputs.tofile(tmp_path / "mine.f32")
+    code, words = check(kit, "--inputs", tmp_path / "mine.f32")
+    assert code == 0
+    assert "the images are gray, so that swapped channels do not show here" in words
+
+
+def test_swapped_channels_of_photographs_with_colours_are_caught(kit: Path, tmp_path: Path) -> None:
+    coloured = tmp_path / "kit"
+    shutil.copytree(kit, coloured)
+    values = stated(kit)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, values["pixels_shape"], dtype=np.uint8)
+    mean, std = (np.array(values["preprocess"][key], np.float32) for key in ("mean", "std"))
+
+    def inputs(shown: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        made = (shown.astype(np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(made.transpose(0, 3, 1, 2), "<f4")
+
+    pixels.tofile(coloured / "pixels.u8")
+    inputs(pixels).tofile(coloured / "inputs.f32")
+    values["input_sha256"] = hashlib.sha256(inputs(pixels).tobytes()).hexdigest()
+    (coloured / "kit.json").write_text(json.dumps(values))
+    inputs(pixels).tofile(tmp_path / "right.f32")
+    inputs(pixels[..., ::-1]).tofile(tmp_path / "swapped.f32")
+    code, words = check(coloured, "--inputs", tmp_path / "right.f32")
+    assert (code, "gray" in words) == (0, False), words
+    code, words = check(coloured, "--inputs", tmp_path / "swapped.f32")
+    assert (code, "FAILS" in words) == (1, True), words
 
 
 @pytest.mark.parametrize("change", ["bilinear", "nearest", "no crop", "shifted", "mirrored"])
