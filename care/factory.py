@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import care.networks  # noqa: F401  registers our networks with timm
-from care.pretrained import HubNetwork
+from care.pretrained import HubNetwork, fetch
 from pipeline.core.arguments import first_excessive, first_reserved, first_unknown
 from pipeline.core.errors import CheckpointError, ModelError
 from pipeline.core.machine import memory
@@ -153,10 +153,15 @@ def create_pretrained(name: str, **kwargs: Any) -> nn.Module:
         **kwargs: Handed to the network, as for `create_model`.
 
     Raises:
-        ModelError: The name is unknown.
-        OSError: The download failed; other errors of timm's pass through, too.
+        ModelError: The name is unknown, or the weights can be had in no way.
+        OSError: timm's own download failed; other errors of timm's pass through, too.
     """
     _check_name(name)
+    stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if stated is not None and stated.hf_hub_id and not stated.custom_load:
+        # timm asks the Hub even for what lies in the cache and, where there is no network, for
+        # every form of the file as often as the Hub's client tries.
+        kwargs["pretrained_cfg_overlay"] = {"file": str(fetch(name).path)}
     model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
     return model
 

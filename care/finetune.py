@@ -214,7 +214,8 @@ def _embedded(name: str) -> Path:
 
 def _downloaded(name: str, pretrained: Callable[[], nn.Module]) -> nn.Module:
     try:
-        return pretrained()
+        with about(f"--init {PRETRAINED}"):
+            return pretrained()
     except ModelError:
         raise
     except Exception as error:  # timm, the hub and the network fail in their own ways

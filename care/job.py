@@ -23,7 +23,7 @@ from care.settings import TrainSettings
 from care.teacher_cache import CachedTeacher, Store, digest_of
 from pipeline.core.checkpoints import HUB
 from pipeline.core.described import HOLD_OUT, QUANTIZED, HoldOut
-from pipeline.core.errors import ConfigError, ModelError
+from pipeline.core.errors import ConfigError, ModelError, about
 from pipeline.core.preprocess import Preprocess
 
 
@@ -220,7 +220,8 @@ def _keep_answers(
 
 def _download(name: str) -> nn.Module:
     try:
-        return create_pretrained(name)
+        with about(f"teacher {name} (or name --teacher-checkpoint, or --distillation none)"):
+            return create_pretrained(name)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

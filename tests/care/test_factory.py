@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
-from care import factory
+from care import checkpoint, factory
 from care.factory import check_input, create_model
+from care.pretrained import Pretrained
 from pipeline.core.errors import ModelError
 
 
@@ -101,3 +104,35 @@ class Masked(nn.Module):
 class Twice(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return images, images
+
+
+def test_weights_of_the_cache_are_taken_without_asking_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    published = timm.create_model("test_resnet")
+    checkpoint.save(tmp_path / "model.safetensors", published.state_dict())
+    asked: list[str] = []
+
+    def fetch(name: str) -> Pretrained:
+        asked.append(name)
+        return Pretrained(name, tmp_path / "model.safetensors", "")
+
+    monkeypatch.setattr(factory, "fetch", fetch)
+    made = factory.create_pretrained("test_resnet.r160_in1k")
+    assert asked == ["test_resnet.r160_in1k"]
+    assert all(torch.equal(made.state_dict()[n], v) for n, v in published.state_dict().items())
+
+
+def test_weights_that_cannot_be_had_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(repository: str, file: str, **more: Any) -> str:
+        if not more.get("local_files_only"):
+            asked.append(file)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ModelError, match=r"cannot be had: .*no connection; run where there is"):
+        factory.create_pretrained("test_resnet")
+    assert asked == ["model.safetensors"]
