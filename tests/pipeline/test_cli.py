@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -971,3 +972,16 @@ def test_check_looks_no_deeper_than_artifacts_lie(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "trial/a:" in result.output
     assert "trial/a/b" not in result.output
+
+
+def test_the_installed_command_is_ours_beside_a_file_of_that_name(tmp_path: Path) -> None:
+    """`python -m pipeline` takes what lies in the working directory, and nothing can mend that."""
+    script = Path(sysconfig.get_path("scripts")) / "care-deploy"
+    if not script.is_file():
+        pytest.skip("care-deploy is not installed here")
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('somebody else')\n")
+    done = subprocess.run(
+        [script, "schema"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "targets" in json.loads(done.stdout)["properties"]
