@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import site
 import subprocess
 import sys
 import sysconfig
@@ -120,14 +121,23 @@ def _make(folder: Path) -> Path:
             "--python instead"
         ) from error
     scheme = {"base": str(folder), "platbase": str(folder)}
-    below = [entry for entry in sys.path if entry]
-    # As `site` does it, so that what the folders' own .pth files add is found, too.
-    line = f"import site; list(map(site.addsitedir, {below!a}))\n"
-    Path(sysconfig.get_path("purelib", "venv", scheme), _LAYER).write_text(line, encoding="utf-8")
+    lines = "".join(_below(entry) for entry in sys.path if entry)
+    Path(sysconfig.get_path("purelib", "venv", scheme), _LAYER).write_text(lines, encoding="utf-8")
     return Path(
         sysconfig.get_path("scripts", "venv", scheme),
         "python.exe" if os.name == "nt" else "python",
     )
+
+
+def _below(entry: str) -> str:
+    """A line of a .pth file that puts an entry of `sys.path` below the environment's own.
+
+    Folders of packages as `site` does it, so that what their own .pth files add is found, too.
+    Other folders, such as the working directory, may hold checkpoints that are called .pth.
+    """
+    of_packages = entry in (*site.getsitepackages(), site.getusersitepackages())
+    how = "import site; site.addsitedir" if of_packages else "import sys; sys.path.append"
+    return f"{how}({entry!a})\n"
 
 
 def _constraints(wanted: Mapping[str, str]) -> str:

@@ -87,6 +87,25 @@ def test_only_what_was_asked_is_other(index: Path, monkeypatch: pytest.MonkeyPat
     assert importlib.metadata.version("filelock") == here
 
 
+def test_checkpoints_in_the_working_directory_are_no_pth_files_of_pythons(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those Python runs the lines; `python -m` puts the working directory among the paths."""
+    wheel(index, "filelock", "99.1", "STAND_IN = True")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "network.pth").write_bytes(b"PK\x03\x04\x80\x81 a checkpoint")
+    touched = f"import pathlib; pathlib.Path({str(folder)!r}, 'x').touch()"
+    (folder / "notes.pth").write_text(touched)
+    (folder / "own_net.py").write_text("FOUND = 1\n")
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    with changed({"filelock": "99.1"}) as python:
+        done = run_in([str(python), "-P", "-c", "import own_net, filelock, click, pipeline"])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert not (folder / "x").exists()
+
+
 def test_a_version_that_is_not_there_is_told_with_those_that_are(index: Path) -> None:
     wheel(index, "filelock", "98.0", "")
     told = r"filelock==99\.1: .*no wheel.*it has 98\.0$"
