@@ -918,7 +918,7 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
 )
 @click.option(
     "--target",
-    type=click.Choice(("trt", "ort")),
+    type=TARGET,
     default="trt",
     show_default=True,
     help="Whose 8 bits; ort has int8 alone, with blocks in float32.",

@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from pipeline.targets.registry import TARGETS
 from tests.imports import FILES, ROOT, imported
 
@@ -130,13 +132,82 @@ def test_screens_take_text_for_text() -> None:
     assert found == ["pipeline.core.screen"]
 
 
-def test_only_targets_look_at_the_names_of_their_artifacts() -> None:
+NAMES_A_TARGET = {
+    "pipeline.targets.registry": "the list of them",
+}
+"""Modules that may name targets, and why. Beside them, options of the command line may have one as
+their `default`: what is taken where nothing is said decides nothing else."""
+
+
+def names_of_targets(tree: ast.AST) -> list[str]:
+    """Texts of a module that are a target's name, or begin with it as an artifact's name does.
+
+    Whether they are compared with, members of something, keys, patterns or arguments: all but the
+    default of an option.
+    """
+    defaults = {
+        id(word.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "click.option"
+        for word in node.keywords
+        if word.arg == "default"
+    }
+    texts = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and id(node) not in defaults
+    )
+    return [text for text in texts if isinstance(text, str) and text.partition("/")[0] in TARGETS]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'target == "trt"',
+        'target in ("coreai", other)',
+        'RATES = {"ort/fp32": 1}',
+        'click.Choice(("trt", other))',
+        'name.startswith("coreml/")',
+        'f"coreml/{precision}"',
+        'match target:\n    case "ort":\n        pass',
+    ],
+)
+def test_names_of_targets_are_found(code: str) -> None:
+    assert names_of_targets(ast.parse(code))
+
+
+def test_defaults_of_options_and_other_words_are_no_names_of_targets() -> None:
+    code = 'click.option("--target", default="ort", help="such as ort or trt/fp16")'
+    assert names_of_targets(ast.parse(code)) == []
+
+
+def test_nothing_else_branches_on_a_targets_name() -> None:
     """What differs between targets is asked of the target: others would have to be added there."""
-    beginnings = tuple(f'startswith("{name}/' for name in TARGETS)
-    places = [
-        name
+    own = {name: type(target).__module__.rpartition(".")[0] for name, target in TARGETS.items()}
+    found = {}
+    for name, path in FILES.items():
+        if not name.startswith("pipeline.") or name in NAMES_A_TARGET:
+            continue
+        texts = names_of_targets(ast.parse(path.read_text(encoding="utf-8")))
+        others = [t for t in texts if not f"{name}.".startswith(f"{own[t.partition('/')[0]]}.")]
+        if others:
+            found[name] = others
+    assert found == {}
+
+
+ABOVE = ("cli", "commands", "config", "exports", "report", "scheduler", "store")
+"""What plans, shows, packs and commands: it knows targets from the registry alone."""
+
+
+def test_what_plans_and_shows_loads_no_target_by_itself() -> None:
+    """What a command takes of a target it asks its `Target` for."""
+    packages = {type(target).__module__.rpartition(".")[0] for target in TARGETS.values()}
+    found = [
+        f"{name}: {other}"
         for name, path in FILES.items()
-        if not name.startswith("pipeline.targets.")
-        and any(each in path.read_text(encoding="utf-8") for each in beginnings)
+        if name.startswith("pipeline.") and name.split(".")[1] in ABOVE
+        for other in imported(path)
+        for package in packages
+        if f"{other}.".startswith(f"{package}.")
     ]
-    assert places == []
+    assert found == []

@@ -23,12 +23,7 @@ from pipeline.core.inputs import expanded
 from pipeline.core.listing import Folders, list_split, parse
 from pipeline.core.words import nearest_or_all, shown
 from pipeline.source import PRETRAINED
-from pipeline.targets.registry import TARGETS
-
-PLAIN = {"trt": ("fp16",), "ort": ("fp32",), "coreml": ("fp16",)}
-"""Precisions that need no calibration images."""
-
-QUANTIZED = {"trt": ("fp16", "int8"), "ort": ("fp32", "int8"), "coreml": ("fp16", "int8")}
+from pipeline.targets.registry import TARGETS, needs_calibration
 
 _NO_FILES = ("embedded", PRETRAINED, "random", OWN_WEIGHTS)
 """What stands for a checkpoint and is no file."""
@@ -115,7 +110,6 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
             "no training images were found: without --calibration, no precision that needs them "
             "(int8) is asked for"
         )
-    usual = QUANTIZED if calibration else PLAIN
     values = {
         "name": wanted.name or _results_name(model.removesuffix(GRAPH)),
         "key": key,
@@ -129,8 +123,7 @@ def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
         "says": bool(stated.get("labels")),
         "preprocess": stated.get("preprocess"),
         "targets": {
-            name: own or usual.get(name, tuple(TARGETS[name].precisions)[:1])
-            for name, own in asked.items()
+            name: own or _usual(name, calibrated=bool(calibration)) for name, own in asked.items()
         },
     }
     return values, found
@@ -207,7 +200,7 @@ def _of_hub(repository: str) -> dict[str, Any]:
 def _asked(targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Precisions of each target that is asked for; none where the usual ones will do."""
     asked: dict[str, tuple[str, ...]] = {}
-    for stated in targets or PLAIN:
+    for stated in targets or [name for name in TARGETS if TARGETS[name].proposed]:
         name, slash, precision = stated.partition("/")
         if name not in TARGETS:
             raise InputError(f"{shown(name)!r} is no target{nearest_or_all(name, list(TARGETS))}")
@@ -217,6 +210,17 @@ def _asked(targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
             raise InputError(f"{name} has no precision {shown(precision)!r}{hint}")
         asked[name] = (*asked.get(name, ()), *([precision] if slash else []))
     return asked
+
+
+def _usual(name: str, *, calibrated: bool) -> tuple[str, ...]:
+    """Precisions of a target of which none was named: its first where it proposes none."""
+    target = TARGETS[name]
+    usual = tuple(
+        precision
+        for precision in target.proposed
+        if calibrated or not needs_calibration(target, precision, None)
+    )
+    return usual or tuple(target.precisions)[:1]
 
 
 def _stated(checkpoint: str, model: str) -> Mapping[str, Any]:

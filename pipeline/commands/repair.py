@@ -30,18 +30,8 @@ from pipeline.graphs.repair import Verified, by_float32, refuse_unfit, verify
 from pipeline.report.terminal import render
 from pipeline.steps.facts.graphs import RepairFacts
 from pipeline.targets.forms import Form, FormJob
-from pipeline.targets.ort.repaired import RepairedInt8Ort
-from pipeline.targets.repaired import (
-    FLOAT16_ERROR,
-    RepairedBFloat16,
-    RepairedFloat16,
-    RepairedFloat16Only,
-)
-from pipeline.targets.tensorrt.repaired import (
-    RepairedFp8Trt,
-    RepairedInt8Trt,
-    RepairedInt8TrtOnly,
-)
+from pipeline.targets.registry import TARGETS, able, form_named
+from pipeline.targets.repaired import FLOAT16_ERROR
 
 EIGHT_BITS = ("int8", "fp8")
 
@@ -64,7 +54,7 @@ class Wanted:
         model: The float32 graph.
         output: Where the repaired graph goes; nothing may be there.
         precision: fp16, bf16, int8 or fp8.
-        target: For which runtime: trt or ort.
+        target: For which runtime.
         images: A folder of images, or an array of preprocessed ones (.npy); None for noise.
         noise: Images of seeded noise to choose on, as many again to verify on.
         limit: Most images of a folder.
@@ -135,7 +125,7 @@ def repair(wanted: Wanted) -> Report:
                 "images, or allow more"
             )
         write_atomically(wanted.output, made.read_bytes(), lambda path: False)
-    return _report(wanted, facts, verified, how)
+    return _report(wanted, facts, verified, how, mends_first=form.mends_first)
 
 
 def _refuse_output(path: Path) -> None:
@@ -151,20 +141,13 @@ def _form(wanted: Wanted) -> Form:
     Raises:
         InputError: There is none for this runtime, or an option does not go with it.
     """
-    if wanted.target == "ort":
-        if wanted.precision != "int8" or not wanted.bfloat16:
+    target, others = TARGETS[wanted.target], able("repaired")
+    with about(f"--target {wanted.target}"):
+        if wanted.target not in others:
             raise InputError(
-                "--target ort: ONNX Runtime's own kernels compute in float32 and int8; give "
-                "--precision int8, without --no-bfloat16"
+                f"{target.title} has no repaired form of an ONNX graph; give {' or '.join(others)}"
             )
-        return RepairedInt8Ort()
-    if wanted.precision == "fp16":
-        return RepairedFloat16() if wanted.bfloat16 else RepairedFloat16Only()
-    if wanted.precision == "int8":
-        return RepairedInt8Trt() if wanted.bfloat16 else RepairedInt8TrtOnly()
-    if not wanted.bfloat16:
-        raise InputError(f"--no-bfloat16 is for fp16 and int8, not for {wanted.precision}")
-    return RepairedBFloat16() if wanted.precision == "bf16" else RepairedFp8Trt()
+        return form_named(target, target.repaired(wanted.precision, bfloat16=wanted.bfloat16))
 
 
 def _budget(wanted: Wanted) -> Budget:
@@ -325,7 +308,18 @@ def _unlabelled(images: Images) -> CalibrationSet:
     return CalibrationSet(images, np.full(len(images), -1, np.int64), ())
 
 
-def _report(wanted: Wanted, facts: Mapping[str, Any], verified: Verified, how: str) -> Report:
+def _report(
+    wanted: Wanted, facts: Mapping[str, Any], verified: Verified, how: str, *, mends_first: bool
+) -> Report:
+    """What to say of a repaired graph.
+
+    Args:
+        wanted: What was asked for.
+        facts: Of the form.
+        verified: How the graph did on other images.
+        how: How images were prepared.
+        mends_first: See `Form`.
+    """
     repair = RepairFacts.from_dict(facts["repair"], "the repair")
     lines = [f"{wanted.model} in {wanted.precision}; images: {how}"]
     if repair.beyond:
@@ -333,18 +327,16 @@ def _report(wanted: Wanted, facts: Mapping[str, Any], verified: Verified, how: s
     if repair.broke:
         lines.append(f"before: {repair.broke}")
     lines.append(repair.counts)
-    # What TensorRT's search leaves in float16 is beside the repair; ONNX Runtime's is the repair.
-    apart = wanted.target == "trt"
-    kept = facts.get("sensitivity", {}).get("excluded", []) if apart else []
+    # What a search leaves out of 8 bits after a repair is beside it; without one, it is the repair.
+    kept = facts.get("sensitivity", {}).get("excluded", []) if mends_first else []
     if kept:
         lines.append(f"not in 8 bits, since too much would be lost: {', '.join(kept)}")
     table = Table("part", "type", "share of products", "why", box=None)
     for part in repair.raised:
         table.add_row(part.part, part.type, f"{part.share:.3%}", part.why)
     judged = f"on {verified.images} other images: {verified.judged.words}"
-    eight = apart and wanted.precision in EIGHT_BITS
     ends = [
-        f"{'before it is quantized' if eight else 'now'}: {repair.result}",
+        f"{'before it is quantized' if mends_first else 'now'}: {repair.result}",
         f"verified {judged}",
         f"wrote {wanted.output}",
     ]

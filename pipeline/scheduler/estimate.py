@@ -35,11 +35,6 @@ SAMPLES = "validate/samples"
 LAST_TIME = "as last time"
 NOT_KNOWN = "not known yet"
 
-RATES = {"trt/fp16": 0.13, "coreml/fp16": 0.16}
-"""Seconds of one CPU for an image and 1e9 multiply-accumulates, by artifact: CARE-S0 (0.7 GMACs)
-took 0.09 seconds an image in the executor that rounds every result to float16, and 0.11 in Core
-ML's."""
-
 MOST_NAMED = 4
 """Steps that a line names."""
 
@@ -111,7 +106,9 @@ class Estimates:
         scaled = self._of_other_networks(step, self.macs)
         if scaled is not None:
             return scaled
-        rate = RATES.get(step.built.name) if isinstance(step, ValidateStep) else None
+        rate = None
+        if isinstance(step, ValidateStep):
+            rate = step.runtime.emulates_at.get(step.built.precision)
         return None if rate is None else Estimate(0, rate * self.macs / 1e9, 0, RATES_FROM)
 
     def in_words(self, step: Step) -> str:

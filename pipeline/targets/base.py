@@ -188,6 +188,10 @@ class Target(ABC):
         anywhere: What it builds for this machine runs on others, so that examples show it first.
         checks: Programs of a golden kit that check its artifacts, beside `check.py`, as
             `pipeline.exports.golden` names them.
+        proposed: Precisions that a first configuration asks for, those that need calibration images
+            only where there are some; empty for a target that is proposed to nobody.
+        emulates_at: Seconds of one CPU for an image and 1e9 multiply-accumulates in the executor
+            that `emulate` gives, by precision, as far as that was measured.
         takes_photos: Its artifacts can hold a model with preprocessing inside, see `open_photo`.
         timed: `build` chooses by measuring on the machine that builds: its result belongs to that
             class of machines, see `pipeline.core.machine.cpu_class` and `hardware`.
@@ -207,6 +211,8 @@ class Target(ABC):
     calibrated: ClassVar[frozenset[str]] = frozenset()
     anywhere: ClassVar[bool] = False
     checks: ClassVar[tuple[str, ...]] = ()
+    proposed: ClassVar[tuple[str, ...]] = ()
+    emulates_at: ClassVar[Mapping[str, float]] = {}
     takes_photos: ClassVar[bool] = False
 
     @property
@@ -234,6 +240,18 @@ class Target(ABC):
             options: The target's own options; None for the defaults.
         """
         return self.precisions[precision]
+
+    def repaired(self, precision: str, *, bfloat16: bool) -> str:
+        """Name of the form in which a graph that a precision breaks is mended for this runtime.
+
+        Args:
+            precision: What all computes in but for what is raised.
+            bfloat16: Parts may be raised to bfloat16, and not to float32 alone.
+
+        Raises:
+            InputError: There is none for this precision, or `bfloat16` does not go with it.
+        """
+        raise InputError(f"{self.title} has no repaired form of an ONNX graph")
 
     def calibrates(self, precision: str, options: TargetOptions | None) -> bool:
         """Whether `build` asks for calibration images.

@@ -76,12 +76,15 @@ class Form(ABC):
         calibrated: The result depends on the calibration set.
         timed: The form is chosen by measuring on the machine that makes it: the result belongs to
             that class of machines, see `pipeline.core.machine.cpu_class`.
+        mends_first: What it raises it raises before it quantizes; what its search leaves out of 8
+            bits comes beside that.
         observes: `convert` begins by looking at what `observed` says, by `FormJob.look`.
     """
 
     name: ClassVar[str]
     calibrated: ClassVar[bool] = False
     timed: ClassVar[bool] = False
+    mends_first: ClassVar[bool] = False
     observes: ClassVar[bool] = False
 
     @abstractmethod

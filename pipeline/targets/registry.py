@@ -86,10 +86,14 @@ def needs_calibration(target: Target, precision: str, options: TargetOptions | N
 def form_of(target: Target, precision: str, options: TargetOptions | None = None) -> Form | None:
     """The form of the graph that a precision of a target builds from; None for `MODULE`."""
     from pipeline.targets.base import MODULE
+
+    name = target.form(precision, options)
+    return None if name == MODULE else form_named(target, name)
+
+
+def form_named(target: Target, name: str) -> Form:
+    """The form of the graph of a name that a target gives."""
     from pipeline.targets.floats import SHARED
     from pipeline.targets.repaired import REPAIRED
 
-    name = target.form(precision, options)
-    if name == MODULE:
-        return None
     return next(form for form in (*target.forms, *SHARED, *REPAIRED) if form.name == name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ from typing import Any
 from pipeline.core.errors import BuildError, ConfigError
 from pipeline.core.garbage import only_new
 from pipeline.core.network import Network
+from pipeline.core.words import nearest
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml import refusals, siblings
 from pipeline.targets.coreml.network import Deployed, owners_of, preprocess_of
@@ -175,8 +175,7 @@ class Selector:
 
         modules = sorted({module for module in self._owners.values() if module})
         for entry in sorted(self._entries - self._used - OPERATORS.keys()):
-            near = difflib.get_close_matches(entry, [*OPERATORS, *modules], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = nearest(entry, [*OPERATORS, *modules])
             raise ConfigError(
                 f"coreml: float32_operations names {entry}, which is no MIL operation and no "
                 f"module of the network that computes something{hint}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.core import machine, published
 from pipeline.core.cpu_classes import CpuClass
-from pipeline.core.errors import ArtifactError, UnavailableError
+from pipeline.core.errors import ArtifactError, InputError, UnavailableError
 from pipeline.core.network import Images
 from pipeline.core.plain import parse_json
 from pipeline.core.preprocess import Pictures
@@ -51,6 +51,7 @@ class OrtTarget(Target):
     title = "ONNX Runtime"
     precisions: ClassVar[Mapping[str, str]] = {"fp32": FLOAT32, "int8": "int8-ort"}
     options = OrtOptions
+    proposed = ("fp32", "int8")
     published_on = published.INTEL
     forms: ClassVar[tuple[Form, ...]] = (Int8Ort(), RepairedInt8Ort())
     takes_photos: ClassVar[bool] = True
@@ -74,6 +75,15 @@ class OrtTarget(Target):
         name = self.precisions[precision]
         wanted = isinstance(options, OrtOptions) and options.repair
         return f"{name}-repaired" if wanted and name != FLOAT32 else name
+
+    def repaired(self, precision: str, *, bfloat16: bool) -> str:
+        """See `Target.repaired`."""
+        if self.precisions.get(precision, FLOAT32) == FLOAT32 or not bfloat16:
+            raise InputError(
+                "ONNX Runtime's own kernels compute in float32 and int8; give --precision int8, "
+                "without --no-bfloat16"
+            )
+        return f"{self.precisions[precision]}-repaired"
 
     def build(self, job: BuildJob, folder: Path) -> dict[str, Any]:
         """See `Target.build`."""

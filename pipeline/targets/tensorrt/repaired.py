@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class _RepairedFirst(Quantized):
     """What is not in 8 bits is repaired in float16 first; what that raises stays as it is."""
 
+    mends_first = True
     bfloat16: ClassVar[bool] = True
 
     def repaired(self, source: onnx.ModelProto, job: FormJob) -> Repaired | None:

@@ -21,6 +21,7 @@ from pipeline.core.errors import (
     ArtifactError,
     BuildError,
     ConfigError,
+    InputError,
     UnavailableError,
     UnsupportedOperatorError,
 )
@@ -60,6 +61,8 @@ class TrtTarget(Target):
     title: ClassVar[str] = "TensorRT"
     precisions: ClassVar[dict[str, str]] = dict(limits.FORMS)
     options: ClassVar[type[TargetOptions]] = TrtOptions
+    proposed: ClassVar[tuple[str, ...]] = ("fp16", "int8")
+    emulates_at: ClassVar[Mapping[str, float]] = limits.EMULATES_AT
     published_on: ClassVar[str] = published.RTX
     resource: ClassVar[str] = "rtx"
     checks: ClassVar[tuple[str, ...]] = ("check_tensorrt.cpp",)
@@ -115,7 +118,16 @@ class TrtTarget(Target):
         name = self.precisions[precision]
         if options is None or name == "float32" or not _options(options).repair:
             return name
-        return f"{name}-repaired" + ("" if _has_bfloat16(_options(options)) else "-float32")
+        return _repaired(name, bfloat16=_has_bfloat16(_options(options)))
+
+    def repaired(self, precision: str, *, bfloat16: bool) -> str:
+        """See `Target.repaired`."""
+        if precision not in limits.REPAIRED:
+            raise InputError(f"TensorRT repairs {', '.join(limits.REPAIRED)}, not {precision}")
+        if not bfloat16 and not limits.REPAIRED[precision]:
+            alone = " and ".join(name for name, without in limits.REPAIRED.items() if without)
+            raise InputError(f"--no-bfloat16 is for {alone}, not for {precision}")
+        return _repaired(self.precisions[precision], bfloat16=bfloat16)
 
     def check(self, precision: str, options: TargetOptions) -> None:
         """Refuse impossible combinations before anything is built; see `Target`."""
@@ -352,6 +364,11 @@ def _options(options: TargetOptions) -> TrtOptions:
     if not isinstance(options, TrtOptions):
         raise ConfigError(f"trt: these are options of another target: {options!r}")
     return options
+
+
+def _repaired(form: str, *, bfloat16: bool) -> str:
+    """Name of the repaired form of a plain one."""
+    return f"{form}-repaired" + ("" if bfloat16 else "-float32")
 
 
 def _has_bfloat16(options: TrtOptions) -> bool:

@@ -239,6 +239,7 @@ def test_images_of_another_size_are_refused(folder: Path, array: np.ndarray, tol
         (("--noise", "2", "--precision", "fp8", "--no-bfloat16"), "is for fp16 and int8, not"),
         (("--noise", "2", "--precision", "fp4"), "'fp4' is not one of"),
         (("--noise", "2", "--target", "ort"), "compute in float32 and int8; give --precision int8"),
+        (("--noise", "2", "--target", "coreml"), "no repaired form of an ONNX graph; give trt or"),
         (("--noise", "2", "--reference", "gone.onnx"), "cannot read the graph gone.onnx"),
     ],
 )

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from pipeline import config
-from pipeline.scheduler.estimate import LAST_TIME, RATES, RATES_FROM, Estimates
+from pipeline.scheduler.estimate import LAST_TIME, RATES_FROM, Estimates
 from pipeline.scheduler.plan import make_context, plan
 from pipeline.stages.context import RunContext
 from pipeline.steps import artifact
 from pipeline.steps.step import Step
+from pipeline.targets.registry import TARGETS
 
 SIZE = 32
 MACS = 2_000_000
@@ -140,7 +141,7 @@ def test_without_any_run_rates_tell_and_else_nothing(tmp_path: Path) -> None:
     estimates = Estimates(now)
     found = estimates.of(step(now, "validate/trt-fp16"))
     assert found is not None
-    assert found.at(1000) == pytest.approx(1000 * RATES["trt/fp16"] * MACS / 1e9)
+    assert found.at(1000) == pytest.approx(1000 * TARGETS["trt"].emulates_at["fp16"] * MACS / 1e9)
     assert found.origin == RATES_FROM
     # How many images there are was told by nobody: one is not what they are.
     assert found.at(None) is None

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.core.errors import InputError
 from pipeline.targets.base import Target
-from pipeline.targets.registry import TARGETS, able, form_of
+from pipeline.targets.registry import TARGETS, able, form_named, form_of, needs_calibration
 
 
 def test_names_are_known_without_loading_a_target() -> None:
@@ -65,9 +66,55 @@ def test_every_precision_has_a_form_or_is_built_from_the_module(name: str) -> No
         assert (found.name if found else "module") == form
 
 
+@pytest.mark.parametrize(
+    ("target", "precision", "bfloat16", "form"),
+    [
+        ("trt", "fp16", True, "float16-repaired"),
+        ("trt", "fp16", False, "float16-repaired-float32"),
+        ("trt", "bf16", True, "bfloat16-repaired"),
+        ("trt", "int8", True, "int8-trt-repaired"),
+        ("trt", "int8", False, "int8-trt-repaired-float32"),
+        ("trt", "fp8", True, "fp8-trt-repaired"),
+        ("ort", "int8", True, "int8-ort-repaired"),
+    ],
+)
+def test_repaired_forms_are_there(target: str, precision: str, bfloat16: bool, form: str) -> None:
+    told = TARGETS[target].repaired(precision, bfloat16=bfloat16)
+    assert told == form
+    assert form_named(TARGETS[target], told).name == form
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "bfloat16", "told"),
+    [
+        ("trt", "bf16", False, "--no-bfloat16 is for fp16 and int8, not for bf16"),
+        ("trt", "fp8", False, "--no-bfloat16 is for fp16 and int8, not for fp8"),
+        ("trt", "fp32", True, "TensorRT repairs fp16, int8, bf16, fp8, not fp32"),
+        ("ort", "int8", False, "give --precision int8, without --no-bfloat16"),
+        ("ort", "fp32", True, "compute in float32 and int8; give --precision int8"),
+        ("coreml", "fp16", True, "Core ML has no repaired form of an ONNX graph"),
+    ],
+)
+def test_what_no_target_repairs_is_refused(
+    target: str, precision: str, bfloat16: bool, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        TARGETS[target].repaired(precision, bfloat16=bfloat16)
+
+
+@pytest.mark.parametrize("name", able("proposed"))
+def test_what_is_proposed_can_be_asked_for_with_and_without_images(name: str) -> None:
+    target = TARGETS[name]
+    plain = [p for p in target.proposed if not needs_calibration(target, p, None)]
+    assert set(target.proposed) <= set(target.precisions)
+    assert plain
+
+
 def test_who_offers_what_others_leave_out() -> None:
     assert able("diff") == ["trt", "ort", "coreml"]
     assert able("refusal") == ["trt"]
+    assert able("repaired") == ["trt", "ort"]
+    assert able("proposed") == ["trt", "ort", "coreml"]
     assert able("read_measurements") == ["coreml", "coreai"]
     assert able("profile") == ["ort"]
 

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.cli import main
 from pipeline.core.network import Images, Logits
@@ -113,6 +116,50 @@ def test_a_target_from_elsewhere_goes_through_every_command(
     assert json.loads(measured.splitlines()[-1])["devices"]["plain"] == "the toy"
     assert "up to date" in invoke("run", str(path), "--dry-run")
     assert "flavour" in invoke("schema")
+
+
+class MendingTarget(ToyTarget):
+    """A toy that computes in float16 as well, and is proposed to everybody."""
+
+    name: ClassVar[str] = "mending"
+    precisions: ClassVar[dict[str, str]] = {"plain": "float32", "half": "float16"}
+    proposed: ClassVar[tuple[str, ...]] = ("half",)
+
+    def repaired(self, precision: str, *, bfloat16: bool) -> str:
+        return "float16-repaired" if bfloat16 else "float16-repaired-float32"
+
+
+@pytest.fixture
+def mending() -> Iterator[None]:
+    TARGETS.register(MendingTarget())
+    yield
+    TARGETS.remove("mending")
+
+
+def test_what_it_can_is_offered(
+    mending: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`repair` mends a graph for it, and a first configuration asks for it."""
+    monkeypatch.chdir(tmp_path)
+    network = ("--model", "care_tiny", "--checkpoint", "embedded", "--data", "fashion-mnist")
+    invoke("init", *network)
+    assert "mending: {precisions: [half]}" in (tmp_path / "pipeline.yaml").read_text()
+    weights = numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["x"], "/Pool"),
+        helper.make_node("Flatten", ["x"], ["y"], "/Flatten"),
+        helper.make_node("MatMul", ["y", "w"], ["logits"], "/fc/MatMul"),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph(nodes, "toy", [image], [logits], [weights])
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), "model.onnx")
+    told = invoke(
+        *("repair", "model.onnx", "--output", "made.onnx", "--target", "mending", "--noise", "2")
+    )
+    assert "wrote made.onnx" in told
+    assert (tmp_path / "made.onnx").is_file()
 
 
 def test_what_it_leaves_out_is_refused_with_who_can(toy: None, tmp_path: Path) -> None:
