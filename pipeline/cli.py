@@ -5,10 +5,8 @@ Modules are imported inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from gc import set_threshold
 from pathlib import Path
@@ -16,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem
 
-from pipeline.core.commandline import Group
+from pipeline.core.commandline import Group, argument, option
 from pipeline.core.garbage import GARBAGE
 from pipeline.core.inputs import expanded, why_no_output, why_no_path
 from pipeline.core.words import nearest_or_all, printable, shown
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from pipeline.api.files import Stated
     from pipeline.config import Config
 
@@ -60,6 +59,8 @@ class TargetName(ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The names that begin so."""
+        from click.shell_completion import CompletionItem
+
         return [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
 
     def _names(self) -> list[str]:
@@ -102,6 +103,8 @@ class UserPath(PathType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Files and folders, which the shell knows."""
+        from click.shell_completion import CompletionItem
+
         return [CompletionItem(incomplete, type="file")]
 
 
@@ -124,6 +127,8 @@ class ResultsName(ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The results that there are."""
+        from click.shell_completion import CompletionItem
+
         from pipeline.core.errors import InputError
         from pipeline.steps.folders import results_folders
 
@@ -141,22 +146,22 @@ RESULTS = ResultsName()
 TARGET = TargetName()
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 
-OUTPUT = click.option(
+OUTPUT = option(
     "--output",
     type=FOLDER,
     default=Path("engines"),
     show_default=True,
     help="Folder of the results.",
 )
-CONFIG = click.option(
+CONFIG = option(
     "--config",
     type=PATH,
     default=Path("pipeline.yaml"),
     show_default=True,
     help="The configuration whose results to take.",
 )
-FIRST_PRECISION = click.option("--precision", help="Default: the first of the configuration.")
-USED_PRECISION = click.option("--precision", help="Default: the one that the report says to use.")
+FIRST_PRECISION = option("--precision", help="Default: the first of the configuration.")
+USED_PRECISION = option("--precision", help="Default: the one that the report says to use.")
 
 
 class Numbers(NumbersType):
@@ -178,30 +183,30 @@ class Numbers(NumbersType):
 
 
 OF_A_FILE = (
-    click.option("--labels", help="Classes of a model's file: a text file, or imagenet-1k."),
-    click.option("--size", type=click.IntRange(1, 4096), help="Of the images of a model's file."),
-    click.option(
+    option("--labels", help="Classes of a model's file: a text file, or imagenet-1k."),
+    option("--size", type=click.IntRange(1, 4096), help="Of the images of a model's file."),
+    option(
         "--crop",
         type=click.FloatRange(0, 1, min_open=True),
         help="Share of the shorter side that is kept; default: what the file says, or 0.875.",
     ),
-    click.option("--mean", type=Numbers(), help="By channel, for pixels of 0 to 1."),
-    click.option("--std", type=Numbers(), help="By channel, for pixels of 0 to 1."),
+    option("--mean", type=Numbers(), help="By channel, for pixels of 0 to 1."),
+    option("--std", type=Numbers(), help="By channel, for pixels of 0 to 1."),
 )
 """What a model's file may not say of itself."""
 
 
 def of_a_file(command: Command) -> Command:
     """Add the options of a model's file."""
-    for option in reversed(OF_A_FILE):
-        command = option(command)
+    for add in reversed(OF_A_FILE):
+        command = add(command)
     return command
 
 
 def of_a_graph(command: Command) -> Command:
     """Add those of them that say how images become a graph's input."""
-    for option in reversed(OF_A_FILE[1:]):
-        command = option(command)
+    for add in reversed(OF_A_FILE[1:]):
+        command = add(command)
     return command
 
 
@@ -212,7 +217,7 @@ def stated_of(options: dict[str, Any]) -> Stated:
     return Stated(**{name: options.pop(name) for name in ("labels", "size", "crop", "mean", "std")})
 
 
-ALONE = click.option(
+ALONE = option(
     "--artifact",
     "artifacts",
     type=PATH,
@@ -220,12 +225,12 @@ ALONE = click.option(
     metavar="FOLDER",
     help="The folder of an artifact, wherever it lies, in place of --target.",
 )
-DATA = click.option(
+DATA = option(
     "--data",
     help="With --artifact: images, such as folder:PATH; default: its golden ones.",
 )
 
-AS_CPU = click.option(
+AS_CPU = option(
     "--as-cpu",
     type=click.Choice(("avx512-vnni", "avx512", "avx2-vnni", "avx2")),
     help="As on a CPU of this class (ort): the real kernels, chosen as a lesser CPU would.",
@@ -252,28 +257,28 @@ def main() -> None:
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("config", type=PATH, default=Path("pipeline.yaml"))
-@click.option("--dry-run", is_flag=True, help="Only print what would run, and why.")
-@click.option("--only", type=click.Choice(STAGES), multiple=True, help="Only these stages.")
-@click.option("--from", "start", type=click.Choice(STAGES), help="Run anew from this stage on.")
-@click.option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
-@click.option("--force", is_flag=True, help="Run what is selected even if it is up to date.")
-@click.option("--wait", type=float, default=0.0, help="Seconds to wait for another run.")
-@click.option(
+@argument("config", type=PATH, default=Path("pipeline.yaml"))
+@option("--dry-run", is_flag=True, help="Only print what would run, and why.")
+@option("--only", type=click.Choice(STAGES), multiple=True, help="Only these stages.")
+@option("--from", "start", type=click.Choice(STAGES), help="Run anew from this stage on.")
+@option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
+@option("--force", is_flag=True, help="Run what is selected even if it is up to date.")
+@option("--wait", type=float, default=0.0, help="Seconds to wait for another run.")
+@option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=1,
     help="Steps, and shards of a long validation, at once; what measures is alone.",
 )
-@click.option(
+@option(
     "--scheduler",
     metavar="ADDRESS",
     help="Steps on the workers of a Dask scheduler, tls://HOST:PORT; needs a store.",
 )
-@click.option(
+@option(
     "--insecure", is_flag=True, help="Take a scheduler on another machine without TLS (tcp://)."
 )
-@click.option(
+@option(
     "--audit",
     type=click.FloatRange(0, 1),
     default=0.0,
@@ -281,10 +286,10 @@ def main() -> None:
     help="Make a share of the steps once more, on another worker or in another process, and fail "
     "where the digests differ.",
 )
-@click.option("--quiet", is_flag=True, help="Show failures and the final table only.")
-@click.option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
-@click.option("-v", "--verbose", is_flag=True, help="Also show what goes to the log.")
-@click.option("--junit", type=PATH, help="Also write steps and gates as JUnit XML, for CI.")
+@option("--quiet", is_flag=True, help="Show failures and the final table only.")
+@option("--log-json", is_flag=True, help="Write one JSON object a line instead.")
+@option("-v", "--verbose", is_flag=True, help="Also show what goes to the log.")
+@option("--junit", type=PATH, help="Also write steps and gates as JUnit XML, for CI.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -336,8 +341,8 @@ def run(
 
 
 @main.command()
-@click.argument("scheduler", required=False, metavar="[SCHEDULER]")
-@click.option("--no-bench", is_flag=True, help="Others work on this machine: measure elsewhere.")
+@argument("scheduler", required=False, metavar="[SCHEDULER]")
+@option("--no-bench", is_flag=True, help="Others work on this machine: measure elsewhere.")
 def worker(scheduler: str | None, no_bench: bool) -> None:
     """Print the command that makes this machine a worker of `run --scheduler`.
 
@@ -353,14 +358,14 @@ def worker(scheduler: str | None, no_bench: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=PATH, metavar="SWEEP.yaml")
-@click.option(
+@argument("file", type=PATH, metavar="SWEEP.yaml")
+@option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=1,
     help="Steps, and shards of a long validation, at once; what measures is alone.",
 )
-@click.option("--quiet", is_flag=True, help="Show failures and the tables only.")
+@option("--quiet", is_flag=True, help="Show failures and the tables only.")
 @click.pass_context
 def sweep(ctx: click.Context, file: Path, jobs: int, quiet: bool) -> None:
     """Run several configurations and put all that came of them into one table.
@@ -380,6 +385,13 @@ def show(text: str) -> None:
     click.echo(printable(text))
 
 
+def in_json(value: Any, *, indent: int | None = None) -> str:
+    """A value for programs."""
+    import json  # here: help needs none, and it takes a thirtieth of its time
+
+    return json.dumps(value, indent=indent)
+
+
 def load_config(path: Path) -> Config:
     """Read the configuration; a missing pipeline.yaml is a common first mistake."""
     from pipeline import config
@@ -388,9 +400,9 @@ def load_config(path: Path) -> Config:
 
 
 @main.command()
-@click.argument("what", type=PATH, required=False, metavar="[NAME|PATH]")
+@argument("what", type=PATH, required=False, metavar="[NAME|PATH]")
 @OUTPUT
-@click.option("--key", type=PATH, help="Public key, PEM, of who should have signed the bundle.")
+@option("--key", type=PATH, help="Public key, PEM, of who should have signed the bundle.")
 @click.pass_context
 def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None) -> None:
     """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model.
@@ -408,7 +420,7 @@ def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None)
 
 
 @main.command()
-@click.option(
+@option(
     "--target",
     type=TargetName("torch"),
     help="What to measure; torch is the baseline alone.",
@@ -416,37 +428,35 @@ def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None)
 @ALONE
 @DATA
 @CONFIG
-@click.option("--batch", type=click.IntRange(1), multiple=True, help="Batch sizes.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--precision", multiple=True, help="Only these precisions.")
-@click.option("--samples", type=click.IntRange(1), help="Timed calls.")
-@click.option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
-@click.option("--max-seconds", type=Seconds(0, min_open=True), help="Time limit.")
-@click.option("--profile", is_flag=True, help="Also show the time by operator (ort).")
-@click.option(
-    "--contended", is_flag=True, help="Beside one busy process for every two granted CPUs."
-)
-@click.option(
+@option("--batch", type=click.IntRange(1), multiple=True, help="Batch sizes.")
+@option("--threads", type=click.IntRange(1), help="CPU threads.")
+@option("--precision", multiple=True, help="Only these precisions.")
+@option("--samples", type=click.IntRange(1), help="Timed calls.")
+@option("--warmup", type=click.IntRange(1), help="Calls before the first timed one.")
+@option("--max-seconds", type=Seconds(0, min_open=True), help="Time limit.")
+@option("--profile", is_flag=True, help="Also show the time by operator (ort).")
+@option("--contended", is_flag=True, help="Beside one busy process for every two granted CPUs.")
+@option(
     "--sustained",
     type=Seconds(0, 24 * 3600, min_open=True),
     metavar="SECONDS",
     help="Also call each artifact so long without a rest: does it slow down?",
 )
 @AS_CPU
-@click.option(
+@option(
     "--import",
     "imported",
     type=PATH,
     help="Take over what was measured on a device (coreml, coreai): our JSON, or Xcode's .mlperf "
     "(coreml).",
 )
-@click.option(
+@option(
     "--device",
     metavar="KIND",
     help="Measure on a device connected to this machine (coreml, coreai: mac, iphone or ipad); "
     "with --import: refuse results of other kinds.",
 )
-@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -527,17 +537,17 @@ def _one_of(target: str | None, artifacts: tuple[Path, ...], data: str | None) -
 def _print_report(text: str, plain: dict[str, Any], json_only: bool) -> None:
     if not json_only:
         click.echo(text)
-    click.echo(json.dumps(plain))
+    click.echo(in_json(plain))
 
 
 @main.command()
-@click.option("--target", type=TARGET, help="Whose artifacts to judge.")
+@option("--target", type=TARGET, help="Whose artifacts to judge.")
 @ALONE
 @DATA
 @CONFIG
-@click.option("--precision", multiple=True, help="Only these precisions.")
+@option("--precision", multiple=True, help="Only these precisions.")
 @AS_CPU
-@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def validate(
     target: str | None,
     artifacts: tuple[Path, ...],
@@ -569,32 +579,32 @@ def validate(
 
 
 @main.command()
-@click.option(
+@option(
     "--model",
     help="care_s0, timm/NAME, package.module:callable, graph.onnx or hub:ORG/REPOSITORY; default: "
     "what the checkpoint says.",
 )
-@click.option(
+@option(
     "--checkpoint",
     help="A file; or embedded, pretrained (timm's), random, or own (what the callable gives its "
     "network). Graphs and repositories hold their weights.",
 )
-@click.option(
+@option(
     "--data",
     required=True,
     help="Images with their classes: folder:PATH, tar:PATH, wds:PATTERN or fashion-mnist.",
 )
-@click.option("--calibration", help="Training images; default: those of --data, if it has any.")
-@click.option("--labels", help="The network's classes, a line each, or imagenet-1k.")
-@click.option("--name", type=RESULTS, help="Name of the results; default: the network's.")
-@click.option(
+@option("--calibration", help="Training images; default: those of --data, if it has any.")
+@option("--labels", help="The network's classes, a line each, or imagenet-1k.")
+@option("--name", type=RESULTS, help="Name of the results; default: the network's.")
+@option(
     "--target",
     "targets",
     multiple=True,
     metavar="TARGET[/PRECISION]",
     help="Such as ort, or ort/fp32; default: trt, ort and coreml in their usual precisions.",
 )
-@click.option(
+@option(
     "--file",
     type=PATH,
     default=Path("pipeline.yaml"),
@@ -616,28 +626,28 @@ def init(file: Path, **wanted: Any) -> None:
 
 
 @main.command()
-@click.argument("folders", nargs=-1, required=True, type=PATH, metavar="[OLD] NEW")
-@click.option(
+@argument("folders", nargs=-1, required=True, type=PATH, metavar="[OLD] NEW")
+@option(
     "--baseline",
     type=PATH,
     help="In place of OLD, how it was: a results' folder, an entry of a `history`, or 'previous'.",
 )
-@click.option(
+@option(
     "--with",
     "requirements",
     multiple=True,
     metavar="PACKAGE==VERSION",
     help="In place of --baseline: what would this version change? It is installed aside.",
 )
-@click.option(
+@option(
     "--python",
     type=PATH,
     help="In place of --with: the interpreter of an environment that is there.",
 )
-@click.option("--markdown", type=PATH, help="Also write it for a pull request.")
-@click.option("--html", type=PATH, help="Also write a page with the images that changed.")
-@click.option("--junit", type=PATH, help="Also write it as JUnit XML, for CI.")
-@click.option("--json", "json_file", type=PATH, help="Also write all of it as JSON.")
+@option("--markdown", type=PATH, help="Also write it for a pull request.")
+@option("--html", type=PATH, help="Also write a page with the images that changed.")
+@option("--junit", type=PATH, help="Also write it as JUnit XML, for CI.")
+@option("--json", "json_file", type=PATH, help="Also write all of it as JSON.")
 @click.pass_context
 def compare(
     ctx: click.Context,
@@ -673,8 +683,8 @@ def compare(
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
+@argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@option(
     "--artifact",
     default="ort",
     show_default=True,
@@ -682,10 +692,10 @@ def compare(
 )
 @of_a_file
 @OUTPUT
-@click.option("--name", type=RESULTS, help="Which results, if there are several.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object an image.")
+@option("--name", type=RESULTS, help="Which results, if there are several.")
+@option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many.")
+@option("--threads", type=click.IntRange(1), help="CPU threads.")
+@option("--json", "as_json", is_flag=True, help="Print a JSON object an image.")
 def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
     """Say which classes IMAGE... shows: files, folders of images, or - for a list of files.
 
@@ -701,14 +711,12 @@ def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("model", type=PATH)
+@argument("model", type=PATH)
 @of_a_file
-@click.option("--images", type=PATH, help="A folder of images; default: seeded noise.")
-@click.option(
-    "--limit", type=click.IntRange(1, 4096), default=32, show_default=True, help="Most images."
-)
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Tensors shown.")
-@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@option("--images", type=PATH, help="A folder of images; default: seeded noise.")
+@option("--limit", type=click.IntRange(1, 4096), default=32, show_default=True, help="Most images.")
+@option("--top", type=click.IntRange(1), default=10, show_default=True, help="Tensors shown.")
+@option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def inspect(model: Path, json_only: bool, **options: Any) -> None:
     """Say what is in MODEL, an ONNX graph or a Core ML package, and whether float16 holds it.
 
@@ -719,24 +727,24 @@ def inspect(model: Path, json_only: bool, **options: Any) -> None:
 
     stated = stated_of(options)
     found = inspect.inspect(model, stated, **options)
-    show(json.dumps(found.plain) if json_only else found.text)
+    show(in_json(found.plain) if json_only else found.text)
 
 
 @main.command()
 @CONFIG
-@click.option(
+@option(
     "--method",
     type=click.Choice(("min-max", "percentile", "entropy", "mse")),
     help="How ranges are chosen; default: as the configuration says.",
 )
-@click.option(
+@option(
     "--stored",
     type=click.Choice(("int8", "uint8")),
     default="int8",
     show_default=True,
     help="Symmetric int8 (TensorRT, Core ML) or asymmetric uint8 (ONNX Runtime).",
 )
-@click.option("--limit", type=click.IntRange(1), help="Show only those that are clipped most.")
+@option("--limit", type=click.IntRange(1), help="Show only those that are clipped most.")
 def calibrate(config: Path, method: str | None, stored: str, limit: int | None) -> None:
     """Show the ranges and histograms of every tensor over the calibration images."""
     from pipeline.commands import calibrate
@@ -751,16 +759,16 @@ def export() -> None:
 
 
 @export.command()
-@click.argument("name", type=RESULTS)
+@argument("name", type=RESULTS)
 @OUTPUT
-@click.option(
+@option(
     "--repository",
     type=PATH,
     default=Path("triton"),
     show_default=True,
     help="Triton's model repository; other models in it stay.",
 )
-@click.option(
+@option(
     "--target",
     type=TARGET,
     default="ort",
@@ -776,16 +784,16 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
 
 
 @export.command()
-@click.argument("name", type=RESULTS)
+@argument("name", type=RESULTS)
 @OUTPUT
-@click.option(
+@option(
     "--folder",
     type=PATH,
     default=Path("golden"),
     show_default=True,
     help="Where the kit shall lie; a new folder.",
 )
-@click.option(
+@option(
     "--target",
     type=TARGET,
     default="ort",
@@ -801,16 +809,16 @@ def golden(name: str, output: Path, folder: Path, target: str, precision: str | 
 
 
 @export.command()
-@click.argument("name", type=RESULTS)
+@argument("name", type=RESULTS)
 @OUTPUT
-@click.option(
+@option(
     "--folder",
     type=PATH,
     default=Path("coreml-bench"),
     show_default=True,
     help="Where the Swift package shall lie; a new folder.",
 )
-@click.option(
+@option(
     "--target",
     type=TARGET,
     default="coreml",
@@ -827,17 +835,17 @@ def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: 
 
 
 @main.command()
-@click.argument("model", type=PATH, required=False)
-@click.option("--reference", type=PATH, help="What is right, of a model's file: another one.")
+@argument("model", type=PATH, required=False)
+@option("--reference", type=PATH, help="What is right, of a model's file: another one.")
 @of_a_file
-@click.option("--photos", type=PATH, help="Images for a model's file; default: seeded noise.")
-@click.option("--target", type=TARGET, help="Default: the first configured one that can tell.")
+@option("--photos", type=PATH, help="Images for a model's file; default: seeded noise.")
+@option("--target", type=TARGET, help="Default: the first configured one that can tell.")
 @CONFIG
 @FIRST_PRECISION
-@click.option(
+@option(
     "--images", type=click.IntRange(1, 64), default=4, show_default=True, help="How many images."
 )
-@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def diff(
     model: Path | None,
     reference: Path | None,
@@ -862,30 +870,30 @@ def diff(
     else:
         config = load_config(options["config"])
         found = diff.diff(config, options["target"], precision=options["precision"], images=images)
-    show(json.dumps(found.plain) if json_only else found.text)
+    show(in_json(found.plain) if json_only else found.text)
 
 
 @main.command()
-@click.argument("model", type=PATH, metavar="MODEL.onnx")
-@click.option("--target", type=TARGET, default="trt", show_default=True, help="Whose builder.")
-@click.option("--precision", default="fp16", show_default=True, help="One of the target's.")
-@click.option(
+@argument("model", type=PATH, metavar="MODEL.onnx")
+@option("--target", type=TARGET, default="trt", show_default=True, help="Whose builder.")
+@option("--precision", default="fp16", show_default=True, help="One of the target's.")
+@option(
     "--output",
     type=PATH,
     default=Path("reduced.onnx"),
     show_default=True,
     help="Where the part goes, a new file; its inputs go beside it as .npz.",
 )
-@click.option(
+@option(
     "--reference", type=PATH, help="The float32 graph, if MODEL.onnx is in a precision already."
 )
-@click.option(
+@option(
     "--images",
     type=PATH,
     help="A folder of images, or a .npy file of what the network takes; default: seeded noise.",
 )
-@click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images.")
-@click.option(
+@option("--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images.")
+@option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
@@ -905,58 +913,50 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("model", type=PATH)
-@click.option(
-    "--output", type=PATH, required=True, help="Where the repaired graph goes; a new file."
-)
-@click.option(
+@argument("model", type=PATH)
+@option("--output", type=PATH, required=True, help="Where the repaired graph goes; a new file.")
+@option(
     "--precision",
     type=click.Choice(("fp16", "bf16", "int8", "fp8")),
     default="fp16",
     show_default=True,
     help="What all computes in but for what is raised.",
 )
-@click.option(
+@option(
     "--target",
     type=TARGET,
     default="trt",
     show_default=True,
     help="Whose 8 bits; ort has int8 alone, with blocks in float32.",
 )
-@click.option(
+@option(
     "--images",
     type=PATH,
     help="A folder of images, or preprocessed ones as a .npy file: one half chooses, the other "
     "verifies.",
 )
-@click.option("--noise", type=click.IntRange(1, 256), help="So many images of seeded noise.")
-@click.option(
+@option("--noise", type=click.IntRange(1, 256), help="So many images of seeded noise.")
+@option(
     "--limit",
     type=click.IntRange(1, 4096),
     default=64,
     show_default=True,
     help="Most images of a folder.",
 )
-@click.option(
-    "--size", type=click.IntRange(1, 4096), help="Of images, if the graph leaves it open."
-)
-@click.option("--reference", type=PATH, help="A float32 graph that must give the same answers.")
-@click.option("--headroom", type=float, help="How often each value fits into its type; default: 4.")
-@click.option(
-    "--max-error", type=float, help="Relative error of the logits; default: 0.05 for fp16."
-)
-@click.option("--max-top1-drop", type=float, help="Share of answers lost; default: 0.003.")
-@click.option(
-    "--max-share", type=float, help="Share of the products that may be raised; default: 0.5."
-)
-@click.option("--no-bfloat16", is_flag=True, help="Raise to float32 alone, as for RTX 20.")
-@click.option(
+@option("--size", type=click.IntRange(1, 4096), help="Of images, if the graph leaves it open.")
+@option("--reference", type=PATH, help="A float32 graph that must give the same answers.")
+@option("--headroom", type=float, help="How often each value fits into its type; default: 4.")
+@option("--max-error", type=float, help="Relative error of the logits; default: 0.05 for fp16.")
+@option("--max-top1-drop", type=float, help="Share of answers lost; default: 0.003.")
+@option("--max-share", type=float, help="Share of the products that may be raised; default: 0.5.")
+@option("--no-bfloat16", is_flag=True, help="Raise to float32 alone, as for RTX 20.")
+@option(
     "--reduce",
     "reduces",
     is_flag=True,
     help="Mend nothing: write the smallest part that fails, as the command reduce does.",
 )
-@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def repair(json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any) -> None:
     """Mend MODEL, a float32 ONNX graph, where half precision or 8 bits break it.
 
@@ -975,7 +975,7 @@ def repair(json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any) ->
     report = repair.repair(repair.Wanted(**options, bfloat16=not no_bfloat16, limits=limits))
     if not json_only:
         show(report.text)
-    click.echo(json.dumps(report.plain))
+    click.echo(in_json(report.plain))
 
 
 def _reduce_instead(context: click.Context, options: Mapping[str, Any]) -> None:
@@ -997,19 +997,19 @@ def _reduce_instead(context: click.Context, options: Mapping[str, Any]) -> None:
 
 
 @main.command()
-@click.argument(
+@argument(
     "what", type=PATH, default=Path("pipeline.yaml"), metavar="[CONFIG|FOLDER]", required=False
 )
-@click.option("--artifact", metavar="TARGET/PRECISION", help="Judge this one; default: PyTorch.")
-@click.option("--data", help="With FOLDER: images with their classes, such as folder:PATH.")
-@click.option(
+@option("--artifact", metavar="TARGET/PRECISION", help="Judge this one; default: PyTorch.")
+@option("--data", help="With FOLDER: images with their classes, such as folder:PATH.")
+@option(
     "--images",
     type=click.IntRange(1),
     default=1000,
     show_default=True,
     help="Most images, evenly over those that judge.",
 )
-@click.option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
+@option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def resizes(
     what: Path, artifact: str | None, data: str | None, images: int, json_only: bool
 ) -> None:
@@ -1036,10 +1036,10 @@ def resizes(
 
 
 @main.command()
-@click.option("--target", type=TARGET, help="Default: the first that can tell.")
+@option("--target", type=TARGET, help="Default: the first that can tell.")
 @CONFIG
 @FIRST_PRECISION
-@click.option(
+@option(
     "--images", type=click.IntRange(1, 256), default=16, show_default=True, help="How many images."
 )
 def fitness(target: str | None, config: Path, precision: str | None, images: int) -> None:
@@ -1084,7 +1084,7 @@ def pull(config: Path) -> None:
 
 @store.command()
 @CONFIG
-@click.option("--days", type=click.FloatRange(1), help="Also artifacts given so many days ago.")
+@option("--days", type=click.FloatRange(1), help="Also artifacts given so many days ago.")
 def gc(config: Path, days: float | None) -> None:
     """Remove objects that no artifact names and damaged entries, both older than a day."""
     from pipeline.commands import store
@@ -1105,13 +1105,11 @@ def verify_store(ctx: click.Context, config: Path) -> None:
 
 
 @main.command()
-@click.argument("name", type=RESULTS)
+@argument("name", type=RESULTS)
 @OUTPUT
-@click.option("--file", type=PATH, help="The archive, a new file; default: NAME.tar.gz.")
-@click.option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
-@click.option(
-    "--sign", "key", type=PATH, help="Private ed25519 key, PEM, that signs the checksums."
-)
+@option("--file", type=PATH, help="The archive, a new file; default: NAME.tar.gz.")
+@option("--target", "targets", type=TARGET, multiple=True, help="Only these targets.")
+@option("--sign", "key", type=PATH, help="Private ed25519 key, PEM, that signs the checksums.")
 def bundle(
     name: str, output: Path, file: Path | None, targets: tuple[str, ...], key: Path | None
 ) -> None:
@@ -1126,11 +1124,11 @@ def bundle(
 
 
 @main.command()
-@click.argument("name", type=RESULTS, required=False)
+@argument("name", type=RESULTS, required=False)
 @OUTPUT
-@click.option("--set-aside", is_flag=True, help="Also folders that runs set aside: look first.")
-@click.option("--history", is_flag=True, help="Also what earlier runs came to.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@option("--set-aside", is_flag=True, help="Also folders that runs set aside: look first.")
+@option("--history", is_flag=True, help="Also what earlier runs came to.")
+@option("--dry-run", is_flag=True, help="Only say what would go.")
 def clean(name: str | None, output: Path, **options: bool) -> None:
     """Remove decoded images and caches of the results NAME (default: all), which runs make again.
 
@@ -1142,7 +1140,7 @@ def clean(name: str | None, output: Path, **options: bool) -> None:
 
 
 @main.command()
-@click.option("--target", type=TARGET, help="Only this target.")
+@option("--target", type=TARGET, help="Only this target.")
 def doctor(target: str | None) -> None:
     """Tell what every target needs, what is there, and how to get what is missing."""
     from pipeline.commands import doctor
@@ -1155,5 +1153,4 @@ def schema() -> None:
     """Print the JSON schema of the configuration, for editors."""
     from pipeline import config
 
-    json.dump(config.schema(), sys.stdout, indent=2)
-    click.echo()
+    click.echo(in_json(config.schema(), indent=2))

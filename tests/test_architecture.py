@@ -148,7 +148,7 @@ def names_of_targets(tree: ast.AST) -> list[str]:
     defaults = {
         id(word.value)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "click.option"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "option"
         for word in node.keywords
         if word.arg == "default"
     }
@@ -177,7 +177,7 @@ def test_names_of_targets_are_found(code: str) -> None:
 
 
 def test_defaults_of_options_and_other_words_are_no_names_of_targets() -> None:
-    code = 'click.option("--target", default="ort", help="such as ort or trt/fp16")'
+    code = 'option("--target", default="ort", help="such as ort or trt/fp16")'
     assert names_of_targets(ast.parse(code)) == []
 
 

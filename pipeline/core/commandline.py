@@ -11,14 +11,17 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import click
 
 from pipeline.core import signals
 from pipeline.core.errors import PipelineError, UnforeseenError
 from pipeline.core.words import in_short, printable
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -82,8 +85,57 @@ class Command(_Outermost):
     """A click command that ends as this project's programs do."""
 
 
-class Group(_Outermost, click.Group):
+class _Late(click.Command):
+    """A command whose options and arguments are made when they are first asked for.
+
+    Help names every command, and each run carries out a single one: the options of all the others
+    took a tenth of the time of help.
+    """
+
+    _declared: list[click.Parameter | Callable[[], click.Parameter]]
+    _made: list[click.Parameter] | None
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        """Options and arguments; see `click.Command`."""
+        if self._made is None:
+            self._made = [p if isinstance(p, click.Parameter) else p() for p in self._declared]
+        return self._made
+
+    @params.setter
+    def params(self, declared: list[click.Parameter]) -> None:
+        self._declared, self._made = [*declared], None
+
+
+class _Inner(_Late, click.Group):
+    """A group within a group."""
+
+    command_class = _Late
+
+
+class Group(_Outermost, _Inner):
     """A click group that ends as this project's programs do."""
+
+    group_class = _Inner
+
+
+def option(*declared: str, **attributes: Any) -> Callable[[F], F]:
+    """As `click.option`, for commands of `Group`, which make it when it is asked for."""
+    return _declaring(partial(click.Option, declared, **attributes))
+
+
+def argument(*declared: str, **attributes: Any) -> Callable[[F], F]:
+    """As `click.argument`, for commands of `Group`, which make it when it is asked for."""
+    return _declaring(partial(click.Argument, declared, **attributes))
+
+
+def _declaring(make: Callable[[], click.Parameter]) -> Callable[[F], F]:
+    def declared(function: F) -> F:
+        # Where click's own decorators keep them, so that both go together in their order.
+        vars(function).setdefault("__click_params__", []).append(make)
+        return function
+
+    return declared
 
 
 def unforeseen(error: Exception) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import posixpath
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -294,6 +293,8 @@ def in_time(call: Callable[[], T], limit_s: float) -> T:
     Raises:
         LateError: It did not.
     """
+    import queue  # here: all paths are looked at by this module, and few are remote
+
     answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def work() -> None:

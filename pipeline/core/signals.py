@@ -11,7 +11,6 @@ raised again where the program looks, see `raise_received`.
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 import threading
@@ -111,4 +110,6 @@ def raised() -> Iterator[None]:
 def die_with_parent() -> None:
     """Let the system kill this process when its parent ends, however that ends; on Linux alone."""
     if sys.platform == "linux":
+        import ctypes  # here: every command loads this module, and only workers need it
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

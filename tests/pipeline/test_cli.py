@@ -913,7 +913,8 @@ def test_help_imports_no_runtime() -> None:
     program = (
         "import sys; from pipeline.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'onnx', 'pydantic', 'rich') if m in sys.modules])"
+        "print([m for m in ('torch', 'onnx', 'pydantic', 'rich', 'json', 'ctypes') "
+        "if m in sys.modules])"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True

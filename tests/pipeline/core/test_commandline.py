@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from pipeline.core.commandline import INTERRUPTED, Command, Group, fail
+from pipeline.core.commandline import INTERRUPTED, Command, Group, argument, fail, option
 from pipeline.core.errors import BuildError, InputError
 from pipeline.core.signals import Ended
 
@@ -113,3 +114,49 @@ def test_nobody_reads_the_output() -> None:
     )
     assert run.stdout.splitlines() == ["line 0", "141"]
     assert run.stderr == ""
+
+
+def test_options_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help of a group names its commands, and needs the options of none."""
+    made = []
+
+    class Counted(click.Option):
+        def __init__(self, declared: list[str], **attributes: Any) -> None:
+            made.extend(declared)
+            super().__init__(declared, **attributes)
+
+    monkeypatch.setattr(click, "Option", Counted)
+
+    @click.group(cls=Group)
+    def main() -> None: ...
+
+    @main.group()
+    def inner() -> None: ...
+
+    @inner.command()
+    @argument("place")
+    @option("--kind", default="plain", show_default=True)
+    @click.option("--plain", default=1)
+    @option("--last", is_flag=True)
+    def work(place: str, **options: object) -> None:
+        """Work."""
+        click.echo(f"{place} {options}")
+
+    @inner.command()
+    @option("--never")
+    def rest(never: str) -> None: ...
+
+    assert "Work." in CliRunner().invoke(main, ["inner", "--help"]).output
+    assert made == []
+    shown = CliRunner().invoke(main, ["inner", "work", "--help"]).output
+    assert sorted(made) == ["--kind", "--last"]
+    # In the order in which they stand, those of click among them.
+    assert re.findall(r"^  --\w+", shown, re.MULTILINE) == [
+        "  --kind",
+        "  --plain",
+        "  --last",
+        "  --help",
+    ]
+    told = CliRunner().invoke(main, ["inner", "work", "here", "--kind", "blue"]).output
+    assert told == "here {'kind': 'blue', 'plain': 1, 'last': False}\n"
+    assert sorted(made) == ["--kind", "--last"]
