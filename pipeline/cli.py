@@ -6,6 +6,7 @@ Modules are imported inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from gc import set_threshold
@@ -254,6 +255,9 @@ Exit codes:
 def main() -> None:
     """Build, validate and measure TensorRT, ONNX Runtime and Core ML models of one network."""
     set_threshold(*GARBAGE)
+    # pydantic would read what every installed package says of itself, for plugins that watch it: a
+    # fiftieth of a run with nothing to do, and configurations need none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 @main.command(epilog=EXIT_CODES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -19,13 +19,15 @@ from pipeline.core.words import shown
 from pipeline.report.overview import told_first, verdict
 from pipeline.report.terminal import summary
 from pipeline.scheduler.elsewhere import planned_elsewhere, require_sound_place
-from pipeline.scheduler.estimate import Estimates
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.plan import Selection, make_context, open_store
 from pipeline.scheduler.preflight import require_sound
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
 from pipeline.steps.step import Step
+
+if TYPE_CHECKING:
+    from pipeline.scheduler.estimate import Estimates
 
 LOOKS = {"rich": RichConsole, "quiet": QuietConsole, "json": JsonConsole}
 
@@ -137,8 +139,11 @@ def _costs(context: RunContext, selection: Selection) -> list[str]:
     try:
         place = planned_elsewhere(context.config)
         reasons = plan_run(context, selection, verify=False, elsewhere=place)
-        is_needed = any(why is not None for _, why in reasons)
-        return Estimates(context).lines(reasons) if is_needed else []
+        if all(why is None for _, why in reasons):
+            return []
+        from pipeline.scheduler.estimate import Estimates  # here: an up-to-date run costs nothing
+
+        return Estimates(context).lines(reasons)
     except (PipelineError, OSError):
         return []
 
@@ -149,6 +154,8 @@ def dry_run(written: Written, selection: Selection) -> str:
     Raises:
         ConfigError: The run cannot succeed; all that is wrong.
     """
+    from pipeline.scheduler.estimate import Estimates
+
     config = written.config
     context = _looking(config)
     refuse_foreign(context, selection)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.scheduler.places import FleetPlaces
-from pipeline.scheduler.side_by_side import Running, local
 from pipeline.source import Source
 from pipeline.steps.step import Elsewhere
+
+if TYPE_CHECKING:
+    from pipeline.scheduler.side_by_side import Running
 
 
 def require_sound_place(config: Config) -> None:
@@ -33,6 +35,7 @@ def planned_elsewhere(config: Config) -> Elsewhere | None:
     if config.fleet is None:
         return None
     from pipeline.scheduler.fleet import hardware  # here: few runs need a fleet
+    from pipeline.scheduler.places import FleetPlaces
 
     there = config.fleet.resources or ()
     return FleetPlaces(lambda step: hardware(step, there), lambda step: None)
@@ -54,11 +57,15 @@ def elsewhere(
         ConfigError: See `require_sound_place`.
         UnavailableError: The scheduler does not answer, or dask.distributed is not installed.
     """
-    if config.fleet is None:
+    if config.fleet is not None:
+        from pipeline.scheduler.fleet import connected
+
+        with connected(config, source, warn) as fleet:
+            yield fleet
+    elif jobs > 1:
+        from pipeline.scheduler.side_by_side import local  # here: most runs need one process
+
         with local(config, jobs) as running:
             yield running
-        return
-    from pipeline.scheduler.fleet import connected
-
-    with connected(config, source, warn) as fleet:
-        yield fleet
+    else:
+        yield None

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 from pipeline.core import signals
 from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
 from pipeline.core.words import in_short
-from pipeline.scheduler.audit import audit
 from pipeline.scheduler.cuts import Cuts
-from pipeline.scheduler.plan import Selection, plan
-from pipeline.scheduler.processes import Made
-from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running, one_process
+from pipeline.scheduler.plan import ASKED_FOR, Selection, plan
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.step import Elsewhere, StageResult, State, Step, machine_of
 
 if TYPE_CHECKING:
+    from pipeline.scheduler.processes import Made
+    from pipeline.scheduler.side_by_side import Begun, Running
     from pipeline.store.shared import Shared
 
 
@@ -152,6 +151,9 @@ def execute(
             run.takes_over(*running.next())
     results = [run.ended[step.name] for step in steps]
     if audited:
+        from pipeline.scheduler.audit import audit  # here: few runs make anything once more
+        from pipeline.scheduler.side_by_side import one_process
+
         found = audit(steps, results, audited, running, lambda: one_process(context.config))
         observer.audited(found.lines(audited))
         results = found.corrected(results)

@@ -28,9 +28,9 @@ from pipeline.core.plain import parse_json
 from pipeline.core.words import in_short
 from pipeline.scheduler.orders import Answer, Order, config_for_workers, network_files
 from pipeline.scheduler.places import CPU, FleetPlaces, MachineFacts
-from pipeline.scheduler.plan import open_store, with_requirements
+from pipeline.scheduler.plan import ASKED_FOR, open_store, with_requirements
 from pipeline.scheduler.processes import Made
-from pipeline.scheduler.side_by_side import ASKED_FOR, Begun, Running
+from pipeline.scheduler.side_by_side import Begun, Running
 from pipeline.scheduler.worker import told_machine, work
 from pipeline.source import Source
 from pipeline.stages.build import BuildStep

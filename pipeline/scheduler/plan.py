@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 STAGES = ("export", "simplify", "calibrate", "precision", "build", "validate", "bench", "report")
 """The stages, in their order."""
 
+ASKED_FOR = "asked for"
+"""Why a step runs that is up to date."""
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -15,9 +15,6 @@ from pipeline.core.errors import BuildError, PipelineError
 from pipeline.scheduler.processes import Job, Made, Processes, described, make, planned, repeat
 from pipeline.steps.step import Elsewhere, Step
 
-ASKED_FOR = "asked for"
-"""Why a step runs that is up to date."""
-
 MOST_TRIES = 2
 """A step whose process died, such as by the system for want of memory, is tried once more."""
 
@@ -163,16 +160,13 @@ def one_process(config: Config) -> Iterator[Running]:
 
 
 @contextmanager
-def local(config: Config, jobs: int) -> Iterator[Running | None]:
-    """Several local processes for the steps of a configuration; None for a single job.
+def local(config: Config, jobs: int) -> Iterator[Running]:
+    """Several local processes for the steps of a configuration.
 
     Args:
         config: The configuration.
         jobs: How many steps at once.
     """
-    if jobs == 1:
-        yield None
-        return
     text = described(config)
     with Processes(jobs) as executor:
         yield Local(executor, jobs, lambda name, missing: Job(name, text, planned, missing))

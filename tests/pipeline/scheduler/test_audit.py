@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.commands.console import JsonConsole, QuietConsole, RichConsole
 from pipeline.core.errors import BuildError
-from pipeline.scheduler import execute
+from pipeline.scheduler import execute, side_by_side
 from pipeline.scheduler.audit import is_chosen
 from pipeline.scheduler.execute import Outcome
 from pipeline.scheduler.plan import Selection
@@ -86,7 +86,7 @@ def audited(
             yield Local(executor, 1, job)
 
     monkeypatch.setattr(execute, "plan", steps_of)
-    monkeypatch.setattr(execute, "one_process", one_process)
+    monkeypatch.setattr(side_by_side, "one_process", one_process)
     console, log = Telling(), list[str]()
     context = context_of(settings, log.append)
     outcome = execute.execute(context, Selection(), console, audited=share)
