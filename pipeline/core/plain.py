@@ -214,6 +214,8 @@ def plain(value: Any) -> Any:
     """A value, or one that holds such, as JSON can express it."""
     if type(value) in _PLAIN:  # nearly all: results have ten thousands of them
         return value
+    if type(value) in (list, tuple) and _PLAIN.issuperset(map(type, value)):
+        return list(value)  # most lists hold numbers alone
     if isinstance(value, Plain):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
