@@ -164,9 +164,8 @@ def _prepared(stated: Mapping[str, Any], wanted: Wanted) -> Mapping[str, Any]:
         return stated
     said = described_by(stated, Path(str(wanted.checkpoint)))
     with about(f"--model {wanted.model}"):
-        depth = (
-            said.preprocess.depth if said.preprocess else 3
-        )  # one value of --mean is all three's
+        # Where nothing is said of channels, one value of --mean is all three's.
+        depth = said.preprocess.depth if said.preprocess else 3
         preprocess = preprocess_of(wanted.images, said, (depth, None, None), normalizes=False)
     return {**stated, "preprocess": preprocess.to_dict()}
 

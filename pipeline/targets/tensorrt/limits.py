@@ -28,10 +28,6 @@ REPAIRED: Mapping[str, bool] = {"fp16": True, "int8": True, "bf16": False, "fp8"
 """Precisions that have repaired forms, and whether also one without bfloat16: the GPUs that compute
 in bf16 or fp8 have it."""
 
-EMULATES_AT: Mapping[str, float] = {"fp16": 0.13}
-"""See `Target.emulates_at`: CARE-S0 (0.7 GMACs) took 0.09 seconds an image in the executor that
-rounds every result to float16."""
-
 _LOWEST: Mapping[str, tuple[float, str]] = {
     "tf32": (8.0, "its tensor cores have no TF32"),
     "bf16": (8.0, "it has no bfloat16"),
