@@ -313,10 +313,11 @@ def run(
     verbose: bool,
     junit: Path | None,
 ) -> None:
-    """Build, validate and measure all that CONFIG (default: pipeline.yaml) names.
+    """Build, validate and measure all that CONFIG names.
 
-    What cannot succeed is told first, all of it, and nothing is written then. Only what is out of
-    date runs. A target that fails does not stop the others.
+    CONFIG is a file; default: pipeline.yaml. What cannot succeed is told first, all of it, and
+    nothing is written then. Only what is out of date runs. A target that fails does not stop
+    the others.
     """
     from pipeline import config as configuration
     from pipeline.commands import run
@@ -348,10 +349,10 @@ def run(
 @argument("scheduler", required=False, metavar="[SCHEDULER]")
 @option("--no-bench", is_flag=True, help="Others work on this machine: measure elsewhere.")
 def worker(scheduler: str | None, no_bench: bool) -> None:
-    """Print the command that makes this machine a worker of `run --scheduler`.
+    """Print the command that makes this machine a worker of a run.
 
-    SCHEDULER is the scheduler's address, tls://HOST:PORT. What the machine has is what `doctor`
-    finds; why it lacks the rest is said on the error stream.
+    SCHEDULER is the address that `run --scheduler` is given, tls://HOST:PORT. What the machine
+    has is what `doctor` finds; why it lacks the rest is said on the error stream.
     """
     from pipeline.commands import worker
 
@@ -372,7 +373,7 @@ def worker(scheduler: str | None, no_bench: bool) -> None:
 @option("--quiet", is_flag=True, help="Show failures and the tables only.")
 @click.pass_context
 def sweep(ctx: click.Context, file: Path, jobs: int, quiet: bool) -> None:
-    """Run several configurations and put all that came of them into one table.
+    """Run several configurations, and put all into one table.
 
     SWEEP.yaml names them: `configurations: [a.yaml, b.yaml]`, relative to itself, and where the
     table goes: `output: FOLDER`. It marks what no other artifact beats, by latency and by size.
@@ -409,10 +410,11 @@ def load_config(path: Path) -> Config:
 @option("--key", type=PATH, help="Public key, PEM, of who should have signed the bundle.")
 @click.pass_context
 def check(ctx: click.Context, what: Path | None, output: Path, key: Path | None) -> None:
-    """Verify what lies in engines/: hashes, the chain to the checkpoint, and every model.
+    """Verify what lies in engines/, or came alone.
 
-    NAME is one of the results. PATH is what came alone, and needs nothing else here: an artifact's
-    folder; or a bundle, packed or unpacked.
+    Hashes, the chain to the checkpoint, and every model. NAME is one of the results. PATH is
+    what came alone, and needs nothing else here: an artifact's folder; or a bundle, packed or
+    unpacked.
     """
     from pipeline.commands import check
 
@@ -617,7 +619,7 @@ def validate(
 )
 @of_a_graph
 def init(file: Path, **wanted: Any) -> None:
-    """Write a first configuration, after a look at the checkpoint and the images."""
+    """Write a first configuration for a checkpoint and images."""
     from pipeline import config as configuration
     from pipeline.api.files import Stated
     from pipeline.commands import init, run
@@ -662,15 +664,16 @@ def compare(
     python: Path | None,
     **files: Any,
 ) -> None:
-    """Compare the results in the folder NEW with those in OLD: accuracy by image, size, versions.
+    """Compare two results: accuracy by image, size, versions.
 
-    A results' folder keeps the last 20 results in its folder `history`; 'previous' is the newest
-    that is not what lies there now. Exit code 1 where the new run is proven to be worse: where the
-    95 % interval of the paired difference of top-1 excludes zero, or an artifact is gone.
+    NEW and OLD are folders of results. A results' folder keeps the last 20 results in its
+    folder `history`; 'previous' is the newest that is not what lies there now. Exit code 1
+    where the new run is proven to be worse: where the 95 % interval of the paired difference of
+    top-1 excludes zero, or an artifact is gone.
 
     With --with or --python NEW is how it is, and what another environment makes of the same
-    configuration is held against it: what its versions concern is built and judged once more, in a
-    temporary folder. Neither this environment nor NEW is changed.
+    configuration is held against it: what its versions concern is built and judged once more,
+    in a temporary folder. Neither this environment nor NEW is changed.
     """
     from pipeline.commands import compare
 
@@ -701,12 +704,13 @@ def compare(
 @option("--threads", type=click.IntRange(1), help="CPU threads.")
 @option("--json", "as_json", is_flag=True, help="Print a JSON object an image.")
 def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
-    """Say which classes IMAGE... shows: files, folders of images, or - for a list of files.
+    """Say which classes images show.
 
-    A built model answers, prepared by its own preprocessing. Where its runtime is missing, the
-    executor answers that stands for it, and the output says so. An ONNX graph or a Core ML package
-    of whomever, as the artifact or as the first IMAGE, answers by what the options say of it; an
-    engine of TensorRT, by what its artifact's folder says.
+    IMAGE... are files, folders of images, or - for a list of files. A built model answers,
+    prepared by its own preprocessing. Where its runtime is missing, the executor answers that
+    stands for it, and the output says so. An ONNX graph or a Core ML package of whomever, as
+    the artifact or as the first IMAGE, answers by what the options say of it; an engine of
+    TensorRT, by what its artifact's folder says.
     """
     from pipeline.commands import predict
 
@@ -722,10 +726,11 @@ def predict(images: tuple[str, ...], artifact: str, **options: Any) -> None:
 @option("--top", type=click.IntRange(1), default=10, show_default=True, help="Tensors shown.")
 @option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def inspect(model: Path, json_only: bool, **options: Any) -> None:
-    """Say what is in MODEL, an ONNX graph or a Core ML package, and whether float16 holds it.
+    """Say what is in MODEL, and whether float16 holds it.
 
-    Operations, inputs, outputs, and the largest values in float32: how often they fit into float16.
-    Of an engine of TensorRT, in its artifact's folder, what was written down when it was built.
+    MODEL is an ONNX graph or a Core ML package. Operations, inputs, outputs, and the largest
+    values in float32: how often they fit into float16. Of an engine of TensorRT, in its
+    artifact's folder, what was written down when it was built.
     """
     from pipeline.commands import inspect
 
@@ -750,7 +755,10 @@ def inspect(model: Path, json_only: bool, **options: Any) -> None:
 )
 @option("--limit", type=click.IntRange(1), help="Show only those that are clipped most.")
 def calibrate(config: Path, method: str | None, stored: str, limit: int | None) -> None:
-    """Show the ranges and histograms of every tensor over the calibration images."""
+    """Show ranges and histograms over the calibration images.
+
+    Of every tensor.
+    """
     from pipeline.commands import calibrate
 
     loaded = load_config(config)
@@ -759,7 +767,7 @@ def calibrate(config: Path, method: str | None, stored: str, limit: int | None) 
 
 @main.group()
 def export() -> None:
-    """Write what was built in the form that another program serves or measures."""
+    """Write what was built in the form that another program takes."""
 
 
 @export.command()
@@ -781,7 +789,7 @@ def export() -> None:
 )
 @USED_PRECISION
 def triton(name: str, output: Path, repository: Path, target: str, precision: str | None) -> None:
-    """Write the results NAME as a model of NVIDIA Triton Inference Server."""
+    """Write NAME as a model of NVIDIA Triton Inference Server."""
     from pipeline.commands import export
 
     show(export.export_triton(output, name, repository, target=target, precision=precision))
@@ -806,7 +814,10 @@ def triton(name: str, output: Path, repository: Path, target: str, precision: st
 )
 @USED_PRECISION
 def golden(name: str, output: Path, folder: Path, target: str, precision: str | None) -> None:
-    """Write images, logits and programs by which a device checks an artifact of NAME."""
+    """Write what a device checks an artifact of NAME with.
+
+    Images, logits and programs.
+    """
     from pipeline.commands import export
 
     show(export.export_golden(output, name, folder, target=target, precision=precision))
@@ -831,7 +842,10 @@ def golden(name: str, output: Path, folder: Path, target: str, precision: str | 
 )
 @USED_PRECISION
 def coreml_bench(name: str, output: Path, folder: Path, target: str, precision: str | None) -> None:
-    """Write a Swift package that measures the Core ML or Core AI model of NAME on a device."""
+    """Write a Swift package that measures a model on a device.
+
+    The Core ML or Core AI model of the results NAME.
+    """
     from pipeline.commands import export
 
     written = export.export_coreml_bench(output, name, folder, target=target, precision=precision)
@@ -858,11 +872,11 @@ def diff(
     json_only: bool,
     **options: Any,
 ) -> None:
-    """Compare a built model with PyTorch layer by layer, and say where the error jumps.
+    """Compare a built model with PyTorch layer by layer.
 
-    With MODEL, an ONNX graph or a Core ML package of whomever, or an engine of TensorRT in its
-    artifact's folder, its answers are compared with those of --reference, and the layers of two
-    ONNX graphs, too.
+    It says where the error jumps. With MODEL, an ONNX graph or a Core ML package of whomever,
+    or an engine of TensorRT in its artifact's folder, its answers are compared with those of
+    --reference, and the layers of two ONNX graphs, too.
     """
     from pipeline.commands import diff
 
@@ -905,10 +919,11 @@ def diff(
     help="After how long no further part is tried.",
 )
 def reduce(model: Path, minutes: float, **options: Any) -> None:
-    """Find the smallest part of MODEL.onnx with which a builder dies, or a layer jumps.
+    """Find the smallest part of MODEL.onnx that shows a fault.
 
-    For a bug report: a small ONNX graph with the values of its inputs. MODEL.onnx is converted to
-    the precision first, if it is in float32. Whatever the builder dies of, the search goes on.
+    A builder dies with it, or a layer jumps. For a bug report: a small ONNX graph with the
+    values of its inputs. MODEL.onnx is converted to the precision first, if it is in float32.
+    Whatever the builder dies of, the search goes on.
     """
     from pipeline.commands import reduce
 
@@ -962,11 +977,11 @@ def reduce(model: Path, minutes: float, **options: Any) -> None:
 )
 @option("--json", "json_only", is_flag=True, help="Print the JSON object only.")
 def repair(json_only: bool, no_bfloat16: bool, reduces: bool, **options: Any) -> None:
-    """Mend MODEL, a float32 ONNX graph, where half precision or 8 bits break it.
+    """Mend MODEL where half precision or 8 bits break it.
 
-    The fewest parts compute in bfloat16 or float32 with which all values and the answers hold, by
-    the strict executor. A table, and one JSON object as the last line. Exit code 1 where nothing
-    holds the limits: the message says how near it came.
+    MODEL is a float32 ONNX graph. The fewest parts compute in bfloat16 or float32 with which
+    all values and the answers hold, by the strict executor. A table, and one JSON object as the
+    last line. Exit code 1 where nothing holds the limits: the message says how near it came.
     """
     from pipeline.commands import repair
 
@@ -1017,12 +1032,13 @@ def _reduce_instead(context: click.Context, options: Mapping[str, Any]) -> None:
 def resizes(
     what: Path, artifact: str | None, data: str | None, images: int, json_only: bool
 ) -> None:
-    """Measure what it costs to prepare images as applications do: a table, then a JSON object.
+    """Measure what it costs to prepare images as applications do.
 
-    Other filters (Pillow's, OpenCV's, torchvision's with and without antialias), other roundings
-    and crops, reduced JPEGs, swapped colours, a wrong mean: each against the network's own
-    preprocessing on the same images, with the paired interval of what top-1 loses. CONFIG's network
-    answers, or an artifact that runs on this machine; FOLDER is an artifact's, wherever it lies.
+    A table, then a JSON object. Other filters (Pillow's, OpenCV's, torchvision's with and
+    without antialias), other roundings and crops, reduced JPEGs, swapped colours, a wrong mean:
+    each against the network's own preprocessing on the same images, with the paired interval of
+    what top-1 loses. CONFIG's network answers, or an artifact that runs on this machine; FOLDER
+    is an artifact's, wherever it lies.
     """
     from pipeline.commands import resizes
 
@@ -1047,7 +1063,7 @@ def resizes(
     "--images", type=click.IntRange(1, 256), default=16, show_default=True, help="How many images."
 )
 def fitness(target: str | None, config: Path, precision: str | None, images: int) -> None:
-    """Check whether a built model suits the Neural Engine, with advice."""
+    """Check whether a built model suits the Neural Engine."""
     from pipeline.commands import fitness
 
     loaded = load_config(config)
@@ -1056,7 +1072,10 @@ def fitness(target: str | None, config: Path, precision: str | None, images: int
 
 @main.group()
 def store() -> None:
-    """Look after the store that a configuration names, where machines share what they built."""
+    """Look after the store, where machines share what they built.
+
+    A configuration names it.
+    """
 
 
 @store.command()
@@ -1071,7 +1090,7 @@ def status(config: Path) -> None:
 @store.command()
 @CONFIG
 def push(config: Path) -> None:
-    """Give the store what lies here, is up to date, and is not in it."""
+    """Give the store what is up to date here and not in it."""
     from pipeline.commands import store
 
     show(store.push(load_config(config)))
@@ -1080,7 +1099,10 @@ def push(config: Path) -> None:
 @store.command()
 @CONFIG
 def pull(config: Path) -> None:
-    """Take what the store holds of this configuration; nothing is built."""
+    """Take what the store holds of this configuration.
+
+    Nothing is built.
+    """
     from pipeline.commands import store
 
     show(store.pull(load_config(config)))
@@ -1090,7 +1112,10 @@ def pull(config: Path) -> None:
 @CONFIG
 @option("--days", type=click.FloatRange(1), help="Also artifacts given so many days ago.")
 def gc(config: Path, days: float | None) -> None:
-    """Remove objects that no artifact names and damaged entries, both older than a day."""
+    """Remove what no artifact names, and damaged entries.
+
+    Only what is older than a day.
+    """
     from pipeline.commands import store
 
     show(store.collect(load_config(config), days))
@@ -1100,7 +1125,10 @@ def gc(config: Path, days: float | None) -> None:
 @CONFIG
 @click.pass_context
 def verify_store(ctx: click.Context, config: Path) -> None:
-    """Read and hash all that the store holds; exit code 1 if something is damaged."""
+    """Read and hash all that the store holds.
+
+    Exit code 1 if something is damaged.
+    """
     from pipeline.commands import store
 
     text, code = store.verify(load_config(config))
@@ -1117,10 +1145,10 @@ def verify_store(ctx: click.Context, config: Path) -> None:
 def bundle(
     name: str, output: Path, file: Path | None, targets: tuple[str, ...], key: Path | None
 ) -> None:
-    """Pack what the last run of NAME said to use into one archive that travels alone.
+    """Pack what the last run of NAME said to use into one archive.
 
-    With checksums, golden images, labels, preprocessing and a README. `check` verifies it, its
-    signature, too.
+    It travels alone: with checksums, golden images, labels, preprocessing and a README. `check`
+    verifies it, its signature, too.
     """
     from pipeline.commands import export
 
@@ -1134,9 +1162,10 @@ def bundle(
 @option("--history", is_flag=True, help="Also what earlier runs came to.")
 @option("--dry-run", is_flag=True, help="Only say what would go.")
 def clean(name: str | None, output: Path, **options: bool) -> None:
-    """Remove decoded images and caches of the results NAME (default: all), which runs make again.
+    """Remove decoded images and caches, which runs make again.
 
-    Artifacts, results and reports stay. `check` misses the images until the next run.
+    Those of the results NAME; default: of all. Artifacts, results and reports stay. `check`
+    misses the images until the next run.
     """
     from pipeline.commands import clean
 
@@ -1146,7 +1175,7 @@ def clean(name: str | None, output: Path, **options: bool) -> None:
 @main.command()
 @option("--target", type=TARGET, help="Only this target.")
 def doctor(target: str | None) -> None:
-    """Tell what every target needs, what is there, and how to get what is missing."""
+    """Tell what targets need, and how to get what is missing."""
     from pipeline.commands import doctor
 
     click.echo(doctor.doctor(target))

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -892,6 +893,9 @@ def test_schema_is_json() -> None:
     assert json.loads(invoke("schema").output)["title"] == "Config"
 
 
+GROUPS = [name for name, command in main.commands.items() if isinstance(command, click.Group)]
+
+
 @pytest.mark.parametrize("command", [None, *main.commands])
 def test_every_command_and_option_has_help(command: str | None) -> None:
     found = main if command is None else main.commands[command]
@@ -901,6 +905,16 @@ def test_every_command_and_option_has_help(command: str | None) -> None:
             assert getattr(parameter, "help", None), parameter.name
     arguments = [command] if command else []
     assert invoke(*arguments, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("group", [(), *([name] for name in GROUPS)])
+def test_help_says_of_each_command_a_whole_sentence(group: Sequence[str]) -> None:
+    result = CliRunner().invoke(main, [*group, "--help"], env={"COLUMNS": "80"})
+    listed = re.findall(r"^  (?!  )\S+ {2,}(.+)$", result.output.partition("Commands:")[2], re.M)
+    found = main.commands[group[0]] if group else main
+    assert isinstance(found, click.Group)
+    assert len(listed) == len(found.commands)
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_the_command_lines_names_are_those_of_the_code() -> None:
