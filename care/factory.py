@@ -42,7 +42,7 @@ def create_model(name: str, /, **kwargs: Any) -> nn.Module:
         raise ModelError(problem)
     if taken:
         raise ModelError(f"{taken[0]} cannot be an argument of the network: timm takes it itself")
-    _check_name(name)
+    require_known(name)
     further = kwargs.keys() - {"num_classes"}
     if further:
         _check_size(name, kwargs)
@@ -156,7 +156,7 @@ def create_pretrained(name: str, **kwargs: Any) -> nn.Module:
         ModelError: The name is unknown, or the weights can be had in no way.
         OSError: timm's own download failed; other errors of timm's pass through, too.
     """
-    _check_name(name)
+    require_known(name)
     stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if stated is not None and stated.hf_hub_id and not stated.custom_load:
         # timm asks the Hub even for what lies in the cache and, where there is no network, for
@@ -177,7 +177,7 @@ def create_hub(found: HubNetwork, **kwargs: Any) -> nn.Module:
         ModelError: timm has no such network, or it cannot be made with what was saved.
     """
     name, stated = found.architecture, dict(found.stated)
-    _check_name(name)
+    require_known(name)
     arguments = {**found.arguments, **kwargs}
     if problem := first_reserved(kwargs) or first_excessive(arguments):
         raise ModelError(f"{found.repository} of the Hub: {problem}")
@@ -212,7 +212,15 @@ def stated_arguments(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(stated)
 
 
-def _check_name(name: str) -> None:
+def require_known(name: str) -> None:
+    """Refuse a name that timm and this project do not know.
+
+    Args:
+        name: Of a network, with or without the tag of its weights.
+
+    Raises:
+        ModelError: There is no such network, or it has no such weights.
+    """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         hint = nearest(architecture, timm.list_models())

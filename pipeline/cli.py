@@ -626,7 +626,9 @@ def init(file: Path, **wanted: Any) -> None:
     from pipeline.scheduler.plan import Selection
 
     images = Stated(**{name: wanted.pop(name) for name in ("size", "crop", "mean", "std")})
-    show(init.write_first(init.Wanted(**wanted, images=images), file))
+    first = init.first(init.Wanted(**wanted, images=images), file)
+    run.refuse_wrong(first.written)
+    show(init.write(first, file))
     show(run.dry_run(configuration.read(file), Selection()))
     show(f"build it with: python -m pipeline run {file}")
 

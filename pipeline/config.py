@@ -580,10 +580,14 @@ def read(path: Path) -> Written:
     return Written(_checked(document), document)
 
 
-def from_mapping(values: Mapping[str, Any]) -> Written:
+def from_mapping(values: Mapping[str, Any], what: str = "(a mapping)") -> Written:
     """Read a configuration from a mapping, as a configuration file holds one.
 
     Nothing in it is filled from the environment, and it extends no file.
+
+    Args:
+        values: The mapping.
+        what: What it is, for messages.
 
     Raises:
         ConfigError: Anything is wrong with it; the message names the key.
@@ -593,7 +597,7 @@ def from_mapping(values: Mapping[str, Any]) -> Written:
         plain = json.loads(json.dumps(values, default=str))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the configuration is no plain mapping: {error}") from error
-    place = yamlfile.Place(Path("(a mapping)"), 0)
+    place = yamlfile.Place(Path(what), 0)
     document = yamlfile.Document(plain, dict.fromkeys(_paths(plain), place))
     return Written(_checked(document), document)
 

@@ -59,15 +59,27 @@ class Wanted:
     images: Stated = field(default_factory=Stated)
 
 
-def write_first(wanted: Wanted, path: Path) -> str:
-    """Write a configuration and say what was found.
+@dataclass(frozen=True)
+class First:
+    """A first configuration before it is written.
+
+    Attributes:
+        written: What it holds; its messages say that it was not written.
+        text: What the file will hold.
+        found: What was found on the way, lines for people.
+    """
+
+    written: configuration.Written
+    text: str
+    found: Sequence[str]
+
+
+def first(wanted: Wanted, path: Path) -> First:
+    """Look at what a configuration shall hold.
 
     Args:
         wanted: What it shall hold.
-        path: Where; a file that is there stays.
-
-    Returns:
-        Lines for people.
+        path: Where it will be written; a file that is there stays.
 
     Raises:
         InputError: The file is there already, or what was given does not fit together.
@@ -75,9 +87,20 @@ def write_first(wanted: Wanted, path: Path) -> str:
     if path.exists():
         raise InputError(f"{path} is there already: name another file, or remove it first")
     values, found = _looked_at(wanted)
-    write_atomically(path, _text(values))
+    text = _text(values)
+    held = yamlfile.value_of(text, str(path))
+    return First(configuration.from_mapping(held, f"{path} was not written"), text, found)
+
+
+def write(first: First, path: Path) -> str:
+    """Write a first configuration.
+
+    Returns:
+        Lines for people.
+    """
+    write_atomically(path, first.text)
     configuration.load(path)
-    return "\n".join([*found, f"wrote {path}"])
+    return "\n".join([*first.found, f"wrote {path}"])
 
 
 def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:
@@ -150,6 +173,11 @@ def _source(wanted: Wanted) -> tuple[str, Mapping[str, Any]]:
                 "--checkpoint is missing: name a file, or embedded, pretrained, random or own; "
                 f"only an ONNX graph and {HUB}organization/repository hold their weights"
             )
+        if key == "name" and model:
+            from care.factory import require_known
+
+            with about("--model"):
+                require_known(model.removeprefix("timm/"))
         stated = _stated(wanted.checkpoint, model)
         return key, _prepared(stated, wanted) if key == "module" else stated
     if wanted.checkpoint is not None:

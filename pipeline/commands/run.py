@@ -21,7 +21,7 @@ from pipeline.report.terminal import summary
 from pipeline.scheduler.elsewhere import planned_elsewhere, require_sound_place
 from pipeline.scheduler.execute import dry_run as plan_run
 from pipeline.scheduler.plan import Selection, make_context, open_store
-from pipeline.scheduler.preflight import require_sound
+from pipeline.scheduler.preflight import require_said, require_sound
 from pipeline.stages.context import RunContext
 from pipeline.steps.folders import locked
 from pipeline.steps.step import Step
@@ -127,6 +127,15 @@ def with_fleet(written: Written, scheduler: str | None, insecure: bool) -> Writt
             f"--scheduler: {shown(scheduler)} is no address of a scheduler: write tls://HOST:PORT"
         ) from None
     return replace(written, config=written.config.model_copy(update={"fleet": fleet}))
+
+
+def refuse_wrong(written: Written) -> None:
+    """Refuse a configuration that no run can follow, on whatever machine.
+
+    Raises:
+        ConfigError: It says something wrong; all of it.
+    """
+    require_said(written, _looking(written.config), Selection())
 
 
 def _looking(config: Config) -> RunContext:

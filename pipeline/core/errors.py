@@ -116,9 +116,12 @@ def about(where: str) -> Iterator[None]:
         where: What the user gave, such as "model.checkpoint".
 
     Raises:
-        InputError: What was raised inside, of the same kind, as "where: message".
+        InputError: What was raised inside, of the same kind, as "where: message"; as it is where
+            it says so already.
     """
     try:
         yield
     except InputError as error:
+        if str(error).startswith(f"{where}:"):
+            raise
         raise type(error)(f"{where}: {error}") from error

@@ -31,7 +31,7 @@ from pipeline.core.listing import Files, Folders
 from pipeline.core.words import nearest, shown
 from pipeline.core.yamlfile import KeyPath
 from pipeline.scheduler.plan import Selection, plan
-from pipeline.source import IMAGENET, TIMM_PREFIX, Source, Split
+from pipeline.source import IMAGENET, PRETRAINED, TIMM_PREFIX, Source, Split
 from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
 from pipeline.stages.metrics import metrics_inputs
@@ -99,10 +99,26 @@ def require_sound(
     if not found and look.exports(selection, store):
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _warnings_told():
             found += look.thorough(load=load)
+    _refuse(written, found)
+    return said.getvalue()
+
+
+def require_said(written: Written, context: RunContext, selection: Selection) -> None:
+    """Refuse what the configuration says wrongly, as far as that is told without a framework.
+
+    Whether weights can be fetched and memory is enough says more of the machine, and of today.
+
+    Raises:
+        ConfigError: Something is wrong: a line for each thing.
+    """
+    look = _Look(context.source, selection.select(plan(context)))
+    _refuse(written, list(look.cheap(fetch=False)))
+
+
+def _refuse(written: Written, found: Sequence[Problem]) -> None:
     if found:
         lines = (f"{written.document.place(each.keys)}: {each.what}" for each in found)
         raise ConfigError("\n".join(dict.fromkeys(lines)))
-    return said.getvalue()
 
 
 @contextlib.contextmanager
@@ -124,9 +140,13 @@ class _Look:
         self.source, self.config, self.steps = source, source.config, steps
         self.calibrated = any(isinstance(step, CalibrationStep) for step in steps)
 
-    def cheap(self) -> Problems:
-        """What takes no framework, and no look at any image."""
-        yield from self._network()
+    def cheap(self, *, fetch: bool = True) -> Problems:
+        """What takes no framework, and no look at any image.
+
+        Args:
+            fetch: Published weights may be fetched, as they have to be for the run.
+        """
+        yield from self._network(fetch)
         for split, files in self._splits():
             yield from self._tried(("data", split), files)
         yield from self._tried(("data", "labels"), self._labels)
@@ -166,7 +186,7 @@ class _Look:
         except PipelineError as error:
             yield Problem(_keys_of(str(error)) or keys, str(error))
 
-    def _network(self) -> Problems:
+    def _network(self, fetch: bool) -> Problems:
         stated = self.config.model
         if stated.module is not None:
 
@@ -179,7 +199,8 @@ class _Look:
             yield from _unknown_name(stated.name)
         keys = [key for key in ("onnx", "hub") if getattr(stated, key) is not None]
         where = keys[0] if keys else "checkpoint"
-        yield from self._tried(("model", where), self.source.look)
+        if fetch or stated.checkpoint != PRETRAINED:
+            yield from self._tried(("model", where), self.source.look)
         own = self.config.validation.metrics
         yield from self._tried(("validation", "metrics"), lambda: metrics_inputs(own))
 

@@ -110,6 +110,22 @@ def test_what_was_there_stays(folder: Path) -> None:
             ("--checkpoint", "trees.safetensors", "--data", "fashion-mnist", "--target", "rot"),
             "ort",
         ),
+        (
+            ("--model", "care_s9", "--checkpoint", "random", "--data", "folder:trees"),
+            "--model: unknown model 'care_s9'; did you mean care_s2?",
+        ),
+        (
+            ("--model", "timm/resnet18.no", "--checkpoint", "pretrained", "--data", "folder:trees"),
+            "--model: model resnet18 has no weights 'no'",
+        ),
+        (
+            ("--model", "no.nets:make", "--checkpoint", "own", "--data", "folder:trees"),
+            "pipeline.yaml was not written: model.module: there is no module no",
+        ),
+        (
+            ("--checkpoint", "trees.safetensors", "--data", "folder:trees", "--labels", "no.txt"),
+            "pipeline.yaml was not written: data.labels: no.txt is no file",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_written(

@@ -42,6 +42,11 @@ def test_a_place_is_put_before_the_message_and_the_kind_stays() -> None:
         raise CheckpointError("is torn")
 
 
+def test_a_place_is_said_once() -> None:
+    with pytest.raises(InputError, match=r"^data\.labels: none$"), about("data.labels"):
+        raise InputError("data.labels: none")
+
+
 def test_what_is_no_input_error_passes() -> None:
     with pytest.raises(BuildError, match=r"^no kernel$"), about("model"):
         raise BuildError("no kernel")
