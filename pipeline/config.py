@@ -576,7 +576,8 @@ def read(path: Path) -> Written:
     Raises:
         ConfigError: Anything is wrong with it; the message names file, line and key.
     """
-    document = yamlfile.read(path)
+    first = "write a first one: python -m pipeline init --help"
+    document = yamlfile.read(path, advice=f"{yamlfile.NAME_ONE}, or {first}")
     return Written(_checked(document), document)
 
 

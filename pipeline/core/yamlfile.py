@@ -85,8 +85,16 @@ class Document:
         return self.places[path]
 
 
+NAME_ONE = "name a configuration file"
+"""What to do where a file cannot be read."""
+
+
 def read(
-    path: Path, environment: Mapping[str, str] | None = None, *, may_be_empty: bool = False
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    may_be_empty: bool = False,
+    advice: str = NAME_ONE,
 ) -> Document:
     """Read a YAML file, with what it extends.
 
@@ -99,13 +107,14 @@ def read(
         path: The file.
         environment: Variables to fill in; None for those of the process.
         may_be_empty: An empty file is an empty mapping.
+        advice: What to do where the file is missing, or none.
 
     Raises:
         ConfigError: The file is missing, no file, too large, empty, no YAML mapping, extends
             itself, or names a variable that is not set.
     """
     variables = os.environ if environment is None else environment
-    return _read(path, variables, (), may_be_empty)
+    return _read(path, variables, (), may_be_empty, advice)
 
 
 def value_of(text: str, where: str) -> Any:
@@ -132,9 +141,12 @@ def plain(text: Any) -> Any:
 
 
 def _read(
-    path: Path, variables: Mapping[str, str], extended_by: tuple[str, ...], may_be_empty: bool
+    path: Path,
+    variables: Mapping[str, str],
+    extended_by: tuple[str, ...],
+    may_be_empty: bool,
+    advice: str,
 ) -> Document:
-    advice = "name a configuration file"
     text = decode_text(read_input(path, MOST_BYTES, ConfigError, advice), path, ConfigError)
     real = os.path.realpath(path)
     if real in extended_by:
@@ -153,9 +165,7 @@ def _read(
     place = document.place(("extends",))
     if not isinstance(base, str):
         raise ConfigError(f"{place}: extends names one file")
-    parent = _read(
-        _extended(path, base, place), variables, (*extended_by, real), may_be_empty=False
-    )
+    parent = _read(_extended(path, base, place), variables, (*extended_by, real), False, NAME_ONE)
     return _merged(parent, document)
 
 
@@ -167,7 +177,7 @@ def _extended(path: Path, base: str, place: Place) -> Path:
         if name and not name.endswith(ENDINGS):
             raise ConfigError(
                 f"{place}: extends: {shown(name, 300)} does not end in {' or '.join(ENDINGS)}: "
-                "name a configuration file"
+                + NAME_ONE
             )
     try:
         read_input(parent, MOST_BYTES, ConfigError, "name the file to extend")

@@ -869,7 +869,10 @@ def test_input_that_does_not_make_sense_is_exit_code_2(
 def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
     result = process("run", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr == ("error: pipeline.yaml does not exist: name a configuration file\n")
+    assert result.stderr == (
+        "error: pipeline.yaml does not exist: name a configuration file, or write a first one: "
+        "python -m pipeline init --help\n"
+    )
 
 
 def test_check_without_results_says_what_to_do(tmp_path: Path, finished: Path) -> None:
