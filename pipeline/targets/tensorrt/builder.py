@@ -31,6 +31,16 @@ RTX, FULL = "tensorrt_rtx", "tensorrt"
 ENGINE = "model.engine"
 LAYERS = "layers.json"
 
+CHECKS_THAT_FAILED = ("MyelinCheckException", "CHECK(", "Assertion")
+"""In a builder's reason: a check of its own did not hold, whatever the graph is. What it cannot
+build it says in other words."""
+
+REPORT = (
+    "that graph stays for a bug report, for which python -m pipeline reduce finds its smallest "
+    "part; install another version of the library, or build the target ort"
+)
+"""What to do about a fault of the library."""
+
 
 class RefusedError(Exception):
     """The parser or the builder does not take the graph.
@@ -232,7 +242,7 @@ def build(
             library.aim(config, capabilities)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise RefusedError(f"{library.title} cannot build {graph}: {messages.reason}")
+            raise RefusedError(_refused(library, graph, messages.reason))
         (folder / ENGINE).write_bytes(plan)
         layers = [_layer(network.get_layer(i)) for i in range(network.num_layers)]
         (folder / LAYERS).write_text(json.dumps(layers, indent=0) + "\n")
@@ -244,6 +254,13 @@ def build(
             "warnings": messages.warnings,
             "log": lines,
         }
+
+
+def _refused(library: Library, graph: str, reason: str) -> str:
+    """What to say of a graph that was parsed and not built."""
+    if any(words in reason for words in CHECKS_THAT_FAILED):
+        return f"internal fault of {library.title}: it cannot build {graph}: {reason}; {REPORT}"
+    return f"{library.title} cannot build {graph}: {reason}"
 
 
 def _builder(library: Library, logger: Any, messages: Messages) -> Any:

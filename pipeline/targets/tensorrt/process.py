@@ -27,13 +27,10 @@ from pipeline.targets.tensorrt.build import EngineJob, facts_of, refusal
 STDIN = "/dev/stdin"
 
 INTERNAL_FAULT = "internal fault of TensorRT-RTX"
-"""How the message begins where the process died."""
+"""How the message begins where the process died, or the library noticed a fault of its own."""
 
 PART_SECONDS = 300.0
 """After how long building a part of a network counts as failed: whole networks take less."""
-
-FAULT_OF_MYELIN = "MyelinCheckException"
-"""In messages of TensorRT's compiler: it noticed itself that something cannot be."""
 
 _ANSWERS = ("fixed_addresses", "log", "facts", "refused", "unavailable")
 
@@ -75,7 +72,7 @@ def build_apart(job: EngineJob, folder: Path, log: Callable[[str], None]) -> dic
     except subprocess.TimeoutExpired as error:
         raise BuildError(
             f"{INTERNAL_FAULT} {api.installed(api.RTX)}: no end after {error.timeout:g} s of "
-            f"building from {job.graph}"
+            f"building from {job.graph}; {builder.REPORT}"
         ) from error
     fixed = False
     for line in run.stdout.splitlines():
@@ -148,6 +145,5 @@ def _fault(code: int, said: Sequence[str], graph: Path) -> str:
         )
     return (
         f"{INTERNAL_FAULT} {api.installed(api.RTX)}: {how} while it built from "
-        f"{graph} ({said[-1] if said else 'no message'}); install another version of it, or build "
-        "the target ort"
+        f"{graph} ({said[-1] if said else 'no message'}); {builder.REPORT}"
     )

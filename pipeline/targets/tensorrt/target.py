@@ -35,7 +35,7 @@ from pipeline.targets.tensorrt.build import ENGINE, EngineJob, build_engine
 from pipeline.targets.tensorrt.device import Gpu, find_gpu
 from pipeline.targets.tensorrt.limits import ComputeCapability
 from pipeline.targets.tensorrt.options import TrtOptions
-from pipeline.targets.tensorrt.process import FAULT_OF_MYELIN, INTERNAL_FAULT, build_apart
+from pipeline.targets.tensorrt.process import INTERNAL_FAULT, build_apart
 from pipeline.targets.tensorrt.quantize import Fp8Trt, Int8Trt
 from pipeline.targets.tensorrt.repaired import (
     RepairedFp8Trt,
@@ -279,7 +279,7 @@ class TrtTarget(Target):
         Where its memory lies decides what it notices: TensorRT-RTX 1.7.1 reads a value that it
         never wrote, and one graph gives two messages or a crash, by the length of a path.
         """
-        own = [INTERNAL_FAULT in told or FAULT_OF_MYELIN in told for told in (first, other)]
+        own = [INTERNAL_FAULT in told for told in (first, other)]
         return all(own) or (not any(own) and super().refused_alike(first, other))
 
     def emulate(self, artifact: Artifact, graph: Path | None) -> Runner | None:

@@ -100,7 +100,10 @@ def test_a_crash_is_a_fault_of_the_library(
         "print('double free', file=sys.stderr, flush=True)\n"
         f"os.kill(os.getpid(), signal.{name})\n"
     )
-    words = rf"internal fault of TensorRT-RTX .*: {name} while it built from .*graph\.onnx \(double"
+    words = (
+        rf"internal fault of TensorRT-RTX .*: {name} while it built from .*graph\.onnx \(double"
+        r" free\); that graph stays for a bug report, .* install another version"
+    )
     with pytest.raises(BuildError, match=words):
         process.build_apart(job, tmp_path, print)
 
@@ -114,6 +117,68 @@ def test_an_unknown_signal_and_an_exit_code_are_told(
     library("import os; os._exit(9)")
     with pytest.raises(BuildError, match=r"internal fault .*: exit code 9 while"):
         process.build_apart(job, tmp_path, print)
+
+
+NOTICING = """
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+__version__ = "1.7"
+OnnxParser, ComputeCapability, BuilderFlag = MagicMock(), MagicMock(), MagicMock()
+NetworkDefinitionCreationFlag = SimpleNamespace()
+names = "VERBOSE", "INFO", "WARNING", "ERROR"
+
+
+class ILogger:
+    Severity = SimpleNamespace(**{name: SimpleNamespace(name=name) for name in names})
+
+
+class Builder:
+    def __init__(self, logger):
+        self.logger = logger
+
+    def create_network(self, flags):
+        network = MagicMock(num_inputs=1, num_outputs=1)
+        network.get_input.return_value.shape = (1, 3, 8, 8)
+        return network
+
+    def create_builder_config(self):
+        return MagicMock()
+
+    def build_serialized_network(self, network, config):
+        self.logger.log(ILogger.Severity.ERROR, REASON)
+"""
+"""A library that takes a graph, gives a reason, and builds nothing."""
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Error Code 1: Myelin (MyelinCheckException: kqv_gemm_split.cpp:1961: CHECK(0) failed)",
+        "Error Code 2: Internal Error (Assertion !layers.empty() failed. )",
+    ],
+)
+def test_a_check_of_the_library_that_failed_is_its_fault(
+    job: EngineJob, library: Callable[[str], None], tmp_path: Path, reason: str
+) -> None:
+    library(NOTICING.replace("REASON", repr(reason)))
+    with pytest.raises(BuildError) as caught:
+        process.build_apart(job, tmp_path, lambda line: None)
+    said = str(caught.value)
+    assert said.startswith(f"{process.INTERNAL_FAULT} 1.7: it cannot build {job.graph}: {reason}; ")
+    assert "stays for a bug report" in said
+    assert "python -m pipeline reduce" in said
+    assert "install another version" in said
+    assert "build the target ort" in said
+
+
+def test_what_the_library_cannot_do_is_no_fault_of_it(
+    job: EngineJob, library: Callable[[str], None], tmp_path: Path
+) -> None:
+    reason = "Error Code 10: Internal Error (Could not find any implementation for node a.)"
+    library(NOTICING.replace("REASON", repr(reason)))
+    with pytest.raises(BuildError, match=r"^TensorRT-RTX 1\.7 cannot build .*node a\.\)$"):
+        process.build_apart(job, tmp_path, lambda line: None)
 
 
 def test_who_is_killed_is_not_at_fault(

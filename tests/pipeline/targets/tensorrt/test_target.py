@@ -258,7 +258,7 @@ def test_a_part_that_crashes_is_smaller_than_a_whole_whose_fault_was_noticed() -
     """Which of both the library does depends on the machine, so that no real run is sure of it."""
     image = np.random.default_rng(1).random((1, 1, 16, 16)).astype(np.float32)
     recorded = Recording(dying(), {"image": image})
-    noticed = "TensorRT-RTX 1.7 cannot build /a.onnx: MyelinCheckException: value.h:258: x"
+    noticed = f"{INTERNAL_FAULT} 1.7: it cannot build /a.onnx: MyelinCheckException: value.h:258: x"
     crash = f"{INTERNAL_FAULT} TensorRT-RTX 1.7: SIGSEGV"
 
     def refusal(part: Part) -> str | None:
@@ -277,8 +277,10 @@ def test_a_part_that_crashes_is_smaller_than_a_whole_whose_fault_was_noticed() -
 
 def test_a_crash_may_be_any_fault_of_the_builder_itself() -> None:
     crash = "internal fault of TensorRT-RTX 1.7: SIGSEGV while it built from /a.onnx"
-    noticed = "TensorRT-RTX 1.7 cannot build /b.onnx: MyelinCheckException: utils.cpp:1326: x"
-    other = "TensorRT-RTX 1.7 cannot build /b.onnx: MyelinCheckException: kqv.cpp:19: x"
+    noticed = (
+        f"{INTERNAL_FAULT} 1.7: it cannot build /b.onnx: MyelinCheckException: utils.cpp:1326: x"
+    )
+    other = f"{INTERNAL_FAULT} 1.7: it cannot build /b.onnx: MyelinCheckException: kqv.cpp:19: x"
     refused = "node 'a' (Foo): the ONNX parser refuses it"
     assert TRT.refused_alike(crash, noticed)
     assert TRT.refused_alike(crash, crash.replace("/a", "/b"))
@@ -420,7 +422,7 @@ def test_the_builders_reason_is_given(tmp_path: Path, small: Small) -> None:
     path = tmp_path / "graph.onnx"
     onnx.save(small(), path)
     job = EngineJob(path, False, ("7.5",), (1, 8, 64), None, None)  # past the target's own check
-    with pytest.raises(BuildError, match=r"cannot build .*graph\.onnx: .*FP32 GEMM"):
+    with pytest.raises(BuildError, match=r"^TensorRT-RTX \S+ cannot build .*FP32 GEMM"):
         build_engine(api.load(api.RTX), job, tmp_path, print)
 
 
