@@ -287,6 +287,21 @@ def test_the_network_has_a_logit_a_class_and_always_the_same_weights(make: Make)
     assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (first, second)), strict=True))
 
 
+def test_random_weights_are_settled_and_those_of_a_file_stay(make: Make, project: Path) -> None:
+    """The variances of BatchNorms begin at 1, which none keeps that has seen an image."""
+
+    def untouched(source: Source) -> list[bool]:
+        norms = [part for part in source.module.modules() if isinstance(part, nn.BatchNorm2d)]
+        found = [norm.running_var for norm in norms]
+        assert found
+        return [value is not None and bool(torch.all(value == 1)) for value in found]
+
+    assert not any(untouched(make()))
+    fresh = timm.create_model("test_resnet", num_classes=3)
+    torch.save(fresh.state_dict(), project / "fresh.pth")
+    assert all(untouched(make(model={"checkpoint": "fresh.pth"})))
+
+
 def test_the_reference_takes_one_thread_for_small_images(make: Make) -> None:
     with make().reference() as runner:
         assert torch.get_num_threads() == 1
