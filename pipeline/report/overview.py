@@ -20,6 +20,7 @@ EXIT_CODES = {
     2: "something that was given does not make sense",
     3: "a build failed",
     4: "this machine lacks the hardware or software",
+    70: "an unforeseen fault",
 }
 
 
@@ -131,6 +132,7 @@ def alerts(run: Run, cards: Sequence[view.Card]) -> Iterator[str]:
     if layers and layers.words and any(artifact.overflowed for artifact in run.artifacts):
         yield layers.words
     for artifact, one in zip(run.artifacts, cards, strict=True):
+        yield from _workarounds(one.name, artifact)
         yield from _overflow(one.name, artifact)
         yield from _sums(one.name, artifact.narrow_sums)
         yield from _emulation(one.name, artifact.emulation)
@@ -221,6 +223,12 @@ REPAIRED_PRECISIONS = ("fp16", "bf16")
 REPAIR_REMEDY = (
     "repair: true under its target keeps what breaks in a wider type, chosen on calibration images"
 )
+
+
+def _workarounds(name: str, artifact: BuiltArtifact) -> Iterator[str]:
+    """What was built in another way than was asked for."""
+    if artifact.built is not None:
+        yield from (f"{name}: {line}" for line in artifact.built.facts.workarounds)
 
 
 def _overflow(name: str, artifact: BuiltArtifact) -> Iterator[str]:

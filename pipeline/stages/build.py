@@ -146,10 +146,12 @@ class BuildStep(TargetStep):
             facts = self.runtime.build(dataclasses.replace(job, graph=own), folder)
         except BuildError:
             raise refusal from None
-        self.notes.append(
+        told = (
             f"{self.runtime.title} refused the graph that onnxsim made, and took the one before it"
         )
-        return {**facts, "refused_simplified_graph": str(refusal)}
+        self.notes.append(told)
+        workarounds = [told, *facts.get("workarounds", ())]
+        return {**facts, "workarounds": workarounds, "refused_simplified_graph": str(refusal)}
 
     def own_graph(self) -> Path | None:
         """The graph that the artifact was built from; None where it was built from the module."""

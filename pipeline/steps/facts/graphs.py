@@ -201,6 +201,7 @@ class BuildFacts(Facts):
             another layout: whoever ships the artifact needs them not.
         more: Whatever else the target tells.
         repair: What was raised to a wider type by the target itself; None where it raises nothing.
+        workarounds: What was done because the runtime refused what it was asked for, a line each.
     """
 
     target: str = ""
@@ -213,3 +214,4 @@ class BuildFacts(Facts):
     alternatives: tuple[str, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
     repair: RepairFacts | None = None
+    workarounds: tuple[str, ...] = ()

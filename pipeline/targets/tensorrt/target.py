@@ -315,7 +315,17 @@ def _build(name: str, job: EngineJob, folder: Path, log: Callable[[str], None]) 
     except BuildError:
         raise refusal from None
     served = dict.fromkeys(("min", "opt", "max"), smallest)
-    return {**facts, "batches": served, "profile": facts["batches"], "why_wider": str(refusal)}
+    told = (
+        f"TensorRT did not build for batches of {smallest} alone, and did with a profile of "
+        f"{smallest} to {smallest + 1}"
+    )
+    return {
+        **facts,
+        "batches": served,
+        "profile": facts["batches"],
+        "workarounds": [told],
+        "why_wider": str(refusal),
+    }
 
 
 def _build_once(

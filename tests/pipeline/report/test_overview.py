@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.core.errors import PipelineError
 from pipeline.core.figures import Number, State
 from pipeline.core.runner import Numerics
 from pipeline.report import html, markdown, overview, terminal, view
@@ -241,6 +242,21 @@ def test_a_network_that_leaves_float16_itself(run: Run) -> None:
     # Where nothing overflowed, it does not matter.
     calm = with_artifact(wide, "trt/fp16", numerics=Numerics())
     assert not any("the network itself" in line for line in alerts(calm))
+
+
+def test_what_was_built_in_another_way_is_told(run: Run) -> None:
+    built = artifact_of(run, "trt/fp16").built
+    assert built is not None
+    other = replace(built, facts=replace(built.facts, workarounds=("took another graph",)))
+    assert "trt/fp16: took another graph" in alerts(with_artifact(run, "trt/fp16", built=other))
+
+
+def test_every_exit_code_of_a_failure_has_words() -> None:
+    kinds = [PipelineError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    own = {kind.exit_code for kind in kinds if kind.__module__ == PipelineError.__module__}
+    assert own <= set(overview.EXIT_CODES)
 
 
 def by_class(**shares: float) -> ByClass:

@@ -112,7 +112,8 @@ def test_refusals_are_worked_around_or_told(
     assert own.graph != simplified.graph
     assert picky.facts["refused_simplified_graph"] == "no kernel for float32"
     assert picky.facts["measured_on"] == {**machine.cpu_class(), "board": "seven"}
-    assert "took the one before it" in steps["choosy/picky"]["why"]
+    told = "refused the graph that onnxsim made, and took the one before it"
+    assert told in steps["choosy/picky"]["why"]
 
     assert steps["choosy/never"]["state"] == "failed"
     assert "no kernel for float32" in steps["choosy/never"]["why"], "the first refusal is told"
@@ -126,3 +127,12 @@ def test_refusals_are_worked_around_or_told(
     # What searches evaluated is kept for the next run where a build failed, and nowhere else.
     kept = [path.name.rpartition("-")[0] for path in (folder / ".evaluations").iterdir()]
     assert kept == ["choosy-never"]
+
+    # The report says so of what lies there, whichever run made it.
+    again = CliRunner().invoke(main, ["run", str(path), "--only", "export"], catch_exceptions=False)
+    assert again.exit_code == 0, again.output
+    for report in (
+        again.output,
+        *((folder / f"report.{kind}").read_text() for kind in ("md", "html")),
+    ):
+        assert f"choosy/picky: {Choosy.title} {told}" in " ".join(report.split())

@@ -31,6 +31,7 @@ MIX = TriedCompression(900, 0.01, {"int8": 4})
         CalibrationFacts(512, "ab", ("few images",)),
         FormFacts(NETWORK, "too slow", (ROW,), {"casts": 2}),
         BuildFacts("trt", "fp16", ("w",), (ROW,), (MIX, MIX), MIX, ("line",), (), {"library": "x"}),
+        BuildFacts("trt", "fp16", workarounds=("took the graph before onnxsim",)),
     ],
 )
 def test_facts_survive_json(facts: Facts) -> None:

@@ -167,6 +167,8 @@ def test_a_batch_of_one_that_the_library_dies_of_gets_a_profile(build: Build, no
     assert any("trying a profile of 1 to 2 images" in line for line in lines)
     assert facts["profile"] == {"min": 1, "opt": 1, "max": 2}
     assert "TensorRT-RTX" in facts["why_wider"]
+    (told,) = facts["workarounds"]
+    assert told.endswith("for batches of 1 alone, and did with a profile of 1 to 2")
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
