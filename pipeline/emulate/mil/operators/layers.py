@@ -59,6 +59,7 @@ def conv_transpose(
     strides: Whole | None = None,
     dilations: Whole | None = None,
     groups: Tensor | int = 1,
+    partial: Rounding | None = None,
 ) -> Tensor:
     """Transposed convolution: the full result, of which padding crops the border.
 
@@ -68,10 +69,13 @@ def conv_transpose(
     axes = x.ndim - 2
     if pad_type not in ("valid", "custom"):
         raise UnsupportedOperatorError(f"conv_transpose with pad_type '{pad_type}'")
-    transposed = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[axes]
     stride = [1] * axes if strides is None else ints(strides)
     dilation = [1] * axes if dilations is None else ints(dilations)
-    full = transposed(x, weight, bias, stride, 0, 0, int(groups), dilation)
+    full = kernels.conv_transpose(
+        x, weight, strides=stride, dilations=dilation, groups=int(groups), partial=partial
+    )
+    if bias is not None:
+        full = full + bias.reshape(-1, *[1] * axes)
     pads = _pads(pad_type, pad, x.shape[2:], weight.shape[2:], stride, dilation)
     crops = [(-before, -behind) for before, behind in pads]
     result = kernels.pad(full, [(0, 0), (0, 0), *crops])
@@ -110,10 +114,9 @@ def matmul(
 
 
 @operator("einsum")
-def einsum(values: tuple[Tensor, ...], equation: str) -> Tensor:
+def einsum(values: tuple[Tensor, ...], equation: str, partial: Rounding | None = None) -> Tensor:
     """Products and sums as Einstein's notation names them."""
-    result: Tensor = torch.einsum(equation, *values)
-    return result
+    return kernels.einsum(equation, values, partial=partial)
 
 
 @operator("scaled_dot_product_attention")

@@ -127,7 +127,7 @@ _SELECTING_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
     "relu": torch.relu,
     "relu6": F.relu6,
-    "sign": torch.sign,
+    "sign": kernels.sign,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
@@ -256,8 +256,8 @@ def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 @operator("thresholded_relu", selects=True)
 def thresholded_relu(x: Tensor, alpha: Tensor) -> Tensor:
-    """Keep x from alpha upwards, 0 elsewhere."""
-    return torch.where(x >= alpha, x, 0.0)
+    """Keep x from alpha upwards, 0 below; NaN is on neither side, and stays."""
+    return torch.where(x < alpha, 0.0, x)
 
 
 @operator("softmax")

@@ -896,7 +896,10 @@ def test_float32_mode_does_not_round_nor_overflow(save: Save) -> None:
     assert np.isinf(half).all()
 
 
-@pytest.mark.parametrize("operation", ["reduce_sum", "reduce_mean", "conv", "matmul", "linear"])
+@pytest.mark.parametrize(
+    "operation",
+    ["reduce_sum", "reduce_mean", "conv", "conv_transpose", "matmul", "linear", "einsum"],
+)
 def test_narrow_accumulator_rounds_running_sums(save: Save, operation: str) -> None:
     count = 4096
     ones = np.ones((1, count), np.float32)
@@ -907,6 +910,14 @@ def test_narrow_accumulator_rounds_running_sums(save: Save, operation: str) -> N
         "linear": lambda mb, x: mb.linear(x=x, weight=ones, bias=np.zeros(1, np.float32)),
         "conv": lambda mb, x: mb.conv(
             x=mb.expand_dims(x=x, axes=[2]), weight=ones.reshape(1, count, 1)
+        ),
+        "conv_transpose": lambda mb, x: mb.conv_transpose(
+            x=mb.expand_dims(x=x, axes=[2]), weight=ones.reshape(count, 1, 1)
+        ),
+        # Of the equations that the format has, one that sums over a single axis.
+        "einsum": lambda mb, x: mb.einsum(
+            values=(mb.reshape(x=x, shape=[1, 1, 1, count]), ones.reshape(1, count, 1, 1)),
+            equation="nchw,nwhu->nchu",
         ),
     }
     path = save(builds[operation], shape=(1, count), half=True)
@@ -920,6 +931,45 @@ def test_narrow_accumulator_rounds_running_sums(save: Save, operation: str) -> N
         running = np.float16(np.float32(running) + np.float32(193))
     assert narrow * scale == pytest.approx(float(running), rel=1e-3)
     assert abs(narrow - wide) / wide > 2e-3
+
+
+@pytest.mark.parametrize("operation", ["conv_transpose", "einsum"])
+def test_narrow_accumulators_keep_images_apart(save: Save, operation: str) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(32, 3, 2, 2)).astype(np.float32)
+    bias = np.arange(3, dtype=np.float32)
+    other = rng.normal(size=(1, 6, 5, 2)).astype(np.float32)
+    builds: dict[str, Build] = {
+        "conv_transpose": lambda mb, x: mb.conv_transpose(
+            x=x, weight=weight, bias=bias, strides=[2, 2]
+        ),
+        "einsum": lambda mb, x: mb.einsum(values=(x, other), equation="nchw,nwhu->nchu"),
+    }
+    path = save(builds[operation], shape=(1, 32, 5, 6), half=True)
+    images = rng.normal(size=(3, 32, 5, 6)).astype(np.float32)
+    narrow = MilExecutor(path, accumulate="float16")
+    together = narrow.logits(images)
+    alone = np.concatenate([narrow.logits(image[None]) for image in images])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(together, MilExecutor(path).logits(images), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "operation", ["sign", "thresholded_relu", "relu", "relu6", "threshold", "clip", "maximum"]
+)
+def test_what_is_no_number_stays_none(save: Save, operation: str) -> None:
+    """Where an operation makes a number of it, an overflow would show nowhere in the logits."""
+    settings: dict[str, dict[str, Any]] = {
+        "thresholded_relu": {"alpha": 1.0},
+        "threshold": {"alpha": 1.0},
+        "clip": {"alpha": -1.0, "beta": 1.0},
+        "maximum": {"y": 0.5},
+    }
+    path = save(
+        lambda mb, x: getattr(mb, operation)(x=x, **settings.get(operation, {})), shape=(1, 4)
+    )
+    found = MilExecutor(path).logits(np.array([[np.nan, 2, -3, 0]], np.float32))
+    assert np.isnan(found).tolist() == [[True, False, False, False]]
 
 
 def test_subnormals_can_be_flushed(save: Save) -> None:
