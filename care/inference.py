@@ -17,6 +17,7 @@ from care.fuse import fuse, fused_weights
 from care.mlla import Mlla
 from care.mlla import inference_form as mlla_form
 from care.model import Care
+from pipeline.core.words import in_short
 
 TOLERANCE = 1e-3
 """Largest difference of logits, relative to the largest, up to which two forms are the same: deep
@@ -56,13 +57,19 @@ def inference_form(module: nn.Module, input_shape: tuple[int, int, int]) -> Infe
         return InferenceForm(original, "as trained")
     from timm.utils import reparameterize_model
 
-    rewritten = reparameterize_model(module).eval()
-    difference = _difference(rewritten, original, input_shape)
+    try:
+        rewritten = reparameterize_model(module).eval()
+        difference = _difference(rewritten, original, input_shape)
+    except Exception as error:  # whatever a method of that name in somebody's network raises
+        return InferenceForm(
+            original, f"as trained: timm's reparameterized form fails: {in_short(error)}"
+        )
     if not difference <= TOLERANCE:
         return InferenceForm(
             original, f"as trained: timm's reparameterized form differs by {difference:.1e}"
         )
-    return InferenceForm(rewritten, f"reparameterized by timm ({len(rewritable)} parts)")
+    parts = "1 part" if len(rewritable) == 1 else f"{len(rewritable)} parts"
+    return InferenceForm(rewritten, f"reparameterized by timm ({parts})")
 
 
 def deployed_weights(module: nn.Module) -> dict[str, Tensor]:

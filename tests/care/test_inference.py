@@ -66,6 +66,28 @@ def test_one_that_gives_nan_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     assert inference_form(module, SHAPE).how.startswith("as trained:")
 
 
+class Asks(nn.Sequential):
+    """Has a method of timm's name that is for something else."""
+
+    def fuse(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return first + second
+
+
+class Switch(nn.Sequential):
+    """Has a setting of timm's name."""
+
+    fuse = True
+
+
+@pytest.mark.parametrize("kind", [Asks, Switch])
+def test_what_is_merely_called_so_is_left_alone(kind: type[nn.Sequential]) -> None:
+    layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    module = nn.Sequential(kind(*layers), nn.Linear(4, 10)).eval()
+    form = inference_form(module, SHAPE)
+    assert form.how.startswith("as trained: timm's reparameterized form fails: TypeError: ")
+    assert torch.equal(logits(form.module), logits(module))
+
+
 @pytest.mark.parametrize("name", ["care_s0", "mlla_t"])
 def test_ours_take_their_exact_form(name: str, parity_model: Callable[[str], nn.Module]) -> None:
     form = inference_form(parity_model(name), (3, 224, 224))
