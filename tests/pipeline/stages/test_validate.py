@@ -304,6 +304,42 @@ def test_what_was_measured_stands_without_an_emulation(
     assert found.numbers.top1.state is State.MEASURED
 
 
+class Narrow(Toy):
+    """A toy that has a second reading, in which the first class is always right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = First()
+
+    def narrow_sums(self) -> Runner | None:
+        return self.second
+
+
+class First(Toy):
+    """Answers with the first class, whatever the image is."""
+
+    device = "the toy, narrow"
+
+    def __call__(self, images: Images) -> Logits:
+        logits = super().__call__(images)
+        logits[:, 0] = np.abs(logits[:, 0])
+        return logits
+
+
+def test_the_second_reading_of_sums_is_told(steps: Steps, tmp_path: Path) -> None:
+    runner = Narrow()
+    found = built(steps.validate(ToyTarget(runner, "no such device")), tmp_path / "new")
+    narrow = found.narrow_sums
+    assert narrow is not None
+    assert (narrow.images, narrow.agreement.by) == (IMAGES, "the toy, narrow")
+    assert narrow.agreement_wide.value == 1
+    assert narrow.agreement.value == np.mean(SHADES > 127)
+    assert narrow.agreement.state is State.EMULATED
+    assert runner.second.closed
+    without = built(steps.validate(ToyTarget(Toy(), "no such device")), tmp_path / "other")
+    assert without.narrow_sums is None
+
+
 def test_what_is_emulated_alone_has_no_error_of_it(steps: Steps, tmp_path: Path) -> None:
     found = built(steps.validate(ToyTarget(Toy(), "no such device")), tmp_path / "new")
     assert found.emulation is None
