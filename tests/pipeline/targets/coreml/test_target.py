@@ -19,6 +19,7 @@ from pipeline.core.errors import (
     ConfigError,
     InputError,
     UnavailableError,
+    UnsupportedOperatorError,
 )
 from pipeline.core.files import file_hash
 from pipeline.core.network import Images, Network
@@ -292,6 +293,24 @@ def test_what_is_no_batch_of_pixels_is_refused(
 
 
 @off_a_mac
+def test_a_package_that_cannot_be_emulated_is_built(
+    build: Build, tiny_class: type[nn.Module], make_network: Callable[..., Network]
+) -> None:
+    """A gap of the executor says nothing about what was built."""
+
+    class Seeking(tiny_class):  # type: ignore[valid-type, misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            place = x[:, 0].flatten(1).argmin(1, keepdim=True)
+            return super().forward(x) + place.to(x.dtype) * 1e-3  # type: ignore[no-any-return]
+
+    made = build(module=lambda: Seeking().eval())
+    told = made.facts["verified"]["not_emulated"]
+    assert told.startswith("operation 'reduce_argmin' (line ")
+    assert made.facts["operations"]["reduce_argmin"] == 1
+    with pytest.raises(UnsupportedOperatorError, match="reduce_argmin"):
+        TARGET.emulate(made, None)
+
+
 def test_off_a_mac_it_says_what_is_missing(build: Build) -> None:
     missing = TARGET.missing(build())
     assert missing is not None
