@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from pipeline.core.words import printable
+from pipeline.core.words import in_short, printable
 
 
 class PipelineError(Exception):
@@ -106,6 +106,23 @@ class UnforeseenError(PipelineError):
     """A fault of this program, or of a library that it uses: nothing that a user gave."""
 
     exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+
+_TORCH_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""In what torch raises instead of a MemoryError."""
+
+
+def failure_of(step: str, error: Exception, advice: str) -> PipelineError:
+    """What an error that nobody foresaw comes to.
+
+    Args:
+        step: The step that it ended.
+        error: What was raised; no `PipelineError`.
+        advice: Where the traceback is, and what to do with it.
+    """
+    if isinstance(error, MemoryError) or _TORCH_OUT_OF_MEMORY in str(error):
+        return BuildError(f"{step}: out of memory: {in_short(error)}; free some and run again")
+    return UnforeseenError(f"{step}: an unforeseen fault: {in_short(error)}; {advice}")
 
 
 @contextmanager

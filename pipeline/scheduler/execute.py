@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.core import signals
-from pipeline.core.errors import ArtifactError, BuildError, PipelineError, UnforeseenError
-from pipeline.core.words import in_short
+from pipeline.core.errors import ArtifactError, PipelineError, failure_of
 from pipeline.scheduler.cuts import Cuts
 from pipeline.scheduler.plan import ASKED_FOR, Selection, plan
 from pipeline.stages.context import RunContext
@@ -280,7 +279,8 @@ class _Run:
         except Exception as error:
             # Whatever a library or this program did not foresee fails this step alone.
             self.context.log(f"{step.name} failed:\n{''.join(traceback.format_exception(error))}")
-            failure = _unforeseen(step, error)
+            advice = f"please report it with what {LOG_FILE} says"
+            failure = failure_of(step.name, error, advice)
             seconds = time.monotonic() - start
             return StageResult(step.stage, step.name, State.FAILED, str(failure), seconds, failure)
         if why is None:
@@ -305,15 +305,6 @@ def _require_whole(step: Step, ended: dict[str, StageResult]) -> None:
                 raise ArtifactError(
                     f"{required.name} is damaged ({error}) and not selected: run it as well"
                 ) from error
-
-
-def _unforeseen(step: Step, error: Exception) -> PipelineError:
-    if isinstance(error, MemoryError):
-        return BuildError(f"{step.name}: out of memory: {error}")
-    return UnforeseenError(
-        f"{step.name}: an unforeseen fault: {in_short(error)}; please report it with what "
-        f"{LOG_FILE} says"
-    )
 
 
 def _blocked(step: Step, ended: dict[str, StageResult]) -> str:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Config, from_mapping
 from pipeline.core import signals
-from pipeline.core.errors import PipelineError, UnforeseenError
+from pipeline.core.errors import PipelineError, failure_of
 from pipeline.core.plain import parse_json
-from pipeline.core.words import in_short
 from pipeline.scheduler.plan import make_context, plan, step_named
 from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.log import Log
@@ -122,7 +121,7 @@ def digest_again(step: Step) -> str | PipelineError:
     except PipelineError as error:
         return type(error)(str(error))
     except Exception as error:
-        return UnforeseenError(f"an unforeseen fault: {in_short(error)}")
+        return failure_of(step.name, error, "it was made for the audit alone")
 
 
 def _make(job: Job) -> Made:
@@ -151,8 +150,7 @@ def _run(step: Step, missing: Sequence[Step]) -> Made:
     except Exception as error:
         # The traceback stays here: what a library raises may not be fit to travel.
         step.context.log("".join(traceback.format_exception(error)))
-        message = f"{step.name}: an unforeseen fault: {in_short(error)}; see {LOG_FILE}"
-        return Made(tuple(step.notes), UnforeseenError(message))
+        return Made(tuple(step.notes), failure_of(step.name, error, f"see {LOG_FILE}"))
     return Made(tuple(step.notes))
 
 

@@ -25,8 +25,7 @@ from pathlib import Path
 import filelock
 
 from pipeline.core import machine, signals
-from pipeline.core.errors import BuildError, PipelineError, UnavailableError, UnforeseenError
-from pipeline.core.words import in_short
+from pipeline.core.errors import BuildError, PipelineError, UnavailableError, failure_of
 from pipeline.scheduler.orders import MODULE, RESULTS, Answer, Order, differences
 from pipeline.scheduler.places import MachineFacts
 from pipeline.scheduler.plan import step_named
@@ -180,8 +179,8 @@ def fill(order: Order, folder: Path, name: str) -> Answer:
     except Exception as error:
         # The traceback goes to the run's log: it is the only thing that tells what happened here.
         lines += "".join(traceback.format_exception(error)).splitlines()
-        message = f"{order.step}: an unforeseen fault: {in_short(error)}; see {LOG_FILE}"
-        kind = UnforeseenError.__name__
+        failure = failure_of(order.step, error, f"see {LOG_FILE}")
+        kind, message = type(failure).__name__, str(failure)
     return Answer(name, None, tuple(notes), tuple(lines[-MOST_LINES:]), message, kind)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pipeline.core import errors
 from pipeline.core.errors import (
@@ -11,7 +12,9 @@ from pipeline.core.errors import (
     InputError,
     PipelineError,
     UnavailableError,
+    UnforeseenError,
     about,
+    failure_of,
 )
 
 KINDS = [
@@ -52,3 +55,29 @@ def test_what_is_no_input_error_passes() -> None:
         raise BuildError("no kernel")
     with pytest.raises(ValueError, match=r"^a bug$"), about("model"):
         raise ValueError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (KeyError("colour"), UnforeseenError, "a: an unforeseen fault: KeyError: 'colour'; see b"),
+        (MemoryError("8 GiB"), BuildError, "a: out of memory: MemoryError: 8 GiB; free some"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+            BuildError,
+            "a: out of memory: RuntimeError: [enforce fail]",
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_no_fault_of_the_program(
+    error: Exception, kind: type[PipelineError], says: str
+) -> None:
+    found = failure_of("a", error, "see b")
+    assert type(found) is kind
+    assert str(found).startswith(says)
+
+
+def test_what_torch_says_where_memory_runs_out_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert isinstance(failure_of("a", caught.value, ""), BuildError)

@@ -48,6 +48,8 @@ class ToyStep(Step):
     def build(self, folder: Path) -> Mapping[str, Any]:
         if self.name == said("refuses"):
             raise BuildError("the runtime refused")
+        if self.name == said("full"):
+            raise MemoryError("8 GiB")
         if self.name == said("odd"):
             raise ZeroDivisionError("by nothing")
         self._end()

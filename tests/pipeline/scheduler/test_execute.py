@@ -372,7 +372,7 @@ def test_running_out_of_memory_is_a_failed_build(toy: Toy) -> None:
     toy.fail = MemoryError("8 GiB")
     outcome, _ = execute_toy(toy)
     assert outcome.exit_code == 3
-    assert "out of memory: 8 GiB" in outcome.results[1].why
+    assert "ort/fp32: out of memory: MemoryError: 8 GiB; free some" in outcome.results[1].why
 
 
 def test_errors_that_nobody_expected_fail_their_step_alone(toy: Toy) -> None:

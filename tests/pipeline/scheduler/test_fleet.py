@@ -241,6 +241,7 @@ def test_the_network_goes_through_the_store(
         ({"kind": "server", "dies": "first"}, State.DONE, "a note"),
         ({"refuses": "first"}, State.FAILED, "(node): the runtime refused"),
         ({"odd": "first"}, State.FAILED, "an unforeseen fault: ZeroDivisionError: by nothing"),
+        ({"full": "first"}, State.FAILED, "first: out of memory: MemoryError: 8 GiB"),
         ({"lies": "file"}, State.FAILED, "gave for first is not what its digest says"),
     ],
 )

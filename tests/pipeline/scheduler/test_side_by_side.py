@@ -14,12 +14,14 @@ import pytest
 
 from pipeline import config
 from pipeline.commands.console import QuietConsole
+from pipeline.core.errors import BuildError
 from pipeline.scheduler import execute
 from pipeline.scheduler.execute import Outcome
 from pipeline.scheduler.plan import Selection
 from pipeline.scheduler.processes import Job, Processes, described
 from pipeline.scheduler.side_by_side import Local
 from pipeline.steps.artifact import Artifact
+from pipeline.steps.folders import LOG_FILE
 from pipeline.steps.stated import Stated
 from pipeline.steps.step import State
 from tests.pipeline.scheduler.toys import Settings, context_of, planner, steps_of
@@ -89,13 +91,16 @@ def test_a_killed_process_is_tried_once_more(tmp_path: Path, times: int, state: 
 
 @pytest.mark.usefixtures("forked_processes")
 def test_failures_come_back_as_they_are(tmp_path: Path) -> None:
-    settings = Settings(tmp_path / "run", refused="meet0", odd="meet1")
+    settings = Settings(tmp_path / "run", refused="meet0", odd="meet1", full="bench2")
     settings.folder.mkdir()
     outcome = run(settings, 2)
     found = {result.name: result for result in outcome.results}
     assert found["meet0"].why == "the runtime refused"
     assert "an unforeseen fault: ZeroDivisionError: by nothing" in found["meet1"].why
+    assert isinstance(found["bench2"].error, BuildError)
+    assert "bench2: out of memory: MemoryError: 8 GiB" in found["bench2"].why
     assert found["bench"].state is State.SKIPPED
+    assert "Traceback" in (settings.folder / LOG_FILE).read_text()
     assert found["meet2"].state is State.DONE
     assert outcome.exit_code == 70
 

@@ -71,6 +71,8 @@ class ToyStep(Step):
             raise BuildError("the runtime refused")
         if self.name == said.get("odd"):
             raise ZeroDivisionError("by nothing")
+        if self.name == said.get("full"):
+            raise MemoryError("8 GiB")
         if self.name == said.get("waits"):
             time.sleep(60)
         if self.name in said.get("meet", ()):
