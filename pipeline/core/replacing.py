@@ -21,6 +21,7 @@ for which place, so that leftovers of a killed run are told from other people's 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -218,6 +219,13 @@ def cannot_read(path: Path | str, error: OSError) -> str:
     )
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+}
+
+
 def cannot_write(path: Path | str, error: OSError) -> str:
     """What to tell the user after something could not be written, or read for it.
 
@@ -228,9 +236,9 @@ def cannot_write(path: Path | str, error: OSError) -> str:
     stated = error.filename
     if isinstance(stated, str | bytes) and not _is_written(Path(os.fsdecode(stated)), Path(path)):
         return cannot_read(os.fsdecode(stated), error)
+    remedy = _REMEDIES.get(error.errno or 0, "make the folder writable")
     return (
-        f"cannot write {path}: {error.strerror or error}; make the folder writable, free disk "
-        "space, or choose another output folder"
+        f"cannot write {path}: {error.strerror or error}; {remedy}, or choose another output folder"
     )
 
 

@@ -325,7 +325,19 @@ def test_what_could_not_be_read_is_not_called_unwritable(stated: object, verb: s
     error = OSError(errno.EACCES, "Permission denied", stated)
     message = str(ArtifactError(replacing.cannot_write(Path("out/model"), error)))
     assert message.startswith(f"cannot {verb}: Permission denied; make ")
-    assert ("free disk space" in message) == verb.startswith("write")
+    assert ("another output folder" in message) == verb.startswith("write")
+
+
+@pytest.mark.parametrize(
+    ("number", "is_full"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False), (errno.EROFS, False)],
+)
+def test_disk_space_is_asked_for_where_there_is_none_and_nowhere_else(
+    number: int, is_full: bool
+) -> None:
+    message = replacing.cannot_write("out", OSError(number, os.strerror(number)))
+    assert ("; free disk space, or choose" in message) is is_full
+    assert ("; make the folder writable, or choose" in message) is not is_full
 
 
 def test_a_file_whose_owner_cannot_be_told_is_named(

@@ -261,7 +261,7 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     def fill(folder: Path) -> dict[str, Any]:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ArtifactError, match=r"No space left on device; .* free disk space"):
+    with pytest.raises(ArtifactError, match=r"No space left on device; free disk space, or"):
         make(tmp_path / "a", fill)
     assert list(tmp_path.iterdir()) == []
 
