@@ -9,7 +9,8 @@ them, so that nothing is lost by it.
 float8 has kernels for dense convolutions and linear layers only, see `Fp8Trt`.
 
 Blocks of the network that lose too much keep float16. Which ones is decided by running the very
-graph that is built, on the calibration images, with the strict executor.
+graph that is built, on the calibration images, with the strict executor. Where that lacks an
+operator of the graph, all layers are quantized, and `why_not` tells the choice that nobody looked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from calibration.sample import CalibrationSet
-from pipeline.core.errors import BuildError
+from pipeline.core.errors import BuildError, UnsupportedOperatorError
 from pipeline.steps.keys import versions
 from pipeline.targets.forms import Form, FormJob
 
@@ -89,11 +90,19 @@ class Quantized(Form):
         table = _ranges(job, qdq.activations(layers), images, method, schemes[0])
         convert = repaired.conversion if repaired else None
         quantizer = qdq.Quantizer(source, layers, table.ranges, *schemes, convert)
-        search = _search(quantizer, job, images)
+        doubt: dict[str, Any] = {}
+        try:
+            search = _search(quantizer, job, images)
+        except UnsupportedOperatorError as error:
+            # A gap of the executor says nothing about the graph, only that nobody looked at it.
+            search = {"excluded": []}
+            doubt = {"why_not": f"which blocks lose too much was not measured: {error}"}
+            job.log(f"all layers are quantized; {doubt['why_not']}")
         model, facts = quantizer.build(frozenset(search["excluded"]))
         float16.write_graph(model, destination)
         return {
             **facts,
+            **doubt,
             "layers_without_kernels": [layer.name for layer in found if not self.takes(layer)],
             "method": str(method),
             "calibration_images": len(images.images),

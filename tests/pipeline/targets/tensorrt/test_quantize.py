@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from pipeline.core.errors import BuildError, ConfigError, DataError
+from pipeline.core.errors import BuildError, ConfigError, DataError, UnsupportedOperatorError
 from pipeline.emulate.onnx.executor import OnnxExecutor
+from pipeline.emulate.onnx.operators import OPERATORS
 
 Convert = Callable[..., tuple[onnx.ModelProto, dict[str, Any]]]
 Small = Callable[..., onnx.ModelProto]
@@ -104,6 +105,22 @@ def test_blocks_that_lose_too_much_stay_in_float16(
     weights = {i.name for i in model.graph.initializer}
     assert f"{culprit}.conv.weight_float16" in weights
     assert "stem.weight_int8" in weights
+
+
+@pytest.mark.parametrize("form", STORED)
+def test_a_gap_of_the_executor_leaves_blocks_unjudged(
+    convert: Convert, small_graph: Small, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    unknown = "GlobalAveragePool"
+    assert unknown in [node.op_type for node in small_graph().graph.node]
+    monkeypatch.delitem(OPERATORS, unknown)
+    model, facts = convert(small_graph(), form)
+    assert facts["quantized_layers"] == len(QUANTIZED[form])
+    assert facts["sensitivity"] == {"excluded": []}
+    assert facts["why_not"].startswith("which blocks lose too much was not measured: node ")
+    assert f"operator {unknown}" in facts["why_not"]
+    with pytest.raises(UnsupportedOperatorError):
+        OnnxExecutor(model)
 
 
 def test_older_opsets_are_raised(convert: Convert, small_graph: Small) -> None:
