@@ -321,6 +321,7 @@ PLACES = {
     "pipeline/stages/export.py:_say_quantized": MADE,
     "pipeline/stages/training.py:_prepared": "in a temporary folder",
     "pipeline/stages/training.py:_simplified": "in a temporary folder",
+    "pipeline/targets/coreml/refusals.py:_saved": "in a new folder for temporary files",
     "pipeline/targets/coreml/repair.py:_Work._write": "in a temporary folder",
     "pipeline/targets/ort/build.py:write_photo": MADE,
     "pipeline/targets/ort/as_cpu.py:_ends_with_cpuid": "in a temporary folder",

@@ -82,7 +82,9 @@ def convert(
             )
     # The converter raises whatever its passes do: ValueError, RuntimeError, NotImplementedError, …
     except Exception as error:
-        reason = refusals.explain(str(error), module_owners(deployed.program))
+        reason = refusals.own_fault(error, deployed.program) or refusals.explain(
+            str(error), module_owners(deployed.program)
+        )
         raise BuildError(f"coremltools cannot convert {network.name}: {reason}") from error
     selector.check()
     return model

@@ -1,18 +1,23 @@
 """What Core ML or its converter cannot express, and what to do about it.
 
 coremltools says what it stumbled on, mostly by the name of a value. `explain` adds the module of
-the network that computes it, the limit behind the message and the way out; `check` finds what
-coremltools converts into something else without a word.
+the network that computes it, the limit behind the message and the way out; `own_fault` names what
+is a fault of its own, and `check` finds what coremltools converts into something else without a
+word.
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import BuildError
+from pipeline.core.words import in_short
 from pipeline.targets.coreml.nodes import kind_of
 
 if TYPE_CHECKING:
@@ -72,6 +77,39 @@ REFUSALS = (
     ),
 )
 """In the order in which they are tried."""
+
+
+_OWN_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+"""What the converter raises where it stumbles over itself; what it refuses it says in others."""
+
+
+def own_fault(error: Exception, program: ExportedProgram) -> str:
+    """What to say of a fault of coremltools' own; "" where it refuses something.
+
+    Args:
+        error: What it raised.
+        program: What it was given, which is saved for a bug report.
+    """
+    known = any(re.search(each.message, str(error), re.DOTALL) for each in REFUSALS)
+    if known or not isinstance(error, _OWN_FAULTS):
+        return ""
+    return (
+        f"internal fault of coremltools {metadata.version('coremltools')}: {in_short(error)}; "
+        f"{_saved(program)}; install another version of it, {_ELSEWHERE}"
+    )
+
+
+def _saved(program: ExportedProgram) -> str:
+    """Where the program lies from now on; it is written where it cannot be in anybody's way."""
+    import torch
+
+    folder = tempfile.mkdtemp(prefix="care-deploy-fault-")
+    path = Path(folder, "program.pt2")
+    try:
+        torch.export.save(program, path)
+    except Exception as error:  # the first fault is what matters
+        return f"the exported program cannot be saved for a bug report ({in_short(error)})"
+    return f"report it with the exported program, {path}"
 
 
 def explain(message: str, owners: Mapping[str, str]) -> str:

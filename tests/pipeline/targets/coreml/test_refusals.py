@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import BuildError
 from pipeline.targets.base import BuildJob
-from pipeline.targets.coreml.refusals import explain
+from pipeline.targets.coreml.refusals import explain, own_fault
 from pipeline.targets.coreml.target import CoreMLTarget
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -90,3 +92,41 @@ def test_refusal_names_the_place_and_the_way_out(
 def test_other_messages_are_handed_on() -> None:
     message = "cannot do this\nand a traceback"
     assert explain(message, {}).startswith("cannot do this: change the network")
+
+
+def test_a_fault_of_coremltools_is_named_and_what_it_was_given_kept(
+    make_job: Callable[..., BuildJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any, **__: Any) -> Any:
+        raise KeyError("var_12")
+
+    monkeypatch.setattr("coremltools.convert", stumble)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(BuildError) as raised:
+        CoreMLTarget().build(make_job(), tmp_path)
+    message = str(raised.value)
+    version = metadata.version("coremltools")
+    assert f"tiny: internal fault of coremltools {version}: KeyError: 'var_12'; report" in message
+    assert "install another version of it, or remove coreml from the targets" in message
+    found = re.search(r"\S+program\.pt2", message)
+    assert found
+    kept = torch.export.load(found[0]).module()
+    image = torch.rand(1, 3, 16, 16)
+    assert len(kept(image)) > 0
+
+
+def test_a_program_that_cannot_be_saved_hides_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("torch.export.save", fail)
+    program = torch.export.export(nn.ReLU(), (torch.zeros(1),))
+    said = own_fault(TypeError("odd"), program)
+    assert "TypeError: odd; the exported program cannot be saved for a bug report (OSError" in said
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), TypeError("'NoneType' object is not iterable")]
+)
+def test_what_coremltools_refuses_is_no_fault_of_it(error: Exception) -> None:
+    assert own_fault(error, torch.export.export(nn.ReLU(), (torch.zeros(1),))) == ""
