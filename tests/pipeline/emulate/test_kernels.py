@@ -228,6 +228,19 @@ def test_gelu_of_infinity_is_infinity() -> None:
     assert kernels.gelu(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
 
 
+def test_gelu_of_infinity_where_torch_says_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of its kernels runs depends on the CPU, and not all of them do."""
+
+    def vectorized(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+        return own(x, approximate=approximate).masked_fill(x == math.inf, math.nan)
+
+    own = F.gelu
+    monkeypatch.setattr(F, "gelu", vectorized)
+    found = kernels.gelu(torch.tensor([math.inf, -math.inf, math.nan, 1.0])).tolist()
+    assert found[0] == math.inf
+    assert [math.isnan(value) for value in found] == [False, True, True, False]
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_has_the_bits_of_the_slow_form(approximate: Literal["none", "tanh"]) -> None:
     edges = [math.inf, -math.inf, math.nan, 0.0, -0.0, 3.4e38, -3.4e38, 1e-45, -1e-45, -40.0, -5.0]

@@ -67,6 +67,26 @@ def test_emulated_package_gives_the_logits_of_pytorch(
         runner(pictures.pixels)
 
 
+def test_the_second_reading_rounds_sums_in_float16(
+    build: Build, make_network: Callable[..., Network], make_photos: Callable[..., Pictures]
+) -> None:
+    pixels = make_photos(4, make_network()).pixels
+    runner = TARGET.emulate(build("fp16"), None)
+    assert runner is not None
+    with runner:
+        second = runner.narrow_sums()
+        assert second is not None
+        assert second.device.endswith("sums of products in float16")
+        with second:
+            narrow, wide = second(pixels), runner(pixels)
+    assert not np.array_equal(narrow, wide)
+    assert figures.compare(narrow, wide).relative_error < 2e-2
+    without = TARGET.emulate(build("fp32"), None)
+    assert without is not None
+    with without:
+        assert without.narrow_sums() is None
+
+
 def test_mixed_by_module(build: Build) -> None:
     built = build("mixed", float32_operations=["wi*", "softmax"])
     program = read_program(built.folder / "model.mlpackage")
