@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +116,9 @@ def test_infinities_and_nan_must_be_the_same() -> None:
     special = np.array([np.inf, -np.inf, np.nan, 1], dtype=np.float32)
     assert wrong_values(special, special, 1) == 0
     assert wrong_values(special[::-1], special, 1) == 4
+
+
+def test_make_soak_draws_a_thousand() -> None:
+    lines = (Path(random_graphs.__file__).parents[1] / "Makefile").read_text().splitlines()
+    soak = itertools.takewhile(bool, lines[lines.index("soak: $(INSTALLED)") + 1 :])
+    assert "\t$(BIN)/python scripts/random_graphs.py --graphs 1000" in soak
