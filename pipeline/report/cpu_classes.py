@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from pipeline.core.figures import Number, State
 from pipeline.report import text
-from pipeline.report.model import Choice, Part, Run
-from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+from pipeline.report.model import Choice, GateFailure, Part, Run
+from pipeline.steps.facts.cpu_class import BUSY, ClassFacts, OnClass
 
 
 def lines(run: Run) -> Iterator[str]:
@@ -23,7 +23,7 @@ def line(run: Run, part: Part[ClassFacts]) -> str:
     outdated = _outdated(run, part)
     if facts.why_not or outdated:
         return f"{name}: not measured: {facts.why_not or outdated}"
-    chosen = choose(run, facts)
+    chosen = choose(facts, run.class_failures.get(part.name, ()))
     mark = " on a busy machine" if facts.busy > BUSY else ""
     words = [f"{precision} {_words(one, mark)}" for precision, one in facts.artifacts.items()]
     why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
@@ -60,26 +60,30 @@ def _ratio(one: OnClass) -> str:
     return f" (ratio {one.ratio.value:.2f}, 95 %: {low:.2f} to {high:.2f})"
 
 
-def choose(run: Run, facts: ClassFacts) -> Choice:
+def choose(facts: ClassFacts, failures: Iterable[GateFailure] = ()) -> Choice:
     """Which precision to use on CPUs of a class.
 
     The first of the configuration stays unless another holds the gates there and is faster beyond
-    doubt. What this machine found against a precision when its graph was made is no reason on
-    another class, since it was timed here.
+    doubt. What this machine found against a precision, gates or the time of its graph, is no reason
+    on another class.
+
+    Args:
+        facts: What was found of the class.
+        failures: Gates that do not hold there.
     """
-    gates = {(failure.target, failure.precision): failure for failure in run.gates.failures}
+    gates = {failure.precision: failure for failure in failures}
     why: dict[str, str] = {}
     best: str | None = None
     for precision, one in facts.artifacts.items():
-        failure = gates.get((facts.target, precision))
+        failure = gates.get(precision)
         if failure:
-            why[precision] = f"a gate does not hold: {failure.words}"
+            why[precision] = f"a gate does not hold there: {failure.words}"
         elif best is None:
             best = precision
         elif problem := _problem(facts, (precision, best)):
             why[precision] = problem
-        elif facts.busy > BUSY:
-            why[precision] = f"others kept {facts.busy:.1f} CPUs busy while latency was measured"
+        elif facts.problem:
+            why[precision] = facts.problem
         elif one.ratio is None or not one.ratio.faster:
             why[precision] = "not faster beyond doubt"
         elif not _holds(one):
@@ -94,9 +98,6 @@ def _problem(facts: ClassFacts, precisions: Iterable[str]) -> str:
     known = (facts.answers[name].problem for name in precisions if name in facts.answers)
     return next(filter(None, known), "")
 
-
-BUSY = 0.5
-"""CPUs that others may keep busy before a measurement decides nothing."""
 
 SAME = 0.998
 """Share of images that must keep the class that was judged on this CPU."""

@@ -12,6 +12,7 @@ from pipeline.core.figures import Number
 from pipeline.core.words import nearest_or_all, shown
 from pipeline.report.model import BuiltArtifact, GateDoubt, GateFailure, GateReport
 from pipeline.steps.facts.accuracy import Accuracy, ModuleRange
+from pipeline.steps.facts.cpu_class import ClassFacts
 
 
 def judge_all(
@@ -38,6 +39,24 @@ def judge_all(
     )
     doubts = tuple(limit.in_doubt(artifact) for artifact, limit in judged if limit.doubt)
     return GateReport(len(limits), len(judged), failures, doubts)
+
+
+def judge_class(config: Config, facts: ClassFacts) -> tuple[GateFailure, ...]:
+    """Judge the limits on the figures of CPUs of a class: those of this machine say nothing there.
+
+    They decide what to use on that class, and not how a run ends.
+
+    Args:
+        config: The configuration.
+        facts: What was found of the class.
+    """
+    gates = config.gates(facts.target)
+    limits = [
+        (precision, limit)
+        for precision, one in facts.artifacts.items()
+        for limit in _limits(gates, one.accuracy, facts.trusted_latency(precision))
+    ]
+    return tuple(limit.failed(facts.target, name) for name, limit in limits if not limit.passes)
 
 
 @dataclass(frozen=True)
@@ -116,30 +135,45 @@ class Limit:
             artifact: Whose it is.
             cause: That the network itself leaves the range of float16; told where the artifact did.
         """
+        of_values = artifact.overflowed and self.gate != "max_latency_ms"
+        return self.failed(artifact.target, artifact.precision, cause if of_values else "")
+
+    def failed(self, target: str, precision: str, cause: str = "") -> GateFailure:
+        """The same of whatever has that name.
+
+        Args:
+            target: The target.
+            precision: The precision.
+            cause: What in the network itself explains it.
+        """
         value, state = self.number.value, self.number.state
         assert value is not None
         return GateFailure(
-            artifact.target,
-            artifact.precision,
+            target,
+            precision,
             self.figure,
             self.gate,
             self.allowed,
             value,
             state,
-            cause if artifact.overflowed and self.gate != "max_latency_ms" else "",
+            cause,
             self.doubt,
         )
 
 
 def limits_of(gates: Gates, artifact: BuiltArtifact) -> Iterator[Limit]:
     """The limits that are set for an artifact."""
-    accuracy = artifact.accuracy
+    return _limits(gates, artifact.accuracy, artifact.trusted_latency)
+
+
+def _limits(gates: Gates, accuracy: Accuracy, latency: Number) -> Iterator[Limit]:
+    """The limits that are set for whatever is so accurate and so fast."""
     worst = accuracy.by_class.top1 if accuracy.by_class else None
     rows = (
         ("top-1 drop", "max_top1_drop", gates.max_top1_drop, True, accuracy.top1_drop),
         ("agreement", "min_agreement", gates.min_agreement, False, accuracy.agreement),
         (_worst(accuracy), "min_worst_class", gates.min_worst_class, False, worst),
-        ("latency in ms", "max_latency_ms", gates.max_latency_ms, True, artifact.trusted_latency),
+        ("latency in ms", "max_latency_ms", gates.max_latency_ms, True, latency),
     )
     for figure, gate, allowed, is_upper, number in rows:
         if allowed is not None and number is not None:

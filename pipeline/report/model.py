@@ -307,6 +307,7 @@ class Run(Plain):
         choice: Which precision to use, by target.
         published: Published results of networks.
         cpu_classes: Artifacts as on CPUs of other classes, by target and class.
+        class_failures: Limits that do not hold on such a class, by name of its part.
         resizes: What other ways of preparing images cost, where somebody asked.
     """
 
@@ -333,6 +334,7 @@ class Run(Plain):
     choice: Mapping[str, Choice]
     published: tuple[Published, ...]
     cpu_classes: tuple[Part[ClassFacts], ...] = ()
+    class_failures: Mapping[str, tuple[GateFailure, ...]] = field(default_factory=dict)
     resizes: tuple[Part[ResizesFacts], ...] = ()
 
     @property

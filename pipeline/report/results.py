@@ -15,7 +15,7 @@ from pipeline.core.plain import Facts
 from pipeline.core.published import PUBLISHED
 from pipeline.core.replacing import is_set_aside
 from pipeline.report.choice import choose
-from pipeline.report.gates import judge_all
+from pipeline.report.gates import judge_all, judge_class
 from pipeline.report.model import FORMAT, NOT_SELECTED, BuiltArtifact, Part, Run, StepEnd
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import Artifact
@@ -77,6 +77,7 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         of_target = [artifact for artifact in artifacts if artifact.target == target]
         here = measured.facts.measured if measured else None
         choice[target] = choose(of_target, here, gates.failures)
+    classes = _classes(config, shelf)
     return Run(
         format=FORMAT,
         name=config.name,
@@ -101,7 +102,8 @@ def collect(config: Config, path: Path, outcome: Outcome) -> Run:
         bench=bench,
         choice=choice,
         published=PUBLISHED,
-        cpu_classes=_classes(config, shelf),
+        cpu_classes=classes,
+        class_failures={part.name: judge_class(config, part.facts) for part in classes},
         resizes=_resizes(shelf, [artifact.name for artifact in artifacts]),
         problems=tuple(shelf.problems.values()),
     )

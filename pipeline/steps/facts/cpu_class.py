@@ -10,6 +10,9 @@ from pipeline.core.figures import Number, Ratio
 from pipeline.core.plain import Facts, Plain
 from pipeline.steps.facts.accuracy import Accuracy
 
+BUSY = 0.5
+"""CPUs that others may keep busy before a measurement decides nothing."""
+
 
 @dataclass(frozen=True)
 class OnClass(Plain):
@@ -53,3 +56,18 @@ class ClassFacts(Facts):
     busy: float = 0.0
     samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     answers: Mapping[str, Answers] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why latencies decide nothing; "" if they may."""
+        if self.busy > BUSY:
+            return f"others kept {self.busy:.1f} CPUs busy while latency was measured"
+        return ""
+
+    def trusted_latency(self, precision: str) -> Number:
+        """The latency of an artifact, as far as it is to be trusted."""
+        answers = self.answers.get(precision)
+        doubt = self.problem or (answers.problem if answers else "")
+        if doubt:
+            return Number.not_measured(f"not to be trusted: {doubt}", unit="ms")
+        return self.artifacts[precision].latency

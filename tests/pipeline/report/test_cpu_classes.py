@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from pipeline.core.answers import Answers
 from pipeline.core.figures import Number, Ratio, State
 from pipeline.report import cpu_classes
+from pipeline.report.gates import judge_class
 from pipeline.report.markdown import page
-from pipeline.report.model import GateReport, Part, Run
+from pipeline.report.model import GateFailure, GateReport, Part, Run
 from pipeline.report.terminal import summary
 from pipeline.steps.facts.accuracy import Accuracy
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+from tests.pipeline.report.making import configured
 
 
 def number(value: float, unit: str = "") -> Number:
@@ -84,9 +87,49 @@ def test_timed_calls_that_answer_otherwise_choose_nothing(run: Run, wrong: str) 
     )
 
 
-def test_a_gate_that_does_not_hold_rules_out(run: Run) -> None:
-    (line,) = cpu_classes.lines(replace(with_class(run), gates=run.gates))
-    assert "use fp32; int8: a gate does not hold: agreement is" in line
+def failing(precision: str) -> GateFailure:
+    return GateFailure(
+        "ort", precision, "agreement", "min_agreement", 0.995, 0.99, State.RESTRICTED
+    )
+
+
+@pytest.mark.parametrize(("precision", "use"), [("int8", "fp32"), ("fp32", "int8")])
+def test_a_gate_that_does_not_hold_there_rules_out(run: Run, precision: str, use: str) -> None:
+    found = replace(with_class(run), class_failures={"cpu-class/ort-avx2": (failing(precision),)})
+    (line,) = cpu_classes.lines(found)
+    assert line.endswith(
+        f"; use {use}; {precision}: a gate does not hold there: agreement is 0.99, min_agreement "
+        "allows 0.995 (measured here, restricted)"
+    )
+
+
+def test_a_gate_that_does_not_hold_on_this_machine_rules_out_nothing_there(run: Run) -> None:
+    found = replace(with_class(run), gates=GateReport(2, 2, (failing("int8"), failing("fp32"))))
+    (line,) = cpu_classes.lines(found)
+    assert line.endswith("; use int8")
+
+
+def test_gates_are_judged_on_the_figures_of_the_class(run: Run, tmp_path: Path) -> None:
+    (part,) = with_class(run).cpu_classes
+    config = configured(tmp_path, "min_agreement: 0.995, max_latency_ms: 1.5")
+    failures = judge_class(config, part.facts)
+    assert [(each.precision, each.gate, each.state) for each in failures] == [
+        ("fp32", "min_agreement", State.RESTRICTED),
+        ("fp32", "max_latency_ms", State.RESTRICTED),
+        ("int8", "min_agreement", State.RESTRICTED),
+    ]
+    assert judge_class(configured(tmp_path, "min_agreement: 0.99"), part.facts) == ()
+
+
+@pytest.mark.parametrize(
+    "doubtful", [{"busy": 1.2}, {"answers": {"fp32": Answers(32, 4, 0.9)}}], ids=["busy", "answers"]
+)
+def test_latency_in_doubt_fails_no_gate_there(
+    run: Run, tmp_path: Path, doubtful: dict[str, Any]
+) -> None:
+    (part,) = with_class(run).cpu_classes
+    facts = replace(part.facts, **doubtful)
+    assert judge_class(configured(tmp_path, "max_latency_ms: 1.5"), facts) == ()
 
 
 def test_what_was_not_measured_says_why(run: Run) -> None:
