@@ -137,6 +137,22 @@ def describe() -> dict[str, Any]:
     return facts
 
 
+MOST_BUSY = 0.5
+"""Share of the granted CPUs that other processes may keep busy while something is measured."""
+
+
+def busy_with_others(load: float, cpus: int) -> str:
+    """Why a measurement decides nothing, if others took too much meanwhile; "" if they did not.
+
+    Args:
+        load: CPUs that other processes kept busy.
+        cpus: CPUs that this process may use.
+    """
+    if load <= MOST_BUSY * cpus:
+        return ""
+    return f"other processes kept {load:.1f} of {cpus} CPUs busy"
+
+
 def load(seconds: float = 0.5) -> float:
     """CPUs that others keep busy while this process waits: they disturb a measurement."""
     import psutil

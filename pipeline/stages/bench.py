@@ -25,7 +25,6 @@ from pipeline.stages.memory import WORKER, memory_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.bench import (
     FEWEST_CALLS,
-    MOST_BUSY,
     PYTORCH,
     BatchLatency,
     BenchFacts,
@@ -378,8 +377,8 @@ def endurance(
     reasons = []
     if calls < TENTHS * FEWEST_CALLS:
         reasons.append(f"{calls} calls, and {TENTHS * FEWEST_CALLS} are needed")
-    if load > MOST_BUSY * granted:
-        reasons.append(f"other processes kept {load:.1f} of {granted} CPUs busy")
+    if told := machine.busy_with_others(load, granted):
+        reasons.append(told)
     reasons += [answers.problem] if answers.problem else []
     known = all(parts)
     return Sustained(

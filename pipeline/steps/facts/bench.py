@@ -15,7 +15,7 @@ from pipeline.core.figures import (
     Ratio,
     Throughput,
 )
-from pipeline.core.machine import Machine
+from pipeline.core.machine import Machine, busy_with_others
 from pipeline.core.plain import Facts, Plain
 from pipeline.core.runner import DeviceState
 from pipeline.core.timing import ENGINE, Protocol
@@ -26,10 +26,6 @@ PYTORCH = "pytorch"
 FEWEST_CALLS = 30
 """Timed calls from which a median is trusted: of 30, its 95 % interval lies between the 10th and
 the 21st shortest, whatever the distribution; of 6 it is all that was seen."""
-
-MOST_BUSY = 0.5
-"""Share of the granted CPUs that other processes may keep busy."""
-
 
 VALID = "valid"
 
@@ -51,8 +47,8 @@ def _few(calls: int) -> Iterator[str]:
 
 
 def _busy(load: float, cpus: int) -> Iterator[str]:
-    if load > MOST_BUSY * cpus:
-        yield f"other processes kept {load:.1f} of {cpus} CPUs busy"
+    if told := busy_with_others(load, cpus):
+        yield told
 
 
 @dataclass(frozen=True)

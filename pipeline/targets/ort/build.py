@@ -3,10 +3,10 @@
 Two files come out of one graph: `model.onnx`, which every ONNX Runtime takes, and, for float32 on a
 CPU with a blocked layout, `model.blocked.onnx`, which is written in that layout and runs only on
 CPUs with the same width of blocks and the same ONNX Runtime. For CPUs with the other width there is
-a third. What is opened on CPUs of this class is decided here, by measuring; elsewhere the blocked
-file that fits is opened, if it answers as the portable one does, else the portable one. ONNX
-Runtime's own saved optimization is not used: it ties the file to a CPU as well, keeps the reorders,
-and its bytes differ from run to run.
+a third. What is opened on CPUs of this class, and how, is decided here, by measuring; elsewhere the
+blocked file that fits is opened as it was asked for, if it answers as the portable one does, else
+the portable one. ONNX Runtime's own saved optimization is not used: it ties the file to a CPU as
+well, keeps the reorders, and its bytes differ from run to run.
 """
 
 from __future__ import annotations
@@ -245,6 +245,7 @@ def try_models(
     return {
         **notes,
         "decided_on": certificate.here(),
+        "asked": settings.to_dict(),
         "model": chosen.model,
         "session": chosen.settings.to_dict(),
         "tuning": tuning,
@@ -346,9 +347,10 @@ def _choose(
     ways |= _other_provider(job, folder, settings, images, tuning)
     quiet = choose(Trial(folder, ways, threads, one, seconds / 2), kept=kept)
     tuning["settings"] = quiet.to_dict()
-    job.log(f"chosen: {quiet.name}, {quiet.medians[quiet.name]:.2f} ms")
+    doubt = f", as asked for: {quiet.doubt}" if quiet.doubt else ""
+    job.log(f"chosen: {quiet.name}, {quiet.medians[quiet.name]:.2f} ms{doubt}")
     chosen, sleeping = ways[quiet.name], _sleeping(ways[quiet.name])
-    if threads == 1 or sleeping == chosen or chosen.settings.provider != "cpu":
+    if threads == 1 or sleeping == chosen or chosen.settings.provider != "cpu" or quiet.doubt:
         return chosen, {**tuning, "chosen": quiet.name}
     both = {quiet.name: chosen, f"{quiet.name}{SLEEPING}": sleeping}
     trial = Trial(folder, both, threads, one, BESIDE_OTHERS * seconds, contention.rivals())
@@ -391,7 +393,7 @@ def _beside_others(
     """
     first = next(iter(busy.medians))
     slower = busy.medians[first] / quiet_ms
-    gains = busy.ratios[busy.name].interval[1] * cost < 1
+    gains = busy.ratios[busy.name].interval[1] * cost < 1 and not busy.doubt
     name = busy.name if slower > MOST_BESIDE_OTHERS and gains else first
     job.log(f"beside other processes {slower:.1f} times as long, chosen: {name}")
     facts = {**busy.to_dict(), "chosen": name, "rivals": contention.rivals()}

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from calibration.ranges import Method
     from calibration.sensitivity import Outcome, Search
     from calibration.table import Table
-    from pipeline.core.figures import Ratio
     from pipeline.core.network import Images, Logits
     from pipeline.graphs.bias import Means
     from pipeline.graphs.gelu_int8 import GeluFit
@@ -114,7 +113,8 @@ class Int8Ort(Form):
         model = chosen.build(kinds, excluded)
         onnx.checker.check_model(model, full_check=True)
         write_atomically(destination, model.SerializeToString(deterministic=True))
-        ratio = work.compare_latency(model)
+        timed = work.compare_latency(model)
+        ratio = timed.ratios["int8"]
         kept = len(chosen.blocks) - len(excluded)
         return {
             "method": str(work.method),
@@ -135,9 +135,9 @@ class Int8Ort(Form):
             "quantized_blocks": kept,
             "sensitivity": found.to_dict(),
             "ratio_to_float32": {"value": ratio.value, "interval": list(ratio.interval)},
-            "warnings": list(chosen.table.warnings),
+            "warnings": [*chosen.table.warnings, *_busy(timed)],
             "ranges": [row.to_dict() for row in rows(chosen.table)],
-            **_verdict(found, ratio, kept),
+            **_verdict(found, timed, kept),
             **told,
         }
 
@@ -160,11 +160,16 @@ class Int8Ort(Form):
         return {}
 
 
-def _verdict(found: Search, ratio: Ratio, kept: int) -> dict[str, Any]:
-    """Whether int8 is worth it here, and why not."""
-    reasons = []
+def _busy(timed: Choice) -> list[str]:
+    """That a comparison with float32 says nothing, if so."""
+    return [f"not compared with float32: {timed.doubt}"] if timed.doubt else []
+
+
+def _verdict(found: Search, timed: Choice, kept: int) -> dict[str, Any]:
+    """Whether int8 is worth it here, and why not; time in doubt speaks neither for nor against."""
+    reasons, ratio = [], timed.ratios["int8"]
     low, high = ratio.interval
-    if not ratio.faster:
+    if not ratio.faster and not timed.doubt:
         reasons.append(
             f"it takes {ratio.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of float32"
         )
@@ -454,7 +459,11 @@ class _Work:
             f"all but {part}": variant.build(kinds, blocks) for part, blocks in parts.items()
         }
         choice = self._measure(graphs)
-        slow = [p for p in parts if choice.ratios[f"all but {p}"].interval[1] < 1 - MARGIN]
+        slow = [
+            part
+            for part in parts
+            if choice.ratios[f"all but {part}"].interval[1] < 1 - MARGIN and not choice.doubt
+        ]
         if len(slow) == len(parts):
             # Nothing would be left; that float32 is faster is for the final comparison to say.
             slow = []
@@ -529,9 +538,9 @@ class _Work:
         blocks = [block for block in variant.blocks if block not in slow]
         return search(blocks, evaluate, baseline=self.judge.baseline, limits=limits)
 
-    def compare_latency(self, model: onnx.ModelProto) -> Ratio:
-        """Time of the graph relative to that of our own float32 build."""
-        return self._measure({"float32": None, "int8": model}).ratios["int8"]
+    def compare_latency(self, model: onnx.ModelProto) -> Choice:
+        """Time of the graph, "int8", relative to that of our own float32 build."""
+        return self._measure({"float32": None, "int8": model})
 
     def _measure(self, graphs: Mapping[str, onnx.ModelProto | None]) -> Choice:
         """Compare latencies, with all threads; None stands for our float32 build.

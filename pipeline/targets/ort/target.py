@@ -96,13 +96,15 @@ class OrtTarget(Target):
             provider=options.provider,
         )
         rewrite = self.precisions[job.precision] == FLOAT32
-        if rewrite and options.gelu == "tanh":
-            from pipeline.targets.ort.build import by_tanh
+        if not rewrite:
+            return self._build(job, folder, settings, options)
+        if options.gelu == "exact":
+            return {"gelu": "exact", **self._build(job, folder, settings, options)}
+        from pipeline.targets.ort.build import by_tanh
 
-            with tempfile.TemporaryDirectory(prefix="gelu-") as temporary:
-                other = by_tanh(job, Path(temporary))
-                return {"gelu": "tanh", **self._build(other, folder, settings, options)}
-        return self._build(job, folder, settings, options)
+        with tempfile.TemporaryDirectory(prefix="gelu-") as temporary:
+            other = by_tanh(job, Path(temporary))
+            return {"gelu": "tanh", **self._build(other, folder, settings, options)}
 
     def _build(
         self, job: BuildJob, folder: Path, settings: Settings, options: OrtOptions
@@ -166,7 +168,7 @@ class OrtTarget(Target):
         """See `Target.missing`."""
         if not find_spec("onnxruntime"):
             return f"onnxruntime is not installed: {INSTALL}"
-        provider = _settings(artifact).provider
+        provider = _asked(artifact).provider
         # Every ONNX Runtime has the CPU: planning need not load it to know.
         return None if provider == "cpu" else providers.missing(provider, runtime())
 
@@ -245,7 +247,7 @@ class OrtTarget(Target):
         if reason := self.missing(artifact):
             raise UnavailableError(reason)
         artifact.verify()
-        settings = replace(_settings(artifact), provider="cpu")
+        settings = replace(_settings(artifact)[0], provider="cpu")
         threads = machine.resolve_threads(settings.threads)
         return OrtPhotoRunner(artifact.path(PHOTO), settings, threads)
 
@@ -280,12 +282,9 @@ def how_to_open(artifact: Artifact) -> tuple[Path, Settings]:
     ONNX Runtime. On the class of CPUs that decided by measuring, it is taken if it was chosen; on
     another class if it answers as the portable file does, since no measurement says more.
     """
-    from pipeline.targets.ort import certificate
-
-    settings = _settings(artifact)
+    settings, decided = _settings(artifact)
     facts, layout = artifact.facts, artifact.facts.get("layout", {})
-    decided = facts.get("decided_on", certificate.here()) == certificate.here()
-    if decided and facts.get("model") != BLOCKED:
+    if (decided and facts.get("model") != BLOCKED) or settings.provider != "cpu":
         return artifact.path(PORTABLE), settings
     if PROBE not in artifact.files or layout.get("onnxruntime") != runtime().__version__:
         return artifact.path(PORTABLE), settings
@@ -327,9 +326,29 @@ def _threads(asked: int | None, settings: Settings) -> int | None:
     return settings.threads if asked is None else asked
 
 
-def _settings(artifact: Artifact) -> Settings:
+def _settings(artifact: Artifact) -> tuple[Settings, bool]:
+    """How to open an artifact on this CPU, and whether a measurement on such a one decided it.
+
+    What was measured holds for the class of CPUs that it was measured on, where the provider that
+    it chose is there; else the artifact is opened as it was asked for.
+    """
+    from pipeline.targets.ort import certificate
+
+    chosen, asked = _stated(artifact, "session"), _asked(artifact)
+    decided = artifact.facts.get("decided_on", certificate.here()) == certificate.here()
+    if decided and chosen.provider != asked.provider:
+        decided = providers.missing(chosen.provider, runtime()) is None
+    return (chosen, True) if decided else (asked, False)
+
+
+def _asked(artifact: Artifact) -> Settings:
+    """How an artifact was asked to be opened; of an older build, how it was chosen to be."""
+    return _stated(artifact, "asked" if "asked" in artifact.facts else "session")
+
+
+def _stated(artifact: Artifact, fact: str) -> Settings:
     try:
-        return Settings.from_dict(artifact.facts["session"])
+        return Settings.from_dict(artifact.facts[fact])
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{artifact.folder} does not say how to open it: build it again"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from calibration.kept import Kept
+from pipeline.core import machine
 from pipeline.core.contention import contended
 from pipeline.core.errors import ArtifactError
 from pipeline.core.figures import Latency, Ratio, ratio
@@ -112,8 +113,10 @@ class Trial:
             name: start(self.folder / way.model, way.settings, self.threads)
             for name, way in self.candidates.items()
         }
+        watch = machine.Watch()
         with contended(self.rivals):
             times = interleave(sessions, self.images, self.seconds)
+        others = watch.others()  # rivals have ended, and are none of them
         if self.rivals:
             times = {name: means(calls) for name, calls in times.items()}
         first = next(iter(times))
@@ -121,6 +124,7 @@ class Trial:
             {name: Latency(tuple(t)).p50 for name, t in times.items()},
             {name: ratio(t, times[first]) for name, t in times.items()},
             len(times[first]),
+            round(others, 2),
         )
 
 
@@ -132,11 +136,13 @@ class Comparison(Plain):
         medians: Milliseconds of every candidate, by name.
         ratios: Every candidate against the first, by name, with its interval.
         samples: Of each: timed calls, or means of `MEAN_OF`.
+        others: CPUs that other processes kept busy meanwhile.
     """
 
     medians: Mapping[str, float]
     ratios: Mapping[str, Ratio]
     samples: int
+    others: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ class Choice:
         ratios: Every candidate against the first, by name.
         samples: Of each: timed calls, or means of `MEAN_OF`.
         fastest: The candidate with the smallest median, beyond doubt or not.
+        doubt: Why the measurement decides nothing; "" if it may.
     """
 
     name: str
@@ -156,12 +163,14 @@ class Choice:
     ratios: Mapping[str, Ratio]
     samples: int
     fastest: str
+    doubt: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "chosen": self.name,
             "samples": self.samples,
+            **({"invalid": self.doubt} if self.doubt else {}),
             "candidates": {
                 name: {
                     "p50_ms": round(median, 4),
@@ -211,7 +220,8 @@ def choose(trial: Trial, margin: float = 0.0, kept: Kept | None = None) -> Choic
     """Measure candidates and choose one.
 
     The first one stays unless another is faster beyond doubt: the whole interval of its ratio to
-    the first, which comes from `FEWEST` samples at least, lies below 1 - margin.
+    the first, which comes from `FEWEST` samples at least, lies below 1 - margin. While other
+    processes keep the CPUs busy, nothing takes its place: what waits best is fastest then.
 
     Args:
         trial: What is compared.
@@ -227,11 +237,13 @@ def choose(trial: Trial, margin: float = 0.0, kept: Kept | None = None) -> Choic
         kept.put(key, found.to_dict())
     medians, ratios = found.medians, found.ratios
     first = next(iter(trial.candidates))
-    others = [name for name in trial.candidates if name != first and found.samples >= FEWEST]
+    doubt = machine.busy_with_others(found.others, machine.granted())
+    enough = found.samples >= FEWEST and not doubt
+    others = [name for name in trial.candidates if name != first and enough]
     faster = [name for name in others if ratios[name].interval[1] < 1 - margin]
     best = min(faster, key=lambda name: medians[name], default=first)
     fastest = min(trial.candidates, key=lambda name: medians[name])
-    return Choice(best, medians, ratios, found.samples, fastest)
+    return Choice(best, medians, ratios, found.samples, fastest, doubt)
 
 
 def _known(kept: Kept, key: str, candidates: Mapping[str, Candidate]) -> Comparison | None:

@@ -198,10 +198,22 @@ def test_a_faster_graph_is_worth_it(
     convert: Convert, small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ratio, worth in ((Ratio(0.7, (0.65, 0.75)), True), (Ratio(0.99, (0.9, 1.1)), False)):
-        monkeypatch.setattr(quantize._Work, "compare_latency", lambda self, model, r=ratio: r)
+        timed = Choice("float32", {}, {"int8": ratio}, 9, "int8")
+        monkeypatch.setattr(quantize._Work, "compare_latency", lambda self, model, t=timed: t)
         _, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
         assert facts["worth_it"] is worth
     assert "0.99 (95 %: 0.90 to 1.10) of the time of float32" in facts["why_not"]
+
+
+def test_a_busy_machine_says_nothing_against_8_bits(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratio, doubt = Ratio(1.3, (1.2, 1.4)), "other processes kept 1.5 of 2 CPUs busy"
+    timed = Choice("float32", {}, {"int8": ratio}, 9, "float32", doubt)
+    monkeypatch.setattr(quantize._Work, "compare_latency", lambda self, model: timed)
+    _, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
+    assert (facts["worth_it"], facts["why_not"]) == (True, "")
+    assert facts["warnings"][-1] == f"not compared with float32: {doubt}"
 
 
 def test_blocks_that_lose_too_much_stay_in_float32(
@@ -221,11 +233,12 @@ def test_blocks_that_lose_too_much_stay_in_float32(
 
 
 @pytest.mark.parametrize(
-    ("faster_without", "left"),
+    ("faster_without", "doubt", "left"),
     [
-        ((), []),
-        (("stages.0",), ["stages.0.blocks.0", "stages.0.blocks.1"]),
-        (("stem", "stages.0", "head"), []),
+        ((), "", []),
+        (("stages.0",), "", ["stages.0.blocks.0", "stages.0.blocks.1"]),
+        (("stages.0",), "other processes kept 1.5 of 2 CPUs busy", []),
+        (("stem", "stages.0", "head"), "", []),
     ],
 )
 def test_parts_that_are_slower_in_8_bits_stay_in_float32(
@@ -233,13 +246,15 @@ def test_parts_that_are_slower_in_8_bits_stay_in_float32(
     small_graph: Callable[..., onnx.ModelProto],
     monkeypatch: pytest.MonkeyPatch,
     faster_without: tuple[str, ...],
+    doubt: str,
     left: list[str],
 ) -> None:
     def measured(self: Any, graphs: dict[str, Any]) -> Choice:
         fast = {f"all but {part}" for part in faster_without}
         value = {name: 0.8 if name in fast else 1.0 for name in graphs}
         ratios = {name: Ratio(v, (v - 0.01, v + 0.01)) for name, v in value.items()}
-        return Choice(next(iter(graphs)), value, ratios, 9, min(value, key=lambda n: value[n]))
+        fastest = min(value, key=lambda name: value[name])
+        return Choice(next(iter(graphs)), value, ratios, 9, fastest, doubt)
 
     monkeypatch.setattr(quantize, "MARGIN", 0.05)
     monkeypatch.setattr(quantize._Work, "_measure", measured)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -368,6 +369,52 @@ def test_few_samples_prove_nothing(
     slow = {name: [time] * 9 * calls for name, time in (("a", 2.0), ("b", 1.0))}
     monkeypatch.setattr(tune, "interleave", lambda *_: slow)
     assert chosen(tmp_path, rivals=1).name == best
+
+
+@pytest.mark.parametrize(("others", "best"), [(1.0, "b"), (1.1, "a")])
+def test_a_busy_machine_chooses_nothing(
+    tmp_path: Path,
+    measured: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    others: float,
+    best: str,
+) -> None:
+    monkeypatch.setattr(machine, "granted", lambda: 2)
+    monkeypatch.setattr(machine.Watch, "others", lambda self: others)
+    choice = chosen(tmp_path)
+    assert (choice.name, choice.fastest) == (best, "b")
+    told = {} if best == "b" else {"invalid": "other processes kept 1.1 of 2 CPUs busy"}
+    assert {k: v for k, v in choice.to_dict().items() if k == "invalid"} == told
+    # What was kept of it is in doubt as well.
+    monkeypatch.setattr(machine.Watch, "others", lambda self: 0.0)
+    assert chosen(tmp_path) == choice
+    assert measured == [("a", "b")]
+
+
+def test_threads_are_left_as_asked_for_on_a_busy_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.Watch, "others", lambda self: 1.5)
+    times = {True: 2.0, False: 1.0}
+    facts = built_beside_others(tmp_path, monkeypatch, times, {True: 9.0, False: 1.0})
+    assert facts["session"]["spinning"] is True
+    assert "contended" not in facts["tuning"]
+    assert facts["tuning"]["settings"]["invalid"] == "other processes kept 1.5 of 2 CPUs busy"
+
+
+def test_what_others_take_beside_rivals_leaves_threads_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = tune.Trial.measure
+
+    def measured(trial: Trial) -> tune.Comparison:
+        return replace(measure(trial), others=1.5 if trial.rivals else 0.0)
+
+    monkeypatch.setattr(tune.Trial, "measure", measured)
+    quiet = {True: 1.0, False: 1.2}
+    facts = built_beside_others(tmp_path, monkeypatch, quiet, {True: 9.0, False: 1.0})
+    assert facts["session"]["spinning"] is True
+    assert "invalid" in facts["tuning"]["contended"]
 
 
 def test_there_is_time_for_enough_samples_beside_others(
