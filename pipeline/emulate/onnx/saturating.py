@@ -61,25 +61,36 @@ class Saturation:
         pairs: Pairs that were multiplied.
         saturated: Those of them that saturated.
         largest: Largest magnitude of a pair's sum.
+        lost: Sum of the squares of what saturation took from the layer's sums.
+        exact: Sum of the squares of these sums without saturation.
     """
 
     layer: str
     pairs: int = 0
     saturated: int = 0
     largest: int = 0
+    lost: float = 0.0
+    exact: float = 0.0
 
     @property
     def share(self) -> float:
         """Share of the pairs that saturated."""
         return self.saturated / self.pairs if self.pairs else 0.0
 
-    def with_more(self, pairs: int, saturated: int, largest: int) -> Saturation:
+    @property
+    def error(self) -> float:
+        """Relative error of the layer's sums, before what is added to them: by saturation alone."""
+        return (self.lost / self.exact) ** 0.5 if self.exact else 0.0
+
+    def with_more(self, other: Saturation) -> Saturation:
         """The same after further images."""
         return Saturation(
             self.layer,
-            self.pairs + pairs,
-            self.saturated + saturated,
-            max(self.largest, largest),
+            self.pairs + other.pairs,
+            self.saturated + other.saturated,
+            max(self.largest, other.largest),
+            self.lost + other.lost,
+            self.exact + other.exact,
         )
 
 
@@ -222,7 +233,7 @@ class SaturatingExecutor(OnnxExecutor):
             weight = torch.nn.functional.pad(weight, (0, 1))
             columns = torch.nn.functional.pad(columns, (0, 0, 0, 1))
         pairs = weight.float().unflatten(1, (-1, 2))
-        saturated, largest = 0, 0.0
+        saturated, largest, change = 0, 0.0, torch.zeros_like(sums)
         for outputs, places in _in_doubt(pairs, columns.shape[1]):
             first, second = (
                 pairs[outputs, places, i, None] * columns[2 * places + i].float() for i in (0, 1)
@@ -231,11 +242,12 @@ class SaturatingExecutor(OnnxExecutor):
             over = both.clamp(LOWEST, HIGHEST) - both
             saturated += int((over != 0).sum())
             largest = max(largest, float(both.abs().max()))
-            sums.index_add_(0, outputs, over.double())
+            change.index_add_(0, outputs, over.double())
         count = pairs.shape[0] * pairs.shape[1] * columns.shape[1]
-        before = self._seen.get(name, Saturation(name))
-        self._seen[name] = before.with_more(count, saturated, int(largest))
-        return sums
+        lost, exact = (float(values.square().sum()) for values in (change, sums))
+        more = Saturation(name, count, saturated, int(largest), lost, exact)
+        self._seen[name] = self._seen.get(name, Saturation(name)).with_more(more)
+        return sums + change
 
 
 def _in_doubt(pairs: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:

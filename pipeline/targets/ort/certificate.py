@@ -43,12 +43,14 @@ class UnsafeLayer(Plain):
         saturated: Share of the products that saturated over the calibration images; None if
             nothing was run.
         largest: Largest magnitude of two products' sum; None likewise.
+        error: Relative error of the layer's sums by that alone; None likewise.
     """
 
     layer: str
     pairs: float
     saturated: float | None = None
     largest: int | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _with_figures(layer: UnsafeLayer, found: dict[str, Saturation]) -> UnsafeLay
     seen = found.get(layer.layer)
     if seen is None:
         return layer
-    return UnsafeLayer(layer.layer, layer.pairs, seen.share, seen.largest)
+    return UnsafeLayer(layer.layer, layer.pairs, seen.share, seen.largest, seen.error)
 
 
 def of_graph(graph: Path) -> Certificate:

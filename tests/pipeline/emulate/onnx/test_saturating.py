@@ -119,7 +119,17 @@ def test_saturated_sums_are_those_written_out() -> None:
     executor = SaturatingExecutor(quantized(two_layers()))
     found = executor._sums("t", torch.from_numpy(weight).float(), torch.from_numpy(x).float())
     assert np.array_equal(found.numpy(), expected)
-    assert (expected != weight @ x).any()
+    exact = weight @ x
+    assert (expected != exact).any()
+    seen = executor.saturation()["t"]
+    assert seen.error == pytest.approx(
+        np.linalg.norm(expected - exact) / np.linalg.norm(exact), rel=1e-12
+    )
+    # The same images again change no share and no error.
+    executor._sums("t", torch.from_numpy(weight).float(), torch.from_numpy(x).float())
+    again = executor.saturation()["t"]
+    assert (again.pairs, again.saturated) == (2 * seen.pairs, 2 * seen.saturated)
+    assert again.error == pytest.approx(seen.error, rel=1e-12)
 
 
 def test_safe_weights_give_the_same_with_and_without_vnni() -> None:

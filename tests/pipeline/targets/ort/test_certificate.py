@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,9 +13,13 @@ from calibration import judge
 from calibration.ranges import Range
 from calibration.sample import CalibrationSet
 from pipeline.core.cpu_classes import CLASSES
+from pipeline.core.network import Network
 from pipeline.graphs.qdq_ort import activations, candidates_of, insert_pairs
+from pipeline.targets.base import BuildJob
 from pipeline.targets.ort import certificate
 from pipeline.targets.ort.certificate import certify, unsafe_layers
+from pipeline.targets.ort.options import OrtOptions
+from pipeline.targets.ort.target import OrtTarget
 
 Graph = Callable[..., onnx.ModelProto]
 
@@ -58,6 +63,41 @@ def test_other_weights_are_certified_for_vnni_and_emulated_elsewhere(
     assert by_layer["x0"].pairs > 0
     assert by_layer["x0"].largest is not None
     assert by_layer["x0"].largest > 32767 or by_layer["x0"].saturated == 0
+    for layer in found.unsafe:
+        assert layer.error is not None
+        assert (layer.error > 0) is bool(layer.saturated)
+    assert found.measured_on == certificate.here()
+
+
+def test_the_class_that_judged_is_stated_in_every_case(
+    small_graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "visible_instructions", lambda: ("avx2", "fma", "avx_vnni"))
+    for safe in (True, False):
+        assert certify(quantized(small_graph(), safe=safe)).measured_on == "avx2-vnni"
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_artifact_states_where_it_was_judged_and_what_it_is_certified_for(
+    small_graph: Graph, tmp_path: Path, *, safe: bool
+) -> None:
+    graph, folder = tmp_path / "int8.onnx", tmp_path / "built"
+    onnx.save(quantized(small_graph(), safe=safe), graph)
+    folder.mkdir()
+    job = BuildJob(
+        network=Network("small", ("a", "b", "c", "d"), (3, 8, 8), {"size": 8}),
+        precision="int8",
+        options=OrtOptions(tune=False),
+        graph=graph,
+        module=lambda: pytest.fail("this target builds from the graph"),
+        calibration=lambda n: pytest.fail("the graph is quantized already"),
+        batch=None,
+        log=lambda line: None,
+    )
+    stated = OrtTarget().build(job, folder)["certificate"]
+    assert stated["measured_on"] == certificate.here()
+    assert stated["certified_for"] == [name for name, cls in CLASSES.items() if safe or cls.vnni]
+    assert ("x0" in stated["unsafe_layers"]) is not safe
 
 
 @pytest.mark.parametrize(
