@@ -6,18 +6,20 @@ ones that travel in a bundle or lie in the results, or those that the user names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.api.model import Answering, load
-from pipeline.commands.bench import BenchReport, latency_table
+from pipeline.commands.bench import BenchReport, latency_table, with_settings
 from pipeline.commands.validate import Judged
 from pipeline.config import BenchConfig
 from pipeline.core import figures, machine, timing
+from pipeline.core.answers import Audit, Drawing
 from pipeline.core.errors import (
     ArtifactError,
     DataError,
@@ -35,10 +37,11 @@ from pipeline.core.words import shown
 from pipeline.exports.golden import Golden, golden_of
 from pipeline.report import text
 from pipeline.report.terminal import render
+from pipeline.stages.bench import endurance
 from pipeline.stages.drawn import Drawn
 from pipeline.stages.validate import accuracy
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.facts.bench import doubt_about
+from pipeline.steps.facts.bench import Sustained, doubt_about, validity_of
 from pipeline.targets.registry import TARGETS
 
 NOISE = "seeded noise"
@@ -70,6 +73,7 @@ def bench_alone(
     *,
     data: str | None = None,
     batch: Sequence[int] = (),
+    sustained: float | None = None,
     **settings: Any,
 ) -> BenchReport:
     """Measure artifacts that lie anywhere, interleaved with each other.
@@ -78,17 +82,16 @@ def bench_alone(
         folders: Their folders.
         data: Images to measure on; None for the golden ones, or noise where there are none.
         batch: Batch sizes.
+        sustained: Also call each without a rest for so many seconds.
         settings: What differs from the defaults of `bench` in a configuration.
 
     Raises:
         ArtifactError: One of them is damaged.
-        InputError: They are of networks with different inputs, or two have the same name.
+        InputError: They are of networks with different inputs, two have the same name, or a number
+            is beyond what makes sense.
         UnavailableError: This machine does not run all of them.
     """
-    stated = {name: value for name, value in settings.items() if value is not None}
-    if batch:
-        stated["batches"] = tuple(batch)
-    bench = BenchConfig(**stated)
+    bench = with_settings(BenchConfig(), batches=tuple(batch) or None, **settings)
     artifacts = {_name(folder): artifact_alone(folder) for folder in folders}
     if len(artifacts) < len(folders):
         raise InputError("the same artifact was named twice")
@@ -103,9 +106,19 @@ def bench_alone(
             opened = TARGETS[str(artifact.facts["target"])].open(artifact, threads=bench.threads)
             runners[name] = stack.enter_context(opened)
             _require_batches(name, opened, bench.batches)
+        watch = machine.Watch()
         timed = {
             size: timing.interleaved(runners, drawn.batches(size), protocol)
             for size in bench.batches
+        }
+        first = drawn.batches(bench.batches[0])
+        share = replace(protocol, max_seconds=protocol.max_seconds / len(runners))
+        audits = {name: timing.repeated(runner, first, share) for name, runner in runners.items()}
+        load = max(load_before, watch.others())
+        lasting = {
+            name: _endure(name, runner, drawn, bench, sustained)
+            for name, runner in runners.items()
+            if sustained
         }
         devices = {name: runner.device for name, runner in runners.items()}
     summed = {
@@ -117,16 +130,30 @@ def bench_alone(
     }
     granted = machine.Machine.here().cpus_granted
     fewest = min(len(calls[timing.ENGINE].samples) for calls in timed[bench.batches[0]].values())
-    doubt = doubt_about(fewest, load_before, granted)
+    doubt = doubt_about(fewest, load, granted)
+    faults = {name: _faults(load, granted, audit) for name, audit in audits.items()}
+    valid = {
+        size: {
+            name: validity_of(phases[timing.ENGINE].samples, faults[name])
+            for name, phases in by_name.items()
+        }
+        for size, by_name in summed.items()
+    }
     lines = [f"{name}: {device}" for name, device in devices.items()]
     lines.append(f"{measured_here()}, on {images_are}")
     if doubt:
         lines.append(f"(!) latency is not to be trusted: {doubt}")
+    lines += [f"{name}: {audit.words}" for name, audit in audits.items() if audit]
+    lines += _validity_lines(valid)
+    lines += [f"{name}: {found.words}" for name, found in lasting.items()]
     plain = {
         "state": str(measured_here()),
         "images": images_are,
         "doubt": doubt,
         "devices": devices,
+        "validity": valid,
+        "repeated": {name: audit.to_dict() for name, audit in audits.items() if audit},
+        "sustained": {name: found.to_dict() for name, found in lasting.items()},
         "batches": {
             size: {
                 name: {phase: calls.to_dict() for phase, calls in phases.items()}
@@ -136,6 +163,30 @@ def bench_alone(
         },
     }
     return BenchReport(render(latency_table(summed), *lines), plain)
+
+
+def _endure(
+    name: str, runner: Runner, drawn: Drawn, bench: BenchConfig, seconds: float
+) -> Sustained:
+    """Call a runner without a rest."""
+    size, watch = bench.batches[0], machine.Watch()
+    found = timing.sustained(runner, drawn.batches(size), seconds, bench.warmup)
+    return endurance(found, size, drawn.compare(name, size, Drawing()), watch.others())
+
+
+def _faults(load: float, cpus: int, audit: Audit | None) -> list[str]:
+    """What is against a measurement, however many calls there are."""
+    problems = (machine.busy_with_others(load, cpus), audit.problem if audit else "")
+    return [problem for problem in problems if problem]
+
+
+def _validity_lines(
+    valid: Mapping[int, Mapping[str, Mapping[str, str]]],
+) -> Iterator[str]:
+    for batch, by_name in valid.items():
+        for name, states in by_name.items():
+            for percentile, state in states.items():
+                yield f"batch {batch}: {name}: {percentile} {state}"
 
 
 def _name(folder: Path) -> str:

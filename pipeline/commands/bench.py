@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from rich.table import Table
 
 from pipeline.commands.artifacts import bench_step, builds_of, log_of
 from pipeline.commands.console import RichConsole
 from pipeline.commands.validate import in_words, restrict
-from pipeline.config import Config
+from pipeline.config import BenchConfig, Config
 from pipeline.core import contention
 from pipeline.core.errors import GateFailedError, InputError, UnavailableError
 from pipeline.core.figures import LatencySummary, measured_here
@@ -82,7 +83,8 @@ def bench(
         sustained: Also call each artifact without a rest for so many seconds.
 
     Raises:
-        InputError: The artifacts are not built, or a precision is not among them.
+        InputError: The artifacts are not built, a precision is not among them, or a number is
+            beyond what makes sense.
         UnavailableError: This machine cannot run any of them.
     """
     if as_cpu is not None and target not in TARGETS:
@@ -95,8 +97,7 @@ def bench(
         "warmup": warmup,
         "max_seconds": max_seconds,
     }
-    settings = {name: value for name, value in chosen.items() if value is not None}
-    config = config.model_copy(update={"bench": config.bench.model_copy(update=settings)})
+    config = config.model_copy(update={"bench": with_settings(config.bench, **chosen)})
     profiles: dict[str, Profile] = {}
     with (
         log_of(config, required=False) as log,
@@ -142,6 +143,25 @@ def bench(
     }
     code = GateFailedError.exit_code if _answers_wrong(facts.measured) else 0
     return BenchReport(text, {**plain, "profile": profiles} if profiles else plain, code)
+
+
+def with_settings(bench: BenchConfig, **chosen: Any) -> BenchConfig:
+    """How to measure, with what the command line says in place of what a configuration does.
+
+    Args:
+        bench: The configuration's.
+        chosen: By name; None leaves it.
+
+    Raises:
+        InputError: A number is beyond what makes sense.
+    """
+    given = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        return BenchConfig.model_validate({**bench.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, *_ = map(str, first["loc"])
+        raise InputError(f"bench.{name}: {first['msg']}, not {first['input']}") from error
 
 
 def _answers_wrong(measured: Measured) -> bool:

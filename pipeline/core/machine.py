@@ -72,6 +72,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def cpu_as_seen() -> str:
+    """Model of the CPU, and of which class a runtime takes it to be in a restricted process."""
+    restriction = cpu_classes.restriction()
+    return f"{cpu_name()}, restricted to {restriction.title}" if restriction else cpu_name()
+
+
 @functools.cache
 def instructions() -> tuple[str, ...]:
     """Extensions of the CPU's instruction set that matter, sorted; none where it does not tell."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pipeline.core.machine import cpu_name, resolve_threads
+from pipeline.core.machine import cpu_as_seen, resolve_threads
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Runner
 from pipeline.steps.facts.accuracy import FLOAT16_LIMIT, ModuleRange
@@ -33,7 +33,7 @@ class TorchRunner(Runner):
         self.before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         granted = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        self.device = f"PyTorch {torch.__version__}, eager, float32, {granted}, {cpu_name()}"
+        self.device = f"PyTorch {torch.__version__}, eager, float32, {granted}, {cpu_as_seen()}"
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -49,6 +49,21 @@ def _few(calls: int) -> Iterator[str]:
 def _busy(load: float, cpus: int) -> Iterator[str]:
     if told := busy_with_others(load, cpus):
         yield told
+
+
+def validity_of(calls: int, faults: Iterable[str]) -> dict[str, str]:
+    """Whether each percentile stands: "valid", or "invalid: " and why.
+
+    Args:
+        calls: How many were timed.
+        faults: What is against the measurement, however many calls there are.
+    """
+    found, known = {}, tuple(faults)
+    for name, needed in (("p90", SAMPLES_FOR_P90), ("p99", SAMPLES_FOR_P99)):
+        few = f"{calls} calls, and {needed} are needed" if calls < needed else ""
+        why = "; ".join(filter(None, (few, *known)))
+        found[name] = f"invalid: {why}" if why else VALID
+    return found
 
 
 @dataclass(frozen=True)
@@ -220,13 +235,7 @@ class Measured(Facts):
             phase: Which part of a call.
         """
         calls = self.batches[batch].phases[runner][phase].samples
-        faults = "; ".join(self._faults(runner))
-        found = {}
-        for name, needed in (("p90", SAMPLES_FOR_P90), ("p99", SAMPLES_FOR_P99)):
-            few = f"{calls} calls, and {needed} are needed" if calls < needed else ""
-            why = "; ".join(filter(None, (few, faults)))
-            found[name] = f"invalid: {why}" if why else VALID
-        return found
+        return validity_of(calls, self._faults(runner))
 
     def headline(self, runner: str) -> Number:
         """Median engine time of a runner at the first batch size."""

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core import cpu_classes
 from pipeline.core.errors import InputError
-from pipeline.core.machine import cpu_name
+from pipeline.core.machine import cpu_as_seen
 from pipeline.core.network import Images, Logits, Pixels
 from pipeline.core.runner import PhotoRunner, Runner
 from pipeline.targets.ort.session import Settings, runtime, start
@@ -32,7 +31,7 @@ class OrtRunner(Runner):
             self.smallest = self.largest = self._input.shape[0]
         self.device = (
             f"ONNX Runtime {runtime().__version__}, {self._session.get_providers()[0]}, "
-            f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_name()}{_restriction()}"
+            f"{threads} {'thread' if threads == 1 else 'threads'}, {cpu_as_seen()}"
         )
 
     def __call__(self, images: Images) -> Logits:
@@ -73,7 +72,7 @@ class OrtPhotoRunner(PhotoRunner):
     def __init__(self, model: Path, settings: Settings, threads: int) -> None:
         self._session: Any = start(model, settings, threads)
         self._input = self._session.get_inputs()[0].name
-        self.device = f"ONNX Runtime {runtime().__version__}, {model.name}, {cpu_name()}"
+        self.device = f"ONNX Runtime {runtime().__version__}, {model.name}, {cpu_as_seen()}"
 
     def __call__(self, photo: Pixels) -> Logits:
         """See `PhotoRunner.__call__`."""
@@ -90,9 +89,3 @@ class OrtPhotoRunner(PhotoRunner):
     def close(self) -> None:
         """See `PhotoRunner.close`."""
         self._session = None
-
-
-def _restriction() -> str:
-    """Which CPU the session saw, if not the one that is here."""
-    cls = cpu_classes.restriction()
-    return f", restricted to {cls.title}" if cls else ""

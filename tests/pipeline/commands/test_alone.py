@@ -18,8 +18,10 @@ import pipeline
 from care.data import open_dataset
 from pipeline.cli import main
 from pipeline.commands.alone import bench_alone
-from pipeline.core import timing
+from pipeline.core import machine, timing
+from pipeline.core.answers import Audit
 from pipeline.core.errors import InputError
+from pipeline.core.figures import Ratio
 from pipeline.exports.golden import Golden, golden_of
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.registry import TARGETS
@@ -122,19 +124,70 @@ def test_latency_needs_nothing_but_the_folder(there: Path) -> None:
     assert "(!) latency is not to be trusted: only 3 calls were timed" in result.output
 
 
+def test_a_folder_alone_is_called_without_a_rest_where_that_is_asked_for(there: Path) -> None:
+    result = invoke("bench", "--artifact", "ort/fp32", "--sustained", "0.2", *FAST)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output.splitlines()[-1])["sustained"]["ort/fp32"]
+    assert found["seconds"] >= 0.2
+    assert "ort/fp32: 0 s without a rest:" in " ".join(result.output.split())
+    plain = json.loads(invoke("bench", "--artifact", "ort/fp32", *FAST).output.splitlines()[-1])
+    assert plain["sustained"] == {}
+
+
+def test_percentiles_of_a_folder_alone_say_whether_they_stand(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "load", lambda: 0.0)
+    monkeypatch.setattr(machine, "granted", lambda: 2)
+    monkeypatch.setattr(machine.Watch, "others", lambda self: 1.5)
+    report = bench_alone([Path("ort/fp32")], samples=64, warmup=1)
+    busy = "other processes kept 1.5 of 2 CPUs busy"
+    assert report.plain["doubt"] == busy
+    assert report.plain["validity"][1]["ort/fp32"] == {
+        "p90": f"invalid: {busy}",
+        "p99": f"invalid: 64 calls, and 662 are needed; {busy}",
+    }
+    assert "one image again and again takes" in " ".join(report.text.split())
+    monkeypatch.setattr(machine.Watch, "others", lambda self: 0.0)
+    monkeypatch.setattr(timing, "repeated", lambda runner, batches, protocol: None)
+    report = bench_alone([Path("ort/fp32")], samples=64, warmup=1)
+    assert report.plain["validity"][1]["ort/fp32"]["p90"] == "valid"
+    forgetful = Audit(60, Ratio(0.5, (0.4, 0.6)))
+    monkeypatch.setattr(timing, "repeated", lambda runner, batches, protocol: forgetful)
+    report = bench_alone([Path("ort/fp32")], samples=64, warmup=1)
+    assert "answers are remembered" in report.plain["validity"][1]["ort/fp32"]["p90"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--samples", "100000000", "bench.samples: Input should be less than or equal to 1000000"),
+        ("--warmup", "100000000", "bench.warmup: Input should be less than or equal to 1000000"),
+        ("--max-seconds", "1e9", "bench.max_seconds: Input should be less than or equal to 604800"),
+        ("--threads", "9999", "bench.threads: Input should be less than or equal to 4096"),
+        ("--batch", "9999999", "bench.batches: Input should be less than or equal to 65536"),
+    ],
+)
+def test_numbers_that_are_slips_of_the_pen_are_refused(
+    there: Path, option: str, value: str, told: str
+) -> None:
+    result = invoke("bench", "--artifact", "ort/fp32", option, value)
+    assert (result.exit_code, told in " ".join(result.output.split())) == (2, True), result.output
+
+
 def test_a_folder_alone_is_measured_until_its_median_is_settled(
     there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[timing.Protocol] = []
     measure = timing.interleaved
 
-    def watched(runners: Any, batches: Any, protocol: timing.Protocol) -> Any:
+    def watched(runners: Any, batches: Any, protocol: timing.Protocol, **more: Any) -> Any:
         asked.append(protocol)
-        return measure(runners, batches, protocol)
+        return measure(runners, batches, protocol, **more)
 
     monkeypatch.setattr(timing, "interleaved", watched)
     bench_alone([Path("ort/fp32")], samples=3, warmup=1, settled=0.5)
-    assert [each.settled for each in asked] == [0.5]
+    assert [each.settled for each in asked] == [0.5, 0.5]  # and the audit
 
 
 def test_without_golden_images_latency_is_measured_on_noise(there: Path) -> None:

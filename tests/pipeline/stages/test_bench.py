@@ -135,6 +135,12 @@ def test_what_is_measured_beside_latency(context: Any) -> None:
     assert len(latency.samples_ms["pytorch"]) == 3
 
 
+def test_a_repeated_image_is_audited_for_every_runner(context: Any) -> None:
+    measured = measure(context, Echo([]), batches=(1, 2))
+    assert set(measured.repeated) == {"fp32", PYTORCH}
+    assert measured.repeated["fp32"].calls == 3
+
+
 @pytest.mark.parametrize("runner", [partial(Echo, smallest=2), partial(Echo, largest=2)])
 def test_a_batch_that_a_runner_does_not_take_is_refused(context: Any, runner: Any) -> None:
     with pytest.raises(InputError, match=r"Echo fp32 takes batches of .*: change bench\.batches"):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from pipeline.config import BenchConfig
+from pipeline.core import machine, timing
 from pipeline.core.answers import Answers
 from pipeline.core.cpu_classes import named
 from pipeline.core.errors import UnavailableError
-from pipeline.core.figures import State
-from pipeline.core.timing import Protocol
-from pipeline.stages import cpu_class
+from pipeline.core.figures import Latency, State
+from pipeline.core.timing import ENGINE, Protocol
+from pipeline.stages import class_worker, cpu_class
 from pipeline.stages.class_worker import Figures, Job
 from pipeline.stages.cpu_class import ClassStep
 from pipeline.stages.names import LOGITS
@@ -152,6 +153,61 @@ def test_what_cannot_be_measured_is_no_failure(step: Any, tmp_path: Any, reason:
     found = ClassFacts.from_facts(step.build(tmp_path), "test")
     assert found.why_not == reason
     assert not found.artifacts
+
+
+class Toy:
+    """A runner that notes in which order things happen."""
+
+    smallest, largest, device = 1, None, "toy"
+
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+
+    def __enter__(self) -> Toy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.append("closed")
+
+
+def test_the_worker_enters_the_class_before_it_opens_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+
+    def opened(artifact: Any, threads: int | None) -> Toy:
+        done.append(f"open {artifact} with {threads}")
+        return Toy(done)
+
+    target = SimpleNamespace(restrict=lambda cls: done.append(f"as {cls.name}"), open=opened)
+    monkeypatch.setattr(class_worker, "TARGETS", {"toy": target})
+    monkeypatch.setattr(class_worker, "Artifact", SimpleNamespace(read=lambda place: place.name))
+    monkeypatch.setattr(class_worker, "_logits", lambda runner, samples, batch: PYTORCH)
+    monkeypatch.setattr(
+        class_worker, "_timed", lambda *_: Figures({"int8": "toy"}, 0.0, {"int8": (1.0,)})
+    )
+    protocol = Protocol(1, 3, 1.0)
+    job = Job("avx2", "toy", {"int8": "built"}, "samples", 8, 2, protocol)
+    class_worker.work(job, tmp_path)
+    assert done == ["as avx2", "open built with 2", "closed"]
+    assert (np.load(tmp_path / "int8.npy") == PYTORCH).all()
+    assert Figures.from_dict(json.loads((tmp_path / "figures.json").read_text()), "test").devices
+
+
+@pytest.mark.parametrize(("before", "meanwhile"), [(1.2, 0.1), (0.1, 1.2)])
+def test_the_worker_tells_how_busy_it_was_before_and_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: float, meanwhile: float
+) -> None:
+    monkeypatch.setattr(machine, "load", lambda: before)
+    monkeypatch.setattr(machine.Watch, "others", lambda self: meanwhile)
+    calls: dict[str, dict[str, Latency]] = {"int8": {ENGINE: Latency((1.0, 2.0))}}
+    monkeypatch.setattr(timing, "interleaved", lambda *_, hear: calls)
+    np.save(tmp_path / "int8.npy", PYTORCH)
+    drawn = SimpleNamespace(batches=lambda size: [], compare=lambda *_: Answers(2, 0, 0.0))
+    monkeypatch.setattr(class_worker, "draw", lambda samples, judged: drawn)
+    runners: Any = {"int8": Toy([])}
+    found = class_worker._timed(runners, Any, Protocol(1, 3, 1.0), tmp_path)  # type: ignore[arg-type]
+    assert (found.busy, found.samples_ms["int8"]) == (1.2, (1.0, 2.0))
 
 
 def test_a_worker_that_lacks_something_says_so(

@@ -162,6 +162,45 @@ def test_onnx_runtime_takes_the_kernels_of_the_class(tmp_path: Path) -> None:
     assert done.stdout == "8 AVX2 measured here, restricted\n", done.stderr
 
 
+@needs_compiler
+@pytest.mark.slow
+def test_runtimes_are_taken_from_copies_without_a_cpuid_and_torch_is_told() -> None:
+    done = python(
+        "import os\n"
+        "from pathlib import Path\n"
+        "from pipeline.core import cpu_classes\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        "found = [name for name in as_cpu.PACKAGES if as_cpu._installed(name)]\n"
+        "as_cpu.enter(cpu_classes.named('avx2'))\n"
+        "copied = {name: as_cpu._installed(name).parent for name in found}\n"
+        "left = [len(as_cpu._places(library.read_bytes())) for name, folder in copied.items()\n"
+        "        for library in as_cpu._libraries(folder / name)]\n"
+        "faults = as_cpu._can_fault()\n"
+        "told = os.environ['ATEN_CPU_CAPABILITY'], os.environ['ONEDNN_MAX_CPU_ISA']\n"
+        "print('onnxruntime' in found, len(left) > 0, told)\n"
+        "print(faults or (set(copied.values()) == {as_cpu._copies()} and not any(left)))\n"
+    )
+    assert done.stdout == "True True ('avx2', 'AVX2')\nTrue\n", done.stderr
+
+
+def test_kernels_of_openvino_are_chosen_in_what_is_copied(tmp_path: Path) -> None:
+    for package, name in (
+        ("openvino/libs", "libopenvino.so.2630"),
+        ("openvino/libs", "libopenvino_intel_cpu_plugin.so"),
+        ("openvino/libs", "libopenvino_ir_frontend.so.2630"),
+        ("onnxruntime/capi", "onnxruntime_pybind11_state.cpython-311-x86_64-linux-gnu.so"),
+        ("onnxruntime_ep_openvino", "libonnxruntime_providers_openvino.so"),
+    ):
+        (tmp_path / package).mkdir(parents=True, exist_ok=True)
+        (tmp_path / package / name).touch()
+    assert {"onnxruntime", "openvino", "onnxruntime_ep_openvino"} == set(as_cpu.PACKAGES)
+    assert {file.name.partition(".")[0] for file in as_cpu._libraries(tmp_path)} == {
+        "libopenvino",
+        "libopenvino_intel_cpu_plugin",
+        "onnxruntime_pybind11_state",
+    }
+
+
 def test_copies_in_an_inherited_search_path_are_not_copied_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
