@@ -571,7 +571,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="Default: 1 and 8.")
 @click.option("--threads", "counts", multiple=True, type=click.IntRange(1), help="Default: 1, 2.")
 @click.option("--seconds", default=30.0, show_default=True, help="Of each configuration.")
-@click.option("--quick", is_flag=True, help="CARE-S0, batch 1, all threads, 8 seconds.")
+@click.option("--quick", is_flag=True, help="8 seconds; by itself CARE-S0, batch 1, all threads.")
 @click.option("--int8/--no-int8", default=True, help="Our int8 build too.")
 @click.option("--torch/--no-torch", default=True, help="PyTorch, and torch.compile, too.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
@@ -596,7 +596,8 @@ def main(
     play(as_cpu)
     available = granted()
     if quick:
-        models, batches, counts, seconds = ("care_s0",), (1,), (available,), min(seconds, 8.0)
+        models, batches, seconds = models or ("care_s0",), batches or (1,), min(seconds, 8.0)
+        counts = counts or (available,)
     counts = counts or tuple(range(1, min(available, 2) + 1))
     if max(counts) > available:
         raise click.UsageError(f"--threads: this process may use {available} CPUs")

@@ -134,7 +134,11 @@ def test_without_a_baseline_there_is_no_ratio(monkeypatch: pytest.MonkeyPatch) -
         cpu_latency.measure("care_s0", [], 1, 1, 0.1)
 
 
-def test_more_threads_than_granted_are_refused() -> None:
-    result = CliRunner().invoke(main, ["--threads", "4096"])
+@pytest.mark.parametrize("more", [[], ["--quick"]])
+def test_more_threads_than_granted_are_refused(
+    monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "load", lambda: pytest.fail("refused before anything is measured"))
+    result = CliRunner().invoke(main, ["--threads", "4096", *more])
     assert result.exit_code == 2
     assert "this process may use" in result.output

@@ -9,12 +9,15 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.core.errors import BuildError
-from pipeline.core.figures import State
-from pipeline.report.model import EARLIER, FORMAT, NOT_SELECTED, Run
+from pipeline.core.figures import Number, State
+from pipeline.report import results
+from pipeline.report.model import EARLIER, FORMAT, NOT_SELECTED, Part, Run
 from pipeline.report.results import collect
 from pipeline.report.write import write
 from pipeline.scheduler.execute import Outcome
 from pipeline.steps.artifact import MANIFEST, Artifact
+from pipeline.steps.facts.accuracy import Accuracy
+from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
 from pipeline.steps.facts.graphs import BuildFacts, RepairFacts
 from pipeline.steps.library import Library
 from pipeline.steps.stated import Stated
@@ -74,6 +77,27 @@ def test_gates_are_judged_and_rule_out(run: Run) -> None:
     assert (run.gates.limits, run.gates.judged) == (6, 4)
     assert run.choice["ort"].precision == "fp32"
     assert run.choice["ort"].why["int8"].startswith("a gate does not hold: agreement is 0.945")
+
+
+def test_gates_of_a_class_of_cpus_decide_what_to_use_there_alone(
+    partial: Partial, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = Number(0.95, State.RESTRICTED, by="ort, restricted to AVX2", samples=100)
+    one = OnClass(Accuracy(agreement, agreement, agreement), agreement, agreement)
+    facts = ClassFacts("ort", "avx2", "AVX2", "i9-9900", artifacts={"fp32": one})
+    part = Part("cpu-class/ort-avx2", False, 1, "d", "k", {}, {}, {}, 1.0, facts)
+    monkeypatch.setattr(results, "_classes", lambda config, shelf: (part,))
+    found = partial(*STEPS, there=True, gates="min_agreement: 0.9")
+    assert found.class_failures == {part.name: ()}
+    found = partial(*STEPS, there=True, gates="min_agreement: 0.951")
+    (failure,) = found.class_failures[part.name]
+    assert (failure.gate, failure.value, failure.state) == (
+        "min_agreement",
+        0.95,
+        State.RESTRICTED,
+    )
+    assert failure not in found.gates.failures
+    assert Run.from_dict(found.to_dict(), "test").class_failures == found.class_failures
 
 
 def test_exit_codes(tmp_path: Path, partial: Partial, run: Run) -> None:
