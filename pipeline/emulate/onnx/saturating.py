@@ -284,13 +284,14 @@ class _Pair:
     def _sum(self, first: Tensor, second: Tensor) -> Tensor:
         """As MlasQLinearAdd: stored values, times a factor each, plus what is constant.
 
-        The kernel rounds once for each multiply-add; float64 holds the products in full.
+        The kernel rounds once for each multiply-add, also in what is constant, where its compiler
+        makes one of the first product; float64 holds the products in full.
         """
         one = self.left.scale / self.result.scale
         other = self.right.scale / self.result.scale
-        fixed = np.float32(self.result.zero) - np.float32(
-            one * np.float32(self.left.zero) + other * np.float32(self.right.zero)
-        )
+        second_zero = np.float32(other * np.float32(self.right.zero))
+        both_zeros = np.float32(float(one) * self.left.zero + float(second_zero))
+        fixed = np.float32(self.result.zero) - both_zeros
         moved = (second + self.right.zero).double() * float(other) + float(fixed)
         return ((first + self.left.zero).double() * float(one) + moved.float().double()).float()
 
@@ -311,6 +312,7 @@ class _Kernels:
         self._available = importlib.util.find_spec("onnxruntime") is not None
         self._model = model
         self._nodes = {node.output[0]: node for node in model.graph.node if node.output}
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._sessions: dict[str, Any] = {}
 
     def runs(self, step: Step) -> bool:
@@ -323,25 +325,52 @@ class _Kernels:
         output = step.node.outputs[0]
         if output not in self._sessions:
             self._sessions[output] = self._open(output)
+        turned = {node.output[0] for node in self._fused(output)}
         feeds = {
-            name: value.contiguous().numpy()
+            name: (value.mT if name in turned else value).contiguous().numpy()
             for name, value in zip(step.node.inputs, inputs, strict=True)
-            if name and value is not None
+            if name and value is not None and name not in self._constants
         }
         return torch.from_numpy(self._sessions[output].run(None, feeds)[0])
+
+    def _fused(self, output: str) -> list[onnx.NodeProto]:
+        """Transpositions that the runtime makes part of a product, whose sums differ then.
+
+        Those of 8-bit tensors it carries out before it dequantizes.
+        """
+        node, found = self._nodes[output], []
+        for name in dict.fromkeys(node.input) if node.op_type == "MatMul" else ():
+            maker = self._nodes.get(name)
+            if maker is None or maker.op_type != "Transpose" or not maker.attribute:
+                continue
+            source, perm = self._nodes.get(maker.input[0]), list(maker.attribute[0].ints)
+            turns = perm == [*range(len(perm) - 2), len(perm) - 1, len(perm) - 2]
+            if turns and (source is None or source.op_type != "DequantizeLinear"):
+                found.append(maker)
+        return found
 
     def _open(self, output: str) -> Any:
         import onnxruntime
 
-        node = self._nodes[output]
-        types = {t.name: t.data_type for t in self._model.graph.initializer}
+        node, fused = self._nodes[output], self._fused(output)
+        # Weights have to be constants: the blocked layout, which sums otherwise, takes no others.
+        names = [name for name in dict.fromkeys(node.input) if name]
+        stored = [self._constants[name] for name in names if name in self._constants]
         ports = [
-            helper.make_tensor_value_info(name, types.get(name, onnx.TensorProto.FLOAT), None)
-            for name in dict.fromkeys(node.input)
-            if name
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            for name in names
+            if name not in self._constants
         ]
         result = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
-        graph = helper.make_graph([node], "one", ports, [result])
+        turned = {each.output[0]: f"{each.output[0]}_turned" for each in fused}
+        alone = onnx.NodeProto()
+        alone.CopyFrom(node)
+        alone.input[:] = [turned.get(name, name) for name in node.input]
+        before = [
+            helper.make_node("Transpose", [name], [into], perm=each.attribute[0].ints)
+            for each, (name, into) in zip(fused, turned.items(), strict=True)
+        ]
+        graph = helper.make_graph([*before, alone], "one", ports, [result], stored)
         model = helper.make_model(graph, opset_imports=self._model.opset_import)
         model.ir_version = self._model.ir_version
         options = onnxruntime.SessionOptions()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper, numpy_helper
+import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration.ranges import Range
 from pipeline.core import machine
 from pipeline.core.cpu_classes import class_of
-from pipeline.emulate.onnx.saturating import SaturatingExecutor
+from pipeline.emulate.onnx.saturating import SaturatingExecutor, _pairs
 from pipeline.graphs.qdq_ort import activations, candidates_of, insert_pairs
 
 CPU = class_of(machine.instructions())
@@ -114,8 +116,6 @@ def test_saturated_sums_are_those_written_out() -> None:
     for k in range(0, 7, 2):
         pair = weight[:, k : k + 2].astype(np.int64) @ x[k : k + 2]
         expected += np.clip(pair, -32768, 32767)
-    import torch
-
     executor = SaturatingExecutor(quantized(two_layers()))
     found = executor._sums("t", torch.from_numpy(weight).float(), torch.from_numpy(x).float())
     assert np.array_equal(found.numpy(), expected)
@@ -170,3 +170,103 @@ def test_products_and_sigmoids_are_those_of_onnx_runtime() -> None:
     assert CPU is not None
     found = SaturatingExecutor(model, vnni=CPU.vnni).run(images(8))
     assert np.array_equal(found, by_onnxruntime(model, images(8)))
+
+
+@needs_x86
+@pytest.mark.slow
+def test_the_embedded_network_is_computed_bit_for_bit(embedded_results: Path) -> None:
+    """Weights in full 8 bits, GELU too: without VNNI most layers saturate."""
+    from calibration.ranges import method_named
+    from care.data import open_dataset
+    from pipeline.core.preprocess import Pictures, Preprocess
+    from pipeline.graphs.gelu_int8 import fit_gelus, replace_gelus
+    from pipeline.steps.artifact import Artifact
+    from pipeline.targets.ort.quantize import observed_ranges, prepare_graph
+
+    results = embedded_results
+    preprocess = Preprocess.from_dict(Artifact.read(results / "export").network().preprocess)
+    dataset = open_dataset("fashion-mnist", "validation")
+    pixels = np.stack([preprocess.pixels(dataset.image(index)) for index in range(96)])
+    x = Pictures(pixels, preprocess).images
+    source = prepare_graph(results / "onnx" / "model.onnx")
+    table, histograms = observed_ranges(source, x[:32], method_named("min-max"))
+    plain = insert_pairs(source, table.ranges, candidates_of(source))
+    model = replace_gelus(plain, fit_gelus(plain, histograms))
+    assert CPU is not None
+    executor = SaturatingExecutor(model, vnni=CPU.vnni)
+    assert np.array_equal(executor.run_all(x), by_onnxruntime(model, x))
+    without = executor if not CPU.vnni else SaturatingExecutor(model)
+    without.run_all(x[:8])
+    seen = without.saturation().values()
+    assert sum(each.saturated > 0 for each in seen) > len(seen) // 2
+
+
+@needs_x86
+@pytest.mark.parametrize("kind", ["Add", "Mul"])
+def test_sums_and_products_of_all_stored_values_are_those_of_onnx_runtime(kind: str) -> None:
+    """Sums lie on the edge of a step now and then: each rounding of the kernel counts."""
+    left, right = (each.ravel() for each in np.indices((256, 256), np.uint8))
+    rng = np.random.default_rng(2)
+    for _ in range(24):
+        scales = (rng.uniform(0.005, 0.05, 3)).astype(np.float32)
+        zeros = rng.integers(60, 190, 3, np.uint8)
+        constants = [
+            numpy_helper.from_array(np.array(value), f"{name}_{what}")
+            for name, scale, zero in zip("lro", scales, zeros, strict=True)
+            for what, value in (("scale", scale), ("zero", zero))
+        ]
+        nodes = [
+            helper.make_node("DequantizeLinear", ["l", "l_scale", "l_zero"], ["l_wide"], "l"),
+            helper.make_node("DequantizeLinear", ["r", "r_scale", "r_zero"], ["r_wide"], "r"),
+            helper.make_node(kind, ["l_wide", "r_wide"], ["wide"], "both"),
+            helper.make_node("QuantizeLinear", ["wide", "o_scale", "o_zero"], ["o"], "o"),
+        ]
+        ports = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["n"]) for name in "lro"]
+        graph = helper.make_graph(nodes, "pairs", ports[:2], ports[2:], constants)
+        opset = [helper.make_opsetid("", 20)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        expected = session.run(None, {"l": left, "r": right})[0]
+        ((_, pair),) = _pairs(model)
+        wide = [
+            (torch.from_numpy(values.astype(np.float32)) - float(zero)) * float(scale)
+            for values, scale, zero in zip((left, right), scales, zeros, strict=False)
+        ]
+        steps = torch.round(pair.run(*wide) / float(scales[2])) + int(zeros[2])
+        assert np.array_equal(steps.numpy(), expected)
+
+
+@needs_x86
+def test_a_convolution_that_stays_in_float32_is_that_of_onnx_runtime() -> None:
+    # Of constant weights it takes the blocked layout, whose kernels sum otherwise.
+    rng = np.random.default_rng(6)
+    source = graph_of(
+        [
+            helper.make_node("Conv", ["image", "w", "b"], ["a"], "c", strides=[4, 4]),
+            helper.make_node("Flatten", ["a"], ["y"], "flat"),
+        ],
+        ("batch", 3, 16, 16),
+        w=rng.standard_normal((32, 3, 4, 4)),
+        b=rng.standard_normal(32),
+    )
+    x = rng.standard_normal((32, 3, 16, 16)).astype(np.float32)
+    assert np.array_equal(SaturatingExecutor(source).run(x), by_onnxruntime(source, x))
+
+
+@needs_x86
+def test_a_product_with_a_turned_factor_is_that_of_onnx_runtime() -> None:
+    # Its kernels sum otherwise where they turn the factor themselves.
+    source = graph_of(
+        [
+            helper.make_node("ReduceSum", ["image", "axes"], ["sums"], "sum"),
+            helper.make_node("Transpose", ["sums"], ["turned"], "turn", perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", ["turned", "image"], ["product"], "product"),
+            helper.make_node("Flatten", ["product"], ["y"], "flat"),
+        ],
+        ("batch", 2, 16, 5),
+    )
+    source.graph.initializer.append(numpy_helper.from_array(np.array([3], np.int64), "axes"))
+    x = np.random.default_rng(5).standard_normal((64, 2, 16, 5)).astype(np.float32)
+    assert np.array_equal(SaturatingExecutor(source).run(x), by_onnxruntime(source, x))
