@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipeline.commands.artifacts import bench_step, builds_of, log_of
 from pipeline.commands.console import RichConsole
-from pipeline.commands.validate import in_words, restrict
+from pipeline.commands.validate import doubts, in_words, restrict
 from pipeline.config import BenchConfig, Config
 from pipeline.core import contention
 from pipeline.core.errors import GateFailedError, InputError, UnavailableError
@@ -107,12 +107,14 @@ def bench(
         context = make_context(config, log, console.progress)
         rivals = contention.rivals() if contended else 0
         endurance_s = sustained or 0.0
+        doubtful: list[str] = []
         if target == "torch":
             drawn = _of_pytorch(context)
             measured = stages_bench.measure(context, {}, "PyTorch", drawn, rivals, endurance_s)
             facts = BenchFacts(target, {}, measured)
         else:
             builds = builds_of(context, target, precision)
+            doubtful = doubts(TARGETS[target], builds)
             drawn = _of_target(context, bench_step(context, target))
             facts = stages_bench.measure_target(
                 context, TARGETS[target], builds, drawn, rivals, endurance_s
@@ -132,6 +134,7 @@ def bench(
     text = render(
         _latencies(facts.measured),
         _state(rivals),
+        *doubtful,
         *_lines(facts, facts.measured),
         *_profile_tables(profiles),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from pipeline.core.figures import measured_here
 from pipeline.report import text
 from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
+from pipeline.stages.build import BuildStep
 from pipeline.stages.images import read_labels
 from pipeline.stages.names import LOGITS
 from pipeline.stages.shards import logits_of
 from pipeline.stages.validate import ReferenceStep, ValidateStep, judge, measured
 from pipeline.steps.facts.accuracy import Accuracy
+from pipeline.targets.base import Target
 from pipeline.targets.registry import TARGETS
 
 
@@ -102,7 +104,14 @@ def validate(
         "accuracy": {name: accuracy.to_dict() for name, accuracy in found.items()},
     }
     lines = [line for name, accuracy in found.items() for line in _beside(name, accuracy, target)]
+    lines += doubts(TARGETS[target], builds)
     return Judged(render(table, *lines, in_words()), plain)
+
+
+def doubts(runtime: Target, builds: Iterable[BuildStep]) -> list[str]:
+    """What speaks against the answers of artifacts here, a line each."""
+    found = (runtime.doubt(step.artifact()) for step in builds)
+    return [f"(!) {doubt}" for doubt in found if doubt]
 
 
 def _beside(precision: str, accuracy: Accuracy, target: str) -> Iterator[str]:

@@ -59,10 +59,23 @@ def _obstacle(artifact: BuiltArtifact, failures: Sequence[GateFailure]) -> str:
         return artifact.failure
     if artifact.built is None or not artifact.built.files:
         return "was not built" if artifact.selected else NOT_SELECTED
+    if changed := _changed_by_approximation(artifact):
+        return changed
     for failure in failures:
         if (failure.target, failure.precision) == (artifact.target, artifact.precision):
             return f"a gate does not hold: {failure.words}"
     return ""
+
+
+def _changed_by_approximation(artifact: BuiltArtifact) -> str:
+    """That what its target approximates changes answers; "" if not: such a form has to keep all."""
+    assert artifact.built is not None
+    what, agreement = artifact.built.facts.more.get("approximates"), artifact.accuracy.agreement
+    if not what or agreement is None or agreement.value is None or agreement.value == 1:
+        return ""
+    images = agreement.samples or 0
+    changed = round((1 - agreement.value) * images)
+    return f"{what} gives {changed} of {images} validation images another class than PyTorch"
 
 
 def _unknown(artifacts: Sequence[BuiltArtifact]) -> str:

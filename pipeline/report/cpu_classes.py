@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from pipeline.core.cpu_classes import CLASSES
 from pipeline.core.figures import Number, State
 from pipeline.report import text
-from pipeline.report.model import Choice, GateFailure, Part, Run
+from pipeline.report.model import BuiltArtifact, Choice, GateFailure, Part, Run
 from pipeline.steps.facts.cpu_class import BUSY, ClassFacts, OnClass
 
 
 def lines(run: Run) -> Iterator[str]:
-    """A line for every class: accuracy, agreement, ratio, and the choice."""
+    """Where artifacts are certified, and for every class accuracy, agreement, ratio and choice."""
+    for artifact in run.artifacts:
+        if told := certified(run, artifact):
+            yield told
     for part in run.cpu_classes:
         yield line(run, part)
+
+
+def certified(run: Run, artifact: BuiltArtifact) -> str:
+    """On which CPUs an artifact gives the answers that were judged; "" if it does not say."""
+    built = artifact.built
+    stated = built.facts.more.get("certificate") if built else None
+    if built is None or not isinstance(stated, Mapping):
+        return ""
+    names = [CLASSES[name].title for name in stated.get("certified_for", ()) if name in CLASSES]
+    here = CLASSES.get(stated.get("measured_on", ""))
+    judged = f"judged on {here.title}" if here else "judged on a CPU of no such class"
+    if len(names) == len(CLASSES):
+        return f"{artifact.name}: certified for every class of x86 CPUs, {judged}"
+    layers = len(stated.get("unsafe_layers", ()))
+    told = (
+        f"(!) {artifact.name}: certified for {', '.join(names)} alone, {judged}: elsewhere 8-bit "
+        f"products of {layers} layers may saturate"
+    )
+    found = next((form for form in run.forms.values() if form.name in built.made_from), None)
+    figures = found.facts.more.get("certificate", {}) if found else {}
+    if not figures.get("state"):
+        return told
+    return (
+        f"{told} ({figures['state']}: top-1 {100 * figures['top1']:.2f} %, agreement "
+        f"{100 * figures['agreement']:.2f} % of the calibration images)"
+    )
 
 
 def line(run: Run, part: Part[ClassFacts]) -> str:

@@ -417,6 +417,10 @@ class Target(ABC):
         """
         return None
 
+    def doubt(self, artifact: Artifact) -> str:
+        """What speaks against the answers of an artifact on this machine; "" if nothing does."""
+        return ""
+
     def why_not_as(self, cls: CpuClass) -> str | None:
         """What is missing here to run as on a CPU of a class; None if nothing is."""
         return f"{self.title} does not run as on another CPU"

@@ -30,7 +30,7 @@ from pipeline.core.garbage import GARBAGE
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
 from pipeline.steps.facts.bench import Measured
-from pipeline.targets.registry import able
+from pipeline.targets.registry import TARGETS, able
 from tests.pipeline.steps.making import other_content, other_fact
 
 ROOT = Path(__file__).parents[2]
@@ -388,6 +388,18 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert "timed calls were given 10 distinct images in turn" in text
     assert "answers of timed calls are those of the validation" in text
     assert "fp32: peak memory" in text
+
+
+@pytest.mark.parametrize("command", ["validate", "bench"])
+def test_what_speaks_against_answers_here_is_on_the_screen(
+    config: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    told = "ort/int8 is certified for AVX2 + VNNI, not for this CPU"
+    monkeypatch.setattr(type(TARGETS["ort"]), "doubt", lambda self, artifact: told)
+    fast = () if command == "validate" else ("--samples", "3", "--max-seconds", "1")
+    result = invoke(command, "--target", "ort", "--config", str(config), *fast)
+    assert result.exit_code == 0, result.output
+    assert f"(!) {told}" in " ".join(result.stdout.split())
 
 
 def test_validate_prints_a_table_and_one_json_line(config: Path, finished: Path) -> None:

@@ -104,7 +104,8 @@ class OrtTarget(Target):
 
         with tempfile.TemporaryDirectory(prefix="gelu-") as temporary:
             other = by_tanh(job, Path(temporary))
-            return {"gelu": "tanh", **self._build(other, folder, settings, options)}
+            built = self._build(other, folder, settings, options)
+            return {"gelu": "tanh", "approximates": "gelu: tanh", **built}
 
     def _build(
         self, job: BuildJob, folder: Path, settings: Settings, options: OrtOptions
@@ -172,6 +173,16 @@ class OrtTarget(Target):
         # Every ONNX Runtime has the CPU: planning need not load it to know.
         return None if provider == "cpu" else providers.missing(provider, runtime())
 
+    def doubt(self, artifact: Artifact) -> str:
+        """See `Target.doubt`: it is not certified for this CPU."""
+        from pipeline.targets.ort import certificate
+
+        stated = artifact.facts.get("certificate")
+        if not isinstance(stated, dict):
+            return ""
+        certified = tuple(stated.get("certified_for", ()))
+        return certificate.warning(certified, artifact.name) or ""
+
     def why_not_as(self, cls: CpuClass) -> str | None:
         """See `Target.why_not_as`."""
         from pipeline.targets.ort import as_cpu
@@ -233,8 +244,7 @@ class OrtTarget(Target):
         if reason is not None:
             raise UnavailableError(reason)
         artifact.verify()
-        doubt = _doubt(artifact)
-        if doubt is not None:
+        if doubt := self.doubt(artifact):
             from pipeline.targets.ort import certificate
 
             warnings.warn(doubt, certificate.CertificateWarning, stacklevel=3)
@@ -310,16 +320,6 @@ def _answers_alike(artifact: Artifact) -> bool:
     if key not in _ALIKE:
         _ALIKE[key] = same_answers(artifact.path(OTHER_BLOCKED), artifact.path(PORTABLE))
     return _ALIKE[key]
-
-
-def _doubt(artifact: Artifact) -> str | None:
-    """What speaks against the answers of an artifact on this CPU; None if nothing does."""
-    from pipeline.targets.ort import certificate
-
-    stated = artifact.facts.get("certificate")
-    if not isinstance(stated, dict):
-        return None
-    return certificate.warning(tuple(stated.get("certified_for", ())), artifact.name)
 
 
 def _threads(asked: int | None, settings: Settings) -> int | None:

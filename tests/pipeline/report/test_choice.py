@@ -106,6 +106,27 @@ def test_a_gate_that_does_not_hold_rules_out(run: Run, both: list[BuiltArtifact]
     assert choose(both[:1], None, [failure]).precision is None
 
 
+@pytest.mark.parametrize(("agreement", "use"), [(1.0, "fp32"), (0.9999, "int8"), (None, "fp32")])
+def test_a_form_that_approximates_has_to_keep_every_class(
+    run: Run, both: list[BuiltArtifact], agreement: float | None, use: str
+) -> None:
+    built = both[0].built
+    assert built is not None
+    facts = replace(built.facts, more={"approximates": "gelu: tanh"})
+    number = (
+        Number.not_measured("not run yet")
+        if agreement is None
+        else Number(agreement, State.MEASURED, by="x", samples=10_000)
+    )
+    accuracy = replace(both[0].accuracy, agreement=number)
+    both[0] = replace(both[0], built=replace(built, facts=facts), accuracy=accuracy)
+    found = choose(both, timed(run, fp32=1.0, int8=1.2), [])
+    assert found.precision == use
+    if use == "int8":
+        told = "gelu: tanh gives 1 of 10000 validation images another class than PyTorch"
+        assert found.why["fp32"] == told
+
+
 def test_gates_of_others_rule_out_nothing(run: Run, both: list[BuiltArtifact]) -> None:
     others = [GateFailure("ort", "fp32-more", *LIMIT), GateFailure("trt", "fp32", *LIMIT)]
     assert choose(both, timed(run, fp32=1.0, int8=1.2), others).precision == "fp32"

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from pipeline.core.answers import Answers
+from pipeline.core.cpu_classes import CLASSES
 from pipeline.core.figures import Number, Ratio, State
 from pipeline.report import cpu_classes
 from pipeline.report.gates import judge_class
 from pipeline.report.markdown import page
-from pipeline.report.model import GateFailure, GateReport, Part, Run
+from pipeline.report.model import BuiltArtifact, GateFailure, GateReport, Part, Run
 from pipeline.report.terminal import summary
 from pipeline.steps.facts.accuracy import Accuracy
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
@@ -65,6 +66,46 @@ def test_another_precision_must_hold_and_be_faster(
 ) -> None:
     (line,) = cpu_classes.lines(with_class(run, **change))
     assert line.endswith(f"; use fp32; {reason}")
+
+
+def certified(run: Run, *classes: str) -> Run:
+    """The run whose int8 artifact says what it is certified for."""
+    stated = {"certified_for": list(classes), "measured_on": "avx2", "unsafe_layers": ["a", "b"]}
+
+    def with_it(artifact: BuiltArtifact) -> BuiltArtifact:
+        if artifact.name != "ort/int8":
+            return artifact
+        assert artifact.built is not None
+        facts = replace(artifact.built.facts, more={"certificate": stated})
+        made_from = {"precision/int8-ort": "x"}
+        return replace(artifact, built=replace(artifact.built, facts=facts, made_from=made_from))
+
+    return replace(run, artifacts=tuple(map(with_it, run.artifacts)), cpu_classes=())
+
+
+def test_the_report_says_where_an_artifact_is_certified(run: Run) -> None:
+    assert list(cpu_classes.lines(certified(run, *CLASSES))) == [
+        "ort/int8: certified for every class of x86 CPUs, judged on AVX2"
+    ]
+    told = (
+        "(!) ort/int8: certified for AVX-512 + VNNI, AVX2 + VNNI alone, judged on AVX2: elsewhere "
+        "8-bit products of 2 layers may saturate"
+    )
+    partly = certified(run, "avx512-vnni", "avx2-vnni")
+    assert list(cpu_classes.lines(partly)) == [told]
+    figures = {"state": "emulated: x86 without VNNI", "top1": 0.9264, "agreement": 0.9773}
+    form = next(iter(run.forms.values()))
+    emulated = replace(
+        form,
+        name="precision/int8-ort",
+        facts=replace(form.facts, more={"certificate": figures}),
+    )
+    assert list(cpu_classes.lines(replace(partly, forms={"int8-ort": emulated}))) == [
+        f"{told} (emulated: x86 without VNNI: top-1 92.64 %, agreement 97.73 % of the calibration "
+        "images)"
+    ]
+    assert told in " ".join(summary(partly).split())
+    assert "certified for AVX-512" in page(partly)
 
 
 def test_a_busy_machine_chooses_nothing(run: Run) -> None:

@@ -335,11 +335,14 @@ def test_opening_an_artifact_that_is_not_certified_warns(
             warnings.simplefilter("always")
             TARGET.open(artifact, threads=1).close()
         assert bool(caught) is warned
+        assert ("is certified for AVX2 + VNNI, not for" in TARGET.doubt(artifact)) is warned
+    assert TARGET.doubt(built) == ""
 
 
 def test_gelu_by_tanh_is_asked_for_and_named(build: Build, pictures: Images) -> None:
     exact, tanh = build(), build(gelu="tanh")
     assert (exact.facts["gelu"], tanh.facts["gelu"]) == ("exact", "tanh")
+    assert ("approximates" in exact.facts, tanh.facts["approximates"]) == (False, "gelu: tanh")
     kinds = [
         [a.s for node in onnx.load(made.path(PORTABLE)).graph.node for a in node.attribute
          if a.name == "approximate"]
