@@ -48,6 +48,9 @@ FLOAT_KERNELS = frozenset(
 )
 """Operators whose last bit depends on who computes them."""
 
+MOVING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that move values and compute nothing."""
+
 _CHUNK = 1 << 24
 """Products of pairs that are held at a time."""
 
@@ -409,6 +412,14 @@ class _Reader:
         node = self.dequantized(name)
         return None if node is None else self.stored(node)
 
+    def before_moving(self, name: str) -> str:
+        """The tensor whose values were only moved: the runtime moves 8 bits, not what they mean."""
+        maker = self.makers.get(name)
+        while maker is not None and maker.op_type in MOVING:
+            name = maker.input[0]
+            maker = self.makers.get(name)
+        return name
+
     def result(self, name: str) -> _Stored | None:
         """How a tensor that is only quantized is stored."""
         after = self.readers.get(name, [])
@@ -473,6 +484,6 @@ def _factors(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[_Stored, _Stor
     reader = _Reader(model)
     for node in reader.nodes:
         if node.op_type == "MatMul" and reader.result(node.output[0]) is None:
-            left, right = (reader.activation(name) for name in node.input)
+            left, right = (reader.activation(reader.before_moving(name)) for name in node.input)
             if left and right:
                 yield node.output[0], (left, right)

@@ -270,3 +270,27 @@ def test_a_product_with_a_turned_factor_is_that_of_onnx_runtime() -> None:
     source.graph.initializer.append(numpy_helper.from_array(np.array([3], np.int64), "axes"))
     x = np.random.default_rng(5).standard_normal((64, 2, 16, 5)).astype(np.float32)
     assert np.array_equal(SaturatingExecutor(source).run(x), by_onnxruntime(source, x))
+
+
+@needs_x86
+def test_a_product_of_moved_8_bit_tensors_is_one_of_integers() -> None:
+    source = graph_of(
+        [
+            helper.make_node("Conv", ["image", "w1"], ["a"], "c1"),
+            helper.make_node("Conv", ["image", "w2"], ["b"], "c2"),
+            helper.make_node("Reshape", ["a", "rows"], ["r"], "rows"),
+            helper.make_node("Reshape", ["b", "rows"], ["s"], "more"),
+            helper.make_node("Transpose", ["s"], ["t"], "turn", perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["r", "t"], ["p"], "product"),
+            helper.make_node("Flatten", ["p"], ["y"], "flat"),
+        ],
+        ("batch", 3, 5, 5),
+        w1=np.random.default_rng(7).standard_normal((4, 3, 1, 1)),
+        w2=np.random.default_rng(8).standard_normal((4, 3, 1, 1)),
+    )
+    source.graph.initializer.append(numpy_helper.from_array(np.array([0, 4, 25]), "rows"))
+    model = quantized(source)
+    assert CPU is not None
+    executor = SaturatingExecutor(model, vnni=CPU.vnni)
+    assert "p" in executor._factors
+    assert np.array_equal(executor.run(images(32)), by_onnxruntime(model, images(32)))
