@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.export import ExportStep
 from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.samples import CalibrationStep, SampleStep
+from pipeline.stages.target_step import TargetStep
 from pipeline.steps.step import Step
 
 if TYPE_CHECKING:
@@ -153,6 +155,7 @@ class _Look:
         if self.calibrated:
             yield from self._calibration()
         yield from self._classes()
+        yield from self._threads()
 
     def exports(self, selection: Selection, store: Shared | None) -> bool:
         """Whether the network is exported here."""
@@ -185,6 +188,21 @@ class _Look:
             look()
         except PipelineError as error:
             yield Problem(_keys_of(str(error)) or keys, str(error))
+
+    def _threads(self) -> Problems:
+        """More threads than this process may use; workers of a fleet have CPUs of their own."""
+        if self.config.fleet is not None:
+            return
+        asked: dict[KeyPath, int | None] = {}
+        for step in self.steps:
+            if not isinstance(step, TargetStep):
+                continue
+            if step.stage == "bench":
+                asked["bench", "threads"] = self.config.bench.threads
+            options = self.config.target(step.runtime.name)
+            asked["targets", step.runtime.name, "threads"] = getattr(options, "threads", None)
+        for keys, threads in asked.items():
+            yield from self._tried(keys, partial(machine.resolve_threads, threads))
 
     def _network(self, fetch: bool) -> Problems:
         stated = self.config.model

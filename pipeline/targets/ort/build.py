@@ -393,7 +393,7 @@ def _beside_others(
     """
     first = next(iter(busy.medians))
     slower = busy.medians[first] / quiet_ms
-    gains = busy.ratios[busy.name].interval[1] * cost < 1 and not busy.doubt
+    gains = busy.ratios[busy.name].interval[1] * cost < 1
     name = busy.name if slower > MOST_BESIDE_OTHERS and gains else first
     job.log(f"beside other processes {slower:.1f} times as long, chosen: {name}")
     facts = {**busy.to_dict(), "chosen": name, "rivals": contention.rivals()}

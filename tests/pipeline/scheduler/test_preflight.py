@@ -21,6 +21,7 @@ from PIL import Image
 import pipeline
 from care import checkpoint
 from pipeline.cli import main
+from pipeline.core import machine
 from pipeline.core.errors import ConfigError, ModelError
 from pipeline.scheduler import preflight
 from pipeline.source import Source
@@ -107,6 +108,31 @@ def test_all_that_is_wrong_is_told_at_once_with_its_line(
         number = next(i for i, line in enumerate(text, 1) if key in line)
         assert any(line.startswith(f"{path}:{number}: ") and words in line for line in lines), words
     assert len(lines) == 5
+
+
+def test_more_threads_than_granted_are_told_before_anything_is_made(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "granted", lambda: 2)
+    path = write(
+        project,
+        targets={"ort": {"precisions": ["fp32"], "threads": 3}},
+        bench={"threads": 4},
+    )
+    result = CliRunner().invoke(main, ["run", str(path)])
+    assert result.exit_code == 2
+    told = result.output.splitlines()
+    number = {n for n, line in enumerate(path.read_text().splitlines(), 1) if "threads" in line}
+    assert [int(line.split(":")[-3]) for line in told] == sorted(number)
+    assert "3 threads are asked for, this process may use 1 to 2" in told[0]
+    assert "4 threads are asked for, this process may use 1 to 2" in told[1]
+    assert not (project / "engines").exists()
+    # What is not measured needs no threads to measure with.
+    result = CliRunner().invoke(main, ["run", str(path), "--dry-run", "--only", "build"])
+    assert (result.exit_code, "3 threads" in result.output) == (2, True)
+    assert "4 threads" not in result.output
+    result = CliRunner().invoke(main, ["run", str(path), "--dry-run", "--only", "export"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_sound_configuration_is_planned_and_nothing_is_written(project: Path) -> None:

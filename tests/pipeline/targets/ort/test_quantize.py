@@ -334,6 +334,34 @@ def test_images_that_give_constant_activations_are_quantized(
     assert facts["ranges"][0]["constant"]
 
 
+@pytest.mark.parametrize(
+    ("errs", "lost", "told"),
+    [(1.0, 0.0, "sigmoid: 1"), (2.0, 0.0, "exact"), (1.0, 0.5, "exact")],
+    ids=["as well", "logits err more", "top-1 is lost"],
+)
+def test_gelus_stay_exact_where_8_bits_cost_anything(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+    errs: float,
+    lost: float,
+    told: str,
+) -> None:
+    source = small_graph()
+    next(node for node in source.graph.node if node.op_type == "Elu").op_type = "Gelu"
+    known: list[float] = []
+
+    def error(self: Any, name: str, variant: Any, kinds: Any = None) -> float:
+        in_8_bits = name.endswith("GELUs in 8 bits")
+        self.log_of_variants[name] = {"top1": 1.0 - lost * in_8_bits}
+        known.append(0.1 * (errs if in_8_bits else 1.0))
+        return known[-1]
+
+    monkeypatch.setattr(quantize._Work, "_error", error)
+    _, facts = convert(source, FORM, max_top1_drop=1.0)
+    assert facts["gelu"] == told
+
+
 def test_gelu_is_named(convert: Convert, small_graph: Callable[..., onnx.ModelProto]) -> None:
     source = small_graph()
     elu = next(node for node in source.graph.node if node.op_type == "Elu")
