@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.core import machine
 from pipeline.core.cpu_classes import CLASSES, FEATURES
 from pipeline.core.errors import UnavailableError
 from pipeline.targets.ort import as_cpu
+from pipeline.targets.pytorch import TorchRunner
 
 AVX2 = CLASSES["avx2"]
 PRELUDE = """\
@@ -296,3 +298,7 @@ def test_figures_and_keys_tell_a_restriction(monkeypatch: pytest.MonkeyPatch) ->
     assert figures.Latency((1.0,)).summary().median("x").state is figures.State.RESTRICTED
     assert machine.cpu_class()["instructions"] == "avx2 avx_vnni fma" != free
     assert machine.kernels() == "AVX2 + VNNI"
+    # Whatever runs beside it says so as well: PyTorch is the baseline of the same measurement.
+    assert machine.cpu_as_seen() == f"{machine.cpu_name()}, restricted to AVX2 + VNNI"
+    with TorchRunner(torch.nn.Identity(), 1) as baseline:
+        assert baseline.device.endswith(", restricted to AVX2 + VNNI")
