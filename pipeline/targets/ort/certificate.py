@@ -7,6 +7,7 @@ certified for those with VNNI, and an emulation says what the others make of it.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from calibration.judge import Graph, Judge
     from pipeline.core.network import Images, Logits
     from pipeline.emulate.onnx.saturating import Saturation
+
+X86 = frozenset({"x86_64", "AMD64"})
+"""What systems call it: Linux and macOS, and Windows."""
 
 WITHOUT_VNNI = f"{State.EMULATED}: x86 without VNNI"
 
@@ -175,10 +179,13 @@ def warning(certified_for: tuple[str, ...], name: str) -> str | None:
         name: What is opened.
     """
     cls = class_of(visible_instructions())
-    if cls is None or cls.name in certified_for:
+    if not set(CLASSES) - set(certified_for) or (cls is not None and cls.name in certified_for):
         return None
+    if cls is None and platform.machine() not in X86:
+        return None  # other kernels, which add in 32 bits
     titles = ", ".join(CLASSES[known].title for known in certified_for if known in CLASSES)
+    here, do = (cls.title, "saturate") if cls else ("whose class is not known", "may saturate")
     return (
-        f"{name} is certified for {titles}, not for this CPU ({cls.title}): 8-bit products "
-        "saturate here, and accuracy is not what was judged; build it with calibration.cpus: any"
+        f"{name} is certified for {titles}, not for this CPU ({here}): 8-bit products {do} here, "
+        "and accuracy is not what was judged; build it with calibration.cpus: any"
     )

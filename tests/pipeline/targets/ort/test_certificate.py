@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,7 +107,6 @@ def test_the_artifact_states_where_it_was_judged_and_what_it_is_certified_for(
         (("avx2", "fma"), True),
         (("avx2", "fma", "avx_vnni"), False),
         (("avx2", "fma", "avx512f", "avx512bw", "avx512vl"), True),
-        (("asimddp",), False),
     ],
 )
 def test_opening_elsewhere_warns(
@@ -119,3 +119,16 @@ def test_opening_elsewhere_warns(
         assert said.startswith("ort/int8 is certified for AVX-512 + VNNI, AVX2 + VNNI, not for")
         assert "calibration.cpus: any" in said
     assert certificate.warning(tuple(CLASSES), "ort/int8") is None
+
+
+@pytest.mark.parametrize("flags", [("avx",), ()], ids=["without AVX2", "nobody tells"])
+def test_an_x86_cpu_of_no_known_class_is_none_that_it_is_certified_for(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(certificate, "visible_instructions", lambda: flags)
+    for machine, warned in (("x86_64", True), ("AMD64", True), ("aarch64", False)):
+        monkeypatch.setattr(platform, "machine", lambda name=machine: name)
+        said = certificate.warning(("avx512-vnni", "avx2-vnni"), "ort/int8")
+        assert (said is not None) is warned
+        assert not said or "whose class is not known): 8-bit products may saturate here" in said
+        assert certificate.warning(tuple(CLASSES), "ort/int8") is None
