@@ -37,7 +37,7 @@ def choose(
     samples = _samples(able, measured)
     best = able[0].precision
     for artifact in able[1:]:
-        other, doubt = artifact.precision, artifact.why_not
+        other, doubt = artifact.precision, artifact.why_not or _changed_by_approximation(artifact)
         if other not in samples or best not in samples:
             why[other] = doubt or f"not shown to be faster than {best}: {_unknown(able)}"
             continue
@@ -50,6 +50,8 @@ def choose(
         else:
             made = f", and when its graph was made: {doubt}" if doubt else ""
             why[other] = f"{times} {best}{made}"
+    if changed := _changed_by_approximation(able[0]):
+        why[able[0].precision] = "; ".join(filter(None, (why.get(able[0].precision), changed)))
     return Choice(best, why)
 
 
@@ -59,8 +61,6 @@ def _obstacle(artifact: BuiltArtifact, failures: Sequence[GateFailure]) -> str:
         return artifact.failure
     if artifact.built is None or not artifact.built.files:
         return "was not built" if artifact.selected else NOT_SELECTED
-    if changed := _changed_by_approximation(artifact):
-        return changed
     for failure in failures:
         if (failure.target, failure.precision) == (artifact.target, artifact.precision):
             return f"a gate does not hold: {failure.words}"
@@ -68,7 +68,10 @@ def _obstacle(artifact: BuiltArtifact, failures: Sequence[GateFailure]) -> str:
 
 
 def _changed_by_approximation(artifact: BuiltArtifact) -> str:
-    """That what its target approximates changes answers; "" if not: such a form has to keep all."""
+    """That what its target approximates changes answers; "" if not: such a form has to keep all.
+
+    It takes nobody's place then. The first of the configuration was asked for, and says so.
+    """
     assert artifact.built is not None
     what, agreement = artifact.built.facts.more.get("approximates"), artifact.accuracy.agreement
     if not what or agreement is None or agreement.value is None or agreement.value == 1:
