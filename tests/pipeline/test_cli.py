@@ -390,6 +390,7 @@ def test_bench_prints_a_table_and_one_json_line(config: Path, finished: Path) ->
     assert "fp32: peak memory" in text
 
 
+@pytest.mark.filterwarnings("ignore:ort/int8 is certified for")
 @pytest.mark.parametrize("command", ["validate", "bench"])
 def test_what_speaks_against_answers_here_is_on_the_screen(
     config: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, command: str

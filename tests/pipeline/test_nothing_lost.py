@@ -286,7 +286,7 @@ PLACES = {
     "pipeline/store/objects.py:Objects._put": "aside, under a new name, or under its own hash",
     "pipeline/store/objects.py:Objects.fetch": "a file that is new",
     "pipeline/targets/ort/build.py:by_tanh": MADE,
-    "pipeline/commands/init.py:write_first": "refuses a file that is there",
+    "pipeline/commands/init.py:write": "refuses a file that is there",
     "pipeline/core/files.py:write_atomically": "refuses what is not ours; in a workspace",
     "pipeline/steps/artifact.py:write_manifest": MADE,
     "pipeline/steps/artifact.py:_write_made": MADE,
