@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from pipeline.core.errors import DataError
 
-SHARE = {"yaml": 5, "model": 40, "checkpoint": 7, "safetensors": 20, "image": 1, "tar": 5}
-SHARE |= dict.fromkeys(("artifact", "manifest", "report", "import"), 2)
+SHARE = {"yaml": 9, "model": 40, "checkpoint": 12, "safetensors": 20, "image": 1, "tar": 5}
+SHARE |= dict.fromkeys(("artifact", "manifest", "report", "import"), 3)
 """Every how many of a kind are tried here."""
 
 
