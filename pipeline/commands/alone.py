@@ -6,20 +6,19 @@ ones that travel in a bundle or lie in the results, or those that the user names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.api.model import Answering, load
-from pipeline.commands.bench import BenchReport, latency_table, with_settings
+from pipeline.commands.bench import BenchReport, latency_table, validity_lines, with_settings
 from pipeline.commands.validate import Judged
 from pipeline.config import BenchConfig
 from pipeline.core import figures, machine, timing
-from pipeline.core.answers import Audit, Drawing
+from pipeline.core.answers import Audit
 from pipeline.core.errors import (
     ArtifactError,
     DataError,
@@ -37,11 +36,11 @@ from pipeline.core.words import shown
 from pipeline.exports.golden import Golden, golden_of
 from pipeline.report import text
 from pipeline.report.terminal import render
-from pipeline.stages.bench import endurance
+from pipeline.stages.bench import audited, endured
 from pipeline.stages.drawn import Drawn
 from pipeline.stages.validate import accuracy
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.facts.bench import Sustained, doubt_about, validity_of
+from pipeline.steps.facts.bench import doubt_about, validity_of
 from pipeline.targets.registry import TARGETS
 
 NOISE = "seeded noise"
@@ -111,12 +110,10 @@ def bench_alone(
             size: timing.interleaved(runners, drawn.batches(size), protocol)
             for size in bench.batches
         }
-        first = drawn.batches(bench.batches[0])
-        share = replace(protocol, max_seconds=protocol.max_seconds / len(runners))
-        audits = {name: timing.repeated(runner, first, share) for name, runner in runners.items()}
+        audits = audited(runners, drawn.batches(bench.batches[0]), protocol)
         load = max(load_before, watch.others())
         lasting = {
-            name: _endure(name, runner, drawn, bench, sustained)
+            name: endured(name, runner, drawn, bench, sustained)
             for name, runner in runners.items()
             if sustained
         }
@@ -131,7 +128,7 @@ def bench_alone(
     granted = machine.Machine.here().cpus_granted
     fewest = min(len(calls[timing.ENGINE].samples) for calls in timed[bench.batches[0]].values())
     doubt = doubt_about(fewest, load, granted)
-    faults = {name: _faults(load, granted, audit) for name, audit in audits.items()}
+    faults = {name: _faults(load, granted, audits.get(name)) for name in devices}
     valid = {
         size: {
             name: validity_of(phases[timing.ENGINE].samples, faults[name])
@@ -143,8 +140,8 @@ def bench_alone(
     lines.append(f"{measured_here()}, on {images_are}")
     if doubt:
         lines.append(f"(!) latency is not to be trusted: {doubt}")
-    lines += [f"{name}: {audit.words}" for name, audit in audits.items() if audit]
-    lines += _validity_lines(valid)
+    lines += [f"{name}: {audit.words}" for name, audit in audits.items()]
+    lines += validity_lines(valid)
     lines += [f"{name}: {found.words}" for name, found in lasting.items()]
     plain = {
         "state": str(measured_here()),
@@ -152,7 +149,7 @@ def bench_alone(
         "doubt": doubt,
         "devices": devices,
         "validity": valid,
-        "repeated": {name: audit.to_dict() for name, audit in audits.items() if audit},
+        "repeated": {name: audit.to_dict() for name, audit in audits.items()},
         "sustained": {name: found.to_dict() for name, found in lasting.items()},
         "batches": {
             size: {
@@ -165,28 +162,10 @@ def bench_alone(
     return BenchReport(render(latency_table(summed), *lines), plain)
 
 
-def _endure(
-    name: str, runner: Runner, drawn: Drawn, bench: BenchConfig, seconds: float
-) -> Sustained:
-    """Call a runner without a rest."""
-    size, watch = bench.batches[0], machine.Watch()
-    found = timing.sustained(runner, drawn.batches(size), seconds, bench.warmup)
-    return endurance(found, size, drawn.compare(name, size, Drawing()), watch.others())
-
-
 def _faults(load: float, cpus: int, audit: Audit | None) -> list[str]:
     """What is against a measurement, however many calls there are."""
     problems = (machine.busy_with_others(load, cpus), audit.problem if audit else "")
     return [problem for problem in problems if problem]
-
-
-def _validity_lines(
-    valid: Mapping[int, Mapping[str, Mapping[str, str]]],
-) -> Iterator[str]:
-    for batch, by_name in valid.items():
-        for name, states in by_name.items():
-            for percentile, state in states.items():
-                yield f"batch {batch}: {name}: {percentile} {state}"
 
 
 def _name(folder: Path) -> str:

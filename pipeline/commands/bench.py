@@ -142,7 +142,7 @@ def bench(
         **facts.to_facts(),
         "state": str(measured_here()),
         "as_cpu": as_cpu,
-        "validity": _validity(facts.measured),
+        "validity": {str(batch): by for batch, by in _validity(facts.measured).items()},
     }
     code = GateFailedError.exit_code if _answers_wrong(facts.measured) else 0
     return BenchReport(text, {**plain, "profile": profiles} if profiles else plain, code)
@@ -205,10 +205,20 @@ def _decoded(context: RunContext) -> Drawn:
     )
 
 
-def _validity(measured: Measured) -> dict[str, Any]:
+def validity_lines(
+    valid: Mapping[int, Mapping[str, Mapping[str, str]]],
+) -> Iterator[str]:
+    """A line for each percentile, from what stands by batch size, runner and percentile."""
+    for batch, by_name in valid.items():
+        for name, states in by_name.items():
+            for percentile, state in states.items():
+                yield f"batch {batch}: {name}: {percentile} {state}"
+
+
+def _validity(measured: Measured) -> dict[int, dict[str, dict[str, str]]]:
     """By batch size, runner and percentile, whether it stands."""
     return {
-        str(batch): {name: measured.validity(name, batch) for name in latency.phases}
+        batch: {name: measured.validity(name, batch) for name in latency.phases}
         for batch, latency in measured.batches.items()
     }
 
@@ -321,7 +331,4 @@ def _trust(measured: Measured) -> Iterator[str]:
             yield f"{name}: {measured.answers[name].words}"
         if name in measured.repeated:
             yield f"{name}: {measured.repeated[name].words}"
-    for batch in measured.batches:
-        for name in measured.devices:
-            for percentile, state in measured.validity(name, batch).items():
-                yield f"batch {batch}: {name}: {percentile} {state}"
+    yield from validity_lines(_validity(measured))

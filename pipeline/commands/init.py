@@ -92,15 +92,15 @@ def first(wanted: Wanted, path: Path) -> First:
     return First(configuration.from_mapping(held, f"{path} was not written"), text, found)
 
 
-def write(first: First, path: Path) -> str:
+def write(looked_at: First, path: Path) -> str:
     """Write a first configuration.
 
     Returns:
         Lines for people.
     """
-    write_atomically(path, first.text)
+    write_atomically(path, looked_at.text)
     configuration.load(path)
-    return "\n".join([*first.found, f"wrote {path}"])
+    return "\n".join([*looked_at.found, f"wrote {path}"])
 
 
 def _looked_at(wanted: Wanted) -> tuple[dict[str, Any], list[str]]:

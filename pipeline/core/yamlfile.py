@@ -177,7 +177,7 @@ def _extended(path: Path, base: str, place: Place) -> Path:
         if name and not name.endswith(ENDINGS):
             raise ConfigError(
                 f"{place}: extends: {shown(name, 300)} does not end in {' or '.join(ENDINGS)}: "
-                + NAME_ONE
+                f"{NAME_ONE}"
             )
     try:
         read_input(parent, MOST_BYTES, ConfigError, "name the file to extend")

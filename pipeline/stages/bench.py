@@ -37,6 +37,7 @@ from pipeline.targets.base import Target
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
+    from pipeline.config import BenchConfig
     from pipeline.stages.build import BuildStep
     from pipeline.stages.samples import SampleStep
     from pipeline.stages.validate import ReferenceStep, ValidateStep
@@ -307,8 +308,20 @@ def _audit(
     images: Sequence[Pictures],
     protocol: timing.Protocol,
 ) -> dict[str, Audit]:
-    """By runner, the time of one batch again and again relative to distinct ones."""
     context.progress(0, None, f"{title}, audit of a repeated image")
+    return audited(runners, images, protocol)
+
+
+def audited(
+    runners: Mapping[str, Runner], images: Sequence[Pictures], protocol: timing.Protocol
+) -> dict[str, Audit]:
+    """By runner, the time of one batch again and again relative to distinct ones.
+
+    Args:
+        runners: By name; they were measured before. One without distinct batches is left out.
+        images: Batches of equal size.
+        protocol: How to measure; its time counts for all of them together.
+    """
     own = replace(protocol, max_seconds=protocol.max_seconds / len(runners))
     audits = {name: timing.repeated(runner, images, own) for name, runner in runners.items()}
     return {name: audit for name, audit in audits.items() if audit is not None}
@@ -346,14 +359,32 @@ def _measure_batch(
 def _endure(
     context: RunContext, title: str, name: str, runner: Runner, drawn: Drawn, seconds: float
 ) -> Sustained:
-    """Call a runner without a rest."""
-    settings, drawing = context.config.bench, Drawing()
-    size = settings.batches[0]
 
     def tick(done: float) -> None:
         context.progress(round(done), round(seconds), f"{title} {name}, seconds without a rest")
 
-    watch = machine.Watch()
+    return endured(name, runner, drawn, context.config.bench, seconds, tick)
+
+
+def endured(
+    name: str,
+    runner: Runner,
+    drawn: Drawn,
+    settings: BenchConfig,
+    seconds: float,
+    tick: Callable[[float], None] = lambda done: None,
+) -> Sustained:
+    """Call a runner without a rest.
+
+    Args:
+        name: Its name.
+        runner: What to call.
+        drawn: Images, and what was judged of them.
+        settings: Batches, of which the first size is taken, and calls before.
+        seconds: How long.
+        tick: Is told how many seconds are done.
+    """
+    drawing, size, watch = Drawing(), settings.batches[0], machine.Watch()
     images = drawn.batches(size)
     found = timing.sustained(runner, images, seconds, settings.warmup, tick, drawing.hear)
     return endurance(found, size, drawn.compare(name, size, drawing), watch.others())

@@ -316,7 +316,8 @@ class _Kernels:
         self._model = model
         self._nodes = {node.output[0]: node for node in model.graph.node if node.output}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._sessions: dict[str, Any] = {}
+        # Each with the operands that it turns itself.
+        self._sessions: dict[str, tuple[Any, frozenset[str]]] = {}
 
     def runs(self, step: Step) -> bool:
         """Whether a step's operator is one that depends on who computes it."""
@@ -328,13 +329,13 @@ class _Kernels:
         output = step.node.outputs[0]
         if output not in self._sessions:
             self._sessions[output] = self._open(output)
-        turned = {node.output[0] for node in self._fused(output)}
+        session, turned = self._sessions[output]
         feeds = {
             name: (value.mT if name in turned else value).contiguous().numpy()
             for name, value in zip(step.node.inputs, inputs, strict=True)
             if name and value is not None and name not in self._constants
         }
-        return torch.from_numpy(self._sessions[output].run(None, feeds)[0])
+        return torch.from_numpy(session.run(None, feeds)[0])
 
     def _fused(self, output: str) -> list[onnx.NodeProto]:
         """Transpositions that the runtime makes part of a product, whose sums differ then.
@@ -352,7 +353,7 @@ class _Kernels:
                 found.append(maker)
         return found
 
-    def _open(self, output: str) -> Any:
+    def _open(self, output: str) -> tuple[Any, frozenset[str]]:
         import onnxruntime
 
         node, fused = self._nodes[output], self._fused(output)
@@ -379,9 +380,10 @@ class _Kernels:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        return session, frozenset(turned)
 
 
 class _Reader:
