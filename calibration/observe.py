@@ -30,6 +30,7 @@ from calibration.histogram import Doubles, Floats, Histogram
 from pipeline.core import machine
 from pipeline.core.errors import BuildError, DataError
 from pipeline.core.network import whole_batches
+from pipeline.core.threads import threads_for
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
@@ -262,7 +263,7 @@ def observe(
             is filled up with the first images.
         channels: Axis of the channels of those tensors whose channels are kept apart.
         memory: Bytes that the observed tensors of one call may take together.
-        threads: CPU threads; None for as many as this process may use.
+        threads: CPU threads; None for as many as make a difference on images of this size.
         values: Values of each image that a histogram takes.
         between: Only these images, see `observe_callable`; `merge` joins what several calls saw.
             Of few large batches none may begin in a part: then nothing was seen there.
@@ -447,7 +448,7 @@ def open_session(
     Args:
         model: The graph; left unchanged. Images are its first input.
         outputs: The tensors to return.
-        threads: CPU threads; None for as many as this process may use.
+        threads: CPU threads; None for as many as make a difference on images of this size.
 
     Returns:
         A function from images, and a mapping of further inputs if there are any, to the tensors.
@@ -460,11 +461,12 @@ def open_session(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    first = _images_of(copy.graph).name
+    images_of = _images_of(copy.graph)
+    first = images_of.name
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or machine.granted()
+    options.intra_op_num_threads = threads or _threads_for(images_of) or machine.granted()
     # Spinning threads would starve the other sessions and processes of this machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
@@ -483,6 +485,12 @@ def open_session(
         return dict(zip(outputs, results, strict=True))
 
     return run
+
+
+def _threads_for(images: ValueInfoProto) -> int | None:
+    """Threads that make a difference; None for all, as for images whose size is left open."""
+    sides = [int(dim.dim_value) for dim in images.type.tensor_type.shape.dim[1:]]
+    return threads_for(math.prod(sides)) if sides and all(sides) else None
 
 
 def _dependents(graph: GraphProto, source: str) -> Iterator[str]:

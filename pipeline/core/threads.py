@@ -1,9 +1,10 @@
-"""How many threads PyTorch takes for a network's operations, where we run it for its answers.
+"""How many threads a network's operations have, where we run it for its answers.
 
-An operation on a few small pictures ends before a second thread has been woken for it, and between
-operations, in Python, that thread waits actively. On two cores one thread takes as long by the
-clock as two, and half of the CPU seconds; answers are the same. What is timed has the threads that
-it is asked to have.
+An operation on a few small pictures ends before a second thread has been woken for it. Between
+PyTorch's operations, in Python, that thread waits actively: on two cores one thread takes as long
+by the clock as two, and half of the CPU seconds; answers are the same. ONNX Runtime, on 16 pictures
+of 64 x 64 pixels at a time as calibration runs it, takes as long as well, and two thirds of the CPU
+seconds. What is timed has the threads that it is asked to have.
 """
 
 from __future__ import annotations

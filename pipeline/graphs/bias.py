@@ -115,7 +115,7 @@ def mean_errors(
         images: (images, channels, height, width).
         chosen: Which layers.
         batch: Images of one run; a graph with a fixed batch takes its own.
-        threads: CPU threads; None for as many as this process may use.
+        threads: CPU threads; None for as many as make a difference on images of this size.
 
     Returns:
         By output, what the quantized graph gives more than the reference, (channels,).
@@ -297,7 +297,7 @@ def correct_biases(
         wanted: What `float_means` gave for the same graph, images and batch; None to compute it.
         batch: Images of one run; more give better means and take more memory. A graph with a fixed
             batch takes its own.
-        threads: CPU threads; None for as many as this process may use.
+        threads: CPU threads; None for as many as make a difference on images of this size.
 
     Returns:
         The float graph to quantize once more.

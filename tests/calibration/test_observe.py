@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from onnx import ModelProto, helper
 
@@ -17,6 +18,7 @@ from calibration.observe import (
     merge,
     observe,
     observe_callable,
+    open_session,
 )
 from calibration.ranges import ACTIVATIONS_INT8, ACTIVATIONS_UINT8, Method
 from calibration.table import make_table
@@ -268,3 +270,34 @@ def test_graphs_that_cannot_run(small_model: ModelProto, pixels: Batch) -> None:
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(BuildError, match="ONNX Runtime refuses"):
         observe(broken, pixels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "threads"),
+    [
+        (["batch", 3, 64, 64], None, 1),
+        (["batch", 3, 224, 224], None, 5),
+        (["batch", 3, "height", "width"], None, 5),
+        ([], None, 5),
+        (["batch", 3, 64, 64], 2, 2),
+    ],
+)
+def test_a_second_thread_is_for_pictures_that_need_it(
+    make_model: Callable[..., ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+    shape: list[str | int],
+    asked: int | None,
+    threads: int,
+) -> None:
+    opened: list[int] = []
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: bytes, options: onnxruntime.SessionOptions, **more: object):
+            opened.append(options.intra_op_num_threads)
+            super().__init__(model, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr("calibration.observe.machine.granted", lambda: 5)
+    model = make_model([helper.make_node("Relu", ["image"], ["logits"])], {}, shape, shape)
+    open_session(model, ["logits"], asked)
+    assert opened == [threads]
