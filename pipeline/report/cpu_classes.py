@@ -8,7 +8,7 @@ from pipeline.core.cpu_classes import CLASSES
 from pipeline.core.figures import Number, State
 from pipeline.report import text
 from pipeline.report.model import BuiltArtifact, Choice, GateFailure, Part, Run
-from pipeline.steps.facts.cpu_class import BUSY, ClassFacts, OnClass
+from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
 
 
 def lines(run: Run) -> Iterator[str]:
@@ -54,7 +54,7 @@ def line(run: Run, part: Part[ClassFacts]) -> str:
     if facts.why_not or outdated:
         return f"{name}: not measured: {facts.why_not or outdated}"
     chosen = choose(facts, run.class_failures.get(part.name, ()))
-    mark = " on a busy machine" if facts.busy > BUSY else ""
+    mark = " on a busy machine" if facts.problem else ""
     words = [f"{precision} {_words(one, mark)}" for precision, one in facts.artifacts.items()]
     why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
     use = f"use {chosen.precision}" if chosen.precision else "none"

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.core import cpu_classes, figures, timing
 from pipeline.core.errors import UnavailableError
 from pipeline.core.figures import Latency, Number, State, ratio
+from pipeline.core.machine import granted
 from pipeline.core.plain import read_json
 from pipeline.stages.context import RunContext
 from pipeline.stages.images import read_labels
@@ -118,6 +119,7 @@ class ClassStep(TargetStep):
         return self._facts(
             artifacts=artifacts,
             busy=found.busy,
+            cpus=granted(),
             samples_ms=found.samples_ms,
             answers=found.answers,
         )

@@ -26,8 +26,8 @@ ROUNDED = frozenset({torch.float16, torch.bfloat16}) | rounding.FLOAT8
 
 _INTEGERS = frozenset({torch.int8, torch.uint8, rounding.INT4, rounding.UINT4})
 
-_MOVERS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"})
-"""Operators that a kernel does by reading its operand in another order."""
+MOVERS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"})
+"""Operators that move values and compute nothing: a kernel may read its operand in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _holds_integers(node: Node, types: dict[str, torch.dtype], quantized: set[st
     """
     if node.op_type == "DequantizeLinear":
         return types.get(node.inputs[0]) in _INTEGERS
-    return node.op_type in _MOVERS and node.inputs[0] in quantized
+    return node.op_type in MOVERS and node.inputs[0] in quantized
 
 
 def _last_uses(graph: Graph) -> list[tuple[str, ...]]:

@@ -32,7 +32,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from pipeline.emulate.onnx.executor import OnnxExecutor
-from pipeline.emulate.onnx.plan import Step
+from pipeline.emulate.onnx.plan import MOVERS, Step
 
 LOWEST, HIGHEST = -32768, 32767
 """What 16 bits hold."""
@@ -47,9 +47,6 @@ FLOAT_KERNELS = frozenset(
     | {"ReduceSum", "ReduceMean", "LayerNormalization"}
 )
 """Operators whose last bit depends on who computes them."""
-
-MOVING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators that move values and compute nothing."""
 
 _CHUNK = 1 << 24
 """Products of pairs that are held at a time."""
@@ -417,7 +414,7 @@ class _Reader:
     def before_moving(self, name: str) -> str:
         """The tensor whose values were only moved: the runtime moves 8 bits, not what they mean."""
         maker = self.makers.get(name)
-        while maker is not None and maker.op_type in MOVING:
+        while maker is not None and maker.op_type in MOVERS:
             name = maker.input[0]
             maker = self.makers.get(name)
         return name

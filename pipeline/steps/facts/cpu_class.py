@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 
 from pipeline.core.answers import Answers
 from pipeline.core.figures import Number, Ratio
+from pipeline.core.machine import busy_with_others
 from pipeline.core.plain import Facts, Plain
 from pipeline.steps.facts.accuracy import Accuracy
-
-BUSY = 0.5
-"""CPUs that others may keep busy before a measurement decides nothing."""
-
 
 @dataclass(frozen=True)
 class OnClass(Plain):
@@ -43,6 +40,7 @@ class ClassFacts(Facts):
         why_not: Why nothing was measured; "" if it was.
         artifacts: By precision, in the order of the configuration.
         busy: CPUs that others kept busy before latency was measured, or meanwhile.
+        cpus: CPUs that the measurement could use.
         samples_ms: By precision, every timed call.
         answers: By precision, whether timed calls answered as all images were judged.
     """
@@ -54,15 +52,14 @@ class ClassFacts(Facts):
     why_not: str = ""
     artifacts: Mapping[str, OnClass] = field(default_factory=dict)
     busy: float = 0.0
+    cpus: int = 1
     samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     answers: Mapping[str, Answers] = field(default_factory=dict)
 
     @property
     def problem(self) -> str:
         """Why latencies decide nothing; "" if they may."""
-        if self.busy > BUSY:
-            return f"others kept {self.busy:.1f} CPUs busy while latency was measured"
-        return ""
+        return busy_with_others(self.busy, self.cpus)
 
     def trusted_latency(self, precision: str) -> Number:
         """The latency of an artifact, as far as it is to be trusted."""

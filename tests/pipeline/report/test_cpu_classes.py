@@ -111,10 +111,14 @@ def test_the_report_says_where_an_artifact_is_certified(run: Run) -> None:
 def test_a_busy_machine_chooses_nothing(run: Run) -> None:
     found = with_class(run)
     (part,) = found.cpu_classes
-    busy = replace(part, facts=replace(part.facts, busy=1.2))
+    busy = replace(part, facts=replace(part.facts, busy=1.2, cpus=2))
     (line,) = cpu_classes.lines(replace(found, cpu_classes=(busy,)))
-    assert line.endswith("use fp32; int8: others kept 1.2 CPUs busy while latency was measured")
+    assert line.endswith("use fp32; int8: other processes kept 1.2 of 2 CPUs busy")
     assert "1.30 ms on a busy machine (ratio" in line
+    wide = replace(part, facts=replace(part.facts, busy=1.2, cpus=16))
+    (line,) = cpu_classes.lines(replace(found, cpu_classes=(wide,)))
+    assert "1.30 ms (ratio" in line
+    assert line.endswith("use int8")
 
 
 @pytest.mark.parametrize("wrong", ["fp32", "int8"])

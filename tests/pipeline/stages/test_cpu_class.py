@@ -84,8 +84,10 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
         return Figures(devices, 0.1, {"fp32": (2.0,) * 9, "int8": (1.0,) * 9}, answers)
 
     monkeypatch.setattr(ClassStep, "_run", work)
+    monkeypatch.setattr("pipeline.stages.cpu_class.granted", lambda: 6)
     told = step.build(step.builds[0].folder)
     found = ClassFacts.from_facts(told, "test")
+    assert found.cpus == 6
     plain, int8 = found.artifacts["fp32"], found.artifacts["int8"]
     assert (found.cpu_class, found.title, found.why_not, found.busy) == ("avx2", "AVX2", "", 0.1)
     assert found.answers["int8"].wrong == 1

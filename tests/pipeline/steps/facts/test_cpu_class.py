@@ -19,6 +19,7 @@ FACTS = ClassFacts(
     "Intel i9-9900",
     artifacts={"int8": OnClass(Accuracy(TOP1, TOP1), TOP1, TOP1, Ratio(0.5, (0.4, 0.6)))},
     busy=0.2,
+    cpus=4,
     samples_ms={"int8": (1.0, 2.0)},
 )
 
