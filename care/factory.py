@@ -30,7 +30,7 @@ def create_model(name: str, /, **kwargs: Any) -> nn.Module:
     Args:
         name: Such as "care_s0" or "regnety_160.deit_in1k".
         **kwargs: Handed to the network, such as `num_classes` or `drop_path_rate`; none that make
-            timm load weights or make something else (see `pipeline.arguments`).
+            timm load weights or make something else (see `pipeline.core.arguments`).
 
     Raises:
         ModelError: The name is unknown (the nearest one is suggested), or the network does not take

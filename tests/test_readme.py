@@ -1,4 +1,4 @@
-"""The README's commands exist, with the options that it gives them."""
+"""Commands, files and names that the README and the documents name exist."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import main as pipeline_command
+from pipeline.config import CalibrationConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +28,16 @@ README = (ROOT / "README.md").read_text()
 LINES = [line.strip() for line in README.splitlines() if line.startswith("    ")]
 COMMANDS = [line for line in LINES if "-m pipeline" in line or "-m care." in line]
 MAKE = [line.split()[1] for line in LINES if line.startswith("make ")]
+
+DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
+OF_DOCUMENTS = sorted(
+    {
+        re.split(r" {3,}", line.strip())[0]
+        for document in DOCUMENTS
+        for line in document.read_text().splitlines()
+        if re.match(r" *(python|torchrun) .*-m (pipeline|care)\b", line)
+    }
+)
 
 
 def command_of(module: str) -> click.Command:
@@ -68,7 +79,7 @@ def test_every_command_of_the_program_is_named() -> None:
     assert set(known.commands) - named == set()
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", [*COMMANDS, *OF_DOCUMENTS])
 def test_command_lines_parse(line: str) -> None:
     words = shlex.split(line, comments=True)
     rest = words[words.index("-m") + 1 :]
@@ -86,24 +97,52 @@ def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_files_that_the_readme_names_exist() -> None:
-    links = re.findall(r"\]\(([^):]+)\)", README)
-    assert [link for link in links if not _leads_somewhere(link)] == []
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCUMENTS], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^):]+)\)", page.read_text())
+    assert [link for link in links if not _leads_somewhere(page, link)] == []
 
 
-def _leads_somewhere(link: str) -> bool:
+def _leads_somewhere(page: Path, link: str) -> bool:
     name, _, place = link.partition("#")
-    if not (ROOT / name).exists():
+    target = page.parent / name if name else page
+    if not target.exists():
         return False
     if not place:
         return True
-    headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
     return place in [_anchor(heading) for heading in headings]
 
 
 def _anchor(heading: str) -> str:
     """What GitHub makes of a heading: letters and digits in lower case, hyphens for spaces."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCUMENTS], ids=lambda page: page.name)
+def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
+    words = set(re.findall(r"`([\w./-]+)`", page.read_text()))
+    files = {word for word in words if re.match(rf"({OURS}|docs|tests|benchmarks|configs)/", word)}
+    assert [word for word in sorted(files) if not (ROOT / word).exists()] == []
+    names = {word for word in words if re.fullmatch(rf"({OURS})(\.(?!yaml$|py$)\w+)+", word)}
+    assert [word for word in sorted(names) if not _is_there(word)] == []
+
+
+OURS = "care|pipeline|calibration"
+
+
+def _is_there(name: str) -> bool:
+    """Whether a dotted name is a module, something in one, or a key of the configuration."""
+    first, *rest = name.split(".")
+    place = ROOT / first
+    while rest and ((place / rest[0]).is_dir() or (place / f"{rest[0]}.py").is_file()):
+        place /= rest.pop(0)
+    if not rest:
+        return True
+    if first == "calibration" and rest[0] in CalibrationConfig.model_fields:
+        return True
+    module = importlib.import_module(".".join(place.relative_to(ROOT).parts))
+    return hasattr(module, rest[0])
 
 
 CLASSES = {"beech": (200, 60, 40), "fir": (30, 160, 60), "oak": (40, 60, 190)}
