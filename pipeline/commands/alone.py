@@ -6,8 +6,9 @@ ones that travel in a bundle or lie in the results, or those that the user names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipeline.core.errors import (
     UnavailableError,
     about,
 )
-from pipeline.core.figures import measured_here
+from pipeline.core.figures import LatencySummary, measured_here
 from pipeline.core.labels import imagenet_labels
 from pipeline.core.network import Network, Pixels
 from pipeline.core.preprocess import Pictures, Preprocess
@@ -40,7 +41,7 @@ from pipeline.stages.bench import audited, endured
 from pipeline.stages.drawn import Drawn
 from pipeline.stages.validate import accuracy
 from pipeline.steps.artifact import Artifact
-from pipeline.steps.facts.bench import doubt_about, validity_of
+from pipeline.steps.facts.bench import Sustained, doubt_about, validity_of
 from pipeline.targets.registry import TARGETS
 
 NOISE = "seeded noise"
@@ -97,75 +98,128 @@ def bench_alone(
     _require_runnable(artifacts)
     load_before = machine.load()
     pictures, images_are = _pictures(list(artifacts.values()), data)
-    drawn = Drawn(pictures)
-    protocol = timing.Protocol.of(bench)
     with ExitStack() as stack:
         runners: dict[str, Runner] = {}
         for name, artifact in artifacts.items():
             opened = TARGETS[str(artifact.facts["target"])].open(artifact, threads=bench.threads)
             runners[name] = stack.enter_context(opened)
             _require_batches(name, opened, bench.batches)
-        watch = machine.Watch()
-        timed = {
-            size: timing.interleaved(runners, drawn.batches(size), protocol)
-            for size in bench.batches
-        }
-        audits = audited(runners, drawn.batches(bench.batches[0]), protocol)
-        load = max(load_before, watch.others())
-        lasting = {
-            name: endured(name, runner, drawn, bench, sustained)
-            for name, runner in runners.items()
-            if sustained
-        }
-        devices = {name: runner.device for name, runner in runners.items()}
-    summed = {
-        size: {
-            name: {phase: calls.summary() for phase, calls in phases.items()}
-            for name, phases in by_name.items()
-        }
-        for size, by_name in timed.items()
-    }
-    granted = machine.Machine.here().cpus_granted
-    fewest = min(len(calls[timing.ENGINE].samples) for calls in timed[bench.batches[0]].values())
-    doubt = doubt_about(fewest, load, granted)
-    faults = {name: _faults(load, granted, audits.get(name)) for name in devices}
-    valid = {
-        size: {
-            name: validity_of(phases[timing.ENGINE].samples, faults[name])
-            for name, phases in by_name.items()
-        }
-        for size, by_name in summed.items()
-    }
-    lines = [f"{name}: {device}" for name, device in devices.items()]
-    lines.append(f"{measured_here()}, on {images_are}")
-    if doubt:
-        lines.append(f"(!) latency is not to be trusted: {doubt}")
-    lines += [f"{name}: {audit.words}" for name, audit in audits.items()]
-    lines += validity_lines(valid)
-    lines += [f"{name}: {found.words}" for name, found in lasting.items()]
-    plain = {
-        "state": str(measured_here()),
-        "images": images_are,
-        "doubt": doubt,
-        "devices": devices,
-        "validity": valid,
-        "repeated": {name: audit.to_dict() for name, audit in audits.items()},
-        "sustained": {name: found.to_dict() for name, found in lasting.items()},
-        "batches": {
+        found = _measure(runners, Drawn(pictures), bench, load_before, sustained)
+    table = latency_table(found.batches)
+    return BenchReport(render(table, *found.lines(images_are)), found.to_plain(images_are))
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What was measured of artifacts, each by its name.
+
+    Attributes:
+        devices: What ran it.
+        batches: Its timed calls in sum, by batch size and phase.
+        repeated: The audit of a repeated image.
+        sustained: Calls without a rest.
+        load: CPUs that others kept busy before or meanwhile.
+        cpus: CPUs that are granted.
+    """
+
+    devices: Mapping[str, str]
+    batches: Mapping[int, Mapping[str, Mapping[str, LatencySummary]]]
+    repeated: Mapping[str, Audit]
+    sustained: Mapping[str, Sustained]
+    load: float
+    cpus: int
+
+    @property
+    def doubt(self) -> str:
+        """Why latency is not to be trusted; "" if it is."""
+        first = next(iter(self.batches.values()))
+        fewest = min(phases[timing.ENGINE].samples for phases in first.values())
+        return doubt_about(fewest, self.load, self.cpus)
+
+    def validity(self) -> dict[int, dict[str, dict[str, str]]]:
+        """Whether each percentile stands, by batch size and name."""
+        faults = {name: self._faults(name) for name in self.devices}
+        return {
             size: {
-                name: {phase: calls.to_dict() for phase, calls in phases.items()}
+                name: validity_of(phases[timing.ENGINE].samples, faults[name])
                 for name, phases in by_name.items()
             }
-            for size, by_name in summed.items()
-        },
+            for size, by_name in self.batches.items()
+        }
+
+    def _faults(self, name: str) -> list[str]:
+        """What is against a measurement, however many calls there are."""
+        audit = self.repeated.get(name)
+        busy = machine.busy_with_others(self.load, self.cpus)
+        return [problem for problem in (busy, audit.problem if audit else "") if problem]
+
+    def lines(self, images_are: str) -> Iterator[str]:
+        """What stands below the table of latencies.
+
+        Args:
+            images_are: What was measured on.
+        """
+        yield from (f"{name}: {device}" for name, device in self.devices.items())
+        yield f"{measured_here()}, on {images_are}"
+        if self.doubt:
+            yield f"(!) latency is not to be trusted: {self.doubt}"
+        yield from (f"{name}: {audit.words}" for name, audit in self.repeated.items())
+        yield from validity_lines(self.validity())
+        yield from (f"{name}: {found.words}" for name, found in self.sustained.items())
+
+    def to_plain(self, images_are: str) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "state": str(measured_here()),
+            "images": images_are,
+            "doubt": self.doubt,
+            "devices": dict(self.devices),
+            "validity": self.validity(),
+            "repeated": {name: audit.to_dict() for name, audit in self.repeated.items()},
+            "sustained": {name: found.to_dict() for name, found in self.sustained.items()},
+            "batches": {
+                size: {
+                    name: {phase: calls.to_dict() for phase, calls in phases.items()}
+                    for name, phases in by_name.items()
+                }
+                for size, by_name in self.batches.items()
+            },
+        }
+
+
+def _measure(
+    runners: Mapping[str, Runner],
+    drawn: Drawn,
+    bench: BenchConfig,
+    load_before: float,
+    sustained: float | None,
+) -> _Figures:
+    """Measure open artifacts in turns."""
+    protocol, watch = timing.Protocol.of(bench), machine.Watch()
+    timed = {
+        size: timing.interleaved(runners, drawn.batches(size), protocol) for size in bench.batches
     }
-    return BenchReport(render(latency_table(summed), *lines), plain)
-
-
-def _faults(load: float, cpus: int, audit: Audit | None) -> list[str]:
-    """What is against a measurement, however many calls there are."""
-    problems = (machine.busy_with_others(load, cpus), audit.problem if audit else "")
-    return [problem for problem in problems if problem]
+    repeated = audited(runners, drawn.batches(bench.batches[0]), protocol)
+    load = max(load_before, watch.others())
+    lasting = {
+        name: endured(name, runner, drawn, bench, sustained)
+        for name, runner in runners.items()
+        if sustained
+    }
+    return _Figures(
+        devices={name: runner.device for name, runner in runners.items()},
+        batches={
+            size: {
+                name: {phase: calls.summary() for phase, calls in phases.items()}
+                for name, phases in by_name.items()
+            }
+            for size, by_name in timed.items()
+        },
+        repeated=repeated,
+        sustained=lasting,
+        load=load,
+        cpus=machine.Machine.here().cpus_granted,
+    )
 
 
 def _name(folder: Path) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,54 +98,88 @@ def bench(
         "max_seconds": max_seconds,
     }
     config = config.model_copy(update={"bench": with_settings(config.bench, **chosen)})
-    profiles: dict[str, Profile] = {}
+    rivals, endurance_s = contention.rivals() if contended else 0, sustained or 0.0
     with (
         log_of(config, required=False) as log,
         log.captured() as screen,
         RichConsole(screen) as console,
     ):
         context = make_context(config, log, console.progress)
-        rivals = contention.rivals() if contended else 0
-        endurance_s = sustained or 0.0
-        doubtful: list[str] = []
         if target == "torch":
             drawn = _of_pytorch(context)
             measured = stages_bench.measure(context, {}, "PyTorch", drawn, rivals, endurance_s)
-            facts = BenchFacts(target, {}, measured)
+            found = _Found(BenchFacts(target, {}, measured))
         else:
-            builds = builds_of(context, target, precision)
-            doubtful = doubts(TARGETS[target], builds)
-            drawn = _of_target(context, bench_step(context, target))
-            facts = stages_bench.measure_target(
-                context, TARGETS[target], builds, drawn, rivals, endurance_s
-            )
-            if profile:
-                pictures = drawn.batches(config.bench.batches[0])[0]
-                profiles = {
-                    step.precision: TARGETS[target].profile(
-                        step.artifact(), pictures, threads=config.bench.threads
-                    )
-                    for step in builds
-                    if facts.latency[step.precision].value is not None
-                }
-    if facts.measured is None:
+            found = _measure(context, target, precision, rivals, endurance_s, profile)
+    return _report(found, rivals, as_cpu)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was measured.
+
+    Attributes:
+        facts: Latencies.
+        doubtful: What speaks against the artifacts on this CPU.
+        profiles: Time by operator, by precision.
+    """
+
+    facts: BenchFacts
+    doubtful: Sequence[str] = ()
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+
+def _measure(
+    context: RunContext,
+    target: str,
+    precision: tuple[str, ...],
+    rivals: int,
+    endurance_s: float,
+    profile: bool,
+) -> _Found:
+    """Measure artifacts of a target."""
+    runtime, bench = TARGETS[target], context.config.bench
+    builds = builds_of(context, target, precision)
+    doubtful = doubts(runtime, builds)
+    drawn = _of_target(context, bench_step(context, target))
+    facts = stages_bench.measure_target(context, runtime, builds, drawn, rivals, endurance_s)
+    if not profile:
+        return _Found(facts, doubtful)
+    pictures = drawn.batches(bench.batches[0])[0]
+    profiles = {
+        step.precision: runtime.profile(step.artifact(), pictures, threads=bench.threads)
+        for step in builds
+        if facts.latency[step.precision].value is not None
+    }
+    return _Found(facts, doubtful, profiles)
+
+
+def _report(found: _Found, rivals: int, as_cpu: str | None) -> BenchReport:
+    """Put what was measured into words, and into plain values.
+
+    Raises:
+        UnavailableError: Nothing was measured.
+    """
+    facts, measured = found.facts, found.facts.measured
+    if measured is None:
         reasons = {number.why for number in facts.latency.values() if number.value is None}
         raise UnavailableError(f"not measured: {'; '.join(sorted(reasons))}")
     text = render(
-        _latencies(facts.measured),
+        _latencies(measured),
         _state(rivals),
-        *doubtful,
-        *_lines(facts, facts.measured),
-        *_profile_tables(profiles),
+        *found.doubtful,
+        *_lines(facts, measured),
+        *_profile_tables(found.profiles),
     )
     plain = {
         **facts.to_facts(),
         "state": str(measured_here()),
         "as_cpu": as_cpu,
-        "validity": {str(batch): by for batch, by in _validity(facts.measured).items()},
+        "validity": {str(batch): by for batch, by in _validity(measured).items()},
+        **({"profile": dict(found.profiles)} if found.profiles else {}),
     }
-    code = GateFailedError.exit_code if _answers_wrong(facts.measured) else 0
-    return BenchReport(text, {**plain, "profile": profiles} if profiles else plain, code)
+    code = GateFailedError.exit_code if _answers_wrong(measured) else 0
+    return BenchReport(text, plain, code)
 
 
 def with_settings(bench: BenchConfig, **chosen: Any) -> BenchConfig:
