@@ -21,7 +21,7 @@ import json
 import pkgutil
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,18 +177,24 @@ def main(
     if len(dataset) < whole:
         console.print(f"only the {len(dataset)} images count that training held out, of {whole}")
     console.print(f"{trained.name} ({trained.path}) on {uri}, {split} split")
-    for name, hits in (("top-1", result.first), ("top-5", result.fifth)):
-        low, high = wilson(hits, result.images)
-        share = hits / result.images
-        console.print(f"{name}  {share:.2%}  (95 % interval {low:.2%} to {high:.2%})")
-    if corrected is not None:
-        console.print(f"ReaL top-1  {corrected.top1:.2%}  of the {corrected.images:,} with labels")
+    for line in _lines(result, corrected):
+        console.print(line)
     console.print(f"{result.images:,} images in {seconds:.1f} s, {precision} on {world.device}")
     if as_json and world.is_main:
         summary = _summary(trained, result, precision)
         if corrected is not None:
             summary["real_top1"] = corrected.top1
         click.echo(json.dumps(summary))
+
+
+def _lines(result: Score, corrected: _Corrected | None) -> Iterator[str]:
+    """What came out, for people."""
+    for name, hits in (("top-1", result.first), ("top-5", result.fifth)):
+        low, high = wilson(hits, result.images)
+        share = hits / result.images
+        yield f"{name}  {share:.2%}  (95 % interval {low:.2%} to {high:.2%})"
+    if corrected is not None:
+        yield f"ReaL top-1  {corrected.top1:.2%}  of the {corrected.images:,} with labels"
 
 
 class _Restricted(nn.Module):
