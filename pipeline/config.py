@@ -382,7 +382,7 @@ class BenchConfig(Section):
     samples: Calls = Field(default=300, description="Timed calls, at most.")
     settled: Share = Field(
         default=0.03,
-        description="End a measurement once every median in it is known to this share of itself "
+        description="End a measurement once every artifact's median is known to this share of itself "
         "(99 %), after enough calls for each percentile that all samples would give; 0: never.",
     )
     max_seconds: Seconds = Field(

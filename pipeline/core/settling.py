@@ -1,7 +1,7 @@
 """When enough calls were timed: a rule that is fixed before the first of them.
 
 A measurement is looked at a few times, after numbers of calls that depend on nothing that was
-timed, and ends once the median of everything that takes turns in it is known to a stated share.
+timed, and ends once the median of all that it is about is known to a stated share.
 Only the *width* of the medians' intervals decides, never their place: who is faster, or whether a
 difference is proven, ends nothing, so that a difference that chance makes is not what it waits for.
 The intervals of the rule have 99 %; the figures have 95 %, of all calls. Simulated, 95 % intervals

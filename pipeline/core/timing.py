@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 from typing import Protocol as Interface
@@ -99,6 +99,7 @@ def interleaved(
     tick: Callable[[int], None] = lambda done: None,
     hear: Callable[[str, int, Logits], None] = lambda name, batch, logits: None,
     settling: Settling | None = None,
+    seldom: Collection[str] = (),
 ) -> dict[str, dict[str, Latency]]:
     """Time several runners on the same images in turn: A B A B and so on.
 
@@ -114,6 +115,8 @@ def interleaved(
         tick: Is told how many calls of each are done.
         hear: Is told of every timed call: the runner's name, the number of the batch, the answer.
         settling: When it may end before all samples; None for what the protocol says.
+        seldom: Those that are there for comparison alone, some of the runners: they have every
+            second turn, and nobody waits until their medians are settled.
 
     Returns:
         By runner and phase, the timed calls.
@@ -124,20 +127,24 @@ def interleaved(
         for images in itertools.islice(untimed[name], protocol.warmup):
             runner(images)
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
+    made = dict.fromkeys(runners, 0)
     deadline = time.monotonic() + protocol.max_seconds
     settling = settling or Settling(protocol.settled, protocol.samples)
-    for done in range(0, protocol.samples, CALLS):
+    for turn, done in enumerate(range(0, protocol.samples, CALLS)):
         calls = min(CALLS, protocol.samples - done)
         for name, runner in runners.items():
+            if name in seldom and turn % 2:
+                continue
             settle(_next_call(runner, untimed[name]))
-            for number in range(done, done + calls):
+            for number in range(made[name], made[name] + calls):
                 batch = number % len(batches)
                 timed = runner.timed(inputs[name][batch])
                 hear(name, batch, timed.logits)
                 for phase, milliseconds in timed.phases.items():
                     phases[name].setdefault(phase, []).append(milliseconds)
+            made[name] += calls
         tick(done + calls)
-        times = [by_phase[ENGINE] for by_phase in phases.values()]
+        times = [by_phase[ENGINE] for name, by_phase in phases.items() if name not in seldom]
         if time.monotonic() > deadline or settling.ends(done + calls, times):
             break
     return {

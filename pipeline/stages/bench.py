@@ -297,7 +297,7 @@ def _in_turns(
 
 def _distinct(drawn: Drawn, size: int, latency: BatchLatency) -> int:
     """Different images that timed calls were given: a measurement may end before it had all."""
-    calls = min(len(samples) for samples in latency.samples_ms.values())
+    calls = len(latency.samples_ms[latency.baseline])
     return min(len(drawn.pictures), size * calls)
 
 
@@ -352,7 +352,9 @@ def _measure_batch(
         if name in drawings:
             drawings[name].hear(batch, logits)
 
-    timed = timing.interleaved(runners, images, protocol, tick, hear)
+    # PyTorch takes ten times as long, and would take the time of what is chosen between.
+    seldom = {PYTORCH} if len(runners) > 1 else ()
+    timed = timing.interleaved(runners, images, protocol, tick, hear, seldom=seldom)
     return batch_latency(timed, next(iter(runners)))
 
 

@@ -11,6 +11,7 @@ from pipeline.core.machine import busy_with_others
 from pipeline.core.plain import Facts, Plain
 from pipeline.steps.facts.accuracy import Accuracy
 
+
 @dataclass(frozen=True)
 class OnClass(Plain):
     """One artifact on CPUs of a class.

@@ -374,6 +374,24 @@ def test_what_takes_turns_ends_together_once_all_medians_are_settled(clock: Cloc
     assert {len(phases[timing.ENGINE].samples) for phases in found.values()} == {225}
 
 
+def test_what_is_there_for_comparison_alone_has_every_second_turn(clock: Clock) -> None:
+    runners = {"a": Fake(clock, "a", 0.5), "b": Changing(clock, "b", 80)}
+    heard: list[tuple[str, int]] = []
+    protocol = timing.Protocol(1, 300, 1e6, settled=0.03)
+    found = timing.interleaved(
+        runners,
+        [IMAGES] * 6,
+        protocol,
+        hear=lambda name, batch, logits: heard.append((name, batch)),
+        seldom={"b"},
+    )
+    # Nobody waits until its median is settled, and it has one batch after the other all the same.
+    calls = {name: len(phases[timing.ENGINE].samples) for name, phases in found.items()}
+    assert calls == {"a": 66, "b": 33}
+    assert turns(clock.events)[:5] == ["a", "b", "a", "a", "b"]
+    assert [batch for name, batch in heard if name == "b"][:7] == [0, 1, 2, 3, 4, 5, 0]
+
+
 def test_all_samples_are_taken_where_none_shall_settle(clock: Clock) -> None:
     found = timing.interleaved({"a": Fake(clock, "a", 0.5)}, [IMAGES], timing.Protocol(1, 120, 1e6))
     assert len(found["a"][timing.ENGINE].samples) == 120

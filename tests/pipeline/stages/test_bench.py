@@ -97,8 +97,8 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(source=source, progress=lambda *arguments: None, config=None)
 
 
-def measure(context: Any, runner: Runner, **settings: Any) -> Measured:
-    config = BenchConfig(samples=3, warmup=1, max_seconds=60, threads=1, **settings)
+def measure(context: Any, runner: Runner, *, samples: int = 3, **settings: Any) -> Measured:
+    config = BenchConfig(samples=samples, warmup=1, max_seconds=60, threads=1, **settings)
     context.config = SimpleNamespace(bench=config)
     return bench.measure(context, {"fp32": lambda: runner}, "Echo", DRAWN)
 
@@ -133,6 +133,15 @@ def test_what_is_measured_beside_latency(context: Any) -> None:
     latency = measured.batches[1]
     assert latency.baseline == "fp32"
     assert len(latency.samples_ms["pytorch"]) == 3
+
+
+def test_pytorch_has_half_of_the_calls_where_something_else_is_measured(context: Any) -> None:
+    measured = measure(context, Echo([]), samples=6, batches=(1,))
+    calls = {name: len(samples) for name, samples in measured.samples_ms.items()}
+    assert calls == {"fp32": 6, PYTORCH: 3}
+    assert measured.distinct == 6
+    alone = bench.measure(context, {}, "PyTorch", DRAWN)
+    assert len(alone.samples_ms[PYTORCH]) == 6
 
 
 def test_a_repeated_image_is_audited_for_every_runner(context: Any) -> None:
