@@ -106,12 +106,15 @@ class Runner(Opened):
         device: What runs it, for people: runtime, version, device, threads.
         smallest: Smallest batch that it takes.
         largest: Largest batch that it takes; None if there is no limit.
+        divides: How many batches it would rather have at once, to divide them among threads; 1 for
+            what leaves that to others.
     """
 
     takes: ClassVar[Literal["images", "pixels"]] = "images"
     device: str
     smallest: int = 1
     largest: int | None = None
+    divides: int = 1
 
     @abstractmethod
     def __call__(self, images: Batch) -> Logits:

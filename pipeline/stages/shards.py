@@ -263,7 +263,8 @@ def logits_of(
     size, total = batch_of(step.context.config, runner), len(read_labels(samples))
     parts: list[Logits] = []
     done, start = first, time.monotonic()
-    with freed_memory_kept(), threads_that_help(math.prod(samples.network().input_shape)):
+    values = math.prod(samples.network().input_shape)
+    with freed_memory_kept(), threads_of(runner, values):
         for pictures in batches(samples, size, first, last):
             step.context.progress(done, total, what)
             parts.append(in_batches(runner, runner.input_of(pictures), size, runner.smallest))
@@ -283,9 +284,19 @@ def size_of(config: Config) -> int:
 
 
 def batch_of(config: Config, runner: Runner) -> int:
-    """Images at a time: as configured, as far as the runner takes them."""
-    wanted = config.validation.batch
+    """Images at a time: as configured, or some times that, as far as the runner takes them."""
+    wanted = config.validation.batch * runner.divides
     return max(runner.smallest, min(wanted, runner.largest or wanted))
+
+
+def threads_of(runner: Runner, values: int) -> contextlib.AbstractContextManager[None]:
+    """Let PyTorch take as many threads as help a runner, and leave them to one that divides them.
+
+    Args:
+        runner: What answers.
+        values: Of each picture.
+    """
+    return threads_that_help(values) if runner.divides == 1 else contextlib.nullcontext()
 
 
 def place_of_shards(step: Step) -> str:

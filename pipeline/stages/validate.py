@@ -15,13 +15,12 @@ from pipeline.core.errors import UnsupportedOperatorError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.runner import Numerics, Runner
-from pipeline.core.threads import threads_that_help
 from pipeline.stages.context import RunContext
 from pipeline.stages.golden import expected
 from pipeline.stages.images import batches, evenly, pictures_at, read_labels
 from pipeline.stages.metrics import metrics_inputs, with_measures
 from pipeline.stages.names import LOGITS
-from pipeline.stages.shards import JudgingStep, batch_of
+from pipeline.stages.shards import JudgingStep, batch_of, threads_of
 from pipeline.stages.target_step import TargetStep
 from pipeline.steps.facts.accuracy import (
     Accuracy,
@@ -245,7 +244,7 @@ class ValidateStep(TargetStep, JudgingStep):
         runner.expect(labels[chosen])
         size = batch_of(self.context.config, runner)
         pictures = pictures_at(self.samples.artifact(), chosen)
-        with threads_that_help(pictures.pixels[0].size):
+        with threads_of(runner, pictures.pixels[0].size):
             return in_batches(runner, runner.input_of(pictures), size, runner.smallest)
 
     def _with_narrow_sums(

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from pipeline.core.errors import ArtifactError, DataError, PipelineError, UnsupportedOperatorError
 from pipeline.core.network import in_batches
+from pipeline.core.threads import SMALL, threads_that_help
 from pipeline.emulate import rounding
 from pipeline.emulate.beside import Beside, even_parts, side_by_side
 from pipeline.emulate.onnx.graph import Graph, Node, Port, load_graph, to_numpy
@@ -57,6 +58,9 @@ _WORTH_A_THREAD = 1 << 15
 
 _CHUNK = 8 * 3 * 224 * 224
 """Input values at a time: larger tensors make the executor slow."""
+
+_SMALL_CHUNK = 128
+"""Small pictures at a time: of fewer, calling operations costs more than computing them."""
 
 
 class GraphExecutor:
@@ -437,8 +441,8 @@ class OnnxExecutor(GraphExecutor):
     def run_all(self, images: np.ndarray) -> np.ndarray:
         """Compute the first output for any number of images, in batches of the size that is best.
 
-        Where torch has several threads, each computes images of its own. A graph with a fixed batch
-        gets batches of it, one after the other.
+        Where torch has several threads, each computes images of its own, if there are enough of
+        them. A graph with a fixed batch gets batches of it, one after the other.
 
         Args:
             images: Preprocessed images, float32, (images, channels, height, width).
@@ -449,12 +453,16 @@ class OnnxExecutor(GraphExecutor):
         fixed = self.input.shape[0] if self.input.shape else None
         if fixed:
             return in_batches(self.run, images, fixed, fixed)
+        values = int(np.prod(images.shape[1:]))
+        most = _SMALL_CHUNK if values < SMALL else max(1, _CHUNK // values)
         threads = torch.get_num_threads() if self._plain else 1
-        most = max(1, _CHUNK // max(1, int(np.prod(images.shape[1:]))))
+        if values < SMALL:
+            threads = max(1, min(threads, 2 * len(images) // _SMALL_CHUNK))
         batches = [images[part] for part in even_parts(len(images), most, threads)]
-        if threads == 1 or len(batches) == 1:
-            return np.concatenate([self.run(batch) for batch in batches])
-        return self._run_beside(batches, min(threads, len(batches)))
+        with threads_that_help(values):
+            if threads == 1 or len(batches) == 1:
+                return np.concatenate([self.run(batch) for batch in batches])
+            return self._run_beside(batches, min(threads, len(batches)))
 
     def _run_beside(self, batches: Sequence[np.ndarray], threads: int) -> np.ndarray:
         """Run batches side by side, and take what each thread recorded together."""

@@ -27,7 +27,7 @@ ROUNDED = frozenset({torch.float16, torch.bfloat16}) | rounding.FLOAT8
 _INTEGERS = frozenset({torch.int8, torch.uint8, rounding.INT4, rounding.UINT4})
 
 MOVERS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"})
-"""Operators that move values and compute nothing: a kernel may read its operand in another order."""
+"""Operators that move values and compute nothing: a kernel may read what they would move."""
 
 
 @dataclass(frozen=True, slots=True)

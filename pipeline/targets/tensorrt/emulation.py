@@ -7,6 +7,7 @@ a fused layer rounds less often.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +17,15 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.files import file_hash
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Numerics, Runner
+from pipeline.core.threads import SMALL, threads_for
 from pipeline.steps.artifact import Artifact
 
 if TYPE_CHECKING:
     from pipeline.emulate.onnx.plan import Accumulate
     from pipeline.emulate.ranges import TensorRange
+
+_BATCHES = 8
+"""Batches of small pictures at a time: enough for a part of them for each of some threads."""
 
 
 def check_graph(artifact: Artifact, graph: Path) -> None:
@@ -64,6 +69,9 @@ class EmulatedRunner(Runner):
             accumulate=accumulate,
             tf32=bool(artifact.facts.get("tf32")),
         )
+        sides = [side or SMALL for side in self._executor.input.shape[1:]]
+        if threads_for(math.prod(sides)) == 1:
+            self.divides = _BATCHES
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images, (batch, channels, height, width); any batch size."""

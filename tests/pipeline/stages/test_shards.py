@@ -88,7 +88,9 @@ def interrupted(steps: Steps, folder: Path, killed_at: int = 2) -> Path:
     return steps.folder / place_of_shards(step)
 
 
-@pytest.mark.parametrize("toy", [{}, {"largest": 1}, {"smallest": 3}, {"smallest": 4}])
+@pytest.mark.parametrize(
+    "toy", [{}, {"largest": 1}, {"smallest": 3}, {"smallest": 4}, {"divides": 2}]
+)
 @pytest.mark.parametrize("shard", [1, 2, 3, 4])
 def test_what_is_joined_does_not_depend_on_shards(
     steps: Steps, tmp_path: Path, shard: int, toy: dict[str, int]

@@ -61,8 +61,8 @@ class Toy(Runner):
 
     device = "the toy"
 
-    def __init__(self, smallest: int = 1, largest: int | None = None) -> None:
-        self.smallest, self.largest = smallest, largest
+    def __init__(self, smallest: int = 1, largest: int | None = None, divides: int = 1) -> None:
+        self.smallest, self.largest, self.divides = smallest, largest, divides
         self.seen: list[int] = []
         self.closed = False
 
@@ -273,8 +273,8 @@ def test_the_error_of_the_emulation_is_told(steps: Steps, tmp_path: Path) -> Non
 class Threads(Brighter):
     """Notes the threads that PyTorch has at each call."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **more: int) -> None:
+        super().__init__(**more)
         self.threads: list[int] = []
 
     def __call__(self, images: Images) -> Logits:
@@ -291,6 +291,17 @@ def test_small_pictures_are_answered_for_with_one_thread(
     built(steps.validate(target), tmp_path / "new")
     assert set(runner.threads) == set(beside.threads) == {1}
     assert torch.get_num_threads() == 3
+
+
+def test_what_divides_images_itself_has_all_threads_and_more_images(
+    steps: Steps, tmp_path: Path, three_threads: None
+) -> None:
+    runner, beside = Threads(divides=2), Threads(divides=2)
+    target = ToyTarget(runner, None)
+    target.beside = beside
+    built(steps.validate(target), tmp_path / "new")
+    assert set(runner.threads) == set(beside.threads) == {3}
+    assert runner.seen == [4, 1]
 
 
 @pytest.mark.parametrize("beside", [None, UnsupportedOperatorError("no Foo")])

@@ -580,11 +580,11 @@ def layers(make_model: MakeModel, batch: int | str = "N") -> onnx.ModelProto:
         "narrow": weights(24, 48, 1, 1), "last": weights(24, 10), "small": half(2e-5),
         "s": half(0.06), "z": np.array(0, np.int8), "axes": np.array([2, 3]), "large": half(6e4),
     }  # fmt: skip
-    return make_model(LAYERS, (batch, 24, 28, 28), constants, x="float16", y="float16")
+    return make_model(LAYERS, (batch, 24, 38, 38), constants, x="float16", y="float16")
 
 
 def pictures(count: int) -> np.ndarray:
-    return np.random.default_rng(count).standard_normal((count, 24, 28, 28)).astype(np.float32)
+    return np.random.default_rng(count).standard_normal((count, 24, 38, 38)).astype(np.float32)
 
 
 def threads_seen(monkeypatch: pytest.MonkeyPatch, together: int = 1) -> list[tuple[int, int]]:
@@ -657,6 +657,35 @@ def test_images_run_in_even_parts(make_model: MakeModel, monkeypatch: pytest.Mon
     executor.run_all(np.zeros((8, 3, 224, 224), np.float32))
     executor.run_all(np.zeros((19, 3, 224, 224), np.float32))
     assert sizes == [8, 6, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("threads", "count", "sizes"),
+    [(1, 300, [100, 100, 100]), (2, 256, [128, 128]), (2, 127, [127]), (8, 256, [64] * 4)],
+)
+def test_small_pictures_run_many_at_a_time(
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    count: int,
+    sizes: list[int],
+) -> None:
+    executor = OnnxExecutor(make_model("y = Neg(x)", ("N", 3, 8, 8)))
+    seen: list[tuple[int, int]] = []
+
+    def run(self: OnnxExecutor, images: np.ndarray) -> np.ndarray:
+        seen.append((len(images), torch.get_num_threads()))
+        return images[:, 0]
+
+    monkeypatch.setattr(OnnxExecutor, "run", run)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        executor.run_all(np.zeros((count, 3, 8, 8), np.float32))
+    finally:
+        torch.set_num_threads(before)
+    # A second thread is no help within a part, however many there are.
+    assert seen == [(size, 1) for size in sizes]
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -50,6 +50,18 @@ def engine_of(graph: Path) -> Any:
     return SimpleNamespace(facts={"graph_sha256": file_hash(graph)}, folder=Path("trt/fp16"))
 
 
+@pytest.mark.parametrize(
+    ("sides", "divides"), [([3, 64, 64], 8), ([3, 224, 224], 1), ([3, "height", "width"], 1)]
+)
+def test_small_pictures_are_divided_among_threads(
+    tmp_path: Path, make_model: Callable[..., onnx.ModelProto], sides: list[int], divides: int
+) -> None:
+    nodes = [helper.make_node("Relu", ["image"], ["logits"])]
+    onnx.save(make_model(nodes, {}, ["n", *sides], ["n", *sides]), tmp_path / "model.onnx")
+    runner = EmulatedRunner(engine_of(tmp_path / "model.onnx"), tmp_path / "model.onnx")
+    assert runner.divides == divides
+
+
 def test_values_and_tensors_that_overflow_are_told_apart(graph: Path) -> None:
     runner = EmulatedRunner(engine_of(graph), graph)
     runner(np.array([[[[40_000.0, 20_000.0]]], [[[40_000.0, 40_000.0]]]], np.float32))
