@@ -383,7 +383,8 @@ class BenchConfig(Section):
     settled: Share = Field(
         default=0.03,
         description="End a measurement once every artifact's median is known to this share of "
-        "itself (99 %), after enough calls for each percentile that all samples would give; 0: never.",
+        "itself (99 %), after enough calls for each percentile that all samples would give; 0: "
+        "never.",
     )
     max_seconds: Seconds = Field(
         default=20.0, description="End a measurement after this time, with the samples it has."
