@@ -18,6 +18,15 @@ SMALL = 2**15
 care_tiny at 64 pixels gains nothing from a second thread, CARE-S0 at 224 does."""
 
 
+AT_ONCE = 8
+"""Batches of small pictures for what divides them among threads: a part of them for each."""
+
+
+def batches_for(values: int) -> int:
+    """Batches at a time for what divides pictures of so many values among threads."""
+    return AT_ONCE if values < SMALL else 1
+
+
 def threads_for(values: int) -> int | None:
     """Threads for pictures of so many values each; None for as many as this process may use."""
     return 1 if values < SMALL else None

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.core.threads import SMALL
+
 WAITING = 2
 """Most calls that wait or run: what they hold is the memory that this costs."""
 
@@ -102,17 +104,20 @@ LEAST = 2
 kernels."""
 
 
-def even_parts(images: int, most: int, threads: int) -> list[slice]:
+def even_parts(images: int, most: int, threads: int, values: int = SMALL) -> list[slice]:
     """Images in even parts that suit a CPU's caches, and enough of them for all threads.
 
     Args:
         images: How many.
-        most: Most images of a part.
+        most: Most images of a part. Of small pictures a part has half as many at least.
         threads: Threads that are to have a part, if there are images enough.
+        values: Of one image.
 
     Returns:
         One part at least.
     """
+    if values < SMALL:
+        threads = min(threads, 2 * images // max(1, most))
     for_caches = -(-images // max(1, most))
     count = max(1, for_caches, min(threads, images // LEAST))
     edges = [images * number // count for number in range(count + 1)]

@@ -22,7 +22,7 @@ Batches of any size: `batch` tells how a program saved for one image runs on man
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.errors import ArtifactError, DataError, InputError, UnsupportedOperatorError
+from pipeline.core.threads import threads_that_help
 from pipeline.emulate import rounding
+from pipeline.emulate.beside import even_parts, side_by_side
 from pipeline.emulate.kernels import Rounding
 from pipeline.emulate.mil.batch import Groups, Values
 from pipeline.emulate.mil.constants import Array, TensorType
@@ -296,25 +298,40 @@ class MilExecutor:
     # Evaluation
 
     def _evaluate(self, images: Array, wanted: Sequence[str]) -> dict[str, Array]:
-        pieces: dict[str, list[Array]] = {name: [] for name in wanted}
-        with torch.inference_mode():
-            for chunk in self._chunks(images):
-                for name, value in self._evaluate_chunk(chunk, wanted).items():
-                    pieces[name].append(value.numpy())
-        return {name: np.concatenate(arrays) for name, arrays in pieces.items()}
-
-    def _chunks(self, images: Array) -> Iterator[Tensor]:
-        """Check images and give them to the program's argument, a few at a time."""
         self._check_images(images)
+        found = self._found(images, wanted)
+        return {name: np.concatenate([part[name].numpy() for part in found]) for name in wanted}
+
+    def _found(self, images: Array, wanted: Sequence[str]) -> list[Values]:
+        """Evaluate images a few at a time, in every thread of torch where nothing is recorded."""
+
+        def evaluate(part: slice) -> Values:
+            with torch.inference_mode():  # of each thread its own
+                return self._evaluate_chunk(self._argument(images[part]), wanted)
+
+        values = int(np.prod(images.shape[1:]))
+        threads = 1 if self._record else torch.get_num_threads()
+        parts = self._parts(len(images), threads, values)
+        with threads_that_help(values):
+            if threads == 1 or len(parts) == 1:
+                return [evaluate(part) for part in parts]
+            with side_by_side(min(threads, len(parts))) as pool:
+                return list(pool.map(evaluate, parts))
+
+    def _parts(self, images: int, threads: int, values: int) -> list[slice]:
+        """Whole batches of the size that was saved, in parts that suit the caches."""
         saved = self._saved_batch() or 1
-        size = max(saved, self._chunk - self._chunk % saved)
-        for start in range(0, len(images), size):
-            piece = torch.from_numpy(np.array(images[start : start + size]))
-            if self._input.kind == "image":
-                planes = piece.permute(0, 3, 1, 2).to(torch.float32)
-                yield planes.flip(1) if self._input.colour == "BGR" else planes
-            else:
-                yield piece
+        groups = -(-images // saved)
+        parts = even_parts(groups, max(1, self._chunk // saved), threads, values * saved)
+        return [slice(part.start * saved, part.stop * saved) for part in parts]
+
+    def _argument(self, images: Array) -> Tensor:
+        """Images as the program's argument."""
+        piece = torch.from_numpy(np.array(images))
+        if self._input.kind != "image":
+            return piece
+        planes = piece.permute(0, 3, 1, 2).to(torch.float32)
+        return planes.flip(1) if self._input.colour == "BGR" else planes
 
     def _check_images(self, images: Array) -> None:
         declared = self._plan.types[self.program.arguments[0][0]].shape

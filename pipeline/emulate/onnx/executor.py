@@ -456,9 +456,7 @@ class OnnxExecutor(GraphExecutor):
         values = int(np.prod(images.shape[1:]))
         most = _SMALL_CHUNK if values < SMALL else max(1, _CHUNK // values)
         threads = torch.get_num_threads() if self._plain else 1
-        if values < SMALL:
-            threads = max(1, min(threads, 2 * len(images) // _SMALL_CHUNK))
-        batches = [images[part] for part in even_parts(len(images), most, threads)]
+        batches = [images[part] for part in even_parts(len(images), most, threads, values)]
         with threads_that_help(values):
             if threads == 1 or len(batches) == 1:
                 return np.concatenate([self.run(batch) for batch in batches])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.core import figures
 from pipeline.core.errors import ArtifactError, InputError
 from pipeline.core.network import Logits, Network, Pixels
 from pipeline.core.runner import Numerics, Runner
+from pipeline.core.threads import batches_for
 from pipeline.targets.coreml import package as saved
 from pipeline.targets.coreml.convert import COMPUTE_UNITS
 from pipeline.targets.coreml.network import preprocess_of
@@ -85,6 +87,7 @@ class EmulatedRunner(PackageRunner):
         self._exact = MilExecutor(package, precision="float32", record=True)
         self._compared: list[tuple[Logits, Logits]] = []
         self._seen = 0
+        self.divides = batches_for(math.prod(network.input_shape))
         self.device = "ML Program executor on the CPU, results rounded to float16 where typed so"
 
     def __call__(self, pixels: Pixels) -> Logits:
@@ -177,6 +180,7 @@ class _NarrowRunner(PackageRunner):
 
         super().__init__(package, network)
         self._executor = MilExecutor(package, accumulate="float16")
+        self.divides = batches_for(math.prod(network.input_shape))
         self.device = "ML Program executor on the CPU, sums of products in float16"
 
     def __call__(self, pixels: Pixels) -> Logits:

@@ -17,16 +17,12 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.files import file_hash
 from pipeline.core.network import Images, Logits
 from pipeline.core.runner import Numerics, Runner
-from pipeline.core.threads import SMALL, threads_for
+from pipeline.core.threads import SMALL, batches_for
 from pipeline.steps.artifact import Artifact
 
 if TYPE_CHECKING:
     from pipeline.emulate.onnx.plan import Accumulate
     from pipeline.emulate.ranges import TensorRange
-
-_BATCHES = 8
-"""Batches of small pictures at a time: enough for a part of them for each of some threads."""
-
 
 def check_graph(artifact: Artifact, graph: Path) -> None:
     """Refuse a graph that an engine was not built from.
@@ -70,8 +66,7 @@ class EmulatedRunner(Runner):
             tf32=bool(artifact.facts.get("tf32")),
         )
         sides = [side or SMALL for side in self._executor.input.shape[1:]]
-        if threads_for(math.prod(sides)) == 1:
-            self.divides = _BATCHES
+        self.divides = batches_for(math.prod(sides))
 
     def __call__(self, images: Images) -> Logits:
         """Logits of preprocessed images, (batch, channels, height, width); any batch size."""

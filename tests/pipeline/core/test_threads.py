@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.core.threads import SMALL, threads_for, threads_that_help
+from pipeline.core.threads import SMALL, batches_for, threads_for, threads_that_help
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,10 @@ def test_small_pictures_take_one_thread_and_larger_ones_what_there_is() -> None:
     assert threads_for(3 * 64 * 64) == 1
     assert threads_for(SMALL) is None
     assert threads_for(3 * 224 * 224) is None
+
+
+def test_many_small_pictures_are_divided_at_once() -> None:
+    assert (batches_for(SMALL - 1), batches_for(SMALL)) == (8, 1)
 
 
 def test_threads_are_given_back() -> None:

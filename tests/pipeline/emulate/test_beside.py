@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from pipeline.core.threads import SMALL
 from pipeline.emulate.beside import Beside, even_parts, is_beside, side_by_side
 
 
@@ -120,6 +121,17 @@ def test_an_error_side_by_side_drops_what_waits() -> None:
         raise KeyboardInterrupt
     assert done == [0]
     assert not others()
+
+
+def test_small_pictures_are_not_divided_into_few() -> None:
+    def sizes(images: int, threads: int) -> list[int]:
+        found = even_parts(images, 8, threads, SMALL - 1)
+        return [part.stop - part.start for part in found]
+
+    assert sizes(7, 2) == [7]
+    assert sizes(8, 2) == [4, 4]
+    assert sizes(8, 9) == [4, 4]
+    assert sizes(3, 9) == [3]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -876,6 +877,45 @@ def test_program_for_a_fixed_batch_takes_multiples_of_it(save: Save) -> None:
         np.testing.assert_allclose(sums, pairs.reshape(-1, *SHAPE[2:]), atol=1e-6)
     with pytest.raises(DataError, match="batches of 2"):
         executor.predict(images[:5])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("record", "batch"), [(False, 1), (True, 1), (False, 2)])
+def test_every_thread_has_images_of_its_own(
+    save: Save, monkeypatch: pytest.MonkeyPatch, record: bool, batch: int
+) -> None:
+    convolved = lambda mb, x: mb.conv(x=x, weight=W, pad_type="same")  # noqa: E731
+    path = save(convolved, shape=(batch, *SHAPE[1:]))
+    images = np.random.default_rng(7).standard_normal((16, *SHAPE[1:])).astype(np.float32)
+    alone = MilExecutor(path, precision="float32")
+    (expected,) = alone.predict(images[:8]).values()
+    seen: list[tuple[int, int, int]] = []
+    evaluate, meet = MilExecutor._evaluate_chunk, threading.Barrier(1 if record else 2)
+
+    def noted(self: MilExecutor, part: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        meet.wait(10)  # two begin together
+        seen.append((len(part), threading.get_ident(), torch.get_num_threads()))
+        return evaluate(self, part, wanted)
+
+    monkeypatch.setattr(MilExecutor, "_evaluate_chunk", noted)
+    executor = MilExecutor(path, precision="float32", record=record, chunk=8)
+    (found,) = executor.predict(images).values()
+    np.testing.assert_array_equal(found[:8], expected)
+    assert [size for size, _, _ in seen] == [8, 8]
+    assert {threads for _, _, threads in seen} == {1}
+    assert len({thread for _, thread, _ in seen}) == (1 if record else 2)
+    # What is recorded is written down by one thread; so is what is too little to divide.
+    meet, seen[:] = threading.Barrier(1), []
+    executor.predict(images[:6])
+    assert [(size, thread) for size, thread, _ in seen] == [(6, threading.get_ident())]
 
 
 def test_half_rounds_every_result(save: Save) -> None:
