@@ -5,16 +5,23 @@
     python benchmarks/cpu_latency.py --model care_s0 --batch 1 --threads 2 --seconds 20
     python benchmarks/cpu_latency.py --docs docs/benchmarks.md
     python benchmarks/cpu_latency.py --as-cpu avx2-vnni --docs docs/benchmarks.md
+    python benchmarks/cpu_latency.py --contended --docs docs/benchmarks.md
 
 Every contender runs in a process of its own, with the settings that it has by default apart from
 the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
 turn a process runs once untimed and then a few times timed, while the others sleep. Ratios are
-those of medians, to the published path, with 95 % bootstrap intervals. Weights are
-those of an initialization: they take the same time.
+those of medians, to the published path, with 95 % bootstrap intervals. Weights are those of a
+formula: they take the time of trained ones, and a block that computes something else shows in the
+logits. With an initialization it does not, since that all but switches the blocks off.
 
-Contenders: ours (fp32, int8); the published path (the unfused module traced to opset 17, onnxsim,
-a default session); OpenVINO, if it is installed (fp32 on the published graph and on ours, bf16 on
-ours, int8 on our quantized graph); PyTorch eager and torch.compile. "limit" is no contender: the
+Who computes in float32, without approximation, has to give the published path's logits: what
+answers otherwise is not timed. With --contended there are turns of both kinds, alone and beside one
+busy process for every two CPUs that are granted, and each contender is also compared with itself.
+
+Contenders: ours (fp32, fp32 with GELU by tanh, int8); the published path (the unfused module traced
+to opset 17, onnxsim, a default session); PyTorch eager and torch.compile; and if they are installed
+OpenVINO (fp32 on the published graph and on ours, bf16 on ours, int8 on our quantized graph), ncnn,
+ExecuTorch with XNNPACK and MNN (fp32 on what each converts itself). "limit" is no contender: the
 time that the network's matrix products and depthwise convolutions alone would take in float32 at
 the highest rate that a single large operator of that kind reaches in ONNX Runtime here. "of limit"
 says how much of that rate a contender reaches; 8-bit and 16-bit contenders can pass 100 %.
@@ -30,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,24 +45,26 @@ from typing import Any, NoReturn
 
 import click
 import numpy as np
-import numpy.typing as npt
 from documents import fill
-from networks import NETWORKS, SHAPE, inference_form, published_form, write_graph
+from networks import NETWORKS, SHAPE, fused, published_form, write_graph
+from other_engines import ENGINES, Call, Images, convert, said, silence, why_not
 
 from pipeline.core import cpu_classes, machine
-from pipeline.core.errors import PipelineError, UnavailableError
+from pipeline.core.contention import contended, rivals
+from pipeline.core.errors import BuildError, PipelineError, UnavailableError
 from pipeline.core.figures import Latency, ratio
 from pipeline.core.machine import granted
+from pipeline.graphs.compare import TOLERANCE, relative_difference
 from pipeline.targets.ort.as_cpu import enter
 
-Images = npt.NDArray[np.float32]
-Call = Callable[[Images], Any]
-
 BASELINE = "published path"
+BY_TANH = "ours fp32, gelu tanh"
 CALIBRATION_IMAGES = 8
 CALLS = 3
 PAUSE = 0.03
 """Seconds between turns: threads that still wait actively for work have gone to sleep by then."""
+SPELLS = 2
+"""How often both kinds of turns follow each other: alone, contended, alone, contended."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +76,16 @@ class Contender:
         kind: Which of the functions in `OPENERS` opens it.
         source: What it opens: a file, a folder or a network's name.
         options: Further arguments of that function.
+        same: Whether it has to give the published path's logits.
+        missing: Why it cannot take part, where that is known before it is opened.
     """
 
     name: str
     kind: str
     source: str
     options: Mapping[str, str]
+    same: bool = True
+    missing: str = ""
 
 
 # Making the graphs.
@@ -85,7 +98,7 @@ def export_graphs(model: str, folder: Path) -> dict[str, Path]:
     paths = {"published": folder / "published.onnx", "exact": folder / "exact.onnx"}
     with quiet():
         torch.onnx.export(
-            published_form(model, "initial"),
+            published_form(model, "formula"),
             (torch.randn(2, *SHAPE),),
             str(paths["published"]),
             dynamo=False,
@@ -95,7 +108,7 @@ def export_graphs(model: str, folder: Path) -> dict[str, Path]:
             dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
         )
         simplify(paths["published"])
-        write_graph(inference_form(model), paths["exact"])
+        write_graph(fused(published_form(model, "formula")), paths["exact"])
     return paths
 
 
@@ -110,7 +123,7 @@ def simplify(path: Path) -> None:
 
 
 def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str, Path]:
-    """Our artifacts, in each precision."""
+    """Our artifacts, in each precision, as they are built by default."""
     from calibration.sample import CalibrationSet
     from pipeline.core.network import Network
     from pipeline.targets.forms import FormJob
@@ -134,7 +147,19 @@ def build_ours(model: str, exact: Path, folder: Path, *, int8: bool) -> dict[str
     return built
 
 
-def build_artifact(network: Any, precision: str, graph: Path, folder: Path) -> Path:
+def build_by_tanh(model: str, exact: Path, folder: Path) -> Contender:
+    """Our float32 with the option `gelu: tanh`, which a network without GELU cannot have."""
+    from pipeline.core.network import Network
+
+    contender = Contender(BY_TANH, "ours", "", {}, same=False)
+    try:
+        made = build_artifact(Network(model, (), SHAPE, {}), "fp32", exact, folder, gelu="tanh")
+    except BuildError as error:
+        return replace(contender, missing=str(error))
+    return replace(contender, source=str(made))
+
+
+def build_artifact(network: Any, precision: str, graph: Path, folder: Path, **options: Any) -> Path:
     from pipeline.steps import artifact
     from pipeline.targets.base import BuildJob
     from pipeline.targets.ort.options import OrtOptions
@@ -151,23 +176,24 @@ def build_artifact(network: Any, precision: str, graph: Path, folder: Path) -> P
     job = BuildJob(
         network=network,
         precision=precision,
-        options=OrtOptions(),
+        options=OrtOptions(**options),
         graph=graph,
         module=no_module,
         calibration=no_images,
         batch=None,
         log=lambda line: None,
     )
+    into = folder / "-".join((precision, *options.values()))
     artifact.make(
-        folder / precision,
+        into,
         kind="build",
         name=f"ort/{precision}",
         key="benchmark",
         made_from={},
         tools={},
-        build=lambda into: target.build(job, into),
+        build=lambda temporary: target.build(job, temporary),
     )
-    return folder / precision
+    return into
 
 
 # Opening contenders, each in its own process.
@@ -186,7 +212,7 @@ def open_onnxruntime(source: str, threads: int) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"image": images})
+    return lambda images: session.run(None, {"image": images})[0]
 
 
 def open_openvino(source: str, threads: int, precision: str) -> Call:
@@ -202,14 +228,14 @@ def open_openvino(source: str, threads: int, precision: str) -> Call:
     }
     compiled = openvino.Core().compile_model(source, "CPU", settings)
     request = compiled.create_infer_request()
-    return lambda images: request.infer([images])
+    return lambda images: request.infer([images])[0]
 
 
 def open_torch(source: str, threads: int, compiled: str = "") -> Call:
     import torch
 
     torch.set_num_threads(threads)
-    network = published_form(source, "initial")
+    network = published_form(source, "formula")
     run = torch.compile(network) if compiled else network
 
     def call(images: Images) -> Any:
@@ -224,65 +250,93 @@ OPENERS: dict[str, Callable[..., Call]] = {
     "onnxruntime": open_onnxruntime,
     "openvino": open_openvino,
     "torch": open_torch,
+    **{name: engine.open for name, engine in ENGINES.items()},
 }
 
 
+def convert_all(model: str, graph: Path, batch: int, folder: Path) -> list[Contender]:
+    """A network in the formats of other engines; they sit out where they are not installed."""
+    made = []
+    for name, engine in ENGINES.items():
+        into = folder / f"{name}-{batch}"
+        if (cls := cpu_classes.restriction()) is not None:
+            # Their libraries ask the CPU themselves, and are not copied as ONNX Runtime's are.
+            missing = f"it sees this CPU, not one of the class {cls.name}"
+        else:
+            missing = convert(name, model, graph, batch, into)
+        made.append(Contender(engine.title, name, str(into), {}, missing=missing))
+    return made
+
+
 def contenders(
-    model: str, graphs: Mapping[str, Path], ours: Mapping[str, Path], *, torch: bool
+    model: str,
+    graphs: Mapping[str, Path],
+    ours: Mapping[str, Path],
+    by_tanh: Contender,
+    others: list[Contender],
+    *,
+    torch: bool,
 ) -> list[Contender]:
-    """All ways to run a network that this machine has; the baseline first."""
+    """All ways to run a network; the baseline first.
+
+    Args:
+        model: The network's name.
+        graphs: What `export_graphs` gives.
+        ours: What `build_ours` gives.
+        by_tanh: What `build_by_tanh` gives.
+        others: What `convert_all` gives.
+        torch: Whether PyTorch takes part.
+    """
     found = [Contender(BASELINE, "onnxruntime", str(graphs["published"]), {})]
     found += [
-        Contender(f"ours {precision}", "ours", str(ours[precision]), {})
+        Contender(f"ours {precision}", "ours", str(ours[precision]), {}, precision != "int8")
         for precision in ("fp32", "int8")
         if precision in ours
     ]
+    found.append(by_tanh)
     found.append(Contender("exact form, default session", "onnxruntime", str(graphs["exact"]), {}))
-    if has_openvino():
-        ways = [
-            ("OpenVINO fp32, published graph", graphs["published"], "f32"),
-            ("OpenVINO fp32, exact form", graphs["exact"], "f32"),
-            ("OpenVINO bf16, exact form", graphs["exact"], "bf16"),
-        ]
-        if "quantized" in ours:
-            ways.append(("OpenVINO int8, our Q/DQ graph", ours["quantized"], "f32"))
-        found += [
-            Contender(name, "openvino", str(path), {"precision": hint}) for name, path, hint in ways
-        ]
+    ways = [
+        ("OpenVINO fp32, published graph", graphs["published"], "f32", True),
+        ("OpenVINO fp32, exact form", graphs["exact"], "f32", True),
+        ("OpenVINO bf16, exact form", graphs["exact"], "bf16", False),
+    ]
+    if "quantized" in ours:
+        ways.append(("OpenVINO int8, our Q/DQ graph", ours["quantized"], "f32", False))
+    missing = why_not(("openvino",), "openvino")
+    found += [
+        Contender(name, "openvino", str(path), {"precision": hint}, same, missing)
+        for name, path, hint, same in ways
+    ]
+    found += others
     if torch:
         found.append(Contender("PyTorch eager", "torch", model, {}))
         found.append(Contender("torch.compile", "torch", model, {"compiled": "yes"}))
     return found
 
 
-def has_openvino() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("openvino") is not None
-
-
 # Taking turns.
+
+
+def serve_alone(*arguments: Any) -> None:
+    """`serve`, with nothing printed by libraries that are not Python either."""
+    silence()
+    serve(*arguments)
 
 
 def serve(
     pipe: Connection, contender: Contender, threads: int, batch: int, as_cpu: str | None
 ) -> None:
-    """Run in a process of its own: open, then time some calls whenever the parent asks."""
+    """Run in a process of its own: open, answer, then time some calls whenever the parent asks."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     with quiet():
         try:
             restrict(as_cpu)
             rng = np.random.default_rng(1)
             images = rng.standard_normal((batch, *SHAPE)).astype(np.float32)
-            begin = time.perf_counter()
             call = OPENERS[contender.kind](contender.source, threads, **contender.options)
-            call(images)
-            pipe.send(time.perf_counter() - begin)
-        except PipelineError as error:
-            pipe.send(str(error))
-            return
+            pipe.send(np.array(call(images)))
         except Exception as error:  # told to the parent, which reports it as not measured
-            pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            pipe.send(said(error))
             return
         while pipe.recv():
             call(images)
@@ -312,18 +366,32 @@ def play(as_cpu: str | None) -> None:
 @contextlib.contextmanager
 def running(
     found: list[Contender], threads: int, batch: int
-) -> Iterator[tuple[dict[str, Connection], dict[str, str]]]:
-    """Start all contenders; yields their pipes, and why others do not run."""
+) -> Iterator[tuple[dict[str, Connection], dict[str, str], dict[str, float]]]:
+    """Start all contenders, and compare their answers.
+
+    Yields the pipes of those that take part, why others do not, and how far each one's logits are
+    from the baseline's, relative to the largest.
+
+    Args:
+        found: What to start, the baseline first.
+        threads: For each of them.
+        batch: How many images they are given at once.
+    """
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     why: dict[str, str] = {}
+    off: dict[str, float] = {}
     processes = []
     restriction = cpu_classes.restriction()
     as_cpu = restriction.name if restriction else None
+    expected: Images | None = None
     for contender in found:
+        if contender.missing:
+            why[contender.name] = contender.missing
+            continue
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=serve, args=(theirs, contender, threads, batch, as_cpu), daemon=True
+            target=serve_alone, args=(theirs, contender, threads, batch, as_cpu), daemon=True
         )
         process.start()
         theirs.close()
@@ -331,13 +399,21 @@ def running(
         try:
             answer = ours.recv()
         except EOFError:
+            process.join(5)
             answer = f"the process ended with {process.exitcode}"
         if isinstance(answer, str):
             why[contender.name] = answer
+            continue
+        expected = answer if contender.name == BASELINE else expected
+        if expected is not None and answer.shape == expected.shape:
+            off[contender.name] = relative_difference(answer, expected)
+        if contender.same and expected is not None and (wrong := differs(answer, expected)):
+            why[contender.name] = wrong
+            ours.send(False)
         else:
             pipes[contender.name] = ours
     try:
-        yield pipes, why
+        yield pipes, why, off
     finally:
         for pipe in pipes.values():
             with contextlib.suppress(OSError):
@@ -345,6 +421,33 @@ def running(
         for process in processes:
             process.join(5)
             process.kill()
+
+
+def differs(logits: Images, expected: Images) -> str:
+    """Says how logits are not those of the published path; nothing if they are."""
+    if logits.shape != expected.shape:
+        return f"its logits are {logits.shape}, those of the {BASELINE} {expected.shape}"
+    difference = relative_difference(logits, expected)
+    if difference <= TOLERANCE:  # not so if it is NaN
+        return ""
+    return (
+        f"its logits differ from those of the {BASELINE} by {difference:.1e} of the largest, "
+        f"more than {TOLERANCE:.0e}"
+    )
+
+
+def take_both(
+    pipes: Mapping[str, Connection], seconds: float, busy: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of every contender's calls alone, and beside busy processes."""
+    alone: dict[str, list[float]] = {name: [] for name in pipes}
+    beside: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(SPELLS):
+        for times, count in ((alone, 0), (beside, busy)):
+            with contended(count):
+                for name, measured in take_turns(pipes, seconds / (2 * SPELLS)).items():
+                    times[name] += measured
+    return alone, beside
 
 
 def take_turns(pipes: Mapping[str, Connection], seconds: float) -> dict[str, list[float]]:
@@ -454,13 +557,26 @@ def quiet() -> Iterator[None]:
 
 
 def measure(
-    model: str, found: list[Contender], threads: int, batch: int, seconds: float
+    model: str, found: list[Contender], threads: int, batch: int, seconds: float, busy: int = 0
 ) -> list[dict[str, Any]]:
-    """One row for every contender."""
-    with running(found, threads, batch) as (pipes, why):
+    """One row for every contender.
+
+    Args:
+        model: The network's name.
+        found: What to measure, the baseline first.
+        threads: For each of them.
+        batch: How many images they are given at once.
+        seconds: Of all turns together.
+        busy: Beside how many busy processes; half of the turns then have none, to compare with.
+    """
+    with running(found, threads, batch) as (pipes, why, off):
         if BASELINE in why:
             raise click.ClickException(f"the {BASELINE} does not run: {why[BASELINE]}")
-        times = take_turns(pipes, seconds)
+        alone: dict[str, list[float]] = {}
+        if busy:
+            alone, times = take_both(pipes, seconds, busy)
+        else:
+            times = take_turns(pipes, seconds)
     rows: list[dict[str, Any]] = []
     for contender in found:
         row: dict[str, Any] = {
@@ -475,6 +591,16 @@ def measure(
         samples = times[contender.name]
         compared = ratio(samples, times[BASELINE])
         row |= {"latency": Latency(tuple(samples)).to_dict(), "ratio": compared.value}
+        row["difference"] = off.get(contender.name)
+        if busy:
+            quiet_samples = alone[contender.name]
+            slower = ratio(samples, quiet_samples)
+            row |= {
+                "busy": busy,
+                "quiet": Latency(tuple(quiet_samples)).to_dict(),
+                "times_quiet": slower.value,
+                "times_quiet_interval": list(slower.interval),
+            }
         rows.append({**row, "interval": list(compared.interval)})
     return rows
 
@@ -482,9 +608,13 @@ def measure(
 def show(rows: list[dict[str, Any]], limit: float) -> None:
     """Print the rows of one configuration."""
     first = rows[0]
-    click.echo(f"\n{first['model']}, batch {first['batch']}, {first['threads']} threads")
+    busy = next((row["busy"] for row in rows if "busy" in row), 0)
+    click.echo(
+        f"\n{first['model']}, batch {first['batch']}, {first['threads']} threads{_beside(busy)}"
+    )
     click.echo(
         f"  {'':34}{'median ms':>10} {'min':>8} {'ratio':>7}  {'95 % interval':15} {'of limit':>9}"
+        + (f" {'times quiet':>12}" if busy else "")
     )
     for row in rows:
         if "not_measured" in row:
@@ -494,6 +624,7 @@ def show(rows: list[dict[str, Any]], limit: float) -> None:
         click.echo(
             f"  {row['contender']:34}{latency['p50']:10.2f} {latency['min']:8.2f} "
             f"{row['ratio']:7.3f}  {low:.3f} to {high:.3f} {limit / latency['p50']:9.0%}"
+            + (f" {row['times_quiet']:12.2f}" if busy else "")
         )
     click.echo(f"  {'limit (see the description)':34}{limit:10.2f}")
 
@@ -504,7 +635,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     about = ", ".join(f"{key} {here[key]}" for key in ("cpu", "date", "load"))
     if here["kernels"]:
         about += f", kernels of {here['kernels']}"
+    busy = result["busy"]
+    about += f"; contended: half of the turns{_beside(busy)}" if busy else ""
     lines = [f"{about}; versions: {', '.join(f'{k} {v}' for k, v in versions().items())}."]
+    slower = "; times its own when quiet" if busy else ""
+    heading = f"ms (ratio to the published path, 95 % interval{slower})"
     models = list(dict.fromkeys(row["model"] for row in rows))
     for threads, batch in sorted({(row["threads"], row["batch"]) for row in rows}):
         part = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
@@ -514,14 +649,14 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             f"**Batch {batch}, {threads} {'thread' if threads == 1 else 'threads'}.**",
             "",
-            f"| ms (ratio to the published path, 95 % interval) | {' | '.join(models)} |",
+            f"| {heading} | {' | '.join(models)} |",
             f"|---|{'---|' * len(models)}",
         ]
         for name in dict.fromkeys(row["contender"] for row in part):
             told = " | ".join(cells.get((name, model), "-") for model in models)
             lines.append(f"| {name} | {told} |")
         told = " | ".join(limits.get(model, "-") for model in models)
-        lines.append(f"| attainable limit, float32 | {told} |")
+        lines.append(f"| attainable limit, float32{', quiet' if busy else ''} | {told} |")
     return "\n".join(lines)
 
 
@@ -529,13 +664,24 @@ def _cell(row: Mapping[str, Any]) -> str:
     if "not_measured" in row:
         return f"not measured: {row['not_measured']}"
     low, high = row["interval"]
-    return f"{row['latency']['p50']:.2f} ({row['ratio']:.3f}, {low:.3f} to {high:.3f})"
+    slower = f"; {row['times_quiet']:.2f}" if "times_quiet" in row else ""
+    return f"{row['latency']['p50']:.2f} ({row['ratio']:.3f}, {low:.3f} to {high:.3f}{slower})"
+
+
+def _beside(busy: int) -> str:
+    processes = "process" if busy == 1 else "processes"
+    return f" beside {busy} busy {processes}" if busy else ""
+
+
+def markers(as_cpu: str | None, busy: int) -> str:
+    """The name of the table in the document: each way to measure has its own."""
+    return "cpu latency" + (" contended" if busy else "") + (f" as {as_cpu}" if as_cpu else "")
 
 
 def versions() -> dict[str, str]:
     """Versions of what is compared, as far as it is installed."""
     found = {}
-    for package in ("onnxruntime", "openvino", "torch"):
+    for package in ("onnxruntime", "openvino", "ncnn", "executorch", "mnn", "torch"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
@@ -574,6 +720,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--quick", is_flag=True, help="8 seconds; by itself CARE-S0, batch 1, all threads.")
 @click.option("--int8/--no-int8", default=True, help="Our int8 build too.")
 @click.option("--torch/--no-torch", default=True, help="PyTorch, and torch.compile, too.")
+@click.option("--engines/--no-engines", default=True, help="Those that convert: ncnn and others.")
+@click.option("--contended", "busily", is_flag=True, help="Beside busy processes, and without.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture.")
 @click.option("--docs", type=click.Path(path_type=Path), help="Document that gets the tables.")
@@ -588,6 +736,8 @@ def main(
     quick: bool,
     int8: bool,
     torch: bool,
+    engines: bool,
+    busily: bool,
     json_path: Path | None,
     plot_path: Path | None,
     docs: Path | None,
@@ -607,26 +757,34 @@ def main(
     if here["load"] > 0.5:
         click.echo("others use this here as well: compare ratios, not milliseconds", err=True)
     rows: list[dict[str, Any]] = []
+    busy = rivals() if busily else 0
+    batches = batches or (1, 8)
     for model in models or NETWORKS:
         with tempfile.TemporaryDirectory(prefix="cpu-latency-") as name:
-            graphs = export_graphs(model, Path(name))
-            ours = build_ours(model, graphs["exact"], Path(name), int8=int8)
-            found = contenders(model, graphs, ours, torch=torch)
+            folder = Path(name)
+            graphs = export_graphs(model, folder)
+            ours = build_ours(model, graphs["exact"], folder, int8=int8)
+            by_tanh = build_by_tanh(model, graphs["exact"], folder)
+            others = {
+                batch: convert_all(model, graphs["published"], batch, folder) if engines else []
+                for batch in batches
+            }
             for threads in counts:
                 rates = [peak(threads, 1, depthwise=False), peak(threads, 3, depthwise=True)]
-                for batch in batches or (1, 8):
+                for batch in batches:
+                    found = contenders(model, graphs, ours, by_tanh, others[batch], torch=torch)
                     flops = work(graphs["exact"])
                     limit = 1e3 * batch * sum(f / r for f, r in zip(flops, rates, strict=True))
-                    part = measure(model, found, threads, batch, seconds)
+                    part = measure(model, found, threads, batch, seconds, busy)
                     show(part, limit)
                     rows += [{**row, "limit_ms": limit} for row in part]
-    result = {"here": here, "rows": rows}
+    result = {"here": here, "busy": busy, "rows": rows}
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
     if plot_path is not None:
         draw(rows, plot_path)
     if docs is not None:
-        fill(docs, f"cpu latency as {as_cpu}" if as_cpu else "cpu latency", markdown(result))
+        fill(docs, markers(as_cpu, busy), markdown(result))
     click.echo(json.dumps(result))
 
 
