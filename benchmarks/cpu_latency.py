@@ -645,9 +645,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         part = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
         cells = {(row["contender"], row["model"]): _cell(row) for row in part}
         limits = {row["model"]: f"{row['limit_ms']:.2f}" for row in part}
+        counted = "1 thread" if threads == 1 else f"{threads} threads"
         lines += [
             "",
-            f"**Batch {batch}, {threads} {'thread' if threads == 1 else 'threads'}.**",
+            f"**Batch {batch}, {counted}{_beside(busy)}.**",
             "",
             f"| {heading} | {' | '.join(models)} |",
             f"|---|{'---|' * len(models)}",

@@ -302,6 +302,7 @@ def test_a_contended_table_says_beside_what(capsys: pytest.CaptureFixture[str]) 
     here = {"cpu": "Test CPU", "date": "2026-01-02", "load": 0.0, "kernels": ""}
     lines = markdown({"here": here, "busy": 1, "rows": rows}).splitlines()
     assert "; contended: half of the turns beside 1 busy process; versions: " in lines[0]
+    assert lines[2] == "**Batch 1, 2 threads beside 1 busy process.**"
     assert lines[-5:] == [
         "| ms (ratio to the published path, 95 % interval; times its own when quiet) | care_s0 |",
         "|---|---|",
