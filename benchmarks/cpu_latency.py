@@ -11,8 +11,9 @@ Every contender runs in a process of its own, with the settings that it has by d
 the number of threads, so that no thread pool disturbs another. They take turns (A B A B …): in a
 turn a process runs once untimed and then a few times timed, while the others sleep. Ratios are
 those of medians, to the published path, with 95 % bootstrap intervals. Weights are those of a
-formula: they take the time of trained ones, and a block that computes something else shows in the
-logits. With an initialization it does not, since that all but switches the blocks off.
+formula, with the spread of trained ones: a block that computes something else shows in the logits.
+With an initialization it does not, since that all but switches the blocks off. ONNX Runtime takes
+the same time for both; MNN takes longer for the formula, and for noise longer than for zeros.
 
 Who computes in float32, without approximation, has to give the published path's logits: what
 answers otherwise is not timed. With --contended there are turns of both kinds, alone and beside one
