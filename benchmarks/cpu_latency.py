@@ -260,7 +260,8 @@ def convert_all(model: str, graph: Path, batch: int, folder: Path) -> list[Conte
     made = []
     for name, engine in ENGINES.items():
         into = folder / f"{name}-{batch}"
-        if (cls := cpu_classes.restriction()) is not None:
+        cls = cpu_classes.restriction()
+        if cls is not None and cls.hidden & set(machine.instructions()):
             # Their libraries ask the CPU themselves, and are not copied as ONNX Runtime's are.
             missing = f"it sees this CPU, not one of the class {cls.name}"
         else:

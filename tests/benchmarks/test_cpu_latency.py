@@ -366,6 +366,11 @@ def test_other_engines_play_no_other_cpu(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "mnn-8",
     ]
     monkeypatch.setattr(cpu_classes, "restriction", lambda: cpu_classes.named("avx2"))
+    # A CPU that is of the class itself is no other.
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma"))
+    again = convert_all("care_s0", tmp_path / "x.onnx", 8, tmp_path)
+    assert [contender.missing for contender in again] == ["", "no torch", ""]
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma", "avx512f"))
     monkeypatch.setattr(cpu_latency, "convert", lambda *arguments: pytest.fail("not converted"))
     for contender in convert_all("care_s0", tmp_path / "x.onnx", 8, tmp_path):
         assert contender.missing == "it sees this CPU, not one of the class avx2"
