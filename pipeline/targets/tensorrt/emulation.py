@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.emulate.onnx.plan import Accumulate
     from pipeline.emulate.ranges import TensorRange
 
+
 def check_graph(artifact: Artifact, graph: Path) -> None:
     """Refuse a graph that an engine was not built from.
 
