@@ -31,6 +31,16 @@ def form_named(name: str) -> Form:
     return next(form for form in (*SHARED, *REPAIRED, *own) if form.name == name)
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    import torch  # most tests here do without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 Times = dict[str, list[float]]
 
 NETWORK = Network("small", ("a", "b", "c", "d"), (3, 8, 8), {})

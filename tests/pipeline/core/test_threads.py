@@ -1,20 +1,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pipeline.core.threads import SMALL, batches_for, threads_for, threads_that_help
 
-
-@pytest.fixture(autouse=True)
-def _three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("three_threads")
 
 
 def test_small_pictures_take_one_thread_and_larger_ones_what_there_is() -> None:

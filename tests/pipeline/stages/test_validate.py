@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,14 +209,6 @@ class Flat(torch.nn.Module):
 def normalized(pixels: npt.NDArray[np.uint8]) -> Images:
     images: Images = np.moveaxis((pixels / np.float32(255) - 0.5) / 0.5, 3, 1).astype(np.float32)
     return images
-
-
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

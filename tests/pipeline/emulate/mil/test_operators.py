@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -877,14 +877,6 @@ def test_program_for_a_fixed_batch_takes_multiples_of_it(save: Save) -> None:
         np.testing.assert_allclose(sums, pairs.reshape(-1, *SHAPE[2:]), atol=1e-6)
     with pytest.raises(DataError, match="batches of 2"):
         executor.predict(images[:5])
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -659,6 +659,7 @@ def test_images_run_in_even_parts(make_model: MakeModel, monkeypatch: pytest.Mon
     assert sizes == [8, 6, 6, 7]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("threads", "count", "sizes"),
     [(1, 300, [100, 100, 100]), (2, 256, [128, 128]), (2, 127, [127]), (8, 256, [64] * 4)],
@@ -678,12 +679,8 @@ def test_small_pictures_run_many_at_a_time(
         return images[:, 0]
 
     monkeypatch.setattr(OnnxExecutor, "run", run)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        executor.run_all(np.zeros((count, 3, 8, 8), np.float32))
-    finally:
-        torch.set_num_threads(before)
+    executor.run_all(np.zeros((count, 3, 8, 8), np.float32))
     # A second thread is no help within a part, however many there are.
     assert seen == [(size, 1) for size in sizes]
 
