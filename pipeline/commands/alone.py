@@ -218,7 +218,7 @@ def _measure(
         repeated=repeated,
         sustained=lasting,
         load=load,
-        cpus=machine.Machine.here().cpus_granted,
+        cpus=machine.granted(),
     )
 
 

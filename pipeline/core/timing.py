@@ -127,7 +127,6 @@ def interleaved(
         for images in itertools.islice(untimed[name], protocol.warmup):
             runner(images)
     phases: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
-    made = dict.fromkeys(runners, 0)
     deadline = time.monotonic() + protocol.max_seconds
     settling = settling or Settling(protocol.settled, protocol.samples)
     for turn, done in enumerate(range(0, protocol.samples, CALLS)):
@@ -136,13 +135,13 @@ def interleaved(
             if name in seldom and turn % 2:
                 continue
             settle(_next_call(runner, untimed[name]))
-            for number in range(made[name], made[name] + calls):
+            begun = len(phases[name].get(ENGINE, ()))
+            for number in range(begun, begun + calls):
                 batch = number % len(batches)
                 timed = runner.timed(inputs[name][batch])
                 hear(name, batch, timed.logits)
                 for phase, milliseconds in timed.phases.items():
                     phases[name].setdefault(phase, []).append(milliseconds)
-            made[name] += calls
         tick(done + calls)
         times = [by_phase[ENGINE] for name, by_phase in phases.items() if name not in seldom]
         if time.monotonic() > deadline or settling.ends(done + calls, times):
