@@ -445,6 +445,25 @@ class Ratio(Plain):
         """The whole interval lies above 1."""
         return self.interval[0] > 1
 
+    @property
+    def inverse(self) -> Ratio:
+        """How long the other thing takes relative to the one."""
+        low, high = self.interval
+        return Ratio(1 / self.value, (1 / high, 1 / low))
+
+    def times(self, other: Ratio) -> Ratio:
+        """The product with a ratio that was measured independently.
+
+        Relative errors of independent factors add like the legs of a right triangle: that both lie
+        at the far ends of their intervals is less likely than that one does.
+        """
+        value = self.value * other.value
+        below, above = (
+            math.hypot(*(math.log(one.interval[end] / one.value) for one in (self, other)))
+            for end in (0, 1)
+        )
+        return Ratio(value, (value * math.exp(-below), value * math.exp(above)))
+
 
 def ratio(times: Sequence[float], baseline: Sequence[float], rounds: int = 1000) -> Ratio:
     """Ratio of the median of `times` to that of `baseline`, with its interval.

@@ -41,7 +41,8 @@ from pipeline.targets.ort.layout import (
 from pipeline.targets.ort.profile import counts, trace
 from pipeline.targets.ort.providers import NAMES, missing
 from pipeline.targets.ort.session import Settings, errors, runtime, start
-from pipeline.targets.ort.tune import Candidate, Choice, Trial, choose
+from pipeline.targets.ort.tune import Candidate, Trial, choose
+from pipeline.targets.ort.waiting import choose_beside_others, other_waits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,15 +54,9 @@ BLOCKS = (8, 16)
 TOLERANCE = 1e-4
 """Relative error that rewriting float32 may bring; rounding brings about 1e-6."""
 
-SLEEPING, SPINNING = ", no spinning", ", spinning"
-"""End the name of a way of which idle threads do not wait actively, or do."""
-
 BESIDE_OTHERS = 4
 """Times as long may be measured beside other processes, where one sample is the mean of nine calls:
 CARE-S2, which takes 80 ms there, has its six samples in ten seconds."""
-
-MOST_BESIDE_OTHERS = 2.0
-"""How many times as long a call may take, in the mean, while half of the CPUs are busy."""
 
 _BATCH = 2
 """Images to try a dynamic batch with: more than one, so that a mix-up of axes shows."""
@@ -349,70 +344,18 @@ def _choose(
     tuning["settings"] = quiet.to_dict()
     doubt = f", as asked for: {quiet.doubt}" if quiet.doubt else ""
     job.log(f"chosen: {quiet.name}, {quiet.medians[quiet.name]:.2f} ms{doubt}")
-    chosen, sleeping = ways[quiet.name], _sleeping(ways[quiet.name])
-    if threads == 1 or sleeping == chosen or chosen.settings.provider != "cpu" or quiet.doubt:
+    chosen = ways[quiet.name]
+    if threads == 1 or chosen.settings.provider != "cpu" or quiet.doubt:
         return chosen, {**tuning, "chosen": quiet.name}
-    both = {quiet.name: chosen, f"{quiet.name}{SLEEPING}": sleeping}
-    trial = Trial(folder, both, threads, one, BESIDE_OTHERS * seconds, contention.rivals())
-    busy, cost = choose(trial, kept=kept), _cost_of_sleeping(quiet, name)
-    name, tuning["contended"] = _beside_others(job, quiet.medians[quiet.name], cost, busy)
-    return both[name], {**tuning, "chosen": name}
-
-
-def _cost_of_sleeping(quiet: Choice, name: str) -> float:
-    """How many times as long a call takes, at most, on a quiet machine whose idle threads sleep.
-
-    Args:
-        quiet: What was measured there.
-        name: The file's way as it was asked for: what is set beside it does not change this.
-    """
-    if sleeping := quiet.ratios.get(f"{name}{SLEEPING}"):
-        return sleeping.interval[1]
-    return 1 / quiet.ratios[f"{name}{SPINNING}"].interval[0]
-
-
-def _sleeping(way: Candidate) -> Candidate:
-    """The same way, of which idle threads do not wait actively."""
-    return replace(way, settings=replace(way.settings, spinning=False))
-
-
-def _beside_others(
-    job: BuildJob, quiet_ms: float, cost: float, busy: Choice
-) -> tuple[str, dict[str, Any]]:
-    """The way to run beside other processes, and how it was chosen.
-
-    What is fastest on a quiet machine stays, unless it takes more than `MOST_BESIDE_OTHERS` times
-    as long beside others, and the one that sleeps gains more there than it costs on a quiet
-    machine, beyond doubt.
-
-    Args:
-        job: Whose.
-        quiet_ms: Of the fastest, on a quiet machine.
-        cost: How many times as long the one that sleeps takes there, at most.
-        busy: What was measured beside others; the fastest on a quiet machine is the first.
-    """
-    first = next(iter(busy.medians))
-    slower = busy.medians[first] / quiet_ms
-    gains = busy.ratios[busy.name].interval[1] * cost < 1
-    name = busy.name if slower > MOST_BESIDE_OTHERS and gains else first
-    job.log(f"beside other processes {slower:.1f} times as long, chosen: {name}")
-    facts = {**busy.to_dict(), "chosen": name, "rivals": contention.rivals()}
-    return name, {
-        **facts,
-        "times_the_quiet": round(slower, 4),
-        "sleeping_when_quiet": round(cost, 4),
-    }
+    trial = Trial(folder, {}, threads, one, BESIDE_OTHERS * seconds, contention.rivals())
+    name, chosen, found = choose_beside_others(trial, ways, quiet, job.log, kept)
+    return chosen, {**tuning, **({"contended": found} if found else {}), "chosen": name}
 
 
 def _other_settings(name: str, asked: Candidate, threads: int) -> dict[str, Candidate]:
     """Ways to run one file; what was asked for is the first."""
-    settings = asked.settings
-    ways = {name: asked}
-    if threads > 1:
-        other = replace(settings, spinning=not settings.spinning)
-        label = SPINNING if other.spinning else SLEEPING
-        ways[f"{name}{label}"] = Candidate(asked.model, other)
-    flush = replace(settings, entries={"session.set_denormal_as_zero": "1"})
+    ways = {name: asked, **(other_waits(name, asked) if threads > 1 else {})}
+    flush = replace(asked.settings, entries={"session.set_denormal_as_zero": "1"})
     ways[f"{name}, denormals as zero"] = Candidate(asked.model, flush)
     return ways
 

@@ -27,7 +27,7 @@ class OrtOptions(TargetOptions):
     )
     allow_spinning: bool = Field(
         default=True,
-        description="Threads wait actively for work, for a millisecond: faster, but busy.",
+        description="Threads wait actively for more work, for a moment: faster, but busy.",
     )
     allow_fallback: bool = Field(
         default=False, description="Nodes that the provider cannot run may run elsewhere."

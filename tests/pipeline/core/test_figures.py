@@ -246,6 +246,28 @@ def test_a_ratio_of_one_is_neither_faster_nor_slower() -> None:
     assert (same.value, same.interval) == (0.5, (0.5, 0.5))
 
 
+def test_the_inverse_of_a_ratio_turns_its_interval_round() -> None:
+    assert figures.Ratio(0.5, (0.25, 0.8)).inverse == figures.Ratio(2.0, (1.25, 4.0))
+
+
+def test_ratios_that_were_measured_independently_are_multiplied() -> None:
+    """Simulated: products of medians lie within the interval as often as it says."""
+    wide, exact = figures.Ratio(0.8, (0.6, 1.0)), figures.Ratio(0.5, (0.5, 0.5))
+    product = wide.times(exact)
+    assert product.value == 0.4
+    np.testing.assert_allclose(product.interval, (0.3, 0.5))
+    square = wide.times(wide)
+    np.testing.assert_allclose(np.log(square.interval[1] / 0.64), 2**0.5 * np.log(1.25))
+    np.testing.assert_allclose(np.log(0.64 / square.interval[0]), 2**0.5 * np.log(4 / 3))
+    rng = np.random.default_rng(0)
+    of_one, of_other = np.exp(0.1 * rng.standard_normal((2, 100_000)))
+    ends = 0.1 * 1.96 * np.array([-1, 1])
+    one = figures.Ratio(1.0, tuple(np.exp(ends)))
+    low, high = one.times(one).interval
+    drawn = of_one * of_other
+    assert abs(float(np.mean((drawn > low) & (drawn < high))) - 0.95) < 0.003
+
+
 def test_the_interval_of_a_ratio_holds_most_of_what_chance_gives() -> None:
     rng = np.random.default_rng(2)
     times, base = rng.lognormal(0, 0.3, 101), rng.lognormal(0, 0.3, 101)

@@ -14,10 +14,12 @@ import pytest
 from pipeline.core.errors import ArtifactError, UnavailableError
 from pipeline.targets.ort import providers
 from pipeline.targets.ort.session import (
+    LONG_SPIN_US,
     SPIN_US,
     Settings,
     _spin_limit,
     errors,
+    limits_spinning,
     options,
     runtime,
     start,
@@ -41,7 +43,15 @@ def test_what_is_asked_for_is_set() -> None:
     ],
 )
 def test_threads_do_not_wait_actively_for_long(version: str, expected: dict[str, str]) -> None:
-    assert _spin_limit(version) == expected
+    assert _spin_limit(version, SPIN_US) == expected
+    assert limits_spinning(version) is ("session.intra_op.spin_duration_us" in expected)
+
+
+def test_threads_may_wait_longer() -> None:
+    made = options(Settings(spin_us=LONG_SPIN_US), 2)
+    (name, value), *_ = _spin_limit(onnxruntime.__version__, LONG_SPIN_US).items()
+    assert made.get_session_config_entry(name) == value
+    assert LONG_SPIN_US == 1000
 
 
 def test_what_is_not_asked_for_is_written_down_too(tmp_path: Path) -> None:
@@ -51,9 +61,9 @@ def test_what_is_not_asked_for_is_written_down_too(tmp_path: Path) -> None:
     assert made.log_severity_level == 4
     assert made.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     assert made.get_session_config_entry("session.intra_op.allow_spinning") == "1"
-    (name, value), *_ = _spin_limit(onnxruntime.__version__).items()
+    (name, value), *_ = _spin_limit(onnxruntime.__version__, SPIN_US).items()
     assert made.get_session_config_entry(name) == value
-    assert SPIN_US == 1000
+    assert SPIN_US == 50
     assert not made.enable_profiling
     profiling = options(Settings(), 1, tmp_path / "profile")
     assert profiling.enable_profiling
@@ -88,9 +98,12 @@ def test_settings_are_read_back() -> None:
         "spinning": False,
         "provider": "openvino",
         "entries": {"a": "b"},
+        "spin_us": 50,
     }
     assert Settings.from_dict(settings.to_dict()) == settings
-    assert Settings() == Settings(None, "all", True, "cpu", {})
+    assert Settings() == Settings(None, "all", True, "cpu", {}, SPIN_US)
+    older = {"threads": None, "level": "all", "spinning": True, "provider": "cpu", "entries": {}}
+    assert Settings.from_dict(older) == Settings(spin_us=LONG_SPIN_US)
 
 
 def test_a_model_is_opened(tmp_path: Path, small_graph: Callable[..., onnx.ModelProto]) -> None:

@@ -6,30 +6,22 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from calibration.kept import MARK, Kept
 from calibration.sensitivity import Outcome
 from pipeline.core import machine
-from pipeline.core.figures import Ratio
-from pipeline.core.network import Images, Network
-from pipeline.targets.base import BuildJob
-from pipeline.targets.ort import build as building
+from pipeline.core.network import Images
 from pipeline.targets.ort import tune
-from pipeline.targets.ort.options import OrtOptions
 from pipeline.targets.ort.session import Settings, runtime
-from pipeline.targets.ort.target import OrtTarget
 from pipeline.targets.ort.tune import Candidate, Choice, Trial, choose, interleave
+from tests.pipeline.targets.ort.small import build, save
 
 IMAGES = np.zeros((1, 1, 1, 2), np.float32)
 WAYS = {"a": Candidate("a.onnx", Settings()), "b": Candidate("b.onnx", Settings())}
@@ -37,23 +29,6 @@ TIMES: Mapping[str, list[float]] = {
     "a": [2.0, 2.1, 2.2] * 20,
     "b": [1.0, 1.0 + 1 / 3, 1.1] * 20,
 }
-
-
-def save(path: Path, factor: float) -> None:
-    """A network of one product."""
-    weight = numpy_helper.from_array(np.full((2, 2), factor, np.float32), "w")
-    graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["image"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "w"], ["logits"]),
-        ],
-        "one",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 1, 2])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
-        [weight],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, path)
 
 
 @pytest.fixture
@@ -221,7 +196,7 @@ KILLED = """\
 import os, signal, sys
 from pathlib import Path
 from pipeline.targets.ort import tune
-from tests.pipeline.targets.ort.test_tune import build
+from tests.pipeline.targets.ort.small import build
 
 interleave, calls = tune.interleave, []
 
@@ -234,23 +209,6 @@ def second_is_killed(*arguments):
 tune.interleave = second_is_killed
 build(Path(sys.argv[1]))
 """
-
-
-def build(folder: Path, threads: int = 1) -> dict[str, Any]:
-    """Build a network with tuning, and keep what is finished; what the target says of it."""
-    (folder / "built").mkdir(exist_ok=True)
-    job = BuildJob(
-        network=Network("small", ("cat", "dog"), (1, 1, 2), {"size": 2}),
-        precision="fp32",
-        options=OrtOptions(tune=True, tune_seconds=0.01, threads=threads),
-        graph=folder / "a.onnx",
-        module=lambda: pytest.fail("this target builds from the graph"),
-        calibration=lambda n: pytest.fail("float32 needs no calibration"),
-        batch=None,
-        log=lambda line: None,
-        evaluations=folder / "kept" / "build.jsonl",
-    )
-    return OrtTarget().build(job, folder / "built")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
@@ -276,82 +234,6 @@ def test_a_build_that_was_killed_goes_on_with_the_next_comparison(
     assert measured == [tuple(tuning["settings"]["candidates"])]
     medians = {name: way["p50_ms"] for name, way in tuning["files"]["candidates"].items()}
     assert medians == {name: round(ms, 4) for name, ms in json.loads(line)["medians"].items()}
-
-
-def built_beside_others(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    quiet: Mapping[bool, float],
-    beside: Mapping[bool, float],
-    doubt: float = 0.0,
-) -> dict[str, Any]:
-    """What a build says that calls take so long, by whether threads wait actively.
-
-    Args:
-        folder: An empty one.
-        monkeypatch: Pytest's.
-        quiet: Milliseconds on a quiet machine.
-        beside: And beside other processes.
-        doubt: By how much times differ there, in turn.
-    """
-    save(folder / "a.onnx", 1.0)
-    beside_others: list[int] = []
-
-    @contextmanager
-    def contended(count: int) -> Iterator[None]:
-        beside_others.append(count)
-        yield
-        beside_others.pop()
-
-    def times(
-        sessions: Mapping[str, Any], images: Images, seconds: float
-    ) -> dict[str, list[float]]:
-        busy = beside_others[-1] > 0
-        found = {}
-        for name, session in sessions.items():
-            key = "session.intra_op.allow_spinning"
-            spins = session.get_session_options().get_session_config_entry(key) == "1"
-            of_a_call = beside[spins] if busy else quiet[spins]
-            swing = doubt if busy else 0.0
-            found[name] = [
-                of_a_call + swing * (group % 3 - 1) for group in range(10) for _ in range(9)
-            ]
-        return found
-
-    monkeypatch.setattr(machine, "granted", lambda: 2)
-    monkeypatch.setattr(tune, "contended", contended)
-    monkeypatch.setattr(tune, "interleave", times)
-    return build(folder, threads=2)
-
-
-@pytest.mark.parametrize(
-    ("beside", "doubt", "spins"),
-    [
-        pytest.param({True: 3.0, False: 1.5}, 0.0, False, id="three times as long"),
-        pytest.param({True: 1.9, False: 1.5}, 0.0, True, id="less than twice as long"),
-        pytest.param({True: 3.0, False: 2.9}, 0.5, True, id="in doubt"),
-        pytest.param({True: 3.0, False: 3.5}, 0.0, True, id="sleeping takes longer, too"),
-        pytest.param({True: 3.0, False: 2.6}, 0.0, True, id="gains less than it costs when quiet"),
-        pytest.param({True: 3.0, False: 2.4}, 0.0, False, id="gains more than it costs when quiet"),
-    ],
-)
-def test_threads_wait_actively_unless_that_costs_too_much_beside_others(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    beside: Mapping[bool, float],
-    doubt: float,
-    spins: bool,
-) -> None:
-    facts = built_beside_others(tmp_path, monkeypatch, {True: 1.0, False: 1.2}, beside, doubt)
-    assert facts["session"]["spinning"] is spins
-    tuning = facts["tuning"]
-    asked = tuning["settings"]["chosen"]
-    assert tuning["contended"]["rivals"] == 1
-    assert tuning["contended"]["times_the_quiet"] == beside[True]
-    assert tuning["contended"]["sleeping_when_quiet"] == 1.2
-    assert list(tuning["contended"]["candidates"]) == [asked, f"{asked}, no spinning"]
-    assert tuning["chosen"] == tuning["contended"]["chosen"]
-    assert tuning["chosen"] == (asked if spins else f"{asked}, no spinning")
 
 
 @pytest.mark.parametrize(("calls", "best"), [(5, "a"), (6, "b")])
@@ -389,64 +271,6 @@ def test_a_busy_machine_chooses_nothing(
     monkeypatch.setattr(machine.Watch, "others", lambda self: 0.0)
     assert chosen(tmp_path) == choice
     assert measured == [("a", "b")]
-
-
-def test_threads_are_left_as_asked_for_on_a_busy_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine.Watch, "others", lambda self: 1.5)
-    times = {True: 2.0, False: 1.0}
-    facts = built_beside_others(tmp_path, monkeypatch, times, {True: 9.0, False: 1.0})
-    assert facts["session"]["spinning"] is True
-    assert "contended" not in facts["tuning"]
-    assert facts["tuning"]["settings"]["invalid"] == "other processes kept 1.5 of 2 CPUs busy"
-
-
-def test_what_others_take_beside_rivals_leaves_threads_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure = tune.Trial.measure
-
-    def measured(trial: Trial) -> tune.Comparison:
-        return replace(measure(trial), others=1.5 if trial.rivals else 0.0)
-
-    monkeypatch.setattr(tune.Trial, "measure", measured)
-    quiet = {True: 1.0, False: 1.2}
-    facts = built_beside_others(tmp_path, monkeypatch, quiet, {True: 9.0, False: 1.0})
-    assert facts["session"]["spinning"] is True
-    assert "invalid" in facts["tuning"]["contended"]
-
-
-def test_there_is_time_for_enough_samples_beside_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds: dict[int, set[float]] = {0: set(), 1: set()}
-    measure = tune.Trial.measure
-
-    def noted(trial: Trial) -> tune.Comparison:
-        seconds[trial.rivals].add(trial.seconds)
-        return measure(trial)
-
-    monkeypatch.setattr(tune.Trial, "measure", noted)
-    built_beside_others(tmp_path, monkeypatch, {True: 1.0, False: 1.2}, {True: 3.0, False: 1.0})
-    (alone,), (beside,) = seconds[0], seconds[1]
-    assert beside == 8 * alone
-
-
-@pytest.mark.parametrize(("other", "cost"), [(", no spinning", 1.5), (", spinning", 1.25)])
-def test_what_sleeping_costs_when_quiet_is_told_either_way(other: str, cost: float) -> None:
-    ratios = {"blocked": Ratio(1.0, (1.0, 1.0)), f"blocked{other}": Ratio(1.0, (0.8, 1.5))}
-    quiet = Choice("blocked", dict.fromkeys(ratios, 1.0), ratios, 9, "blocked")
-    assert building._cost_of_sleeping(quiet, "blocked") == cost
-
-
-def test_what_sleeps_when_quiet_is_not_asked_beside_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = {True: 2.0, False: 1.0}
-    facts = built_beside_others(tmp_path, monkeypatch, times, {True: 1.0, False: 9.0})
-    assert facts["session"]["spinning"] is False
-    assert "contended" not in facts["tuning"]
 
 
 def test_one_call_in_nine_that_waits_long_is_seen(
