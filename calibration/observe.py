@@ -94,6 +94,14 @@ class Statistics:
         return self.low == self.high
 
     @property
+    def channel_magnitudes(self) -> Doubles | None:
+        """Largest magnitude of every channel, (channels,); None without an axis or a value."""
+        if self.channel_low is None or self.channel_high is None:
+            return None
+        largest: Doubles = np.maximum(-self.channel_low, self.channel_high)
+        return largest
+
+    @property
     def finite(self) -> bool:
         """Neither NaN nor infinite values were seen."""
         return not (self.nan or self.infinite)

@@ -41,6 +41,24 @@ class Links:
         value: npt.NDArray[Any] = numpy_helper.to_array(self.constants[node.input[place]])
         return value if value.dtype.kind == "f" else None
 
+    def integers(self, node: NodeProto, place: int) -> list[int] | None:
+        """Values of an input that is an initializer of integers, or None."""
+        from onnx import numpy_helper
+
+        if place >= len(node.input) or node.input[place] not in self.constants:
+            return None
+        value = numpy_helper.to_array(self.constants[node.input[place]])
+        return [int(each) for each in value.reshape(-1)] if value.dtype.kind == "i" else None
+
+    def channels(self, name: str) -> int | None:
+        """Channels of images, (batch, channels, height, width), if the graph states them."""
+        for value in (*self.graph.value_info, *self.graph.input):
+            if value.name == name:
+                dims = value.type.tensor_type.shape.dim
+                known = len(dims) == 4 and dims[1].HasField("dim_value")
+                return int(dims[1].dim_value) if known else None
+        return None
+
     def replace(self, node: NodeProto, place: int, value: FloatArray) -> None:
         """Give an input of a node another constant; other readers keep the old one."""
         from onnx import numpy_helper

@@ -392,11 +392,24 @@ class _Work:
 
         plain = self._variant(self.prepared, equalized=False)
         error = self._error("plain", plain)
-        even = equalize(self.prepared)
+        even = equalize(self.prepared, self._magnitudes())
         if not even.scales:
             return plain
         other = self._variant(even.model, equalized=True)
         return other if self._error("equalized", other) < error else plain
+
+    def _magnitudes(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Largest magnitude of every channel that can be scaled."""
+        from calibration.observe import observe
+        from pipeline.graphs.equalize import tensors
+
+        axes = tensors(self.prepared)
+        if not axes:
+            return {}
+        images = self.images.images[:DECISION_IMAGES]
+        seen = observe(self.prepared, images, list(axes), channels=axes, values=1)
+        found = ((name, each.channel_magnitudes) for name, each in seen.items())
+        return {name: magnitudes for name, magnitudes in found if magnitudes is not None}
 
     def _variant(self, model: onnx.ModelProto, *, equalized: bool) -> _Variant:
         count = len(self.images.images)

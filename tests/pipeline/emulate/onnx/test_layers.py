@@ -199,7 +199,11 @@ def equalized(spread: float) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     with torch.no_grad():
         net.get_parameter("0.weight").mul_(torch.exp2(spread * torch.randn(16, 1, 1, 1)))
     model = trace(net, IMAGES[:2])
-    return model, equalize.equalize(model).model
+    axes = equalize.tensors(model)
+    seen = observe(model, IMAGES, list(axes), channels=axes)
+    found = {name: each.channel_magnitudes for name, each in seen.items()}
+    magnitudes = {name: each for name, each in found.items() if each is not None}
+    return model, equalize.equalize(model, magnitudes).model
 
 
 def quantized(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

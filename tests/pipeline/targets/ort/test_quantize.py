@@ -372,3 +372,32 @@ def test_gelu_is_named(convert: Convert, small_graph: Callable[..., onnx.ModelPr
         kinds = [node.op_type for node in model.graph.node]
         found[asked] = facts["gelu"], len(facts["gelus"]), "Sigmoid" in kinds, "Gelu" in kinds
     assert found == {"exact": ("exact", 0, False, True), "sigmoid": ("sigmoid: 1", 1, True, False)}
+
+
+@pytest.mark.parametrize("uneven", [True, False])
+def test_channels_are_equalized_where_the_logits_err_less(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto], uneven: bool
+) -> None:
+    source = small_graph()
+    for node in source.graph.node:
+        if node.op_type in ("Clip", "Elu"):
+            node.op_type = "Relu"
+            del node.input[1:]
+    if uneven:
+        factors = np.random.default_rng(0).choice([1.0, 0.03, 0.011], 16).astype(np.float32)
+        scale(source, "stages.0.blocks.0.conv.weight", factors.reshape(16, 1, 1, 1))
+        scale(source, "stages.0.blocks.1.conv.weight", 1 / factors.reshape(1, 16, 1, 1))
+    model, facts = convert(source, FORM, max_top1_drop=1.0)
+    errors = {name: facts["variants"][name]["logit_error"] for name in ("plain", "equalized")}
+    assert facts["equalized"] is (errors["equalized"] < errors["plain"])
+    if uneven:
+        assert facts["equalized"]
+        assert errors["equalized"] < 0.5 * errors["plain"]
+        # The graph that is made has the ranges and weights that were judged.
+        assert facts["sensitivity"]["outcome"]["logit_error"] < 0.5 * errors["plain"]
+
+
+def scale(model: onnx.ModelProto, name: str, factors: np.ndarray[Any, Any]) -> None:
+    """Multiply a weight by something."""
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factors, name))

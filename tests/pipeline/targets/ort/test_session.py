@@ -102,7 +102,13 @@ def test_settings_are_read_back() -> None:
     }
     assert Settings.from_dict(settings.to_dict()) == settings
     assert Settings() == Settings(None, "all", True, "cpu", {}, SPIN_US)
-    older = {"threads": None, "level": "all", "spinning": True, "provider": "cpu", "entries": {}}
+    older: dict[str, Any] = {
+        "threads": None,
+        "level": "all",
+        "spinning": True,
+        "provider": "cpu",
+        "entries": {},
+    }
     assert Settings.from_dict(older) == Settings(spin_us=LONG_SPIN_US)
 
 
