@@ -96,7 +96,6 @@ class _Classes:
         for node in links.graph.node:
             if any(part.HasField("g") or part.graphs for part in node.attribute):
                 self.of.clear()  # what a subgraph reads is not looked at
-                self._fixed.update(range(len(self._same)))
             elif not (self._makes(node) or self._passes(node)):
                 for name in node.input:
                     self._fix(name)

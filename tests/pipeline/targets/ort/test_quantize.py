@@ -387,7 +387,7 @@ def test_channels_are_equalized_where_the_logits_err_less(
         factors = np.random.default_rng(0).choice([1.0, 0.03, 0.011], 16).astype(np.float32)
         scale(source, "stages.0.blocks.0.conv.weight", factors.reshape(16, 1, 1, 1))
         scale(source, "stages.0.blocks.1.conv.weight", 1 / factors.reshape(1, 16, 1, 1))
-    model, facts = convert(source, FORM, max_top1_drop=1.0)
+    _, facts = convert(source, FORM, max_top1_drop=1.0)
     errors = {name: facts["variants"][name]["logit_error"] for name in ("plain", "equalized")}
     assert facts["equalized"] is (errors["equalized"] < errors["plain"])
     if uneven:

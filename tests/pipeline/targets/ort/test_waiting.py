@@ -222,6 +222,7 @@ def test_what_sleeps_when_quiet_is_not_asked_beside_others(
     assert "contended" not in facts["tuning"]
 
 
+@needs_duration
 def test_what_is_set_beside_waiting_costs_nothing_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,11 @@ def test_what_is_set_beside_waiting_costs_nothing_of_its_own(
     quiet = Choice("a, flush", dict.fromkeys(ways, 1.0), ratios, 9, "a, flush")
     asleep = replace(flush, settings=replace(flush.settings, spinning=False))
     assert waiting._cost_when_quiet(quiet, ways, asleep) == ratios["a, no spinning"]
+    # What others took beside the first is known from it already.
+    longer = replace(quiet, name="a, spinning long")
+    assert waiting._cost_when_quiet(longer, ways, asked) == ratios["a, spinning long"].inverse
+    product = ratios["a, no spinning"].times(ratios["a, spinning long"].inverse)
+    assert waiting._cost_when_quiet(longer, ways, asleep) == product
     compared: list[Mapping[str, Candidate]] = []
 
     def found(trial: Trial, kept: object) -> Choice:
