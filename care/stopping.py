@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -132,6 +132,8 @@ class Wishes:
                 signal.signal(number, before[number])
             signal.set_wakeup_fd(wakes)
             self._answered.set()
+            with suppress(BlockingIOError):  # full: then it is awake
+                os.write(target, b"\0")
             watch.join()
             os.close(source)
             os.close(target)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -82,6 +83,25 @@ def test_where_nothing_is_lost_a_signal_ends_at_once() -> None:
         with pytest.raises(Ended) as caught, wishes.interruptible():
             pytest.fail("a signal that came before has to end it on the way in")
         assert caught.value.exit_code == 129
+
+
+def test_the_end_waits_for_no_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_CHECK", 5.0)
+    look, woken = select.select, []
+
+    def looked(*arguments: Any) -> Any:
+        found = look(*arguments)
+        woken.append(bool(found[0]))
+        return found
+
+    monkeypatch.setattr("care.stopping.select.select", looked)
+    with Wishes(ALONE, 0).heard():
+        pass
+    assert woken in ([], [True])  # it may end before it looks for the first time
+    with Wishes(ALONE, 0).heard() as wishes:
+        send(signal.SIGTERM)
+        assert wishes.agreed() == (True, signal.SIGTERM)
+    assert all(woken)
 
 
 def test_the_same_event_may_come_twice_and_a_later_one_ends_at_once(
