@@ -33,7 +33,12 @@ from tests.care.processes import run_apart
 ROOT = Path(__file__).parents[2]
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--auto-augment", "none", "--random-erasing", "0"]
 STILL = ["--hflip", "0", "--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0"]
-SMALL = ["--model-kwargs", "depths=[1,1,1,1]"]  # a block a stage: of both kinds, half as many
+_STRUCTURE = (
+    *("depths=[1,1]", "feature_dims=[24,48]", "mem_dims=[8,16]"),
+    *("ratios=[[2,2],[2,3]]", "head_dims=[null,16]"),
+)
+SMALL = [word for pair in _STRUCTURE for word in ("--model-kwargs", pair)]
+"""Two blocks, of both kinds: what a run writes and reads are hundreds of tensors as it is."""
 AUGMENTED = ["--mixup", "0.8", "--cutmix", "1", "--random-erasing", "0.5"]
 
 Result = click.testing.Result
@@ -74,6 +79,29 @@ def run(images: Path, tmp_path: Path) -> Train:
         return runner.invoke(train.main, arguments(images, output, *more), catch_exceptions=True)
 
     return invoke
+
+
+def whole(images: Path, folder: Path, *more: str) -> Path:
+    result = click.testing.CliRunner().invoke(train.main, arguments(images, folder, *more))
+    assert result.exit_code == 0, result.output
+    return folder / "care_tiny"
+
+
+@pytest.fixture(scope="module")
+def plain_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return whole(images, tmp_path_factory.mktemp("plain"), *PLAIN, "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def augmented_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `run(*AUGMENTED)` leaves: to read."""
+    return whole(images, tmp_path_factory.mktemp("augmented"), *AUGMENTED)
+
+
+@pytest.fixture
+def trained(plain_run: Path, tmp_path: Path) -> Path:
+    """What `run(*PLAIN, "--epochs", "1")` leaves, without training anew; tmp_path/care_tiny."""
+    return Path(shutil.copytree(plain_run, tmp_path / "care_tiny"))
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -230,9 +258,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmented_run: Path
 ) -> None:
-    assert run(*AUGMENTED, output=tmp_path / "whole").exit_code == 0
     with monkeypatch.context() as patch:
         interrupt_after(patch, 6)
         assert run(*AUGMENTED, output=tmp_path / "parts").exit_code == 130
@@ -240,7 +267,7 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     assert result.exit_code == 0, (result.output, result.exception)
     assert "going on after epoch 1" in result.output
 
-    whole, parts = tmp_path / "whole/care_tiny", tmp_path / "parts/care_tiny"
+    whole, parts = augmented_run, tmp_path / "parts/care_tiny"
     expected, found = weights(whole), weights(parts)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -251,9 +278,8 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
 
 
 def test_a_run_that_was_ended_while_it_was_judged_is_judged_first(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmented_run: Path
 ) -> None:
-    assert run(*AUGMENTED, output=tmp_path / "whole").exit_code == 0
 
     def interrupted(job: Any) -> None:
         raise KeyboardInterrupt
@@ -263,7 +289,7 @@ def test_a_run_that_was_ended_while_it_was_judged_is_judged_first(
         assert run(*AUGMENTED, output=tmp_path / "parts").exit_code == 130
     assert events(tmp_path / "parts/care_tiny", "epoch") == []
     assert run(*AUGMENTED, "--resume", output=tmp_path / "parts").exit_code == 0
-    whole, parts = tmp_path / "whole/care_tiny", tmp_path / "parts/care_tiny"
+    whole, parts = augmented_run, tmp_path / "parts/care_tiny"
     expected, found = weights(whole), weights(parts)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     scores = [[(e["epoch"], e["val_loss"]) for e in events(f, "epoch")] for f in (whole, parts)]
@@ -333,22 +359,20 @@ def test_the_end_of_a_slot_saves_and_goes_on(
 
 
 def test_a_folder_in_use_is_refused(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
 ) -> None:
     monkeypatch.setattr("care.runs._LOCK_SECONDS", 0.05)
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
-    before = digest(tmp_path / "care_tiny")
+    before = digest(trained)
     with filelock.FileLock(tmp_path / "care_tiny/.lock"):
         for more in ("--resume", "--overwrite"):
             assert_mistake(run(*PLAIN, "--epochs", "1", more), "another process trains in")
-    assert digest(tmp_path / "care_tiny") == before
+    assert digest(trained) == before
 
 
 def test_torchrun_starting_anew_goes_on_whatever_was_asked_for(
-    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
 ) -> None:
     """`--overwrite` used to wipe the run at each restart."""
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     result = run(*PLAIN, "--epochs", "1", "--overwrite")
     assert result.exit_code == 0, (result.output, result.exception)
@@ -373,8 +397,9 @@ def test_a_run_is_amended_and_that_is_recorded(run: Train, tmp_path: Path) -> No
     assert (folder / "amendments.jsonl").read_text().count("\n") == 1
 
 
-def test_the_same_images_a_step_may_be_shared_out_otherwise(run: Train, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+def test_the_same_images_a_step_may_be_shared_out_otherwise(
+    run: Train, tmp_path: Path, trained: Path
+) -> None:
     more = (*PLAIN, "--epochs", "1", "--resume", "--batch-size", "2")
     assert_mistake(run(*more), "total batch was 8, is 2")
     assert run(*more, "--accumulate", "4").exit_code == 0
@@ -507,14 +532,15 @@ def test_boards_are_told_steps_and_epochs(
     assert names[-1] == {"wandb": "finish", "mlflow": "end_run"}[name]
 
 
-def test_a_finished_run_resumes_to_nothing_and_can_be_exported(run: Train, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
-    before = weights(tmp_path / "care_tiny")
+def test_a_finished_run_resumes_to_nothing_and_can_be_exported(
+    run: Train, tmp_path: Path, trained: Path
+) -> None:
+    before = weights(trained)
     target = tmp_path / "new/folder/best.safetensors"
     result = run(*PLAIN, "--epochs", "1", "--resume", "--export", str(target))
     assert result.exit_code == 0, (result.output, result.exception)
     assert target.is_file()
-    after = weights(tmp_path / "care_tiny")
+    after = weights(trained)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
@@ -524,9 +550,10 @@ def test_resume_without_a_run_starts_and_says_so(run: Train, tmp_path: Path) -> 
     assert "nothing to go on from" in result.output
 
 
-def test_an_existing_run_is_protected(run: Train, images: Path, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
-    folder = tmp_path / "care_tiny"
+def test_an_existing_run_is_protected(
+    run: Train, images: Path, tmp_path: Path, trained: Path
+) -> None:
+    folder = trained
     before = digest(folder)
     assert_mistake(run(*PLAIN, "--epochs", "1"), str(folder), "--resume", "--overwrite")
     assert_mistake(run(*PLAIN, "--epochs", "2", "--resume"), "different run", "epochs was 1, is 2")
@@ -539,8 +566,7 @@ def test_an_existing_run_is_protected(run: Train, images: Path, tmp_path: Path) 
     assert digest(folder) != before
 
 
-def test_other_images_are_another_run(run: Train, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+def test_other_images_are_another_run(run: Train, tmp_path: Path, trained: Path) -> None:
     last = tmp_path / "care_tiny/last.pt"
     saved = checkpoint.read_all(last)
     facts = {**saved.pop("metadata")["facts"], "training images": 12345}
@@ -548,10 +574,11 @@ def test_other_images_are_another_run(run: Train, tmp_path: Path) -> None:
     assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "training images was 12345, is 36")
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(run: Train, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    run: Train, tmp_path: Path, augmented_run: Path
+) -> None:
     """Ten flipped bits in exponents, which torch.load reads without a word."""
-    assert run(*AUGMENTED).exit_code == 0
-    folder = tmp_path / "care_tiny"
+    folder = Path(shutil.copytree(augmented_run, tmp_path / "care_tiny"))
     expected = weights(folder)
     last = folder / "last.pt"
     data = bytearray(last.read_bytes())
@@ -573,17 +600,17 @@ def saved_weight(folder: Path) -> bytes:
     return bytes(value.contiguous().numpy().tobytes())
 
 
-def test_without_a_whole_checkpoint_nothing_is_resumed(run: Train, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+def test_without_a_whole_checkpoint_nothing_is_resumed(
+    run: Train, tmp_path: Path, trained: Path
+) -> None:
     last = tmp_path / "care_tiny/last.pt"
     last.write_bytes(last.read_bytes()[:10_000])
-    before = digest(tmp_path / "care_tiny")
+    before = digest(trained)
     assert_mistake(run(*PLAIN, "--epochs", "1", "--resume"), "last.pt is damaged", "--overwrite")
-    assert digest(tmp_path / "care_tiny") == before
+    assert digest(trained) == before
 
 
-def test_what_a_killed_save_left_is_swept(run: Train, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "1").exit_code == 0
+def test_what_a_killed_save_left_is_swept(run: Train, tmp_path: Path, trained: Path) -> None:
     left = tmp_path / "care_tiny/.last.pt.12345.tmp"
     other = tmp_path / "care_tiny/.thesis.txt.tmp"
     for path in (left, other):
@@ -609,9 +636,8 @@ def test_settings_of_another_program_make_no_run(run: Train, tmp_path: Path) -> 
     assert digest(tmp_path / "care_tiny") == before
 
 
-def test_overwriting_a_run_leaves_the_files_of_others(run: Train, tmp_path: Path) -> None:
-    assert run(*PLAIN, "--epochs", "2").exit_code == 0
-    folder = tmp_path / "care_tiny"
+def test_overwriting_a_run_leaves_the_files_of_others(run: Train, trained: Path) -> None:
+    folder = trained
     (folder / "figures").mkdir()
     for name in ("thesis.txt", "figures/best.safetensors"):
         (folder / name).write_text("precious")
