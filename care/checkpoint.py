@@ -13,6 +13,7 @@ checked and loaded are the same bytes.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -495,13 +496,18 @@ def _suggest(state: Mapping[str, Tensor]) -> list[str]:
         options = _options(variant, state)
         if options is None:
             continue
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-            candidate = _create(variant, **options)
-        if _shapes(candidate.state_dict().items()) == shapes:
+        if _shapes_of(variant, **options) == shapes:
             return [
                 f"this is a checkpoint of {variant}, {options['num_classes']} classes: create that"
             ]
     return []
+
+
+@functools.lru_cache(64)
+def _shapes_of(variant: str, **options: int) -> dict[str, tuple[int, ...]]:
+    """Those of a variant, which is made for that: who reads many files asks again and again."""
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        return _shapes(_create(variant, **options).state_dict().items())
 
 
 def _shapes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
