@@ -29,10 +29,20 @@ from pipeline.core.errors import CheckpointError
 from pipeline.core.shards import weights_hash
 
 
+SMALL: dict[str, Any] = {
+    "depths": (1, 1),
+    "feature_dims": (24, 48),
+    "mem_dims": (8, 16),
+    "ratios": ((2, 2), (2, 3)),
+    "head_dims": (None, 16),
+}
+
+
 @pytest.fixture
 def model() -> nn.Module:
+    """Two blocks: what is tested here is the same for each of their tensors."""
     torch.manual_seed(0)
-    created: nn.Module = timm.create_model("care_tiny")
+    created: nn.Module = timm.create_model("care_tiny", **SMALL)
     return created
 
 
@@ -252,7 +262,7 @@ def test_a_file_is_opened_once_for_its_content(
 
 def timm_tiny() -> nn.Module:
     torch.manual_seed(0)
-    created: nn.Module = timm.create_model("care_tiny")
+    created: nn.Module = timm.create_model("care_tiny", **SMALL)
     return created
 
 
