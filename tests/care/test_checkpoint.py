@@ -28,7 +28,6 @@ from pipeline.core import inputs
 from pipeline.core.errors import CheckpointError
 from pipeline.core.shards import weights_hash
 
-
 SMALL: dict[str, Any] = {
     "depths": (1, 1),
     "feature_dims": (24, 48),

@@ -37,11 +37,16 @@ from pipeline.targets.ort.tune import Choice
 SIZE = 32
 
 
+def created() -> nn.Module:
+    return create_model("care_tiny", depths=(1, 1, 1, 1))
+
+
 def embedded() -> nn.Module:
-    model = create_model("care_tiny")
-    path = checkpoint.embedded("care_tiny")
+    """The embedded network with one block a stage, as which exports in half the time."""
+    model, path = created(), checkpoint.embedded("care_tiny")
     assert path is not None
-    checkpoint.load(path, model)
+    state = checkpoint.read(path)
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
     return model.eval()
 
 
@@ -74,7 +79,7 @@ def built(
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """What a run builds of the fine-tuned checkpoint for ONNX Runtime, and its facts."""
     folder = tmp_path_factory.mktemp("run")
-    network = create_model("care_tiny")
+    network = created()
     network.load_state_dict(trained.state_dict())
     form = inference_form(network.eval(), (3, SIZE, SIZE))
     stated = described_by({QUANTIZED: trained.form.quantized.to_dict()}, Path("best.safetensors"))
@@ -136,7 +141,7 @@ def test_weights_have_seven_bits_everywhere(
         for tensor in model.graph.initializer
         if tensor.name.endswith("_stored") and tensor.data_type == onnx.TensorProto.INT8
     ]
-    assert len(stored) > 50
+    assert len(stored) > 40
     assert max(abs(values.astype(int)).max() for values in stored) == 63
     assert facts["certificate"]["unsafe"] == []
 
@@ -167,7 +172,7 @@ def test_weights_learn_as_a_core_ml_package_stores_them(images: np.ndarray) -> N
     module.load_state_dict(stored)
     logits = network.train()(batch)
     assert torch.equal(logits.detach(), module(batch).detach())
-    assert len(stored["stages.3.blocks.1.inter2_fc1.weight"].unique()) == 16
+    assert len(stored["stages.3.blocks.0.inter2_fc1.weight"].unique()) == 16
     logits.square().sum().backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
     assert network.form.quantized.precision == "coreml/palette4"
