@@ -9,6 +9,7 @@ templates/report.html.j2. The same results give the same bytes.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +43,12 @@ def page(run: Run, flipped: Sequence[Flipped] = ()) -> str:
     return template("report.html.j2").render(_content(run), flipped=flipped)
 
 
+@functools.cache
 def template(name: str) -> jinja2.Template:
-    """A page's layout, by the name of its file: all text in it is escaped."""
+    """A page's layout, by the name of its file: all text in it is escaped.
+
+    Compiled once a process: that takes longer than to fill it.
+    """
     import jinja2  # here, so that the command line answers without it
 
     environment = jinja2.Environment(
