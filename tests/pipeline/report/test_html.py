@@ -9,7 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -584,20 +584,23 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
     return run.stdout
 
 
-def framed(page: str, width: int) -> str:
-    """The page in a frame of some width, since windows have a least one; tells what sticks out."""
-    style = f"border:0;width:{width}px;height:4000px"
+def framed(*pages: tuple[str, int]) -> str:
+    """Pages in frames of some width, since windows have a least one; tells what sticks out."""
+    frames = "".join(
+        f'<iframe style="border:0;width:{width}px;height:4000px" '
+        f'srcdoc="{html_escapes.escape(page)}"></iframe>'
+        for page, width in pages
+    )
     return f"""<!DOCTYPE html><title>frame</title><body style="margin:0">
-<iframe style="{style}" srcdoc="{html_escapes.escape(page)}"></iframe>
+{frames}
 <output></output><script>
-const frame = document.querySelector("iframe");
-const look = () => {{
+const look = frame => {{
   const page = frame.contentDocument;
   page.querySelectorAll("details").forEach(d => {{ d.open = true; }});
   const inside = e => e.closest(".scroll") === null || e.classList.contains("scroll");
   const out = [...page.querySelectorAll("main *")].filter(inside)
     .filter(e => e.getBoundingClientRect().right > frame.contentWindow.innerWidth + 0.5);
-  document.querySelector("output").textContent = JSON.stringify({{
+  return {{
     width: frame.contentWindow.innerWidth, scroll: page.documentElement.scrollWidth,
     out: out.slice(0, 5).map(e => e.outerHTML.slice(0, 120)),
     beside: [...page.querySelectorAll("td .badge")]
@@ -607,22 +610,25 @@ const look = () => {{
       .map(e => e.innerText.slice(0, 80)),
     dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches,
     page: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
-  }});
+  }};
 }};
-frame.addEventListener("load", look);
-if (frame.contentDocument.readyState === "complete" && frame.contentDocument.body) look();
+addEventListener("load", () => {{
+  const told = [...document.querySelectorAll("iframe")].map(look);
+  document.querySelector("output").textContent = JSON.stringify(told);
+}});
 </script>"""
 
 
-def clicked(page: str, clipboard: str) -> str:
-    """The page in a frame with a clipboard; tells what a click on its buttons does."""
+def clicked(page: str, clipboards: Sequence[str]) -> str:
+    """The page in a frame for each clipboard; tells what a click on its buttons does."""
+    frame = f'<iframe srcdoc="{html_escapes.escape(page)}"></iframe>'
+    made = ", ".join(f"copied => ({clipboard})" for clipboard in clipboards)
     return f"""<!DOCTYPE html><title>frame</title>
-<iframe srcdoc="{html_escapes.escape(page)}"></iframe>
+{frame * len(clipboards)}
 <output></output><script>
-const frame = document.querySelector("iframe");
-const look = async () => {{
+const look = async (frame, clipboard) => {{
   const page = frame.contentDocument, view = frame.contentWindow, copied = [], told = [];
-  Object.defineProperty(view.navigator, "clipboard", {{ value: {clipboard} }});
+  Object.defineProperty(view.navigator, "clipboard", {{ value: clipboard(copied) }});
   page.querySelectorAll("details").forEach(d => {{ d.open = true; }});
   const buttons = [...page.querySelectorAll("button")];
   const shown = buttons.filter(b => !b.hidden).length;
@@ -634,30 +640,59 @@ const look = async () => {{
   }}
   const now = buttons[0].textContent;
   await new Promise(done => setTimeout(done, 4000));
-  document.querySelector("output").textContent = JSON.stringify({{
+  return {{
     buttons: buttons.length, shown, copied, told, now, later: buttons[0].textContent,
     status: page.getElementById("copied").textContent, hostile: view.hostile === true,
-  }});
+  }};
 }};
-frame.addEventListener("load", look);
+addEventListener("load", async () => {{
+  const told = [], clipboards = [{made}];
+  for (const [number, frame] of [...document.querySelectorAll("iframe")].entries())
+    told.push(await look(frame, clipboards[number]));
+  document.querySelector("output").textContent = JSON.stringify(told);
+}});
 </script>"""
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
-@needs_chromium
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("change", [lambda run: run, hasty])
-def test_nothing_sticks_out_in_a_browser(
-    run: Run, tmp_path: Path, width: int, change: Callable[[Run], Run]
-) -> None:
-    file = tmp_path / "frame.html"
-    file.write_text(framed(html.page(change(run)), width))
-    dom = chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
+def told_by(folder: Path, text: str, *options: str) -> list[dict[str, Any]]:
+    """What a page of frames tells of each of them, by one start of the browser for all."""
+    file = folder / "frame.html"
+    file.write_text(text)
+    dom = chromium(folder, *options, "--virtual-time-budget=30000", "--dump-dom", file.as_uri())
     found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
     assert found, dom[-2000:]
-    told = json.loads(html_escapes.unescape(found[1]))
+    told: list[dict[str, Any]] = json.loads(html_escapes.unescape(found[1]))
+    return told
+
+
+WIDTHS = (390, 1280)
+
+
+@pytest.fixture(scope="module")
+def in_light(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What is told, by name, where the reader prefers no dark."""
+    plain, crowded = html.page(run), html.page(hasty(run))
+    # As wide as what a browser prints on A4; nobody scrolls on paper.
+    paper = crowded.replace("@media print", "@media screen")
+    paper = re.sub("<meta http-equiv=[^>]*>", "", paper)  # that style is not the one it allows
+    frames = {f"plain {width}": (plain, width) for width in WIDTHS}
+    frames |= {f"hasty {width}": (crowded, width) for width in WIDTHS}
+    frames |= {"paper": (paper, 718)}
+    light = "--blink-settings=preferredColorScheme=1"
+    told = told_by(tmp_path_factory.mktemp("light"), framed(*frames.values()), light)
+    return dict(zip(frames, told, strict=True))
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["plain", "hasty"])
+def test_nothing_sticks_out_in_a_browser(
+    in_light: dict[str, dict[str, Any]], width: int, name: str
+) -> None:
+    told = in_light[f"{name} {width}"]
     assert told["width"] == width
     assert told["scroll"] <= told["width"]
     assert told["out"] == []
@@ -668,19 +703,25 @@ WRITES = "{ writeText: text => { copied.push(text); return Promise.resolve(); } 
 REFUSES = "{ writeText: () => Promise.reject(new Error('no')) }"
 
 
-@needs_chromium
-@pytest.mark.parametrize("clipboard", [WRITES, REFUSES, "undefined"])
-def test_a_click_copies_or_selects(run: Run, tmp_path: Path, clipboard: str) -> None:
-    page = html.page(run)
-    file = tmp_path / "frame.html"
+CLIPBOARDS = (WRITES, REFUSES, "undefined")
+
+
+@pytest.fixture(scope="module")
+def by_clipboard(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     # What got through all escaping would not run.
     hostile = "<script>window.hostile = true</script><img src=x onerror='window.hostile = true'>"
-    file.write_text(clicked(page.replace("</body>", f"{hostile}</body>"), clipboard))
-    dom = chromium(tmp_path, "--virtual-time-budget=30000", "--dump-dom", file.as_uri())
-    found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
-    assert found, dom[-2000:]
-    told = json.loads(html_escapes.unescape(found[1]))
-    texts = list(buttons(page).values())
+    page = html.page(run).replace("</body>", f"{hostile}</body>")
+    told = told_by(tmp_path_factory.mktemp("clicked"), clicked(page, CLIPBOARDS))
+    return dict(zip(CLIPBOARDS, told, strict=True))
+
+
+@needs_chromium
+@pytest.mark.parametrize("clipboard", CLIPBOARDS)
+def test_a_click_copies_or_selects(
+    run: Run, by_clipboard: dict[str, dict[str, Any]], clipboard: str
+) -> None:
+    told = by_clipboard[clipboard]
+    texts = list(buttons(html.page(run)).values())
     assert told["buttons"] == told["shown"] >= len(texts) > 5
     assert not told["hostile"]
     word = "Copied" if clipboard == WRITES else "Selected"
@@ -694,24 +735,16 @@ def test_a_click_copies_or_selects(run: Run, tmp_path: Path, clipboard: str) -> 
 
 
 @needs_chromium
-def test_no_table_is_cut_off_on_paper(run: Run, tmp_path: Path) -> None:
-    file = tmp_path / "frame.html"
-    # As wide as what a browser prints on A4; nobody scrolls on paper.
-    page = html.page(hasty(run)).replace("@media print", "@media screen")
-    page = re.sub("<meta http-equiv=[^>]*>", "", page)  # that style is not the one it allows
-    file.write_text(framed(page, 718))
-    dom = chromium(tmp_path, "--virtual-time-budget=5000", "--dump-dom", file.as_uri())
-    found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
-    assert found, dom[-2000:]
-    told = json.loads(html_escapes.unescape(found[1]))
+def test_no_table_is_cut_off_on_paper(in_light: dict[str, dict[str, Any]]) -> None:
+    told = in_light["paper"]
     assert (told["cut"], told["beside"]) == ([], [])
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_page_is_drawn(run: Run, tmp_path: Path, width: int) -> None:
     page, shot = tmp_path / "report.html", tmp_path / "report.png"
-    page.write_text(framed(html.page(run), width))
+    page.write_text(framed((html.page(run), width)))
     chromium(tmp_path, f"--window-size={width},1600", f"--screenshot={shot}", page.as_uri())
     content = shot.read_bytes()
     assert content.startswith(b"\x89PNG")
@@ -720,21 +753,14 @@ def test_page_is_drawn(run: Run, tmp_path: Path, width: int) -> None:
 
 
 @needs_chromium
-def test_dark_where_the_reader_prefers_it(run: Run, tmp_path: Path) -> None:
-    file = tmp_path / "frame.html"
-    file.write_text(framed(html.page(run), 800))
-    colours = {}
-    for scheme, value in (("dark", 0), ("light", 1)):
-        dom = chromium(
-            tmp_path,
-            f"--blink-settings=preferredColorScheme={value}",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            file.as_uri(),
-        )
-        found = re.search("<output>(.*?)</output>", dom, re.DOTALL)
-        assert found
-        told = json.loads(html_escapes.unescape(found[1]))
+def test_dark_where_the_reader_prefers_it(
+    run: Run, tmp_path: Path, in_light: dict[str, dict[str, Any]]
+) -> None:
+    dark = "--blink-settings=preferredColorScheme=0"
+    (in_dark,) = told_by(tmp_path, framed((html.page(run), 800)), dark)
+    for told, scheme, colour in (
+        (in_dark, "dark", "rgb(16, 20, 24)"),
+        (in_light["plain 1280"], "light", "rgb(246, 247, 249)"),
+    ):
         assert told["dark"] == (scheme == "dark")
-        colours[scheme] = told["page"]
-    assert colours == {"dark": "rgb(16, 20, 24)", "light": "rgb(246, 247, 249)"}
+        assert told["page"] == colour
