@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Tests start hundreds of processes: each would compile what an earlier one was not to keep.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# And each would look through all packages that are installed for plugins of pydantic: 0.15 s of 0.6.
+# And each would look through all installed packages for plugins of pydantic: 0.15 s of 0.6.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 DATA = Path(__file__).parent / "data"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
@@ -23,11 +25,21 @@ def name_of(path: Path) -> str:
 FILES = {name_of(p): p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 
 
-def imported(path: Path, *, later: bool = True) -> Iterator[str]:
+@functools.cache
+def walked(path: Path) -> list[ast.AST]:
+    """All nodes of a file's program, which several tests look through."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def imported(path: Path, *, later: bool = True) -> list[str]:
     """Modules of this project that a file imports at run time; `later`: in functions too."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    aside = {id(inner) for node in ast.walk(tree) for inner in _aside(node, later=later)}
-    for node in ast.walk(tree):
+    return list(_imported(path, later=later))
+
+
+def _imported(path: Path, *, later: bool) -> Iterator[str]:
+    aside = {id(inner) for node in walked(path) for inner in _aside(node, later=later)}
+    for node in walked(path):
         if id(node) in aside:
             continue
         if isinstance(node, ast.Import):
@@ -57,6 +69,7 @@ def loads_alone() -> list[str]:
     module thus sees what it would see in a process of its own.
     """
     graph = {name: _first(name) for name in FILES}
+    walked.cache_clear()
     loaded: dict[str, ModuleType] = {}
     failed = []
     for name in TopologicalSorter(graph).static_order():
@@ -110,4 +123,5 @@ def _show_only(names: set[str], loaded: dict[str, ModuleType]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # what is loaded stays
     sys.exit("\n".join(loads_alone()) or None)

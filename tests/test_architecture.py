@@ -10,11 +10,19 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
 
 import pytest
 
 from pipeline.targets.registry import TARGETS
-from tests.imports import FILES, ROOT, imported
+from tests.imports import FILES, ROOT, imported, walked
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten() -> Iterator[None]:
+    """Programs of all files are a million of objects."""
+    yield
+    walked.cache_clear()
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -106,7 +114,7 @@ def test_json_of_files_is_read_in_one_place() -> None:
     """`core.plain` limits size and depth; elsewhere JSON is only parsed that was just made."""
     found = []
     for name, path in FILES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in walked(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load"):
                 made_here = ast.unparse(node.args[0]).startswith("json.dumps(")
                 # A process of TensorRT-RTX alone, which takes its job from us.
@@ -120,7 +128,7 @@ def test_screens_take_text_for_text() -> None:
     """Of rich only what takes no markup: names of other people reach every screen."""
     found = []
     for name, path in FILES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in walked(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich"):
                 found += [name for a in node.names if a.name in ("Console", "print", "escape")]
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "TextColumn":
@@ -139,7 +147,7 @@ NAMES_A_TARGET = {
 their `default`: what is taken where nothing is said decides nothing else."""
 
 
-def names_of_targets(tree: ast.AST) -> list[str]:
+def names_of_targets(nodes: Collection[ast.AST]) -> list[str]:
     """Texts of a module that are a target's name, or begin with it as an artifact's name does.
 
     Whether they are compared with, members of something, keys, patterns or arguments: all but the
@@ -147,15 +155,13 @@ def names_of_targets(tree: ast.AST) -> list[str]:
     """
     defaults = {
         id(word.value)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "option"
         for word in node.keywords
         if word.arg == "default"
     }
     texts = (
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and id(node) not in defaults
+        node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in defaults
     )
     return [text for text in texts if isinstance(text, str) and text.partition("/")[0] in TARGETS]
 
@@ -173,12 +179,12 @@ def names_of_targets(tree: ast.AST) -> list[str]:
     ],
 )
 def test_names_of_targets_are_found(code: str) -> None:
-    assert names_of_targets(ast.parse(code))
+    assert names_of_targets([*ast.walk(ast.parse(code))])
 
 
 def test_defaults_of_options_and_other_words_are_no_names_of_targets() -> None:
     code = 'option("--target", default="ort", help="such as ort or trt/fp16")'
-    assert names_of_targets(ast.parse(code)) == []
+    assert names_of_targets([*ast.walk(ast.parse(code))]) == []
 
 
 def test_nothing_else_branches_on_a_targets_name() -> None:
@@ -188,7 +194,7 @@ def test_nothing_else_branches_on_a_targets_name() -> None:
     for name, path in FILES.items():
         if not name.startswith("pipeline.") or name in NAMES_A_TARGET:
             continue
-        texts = names_of_targets(ast.parse(path.read_text(encoding="utf-8")))
+        texts = names_of_targets(walked(path))
         others = [t for t in texts if not f"{name}.".startswith(f"{own[t.partition('/')[0]]}.")]
         if others:
             found[name] = others

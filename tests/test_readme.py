@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import click
@@ -169,7 +171,7 @@ def photographs(folder: Path) -> None:
             )
 
 
-def run(folder: Path, line: str, *more: str) -> str:
+def run(line: str, *more: str) -> str:
     """Run a line of the README, in a folder that holds nothing but photographs and weights."""
     words = [SMALL.get(word, word) for word in shlex.split(line, comments=True)[1:]]
     if "--artifact" not in words:
@@ -178,17 +180,23 @@ def run(folder: Path, line: str, *more: str) -> str:
         result = CliRunner().invoke(pipeline_command, [*words[2:], *more], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.stdout
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words, *more],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_module(words[1], *words[2:], *more)
+
+
+def run_module(name: str, *arguments: str) -> str:
+    """`python -m NAME`, in this process, which has loaded PyTorch; what it printed."""
+    said = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+        patch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(name, run_name="__main__")
+    assert not ended.value.code, said.getvalue()
+    return said.getvalue()
 
 
 @pytest.mark.slow
@@ -207,14 +215,14 @@ def test_from_a_folder_of_photographs_to_a_prediction(
     torch.save({"state_dict": weights}, tmp_path / "ten.pth")
 
     small = ("--image-size", "32", "--epochs", "3", "--workers", "0")
-    said = run(tmp_path, train, *small)
+    said = run(train, *small)
     assert "starting from ten.pth; made anew for 3 classes: fc.weight, fc.bias" in said
-    assert "6 of 30 images judge, those that training held out" in run(tmp_path, init)
+    assert "6 of 30 images judge, those that training held out" in run(init)
     # Some calls are measured rather than seconds of them.
     configuration = tmp_path / "pipeline.yaml"
     brief = "bench:\n  samples: 3\n  max_seconds: 0.5\n"
     configuration.write_text(configuration.read_text().replace("bench:\n", brief))
-    run(tmp_path, build, "--quiet")
+    run(build, "--quiet")
 
     results = json.loads((tmp_path / "engines/test_resnet/results.json").read_text())
     found = {f"{one['target']}/{one['precision']}": one["accuracy"] for one in results["artifacts"]}
@@ -222,5 +230,5 @@ def test_from_a_folder_of_photographs_to_a_prediction(
     for accuracy in found.values():
         assert accuracy["top1"]["samples"] == 6
         assert accuracy["agreement"]["value"] == 1.0
-    answered = json.loads(run(tmp_path, predict, "--json"))
+    answered = json.loads(run(predict, "--json"))
     assert {entry["label"] for entry in answered["scores"]} == set(CLASSES)
