@@ -544,6 +544,11 @@ def peak(threads: int, kernel: int, *, depthwise: bool, seconds: float = 1.0) ->
 # Reporting.
 
 
+def highest_rates(threads: int) -> tuple[float, float]:
+    """GFLOP/s of dense products and of depthwise convolutions, see `peak`."""
+    return peak(threads, 1, depthwise=False), peak(threads, 3, depthwise=True)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Send what libraries print to nowhere; errors are raised, not printed."""
@@ -773,7 +778,7 @@ def main(
                 for batch in batches
             }
             for threads in counts:
-                rates = [peak(threads, 1, depthwise=False), peak(threads, 3, depthwise=True)]
+                rates = highest_rates(threads)
                 for batch in batches:
                     found = contenders(model, graphs, ours, by_tanh, others[batch], torch=torch)
                     flops = work(graphs["exact"])

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -31,7 +31,7 @@ from cpu_latency import (
     build_by_tanh,
     build_ours,
     export_graphs,
-    peak,
+    highest_rates,
     play,
     work,
 )
@@ -108,7 +108,7 @@ class Column:
     """
 
     name: str
-    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    milliseconds: Mapping[str, float]
     nodes: int = 0
 
 
@@ -150,14 +150,8 @@ def _sums(turns: Sequence[Sequence[NodeRun]], grouped: Collection[str]) -> dict[
 
 def limit(exact: Path) -> Column:
     """What dense products and depthwise convolutions would take at the highest rates."""
-    dense, depthwise = work(exact)
-    return Column(
-        "limit, float32",
-        {
-            DENSE: 1e3 * dense / peak(1, 1, depthwise=False),
-            DEPTHWISE: 1e3 * depthwise / peak(1, 3, depthwise=True),
-        },
-    )
+    parts = zip((DENSE, DEPTHWISE), work(exact), highest_rates(1), strict=True)
+    return Column("limit, float32", {kind: 1e3 * flops / rate for kind, flops, rate in parts})
 
 
 def columns(model: str, folder: Path, runs: int) -> list[Column]:
@@ -177,7 +171,7 @@ def columns(model: str, folder: Path, runs: int) -> list[Column]:
 
 
 def table(model: str, found: Sequence[Column]) -> str:
-    """A Markdown table, kinds by the time that the first column takes for them."""
+    """A Markdown table of the kinds that occur."""
     kinds = [DENSE, DEPTHWISE, *KINDS, REST]
     lines = [
         f"| {model}, ms | {' | '.join(each.name for each in found)} |",

@@ -302,6 +302,27 @@ def observe(
     return {name: statistics[name] for name in wanted}
 
 
+def magnitudes(
+    model: Path | ModelProto, images: Images, axes: Mapping[str, int]
+) -> dict[str, Doubles]:
+    """Largest magnitude of every channel, (channels,), of tensors of an ONNX graph.
+
+    Args:
+        model: The float32 graph, with one input.
+        images: (images, channels, height, width).
+        axes: The tensors, with the axis of their channels. One that has no finite value is left
+            out.
+
+    Raises:
+        DataError, BuildError: See `observe`.
+    """
+    if not axes:
+        return {}
+    seen = observe(model, images, list(axes), channels=axes, values=1)
+    found = ((name, each.channel_magnitudes) for name, each in seen.items())
+    return {name: largest for name, largest in found if largest is not None}
+
+
 def _is_empty(between: tuple[int, int | None], batch: int, total: int) -> bool:
     """Whether no batch begins in a part of the images, which begins among them."""
     first, last = (None if at is None else -(-at // batch) for at in between)

@@ -255,8 +255,9 @@ def _scales(found: _Classes, magnitudes: Mapping[str, Doubles], strength: float)
     """What to divide every class by: powers of two, 1 for those that stay.
 
     A channel counts by its share of the largest in its tensor, or in the weight that reads it: of
-    all tensors and weights, where its share is largest. So none gets a larger range. Weights of
-    depthwise convolutions have a scale for each channel and take in any.
+    all tensors and weights, where its share is largest. So no tensor gets a larger range, but for
+    the rounding of scales. Weights of depthwise convolutions have a scale for each channel and take
+    in any.
     """
     share, read = np.zeros((2, found.free.size))
     for name, seen in magnitudes.items():

@@ -27,21 +27,14 @@ from care import checkpoint
 from pipeline.core import inputs
 from pipeline.core.errors import CheckpointError
 from pipeline.core.shards import weights_hash
-
-SMALL: dict[str, Any] = {
-    "depths": (1, 1),
-    "feature_dims": (24, 48),
-    "mem_dims": (8, 16),
-    "ratios": ((2, 2), (2, 3)),
-    "head_dims": (None, 16),
-}
+from tests.care.small import STRUCTURE
 
 
 @pytest.fixture
 def model() -> nn.Module:
     """Two blocks: what is tested here is the same for each of their tensors."""
     torch.manual_seed(0)
-    created: nn.Module = timm.create_model("care_tiny", **SMALL)
+    created: nn.Module = timm.create_model("care_tiny", **STRUCTURE)
     return created
 
 
@@ -261,7 +254,7 @@ def test_a_file_is_opened_once_for_its_content(
 
 def timm_tiny() -> nn.Module:
     torch.manual_seed(0)
-    created: nn.Module = timm.create_model("care_tiny", **SMALL)
+    created: nn.Module = timm.create_model("care_tiny", **STRUCTURE)
     return created
 
 

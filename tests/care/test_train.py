@@ -29,16 +29,11 @@ from care.factory import create_model
 from care.losses import Teacher
 from care.runs import RunFolder
 from tests.care.processes import run_apart
+from tests.care.small import as_options
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ["--mixup", "0", "--cutmix", "0", "--auto-augment", "none", "--random-erasing", "0"]
 STILL = ["--hflip", "0", "--scale", "1", "1", "--ratio", "1", "1", "--color-jitter", "0"]
-_STRUCTURE = (
-    *("depths=[1,1]", "feature_dims=[24,48]", "mem_dims=[8,16]"),
-    *("ratios=[[2,2],[2,3]]", "head_dims=[null,16]"),
-)
-SMALL = [word for pair in _STRUCTURE for word in ("--model-kwargs", pair)]
-"""Two blocks, of both kinds: what a run writes and reads are hundreds of tensors as it is."""
 AUGMENTED = ["--mixup", "0.8", "--cutmix", "1", "--random-erasing", "0.5"]
 
 Result = click.testing.Result
@@ -59,7 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(images: Path, output: Path, *more: str) -> list[str]:
-    structure = [] if {"--model", "--model-kwargs"} & {*more} else SMALL
+    structure = [] if {"--model", "--model-kwargs"} & {*more} else as_options()
     return [
         *("--model", "care_tiny", "--data", f"folder:{images}", "--image-size", "32"),
         *("--batch-size", "8", "--workers", "0", "--epochs", "2", "--warmup-epochs", "0"),
@@ -636,8 +631,9 @@ def test_settings_of_another_program_make_no_run(run: Train, tmp_path: Path) -> 
     assert digest(tmp_path / "care_tiny") == before
 
 
-def test_overwriting_a_run_leaves_the_files_of_others(run: Train, trained: Path) -> None:
-    folder = trained
+def test_overwriting_a_run_leaves_the_files_of_others(run: Train, tmp_path: Path) -> None:
+    assert run(*PLAIN, "--epochs", "2").exit_code == 0
+    folder = tmp_path / "care_tiny"
     (folder / "figures").mkdir()
     for name in ("thesis.txt", "figures/best.safetensors"):
         (folder / name).write_text("precious")

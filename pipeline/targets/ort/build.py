@@ -347,8 +347,8 @@ def _choose(
     chosen = ways[quiet.name]
     if threads == 1 or chosen.settings.provider != "cpu" or quiet.doubt:
         return chosen, {**tuning, "chosen": quiet.name}
-    trial = Trial(folder, {}, threads, one, BESIDE_OTHERS * seconds, contention.rivals())
-    name, chosen, found = choose_beside_others(trial, ways, quiet, job.log, kept)
+    trial = Trial(folder, ways, threads, one, BESIDE_OTHERS * seconds, contention.rivals())
+    name, chosen, found = choose_beside_others(trial, quiet, job.log, kept)
     return chosen, {**tuning, **({"contended": found} if found else {}), "chosen": name}
 
 

@@ -388,28 +388,17 @@ class _Work:
 
     def best_variant(self) -> _Variant:
         """The graph as it is, or with channels equalized between layers: what errs less."""
-        from pipeline.graphs.equalize import equalize
+        from calibration.observe import magnitudes
+        from pipeline.graphs.equalize import equalize, tensors
 
         plain = self._variant(self.prepared, equalized=False)
         error = self._error("plain", plain)
-        even = equalize(self.prepared, self._magnitudes())
+        images = self.images.images[:DECISION_IMAGES]
+        even = equalize(self.prepared, magnitudes(self.prepared, images, tensors(self.prepared)))
         if not even.scales:
             return plain
         other = self._variant(even.model, equalized=True)
         return other if self._error("equalized", other) < error else plain
-
-    def _magnitudes(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Largest magnitude of every channel that can be scaled."""
-        from calibration.observe import observe
-        from pipeline.graphs.equalize import tensors
-
-        axes = tensors(self.prepared)
-        if not axes:
-            return {}
-        images = self.images.images[:DECISION_IMAGES]
-        seen = observe(self.prepared, images, list(axes), channels=axes, values=1)
-        found = ((name, each.channel_magnitudes) for name, each in seen.items())
-        return {name: magnitudes for name, magnitudes in found if magnitudes is not None}
 
     def _variant(self, model: onnx.ModelProto, *, equalized: bool) -> _Variant:
         count = len(self.images.images)

@@ -45,7 +45,6 @@ def _waiting(way: Candidate, wait: str) -> Candidate:
 
 def choose_beside_others(
     trial: Trial,
-    ways: Mapping[str, Candidate],
     quiet: Choice,
     log: Callable[[str], None],
     kept: Kept | None = None,
@@ -58,8 +57,8 @@ def choose_beside_others(
     none does, the first that gains is taken.
 
     Args:
-        trial: How to measure, beside how many rivals.
-        ways: What was measured on a quiet machine; the first as it was asked for.
+        trial: How to measure, beside how many rivals, what was measured on a quiet machine; the
+            first as it was asked for.
         quiet: What was found there.
         log: Takes a line for people.
         kept: Comparisons that an earlier, killed build finished.
@@ -67,7 +66,8 @@ def choose_beside_others(
     Returns:
         The way's name, the way, and what each comparison found.
     """
-    first, way = quiet.name, ways[quiet.name]
+    ways, first = trial.candidates, quiet.name
+    way = ways[first]
     chosen, best, found = first, way, []
     for wait in _more_patient(way):
         other = _waiting(way, wait)

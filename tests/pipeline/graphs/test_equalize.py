@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from calibration import observe
 from calibration.histogram import Doubles
-from calibration.observe import observe
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.graphs.equalize import equalize, tensors
 
@@ -26,13 +26,7 @@ def constant(model: ModelProto, name: str) -> Batch:
 
 def magnitudes(model: ModelProto, pixels: Batch) -> dict[str, Doubles]:
     """Of all channels that can be scaled."""
-    axes = tensors(model)
-    seen = observe(model, pixels, list(axes), channels=axes)
-    return {
-        n: each.channel_magnitudes
-        for n, each in seen.items()
-        if each.channel_magnitudes is not None
-    }
+    return observe.magnitudes(model, pixels, tensors(model))
 
 
 def conv(source: str, weight: str, to: str, **attributes: Any) -> NodeProto:
@@ -295,6 +289,23 @@ def test_nothing_is_scaled_beside_a_subgraph(make_model: Make) -> None:
     model = make_model(nodes, {**constants, "yes": np.array(True)}, ["b", 3, 4, 4], ["b", 5, 4, 4])
     assert "made" not in tensors(model)
     assert "left" not in tensors(model)
+
+
+def test_what_is_read_twice_or_leaves_the_graph_is_not_scaled(make_model: Make) -> None:
+    eye = np.diag([100.0, 1.0]).astype(np.float32)
+    twice = [
+        helper.make_node("MatMul", ["image", "w1"], ["x"]),
+        helper.make_node("MatMul", ["x", "w2"], ["y"]),
+        helper.make_node("Add", ["x", "y"], ["logits"]),
+    ]
+    constants = {"w1": eye, "w2": np.eye(2, dtype=np.float32)}
+    assert tensors(make_model(twice, constants, ["b", 2], ["b", 2])) == {}
+    gelu = [
+        helper.make_node("MatMul", ["image", "w1"], ["x"]),
+        helper.make_node("Gelu", ["x"], ["y"]),
+        helper.make_node("MatMul", ["y", "w2"], ["logits"]),
+    ]
+    assert tensors(make_model(gelu, constants, ["b", 2], ["b", 2])) == {}
 
 
 def test_a_shared_weight_is_split(make_model: Make, run_model: Run) -> None:

@@ -13,7 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from calibration.observe import observe
+from calibration.observe import magnitudes, observe
 from calibration.ranges import ACTIVATIONS_UINT8, Method
 from calibration.sample import CalibrationSet
 from calibration.table import make_table
@@ -199,11 +199,8 @@ def equalized(spread: float) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     with torch.no_grad():
         net.get_parameter("0.weight").mul_(torch.exp2(spread * torch.randn(16, 1, 1, 1)))
     model = trace(net, IMAGES[:2])
-    axes = equalize.tensors(model)
-    seen = observe(model, IMAGES, list(axes), channels=axes)
-    found = {name: each.channel_magnitudes for name, each in seen.items()}
-    magnitudes = {name: each for name, each in found.items() if each is not None}
-    return model, equalize.equalize(model, magnitudes).model
+    seen = magnitudes(model, IMAGES, equalize.tensors(model))
+    return model, equalize.equalize(model, seen).model
 
 
 def quantized(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

@@ -248,8 +248,8 @@ def test_what_is_set_beside_waiting_costs_nothing_of_its_own(
         return Choice(names[0], dict.fromkeys(names, 9.0), dict.fromkeys(names, same), 9, names[0])
 
     monkeypatch.setattr(waiting, "choose", found)
-    trial = Trial(tmp_path, {}, 2, (), 1.0, 1)  # type: ignore[arg-type]
-    name, way, _ = waiting.choose_beside_others(trial, ways, quiet, lambda line: None)
+    trial = Trial(tmp_path, ways, 2, (), 1.0, 1)  # type: ignore[arg-type]
+    name, way, _ = waiting.choose_beside_others(trial, quiet, lambda line: None)
     assert (name, way) == ("a, flush", flush)
     assert all(one["a, flush"] == flush for one in compared)
     assert compared[-1]["a, flush, no spinning"] == asleep
