@@ -86,6 +86,7 @@ LONG = (
     "pipeline/targets/coreml/test_damages.py",
     "pipeline/stages/test_photo.py",
     "pipeline/targets/ort/test_as_cpu.py",
+    "pipeline/targets/ort/test_avx_vnni.py",
     "pipeline/api/test_model.py",
     "pipeline/api/test_results.py",
     "pipeline/targets/coreai/test_device.py",

@@ -14,7 +14,7 @@ from pipeline.commands.console import RichConsole
 from pipeline.config import Config
 from pipeline.core.cpu_classes import named, restriction
 from pipeline.core.errors import InputError, UnavailableError
-from pipeline.core.figures import measured_here
+from pipeline.core.figures import State, measured_here
 from pipeline.report import text
 from pipeline.report.terminal import render
 from pipeline.scheduler.plan import make_context, plan
@@ -43,19 +43,26 @@ class Judged:
 
 def in_words() -> str:
     """How figures of this process come about."""
-    cls = restriction()
-    return f"{measured_here()} to {cls.title} ({cls.examples})" if cls else str(measured_here())
+    cls, state = restriction(), measured_here()
+    if cls is None:
+        return str(state)
+    return f"{state}{' to' if state is State.RESTRICTED else ':'} {cls.title} ({cls.examples})"
 
 
-def restrict(target: str, as_cpu: str | None) -> None:
+def restrict(target: str, as_cpu: str | None, *, answers: bool = False) -> None:
     """Let the target's runtime see a CPU of a class only, if one is named.
+
+    Args:
+        target: The target.
+        as_cpu: Name of the class.
+        answers: For answers alone: instructions that the CPU lacks may be emulated.
 
     Raises:
         InputError: There is no such class.
         UnavailableError: This machine cannot do that.
     """
     if as_cpu is not None:
-        TARGETS[target].restrict(named(as_cpu))
+        TARGETS[target].restrict(named(as_cpu), answers=answers)
 
 
 def validate(
@@ -74,7 +81,7 @@ def validate(
             precision or class.
         UnavailableError: This machine runs none of them.
     """
-    restrict(target, as_cpu)
+    restrict(target, as_cpu, answers=True)
     with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console.progress)
         builds = builds_of(context, target, precision)

@@ -3,7 +3,8 @@
 A runtime looks at the CPU once and takes its kernels by what it finds. Figures of one class say
 little of another: blocks of 8 or 16 channels, 8-bit products that saturate or not. A process can be
 made to see a lesser CPU than it runs on, see `pipeline.targets.ort.as_cpu`; what it measures then
-is a state of its own.
+is a state of its own. Where the CPU lacks an extension of the class, its instructions may be
+computed with others: answers are emulated then, and times say nothing.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl"})
 
 
+COMPUTED = frozenset({"avx_vnni"})
+"""Extensions whose instructions can be computed with others, by `pipeline.targets.ort.as_cpu`."""
+
+
 @dataclass(frozen=True)
 class CpuClass:
     """CPUs for which a runtime takes the same kernels.
@@ -83,13 +88,19 @@ class CpuClass:
         """The extensions that a process restricted to it must not see."""
         return frozenset(FEATURES) - self.needs - self.keeps
 
-    def why_not(self, instructions: Collection[str]) -> str | None:
+    def computed(self, instructions: Collection[str]) -> frozenset[str]:
+        """The extensions that a CPU lacks, and whose instructions can be computed with others."""
+        return (self.needs & COMPUTED) - set(instructions)
+
+    def why_not(self, instructions: Collection[str], *, answers: bool = False) -> str | None:
         """Why a CPU cannot stand for the class; None if it can.
 
         Args:
             instructions: Extensions of the CPU, as Linux names them.
+            answers: For answers alone, not for times.
         """
-        lacking = sorted(self.needs - set(instructions))
+        computed = self.computed(instructions) if answers else frozenset()
+        lacking = sorted(self.needs - set(instructions) - computed)
         if not lacking:
             return None
         return f"this CPU has no {', '.join(lacking)}, which {self.title} needs"
@@ -142,13 +153,26 @@ def class_of(instructions: Collection[str]) -> CpuClass | None:
 
 
 _entered: list[CpuClass] = []
+_computed: set[str] = set()
 
 
-def restrict(cls: CpuClass) -> None:
-    """Note that this process sees a CPU of that class from now on."""
+def restrict(cls: CpuClass, computed: Collection[str] = ()) -> None:
+    """Note that this process sees a CPU of that class from now on.
+
+    Args:
+        cls: The class.
+        computed: Its extensions whose instructions are computed with others.
+    """
     _entered[:] = [cls]
+    _computed.clear()
+    _computed.update(computed)
 
 
 def restriction() -> CpuClass | None:
     """The class that this process is restricted to; None if it sees the CPU as it is."""
     return _entered[0] if _entered else None
+
+
+def computed() -> frozenset[str]:
+    """The extensions whose instructions are computed with others in this process."""
+    return frozenset(_computed)

@@ -48,6 +48,8 @@ class State(StrEnum):
 
 def measured_here() -> State:
     """The state of what this process measures."""
+    if cpu_classes.computed():
+        return State.EMULATED
     return State.MEASURED if cpu_classes.restriction() is None else State.RESTRICTED
 
 

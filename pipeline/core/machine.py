@@ -75,7 +75,11 @@ def cpu_name() -> str:
 def cpu_as_seen() -> str:
     """Model of the CPU, and of which class a runtime takes it to be in a restricted process."""
     restriction = cpu_classes.restriction()
-    return f"{cpu_name()}, restricted to {restriction.title}" if restriction else cpu_name()
+    if restriction is None:
+        return cpu_name()
+    if computed := cpu_classes.computed():
+        return f"{cpu_name()} as {restriction.title}, emulating {', '.join(sorted(computed))}"
+    return f"{cpu_name()}, restricted to {restriction.title}"
 
 
 @functools.cache
@@ -93,7 +97,7 @@ def visible_instructions() -> tuple[str, ...]:
     """Those of `instructions` that a runtime sees in this process."""
     restriction = cpu_classes.restriction()
     hidden = restriction.hidden if restriction else frozenset()
-    return tuple(name for name in instructions() if name not in hidden)
+    return tuple(sorted((set(instructions()) - hidden) | cpu_classes.computed()))
 
 
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})

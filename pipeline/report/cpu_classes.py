@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.core.cpu_classes import CLASSES
-from pipeline.core.figures import Number, State
+from pipeline.core.figures import Number
 from pipeline.report import text
 from pipeline.report.model import BuiltArtifact, Choice, GateFailure, Part, Run
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
@@ -58,7 +58,9 @@ def line(run: Run, part: Part[ClassFacts]) -> str:
     words = [f"{precision} {_words(one, mark)}" for precision, one in facts.artifacts.items()]
     why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
     use = f"use {chosen.precision}" if chosen.precision else "none"
-    return f"{name}, {State.RESTRICTED}: {', '.join(words)}; {use}{why}"
+    if facts.untimed:
+        use = f"which to use there is not known, since nothing was timed: {facts.untimed}"
+    return f"{name}, {facts.state}: {', '.join(words)}; {use}{why}"
 
 
 def _outdated(run: Run, part: Part[ClassFacts]) -> str:
@@ -72,11 +74,13 @@ def _outdated(run: Run, part: Part[ClassFacts]) -> str:
 
 def _words(one: OnClass, mark: str) -> str:
     accuracy = one.accuracy
-    return (
+    answers = (
         f"top-1 {text.percent(accuracy.top1)}, agreement {_percent(accuracy.agreement)}, "
-        f"same class as here {_percent(one.same_as_here)}, {text.milliseconds(one.latency)}"
-        f"{mark}{_ratio(one)}"
+        f"same class as here {_percent(one.same_as_here)}"
     )
+    if one.latency.value is None:
+        return answers
+    return f"{answers}, {text.milliseconds(one.latency)}{mark}{_ratio(one)}"
 
 
 def _percent(number: Number | None) -> str:
@@ -95,7 +99,7 @@ def choose(facts: ClassFacts, failures: Iterable[GateFailure] = ()) -> Choice:
 
     The first of the configuration stays unless another holds the gates there and is faster beyond
     doubt. What this machine found against a precision, gates or the time of its graph, is no reason
-    on another class.
+    on another class. Where nothing was timed, none is chosen.
 
     Args:
         facts: What was found of the class.
@@ -108,6 +112,8 @@ def choose(facts: ClassFacts, failures: Iterable[GateFailure] = ()) -> Choice:
         failure = gates.get(precision)
         if failure:
             why[precision] = f"a gate does not hold there: {failure.words}"
+        elif facts.untimed:
+            continue
         elif best is None:
             best = precision
         elif problem := _problem(facts, (precision, best)):

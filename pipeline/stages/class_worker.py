@@ -39,7 +39,8 @@ class Job(Plain):
         samples: Folder of the validation images.
         batch: Images at a time when accuracy is judged.
         threads: CPU threads; None for all that are granted.
-        protocol: How to measure latency.
+        protocol: How to measure latency; None to judge answers alone, of which the CPU's lacking
+            instructions may be emulated.
     """
 
     cpu_class: str
@@ -48,7 +49,7 @@ class Job(Plain):
     samples: str
     batch: int
     threads: int | None
-    protocol: timing.Protocol
+    protocol: timing.Protocol | None
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Figures(Plain):
     """
 
     devices: Mapping[str, str]
-    busy: float
-    samples_ms: Mapping[str, tuple[float, ...]]
+    busy: float = 0.0
+    samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     answers: Mapping[str, Answers] = field(default_factory=dict)
 
 
@@ -75,7 +76,7 @@ def work(job: Job, folder: Path) -> None:
         UnavailableError: The class cannot be entered here.
     """
     target = TARGETS[job.target]
-    target.restrict(cpu_classes.named(job.cpu_class))
+    target.restrict(cpu_classes.named(job.cpu_class), answers=job.protocol is None)
     samples = Artifact.read(Path(job.samples))
     with ExitStack() as stack:
         runners = {
@@ -86,7 +87,10 @@ def work(job: Job, folder: Path) -> None:
         }
         for precision, runner in runners.items():
             np.save(folder / f"{precision}.npy", _logits(runner, samples, job.batch))
-        figures = _timed(runners, samples, job.protocol, folder)
+        if job.protocol is None:
+            figures = Figures({precision: runner.device for precision, runner in runners.items()})
+        else:
+            figures = _timed(runners, samples, job.protocol, folder)
     (folder / FIGURES).write_text(json.dumps(figures.to_dict()))
 
 

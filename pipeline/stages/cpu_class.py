@@ -1,7 +1,8 @@
 """The stage that judges and measures artifacts as on CPUs of another class.
 
 A machine that builds is seldom the one that runs: kernels, and with 8 bits even answers, depend on
-what a CPU can do. The real runtime runs in a process that sees a lesser CPU.
+what a CPU can do. The real runtime runs in a process that sees a lesser CPU. Where this CPU lacks
+instructions of the class that can be emulated, answers are judged alone.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class ClassStep(TargetStep):
             **batch_inputs(self.context.config),
             **metrics_inputs(self.context.config.validation.metrics),
             MACHINE: self.machine(),
-            LACKS: self.runtime.why_not_as(self.cls),
+            LACKS: self._lacks(),
         }
 
     def tools(self) -> dict[str, str]:
@@ -90,13 +91,18 @@ class ClassStep(TargetStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run the artifacts in a process that sees the class."""
-        why = self.runtime.why_not_as(self.cls) or self._not_here()
+        untimed = self._lacks()
+        why = self.runtime.why_not_as(self.cls, answers=True) or self._not_here()
         if why is None:
             try:
-                return {**self._measure().to_facts(), "measured_on": self.machine()}
+                return {**self._measure(untimed or "").to_facts(), "measured_on": self.machine()}
             except UnavailableError as error:
                 why = str(error)
         return self._facts(why_not=why).to_facts()
+
+    def _lacks(self) -> str | None:
+        """Why nothing is timed here; None if it is."""
+        return self.runtime.why_not_as(self.cls)
 
     def _not_here(self) -> str | None:
         """Why artifacts do not run on this machine at all; None if they do."""
@@ -107,16 +113,18 @@ class ClassStep(TargetStep):
         cls = self.cls
         return ClassFacts(self.runtime.name, cls.name, cls.title, cls.examples, **more)
 
-    def _measure(self) -> ClassFacts:
+    def _measure(self, untimed: str) -> ClassFacts:
         self.context.progress(0, None, f"{self.runtime.title} as on {self.cls.title}")
         with tempfile.TemporaryDirectory(prefix="cpu-class-") as name:
             folder = Path(name)
-            found = self._run(folder)
+            found = self._run(folder, timed=not untimed)
             logits = {step.precision: self._read(folder, step.precision) for step in self.builds}
         artifacts = {
-            precision: self._judged(precision, logits[precision], found) for precision in logits
+            precision: self._judged(precision, logits[precision], found, untimed)
+            for precision in logits
         }
         return self._facts(
+            untimed=untimed,
             artifacts=artifacts,
             busy=found.busy,
             cpus=granted(),
@@ -128,7 +136,7 @@ class ClassStep(TargetStep):
         logits: Logits = np.load(folder / f"{precision}.npy")
         return logits
 
-    def _run(self, folder: Path) -> Figures:
+    def _run(self, folder: Path, *, timed: bool) -> Figures:
         from pipeline.stages.class_worker import FIGURES, Figures, Job
 
         settings = self.context.config.bench
@@ -139,38 +147,43 @@ class ClassStep(TargetStep):
             samples=str(self.samples.folder.resolve()),
             batch=self.context.config.validation.batch,
             threads=settings.threads,
-            protocol=timing.Protocol.of(settings),
+            protocol=timing.Protocol.of(settings) if timed else None,
         )
         (folder / "job.json").write_text(json.dumps(job.to_dict()))
         run_worker(WORKER, str(folder / "job.json"), str(folder))
         return Figures.from_dict(read_json(folder / FIGURES), FIGURES)
 
-    def _judged(self, precision: str, logits: Logits, found: Figures) -> OnClass:
+    def _judged(self, precision: str, logits: Logits, found: Figures, untimed: str) -> OnClass:
+        state = State.EMULATED if untimed else State.RESTRICTED
         reference = np.load(self.reference.artifact().path(LOGITS))
         labels, device = read_labels(self.samples.artifact()), found.devices[precision]
-        accuracy = judge(logits, reference, labels, State.RESTRICTED, device, "")
+        accuracy = judge(logits, reference, labels, state, device, "")
         accuracy = measured(self, accuracy, logits, labels)
+        same = self._same(precision, logits, state, device)
+        if untimed:
+            return OnClass(accuracy, same, Number.not_measured(untimed, unit="ms"))
         first = next(iter(found.samples_ms))
         times = found.samples_ms[precision]
         summary = Latency(times).summary()
+        latency = Number(
+            summary.p50,
+            state,
+            unit="ms",
+            by=device,
+            samples=summary.samples,
+            interval=summary.p50_interval,
+        )
         return OnClass(
             accuracy,
-            self._same(precision, logits, device),
-            Number(
-                summary.p50,
-                State.RESTRICTED,
-                unit="ms",
-                by=device,
-                samples=summary.samples,
-                interval=summary.p50_interval,
-            ),
+            same,
+            latency,
             None if precision == first else ratio(times, found.samples_ms[first]),
         )
 
-    def _same(self, precision: str, logits: Logits, device: str) -> Number:
+    def _same(self, precision: str, logits: Logits, state: State, device: str) -> Number:
         """Share of images with the same class as on this CPU."""
         validated = self.validations[precision].artifact()
         if LOGITS not in validated.files:
             return Number.not_measured(f"{precision} was not judged on this CPU")
         share = figures.compare(logits, np.load(validated.path(LOGITS))).agreement
-        return Number(share, State.RESTRICTED, by=device, samples=len(logits))
+        return Number(share, state, by=device, samples=len(logits))

@@ -421,12 +421,21 @@ class Target(ABC):
         """What speaks against the answers of an artifact on this machine; "" if nothing does."""
         return ""
 
-    def why_not_as(self, cls: CpuClass) -> str | None:
-        """What is missing here to run as on a CPU of a class; None if nothing is."""
+    def why_not_as(self, cls: CpuClass, *, answers: bool = False) -> str | None:
+        """What is missing here to run as on a CPU of a class; None if nothing is.
+
+        Args:
+            cls: The class.
+            answers: For answers alone: instructions that the CPU lacks may be emulated.
+        """
         return f"{self.title} does not run as on another CPU"
 
-    def restrict(self, cls: CpuClass) -> None:
+    def restrict(self, cls: CpuClass, *, answers: bool = False) -> None:
         """Let the runtime see a CPU of a class only, in this process and for good.
+
+        Args:
+            cls: The class.
+            answers: See `why_not_as`.
 
         Raises:
             UnavailableError: That cannot be done here; the message says what is missing.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.core.answers import Answers
-from pipeline.core.figures import Number, Ratio
+from pipeline.core.figures import Number, Ratio, State
 from pipeline.core.machine import busy_with_others
 from pipeline.core.plain import Facts, Plain
 from pipeline.steps.facts.accuracy import Accuracy
@@ -20,7 +20,8 @@ class OnClass(Plain):
         accuracy: Its figures there.
         same_as_here: Share of images with the class that the same artifact gives on this CPU.
         latency: Its median latency at batch 1.
-        ratio: Its time relative to the first precision's; None of that itself.
+        ratio: Its time relative to the first precision's; None of that itself, and where nothing
+            was timed.
     """
 
     accuracy: Accuracy
@@ -39,6 +40,7 @@ class ClassFacts(Facts):
         title: The class for people.
         examples: CPUs that belong to it.
         why_not: Why nothing was measured; "" if it was.
+        untimed: Why answers were emulated and nothing was timed; "" if both were measured.
         artifacts: By precision, in the order of the configuration.
         busy: CPUs that others kept busy before latency was measured, or meanwhile.
         cpus: CPUs that the measurement could use.
@@ -51,11 +53,17 @@ class ClassFacts(Facts):
     title: str
     examples: str
     why_not: str = ""
+    untimed: str = ""
     artifacts: Mapping[str, OnClass] = field(default_factory=dict)
     busy: float = 0.0
     cpus: int = 1
     samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     answers: Mapping[str, Answers] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        """How the figures came about."""
+        return State.EMULATED if self.untimed else State.RESTRICTED
 
     @property
     def problem(self) -> str:

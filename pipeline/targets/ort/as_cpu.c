@@ -1,11 +1,14 @@
 /* Answers CPUID with some features hidden, so that a runtime takes the kernels of a lesser CPU.
+   AVX-VNNI may be claimed by a CPU that has none: avx_vnni.c computes its instructions.
 
    Two ways lead here. Where the kernel lets a process ask for it (arch_prctl, ARCH_SET_CPUID), every
    CPUID instruction of the process faults. Elsewhere the runtime's own CPUID instructions were
    replaced by as many bytes that no 64-bit program holds (06, once PUSH ES; not UD2, which compilers
-   write where a program must not come). Either signal is answered with what the CPU says, less the
-   bits that the rules name; any other one goes to whoever handled it before. */
+   write where a program must not come). Either signal is answered with what the CPU says, less or
+   with the bits that the rules name; any other one goes to whoever handled it before. */
 #define _GNU_SOURCE
+#include "avx_vnni.h"
+
 #include <cpuid.h>
 #include <errno.h>
 #include <signal.h>
@@ -19,11 +22,11 @@
 #define MOST_RULES 16
 
 struct rule {
-  uint32_t leaf, subleaf, clear[4];
+  uint32_t leaf, subleaf, clear[4], set[4];
 };
 
 static struct rule rules[MOST_RULES];
-static int rule_count, faulting;
+static int rule_count, faulting, computing;
 static struct sigaction before_ill, before_segv;
 
 static void look_up(uint32_t leaf, uint32_t subleaf, uint32_t found[4]) {
@@ -33,7 +36,7 @@ static void look_up(uint32_t leaf, uint32_t subleaf, uint32_t found[4]) {
   if (faulting) syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0);
   for (int i = 0; i < rule_count; i++)
     if (rules[i].leaf == leaf && rules[i].subleaf == subleaf)
-      for (int k = 0; k < 4; k++) found[k] &= ~rules[i].clear[k];
+      for (int k = 0; k < 4; k++) found[k] = (found[k] & ~rules[i].clear[k]) | rules[i].set[k];
 }
 
 static void answer(int number, siginfo_t *info, void *context) {
@@ -45,6 +48,7 @@ static void answer(int number, siginfo_t *info, void *context) {
   int ours = !nowhere && (number == SIGILL ? code[0] == 0x06 && code[1] == 0x06
                                            : code[0] == 0x0f && code[1] == 0xa2);
   if (!ours) {
+    if (computing && number == SIGILL && avx_vnni_compute(context)) return;
     sigaction(number, number == SIGILL ? &before_ill : &before_segv, 0);
     /* The instruction runs again, and meets the handler before this one; a signal that somebody
        sent has none. */
@@ -67,10 +71,12 @@ int as_cpu_can_fault(void) {
   return 1;
 }
 
-/* Hide bits from now on; returns 0, or why it cannot, as errno. */
-int as_cpu_start(const struct rule *asked, int count, int by_fault) {
+/* Change bits from now on, and compute AVX-VNNI if asked to; returns 0, or why it cannot, as errno. */
+int as_cpu_start(const struct rule *asked, int count, int by_fault, int computes) {
   struct sigaction action;
   if (count > MOST_RULES) return E2BIG;
+  if (computes && !avx_vnni_start()) return ENOTSUP;
+  computing = computes;
   memcpy(rules, asked, count * sizeof *rules);
   rule_count = count;
   memset(&action, 0, sizeof action);

@@ -3,7 +3,8 @@
     enter(cpu_classes.named("avx2"))  # before anything imports onnxruntime
     session = start(model, settings, threads)  # takes the kernels of a CPU with AVX2 alone
 
-The real kernels run, not an emulation: only what the CPU says of itself is changed. Where the
+The real kernels run, not an emulation: only what the CPU says of itself is changed. For answers
+alone a CPU may even claim AVX-VNNI that it lacks: `avx_vnni.c` computes the instructions. Where the
 kernel lets a process's CPUID fault (Intel, most machines that are not virtual), each such fault is
 answered by `as_cpu.c`. Elsewhere copies of the runtimes are made, in which an illegal instruction
 of the same length stands in the place of CPUID. Helper and copies are made at the first use and
@@ -29,7 +30,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from pipeline.core.cpu_classes import FEATURES, CpuClass
 from pipeline.core.errors import UnavailableError, UnforeseenError
 from pipeline.core.machine import instructions
 
-SOURCE = Path(__file__).with_name("as_cpu.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("as_cpu.c", "avx_vnni.c", "avx_vnni.h"))
 COMPILERS = ("cc", "gcc", "clang")
 
 PACKAGES = ("onnxruntime", "openvino", "onnxruntime_ep_openvino")
@@ -63,11 +64,16 @@ _TORCH: Mapping[str, Mapping[str, str]] = {
 """PyTorch's own settings for each class, and those of oneDNN in it."""
 
 
-def why_not(cls: CpuClass) -> str | None:
-    """What is missing here to see a CPU of that class; None if nothing is."""
+def why_not(cls: CpuClass, *, answers: bool = False) -> str | None:
+    """What is missing here to see a CPU of that class; None if nothing is.
+
+    Args:
+        cls: The class.
+        answers: For answers alone: instructions of `cpu_classes.COMPUTED` may be missing.
+    """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"needs Linux on x86-64, not {platform.system()} on {platform.machine()}"
-    lacking = cls.why_not(instructions())
+    lacking = cls.why_not(instructions(), answers=answers)
     if lacking is not None:
         return lacking
     if _compiler() is None:
@@ -77,14 +83,18 @@ def why_not(cls: CpuClass) -> str | None:
     return None
 
 
-def enter(cls: CpuClass) -> None:
+def enter(cls: CpuClass, *, answers: bool = False) -> None:
     """Restrict this process to a class, for good.
+
+    Args:
+        cls: The class.
+        answers: See `why_not`.
 
     Raises:
         UnavailableError: Something is missing; the message says what.
         UnforeseenError: A runtime is loaded already, and has seen the CPU.
     """
-    reason = why_not(cls)
+    reason = why_not(cls, answers=answers)
     if reason is not None:
         raise UnavailableError(f"as {cls.name} not measured: {reason}")
     loaded = [name for name in PACKAGES if name in sys.modules]
@@ -93,19 +103,20 @@ def enter(cls: CpuClass) -> None:
     helper = _helper()
     if not _can_fault():
         sys.path.insert(0, str(_copies()))
-    rules = _rules(cls)
-    failure = helper.as_cpu_start(rules, len(rules), int(_can_fault()))
-    if failure or (visible := seen(helper, cls)):
-        why = os.strerror(failure) if failure else f"{', '.join(sorted(visible))} can be seen"
+    computed = cls.computed(instructions())
+    rules = _rules(cls, computed)
+    failure = helper.as_cpu_start(rules, len(rules), int(_can_fault()), int(bool(computed)))
+    if failure or (wrong := seen(helper, cls.hidden) | (computed - seen(helper, computed))):
+        why = os.strerror(failure) if failure else f"{', '.join(sorted(wrong))} is told wrongly"
         raise UnavailableError(f"as {cls.name} not measured: {why}")
     os.environ.update(_TORCH[cls.name])
-    cpu_classes.restrict(cls)
+    cpu_classes.restrict(cls, computed)
 
 
-def seen(helper: ctypes.CDLL, cls: CpuClass) -> set[str]:
-    """Extensions that are to be hidden for a class, and are not."""
+def seen(helper: ctypes.CDLL, names: Iterable[str]) -> set[str]:
+    """Those of some extensions that a runtime sees."""
     visible = set()
-    for name in cls.hidden:
+    for name in names:
         leaf, subleaf, register, bit = FEATURES[name]
         found = (ctypes.c_uint32 * 4)()
         helper.as_cpu_seen(leaf, subleaf, found)
@@ -115,23 +126,25 @@ def seen(helper: ctypes.CDLL, cls: CpuClass) -> set[str]:
 
 
 class _Rule(ctypes.Structure):
-    """Bits to clear in the answer to one leaf of CPUID."""
+    """Bits to clear and to set in the answer to one leaf of CPUID."""
 
     _fields_ = (
         ("leaf", ctypes.c_uint32),
         ("subleaf", ctypes.c_uint32),
         ("clear", ctypes.c_uint32 * 4),
+        ("set", ctypes.c_uint32 * 4),
     )
 
 
-def _rules(cls: CpuClass) -> ctypes.Array[_Rule]:
-    clear: dict[tuple[int, int], list[int]] = {}
-    for name in cls.hidden:
-        leaf, subleaf, register, bit = FEATURES[name]
-        masks = clear.setdefault((leaf, subleaf), [0, 0, 0, 0])
-        masks[_REGISTERS.index(register)] |= 1 << bit
-    made = [_Rule(*place, (ctypes.c_uint32 * 4)(*masks)) for place, masks in clear.items()]
-    return (_Rule * len(made))(*made)
+def _rules(cls: CpuClass, computed: Iterable[str] = ()) -> ctypes.Array[_Rule]:
+    changes = [(FEATURES[name], "clear") for name in cls.hidden]
+    # Register a of leaf 7, subleaf 0, is the last subleaf: without 1 nobody asks for 1.
+    changes += [(bit, "set") for name in computed for bit in (FEATURES[name], (7, 0, "a", 0))]
+    rules: dict[tuple[int, int], _Rule] = {}
+    for (leaf, subleaf, register, bit), change in changes:
+        rule = rules.setdefault((leaf, subleaf), _Rule(leaf, subleaf))
+        getattr(rule, change)[_REGISTERS.index(register)] |= 1 << bit
+    return (_Rule * len(rules))(*rules.values())
 
 
 def _compiler() -> str | None:
@@ -147,8 +160,8 @@ def _can_fault() -> bool:
 
 @functools.cache
 def _helper() -> ctypes.CDLL:
-    """The compiled as_cpu.c."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    """The compiled sources."""
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in SOURCES)).hexdigest()[:16]
     file = _cache() / f"as-cpu-{digest}.so"
     if not file.exists():
         _compile(file)
@@ -162,11 +175,12 @@ def _compile(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [compiler, "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(made)]
+        sources = [str(file) for file in SOURCES if file.suffix == ".c"]
+        command = [compiler, "-O2", "-shared", "-fPIC", *sources, "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             first = done.stderr.strip().partition("\n")[0]
-            raise UnavailableError(f"{compiler} cannot compile {SOURCE.name}: {first}")
+            raise UnavailableError(f"{compiler} cannot compile {SOURCES[0].name}: {first}")
         made.replace(file)
 
 

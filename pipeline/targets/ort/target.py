@@ -183,17 +183,17 @@ class OrtTarget(Target):
         certified = tuple(stated.get("certified_for", ()))
         return certificate.warning(certified, artifact.name) or ""
 
-    def why_not_as(self, cls: CpuClass) -> str | None:
+    def why_not_as(self, cls: CpuClass, *, answers: bool = False) -> str | None:
         """See `Target.why_not_as`."""
         from pipeline.targets.ort import as_cpu
 
-        return as_cpu.why_not(cls)
+        return as_cpu.why_not(cls, answers=answers)
 
-    def restrict(self, cls: CpuClass) -> None:
+    def restrict(self, cls: CpuClass, *, answers: bool = False) -> None:
         """See `Target.restrict`."""
         from pipeline.targets.ort import as_cpu
 
-        as_cpu.enter(cls)
+        as_cpu.enter(cls, answers=answers)
 
     def diff(
         self,

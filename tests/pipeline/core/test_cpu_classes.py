@@ -38,6 +38,18 @@ def test_what_a_cpu_lacks_for_a_class_is_named() -> None:
     assert reason == "this CPU has no avx_vnni, which AVX2 + VNNI needs"
 
 
+def test_for_answers_alone_vnni_of_avx2_is_computed() -> None:
+    cls = CLASSES["avx2-vnni"]
+    assert cls.computed(SERVER) == frozenset()
+    assert cls.computed(SERVER - {"avx_vnni"}) == {"avx_vnni"}
+    assert cls.why_not(SERVER - {"avx_vnni"}, answers=True) is None
+    reason = cls.why_not(SERVER - {"avx_vnni", "fma"}, answers=True)
+    assert reason == "this CPU has no fma, which AVX2 + VNNI needs"
+    other = CLASSES["avx512-vnni"]
+    assert other.computed(set()) == frozenset()
+    assert other.why_not(SERVER - {"avx512_vnni"}, answers=True) is not None
+
+
 def test_a_class_hides_all_that_is_beyond_it() -> None:
     assert CLASSES["avx2"].hidden == set(FEATURES)
     assert set(FEATURES) - CLASSES["avx2-vnni"].hidden == {"avx_vnni"}

@@ -54,6 +54,27 @@ def test_a_line_says_accuracy_agreement_ratio_and_choice(run: Run) -> None:
     )
 
 
+def test_a_line_of_emulated_answers_chooses_nothing(run: Run) -> None:
+    timed = with_class(run)
+    (part,) = timed.cpu_classes
+    emulated = {
+        name: replace(one, latency=Number.not_measured("no avx_vnni", unit="ms"), ratio=None)
+        for name, one in part.facts.artifacts.items()
+    }
+    facts = replace(part.facts, untimed="this CPU has no avx_vnni", artifacts=emulated)
+    failure = GateFailure("ort", "int8", "top-1", "min_top1", 0.93, 0.9266, State.EMULATED)
+    found = replace(timed, cpu_classes=(replace(part, facts=facts),))
+    (line,) = cpu_classes.lines(found)
+    assert line == (
+        "ort on AVX2 (Intel i9-9900), emulated: fp32 top-1 92.73 %, agreement 99.00 %, same class "
+        "as here 100.00 %, int8 top-1 92.66 %, agreement 99.00 %, same class as here 100.00 %; "
+        "which to use there is not known, since nothing was timed: this CPU has no avx_vnni"
+    )
+    found = replace(found, class_failures={part.name: (failure,)})
+    (line,) = cpu_classes.lines(found)
+    assert "no avx_vnni; int8: a gate does not hold there: top-1 is " in line
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from pipeline.config import BenchConfig
 from pipeline.core import machine, timing
 from pipeline.core.answers import Answers
-from pipeline.core.cpu_classes import named
+from pipeline.core.cpu_classes import CpuClass, named
 from pipeline.core.errors import UnavailableError
 from pipeline.core.figures import Latency, State
 from pipeline.core.timing import ENGINE, Protocol
@@ -49,7 +50,10 @@ def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
     made: Any = ClassStep.__new__(ClassStep)
     made.cls = named("avx2")
     made.runtime = SimpleNamespace(
-        name="ort", title="ONNX Runtime", why_not_as=lambda cls: None, missing=lambda artifact: None
+        name="ort",
+        title="ONNX Runtime",
+        why_not_as=lambda cls, answers=False: None,
+        missing=lambda artifact: None,
     )
     made.context = SimpleNamespace(
         progress=lambda *arguments: None,
@@ -76,7 +80,7 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
     changed = PYTORCH.copy()
     changed[0] = [1, 2]
 
-    def work(self: ClassStep, folder: Any) -> Figures:
+    def work(self: ClassStep, folder: Any, timed: bool) -> Figures:
         np.save(folder / "fp32.npy", PYTORCH)
         np.save(folder / "int8.npy", changed)
         devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
@@ -119,7 +123,7 @@ def test_the_class_is_measured_by_the_protocol_of_the_configuration(
 
     monkeypatch.setattr(cpu_class, "run_worker", worker)
     with pytest.raises(UnavailableError, match="seen"):
-        step._run(step.builds[0].folder)
+        step._run(step.builds[0].folder, timed=True)
 
 
 def test_the_users_own_measures_are_taken_there_too(
@@ -131,7 +135,7 @@ def test_the_users_own_measures_are_taken_there_too(
     )
     step.context.config.validation.metrics = "on_class:right"
 
-    def work(self: ClassStep, folder: Any) -> Figures:
+    def work(self: ClassStep, folder: Any, timed: bool) -> Figures:
         for name in ("fp32", "int8"):
             np.save(folder / f"{name}.npy", PYTORCH)
         devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
@@ -143,7 +147,7 @@ def test_the_users_own_measures_are_taken_there_too(
     assert (number.value, number.state) == (4.0, State.RESTRICTED)
     step.context.config.bench = SimpleNamespace(model_dump=lambda mode: {})
     step.context.config.validation.batch = 8
-    step.runtime.why_not_as = lambda cls: None
+    step.runtime.why_not_as = lambda cls, answers=False: None
     key = step.inputs()
     assert key["settings validation.metrics"] == "on_class:right"
     assert "the code of validation.metrics" in key
@@ -151,7 +155,7 @@ def test_the_users_own_measures_are_taken_there_too(
 
 @pytest.mark.parametrize("reason", ["this CPU has no avx_vnni", "needs a C compiler"])
 def test_what_cannot_be_measured_is_no_failure(step: Any, tmp_path: Any, reason: str) -> None:
-    step.runtime.why_not_as = lambda cls: reason
+    step.runtime.why_not_as = lambda cls, answers=False: reason
     found = ClassFacts.from_facts(step.build(tmp_path), "test")
     assert found.why_not == reason
     assert not found.artifacts
@@ -181,7 +185,10 @@ def test_the_worker_enters_the_class_before_it_opens_anything(
         done.append(f"open {artifact} with {threads}")
         return Toy(done)
 
-    target = SimpleNamespace(restrict=lambda cls: done.append(f"as {cls.name}"), open=opened)
+    def restrict(cls: CpuClass, answers: bool) -> None:
+        done.append(f"as {cls.name}{' for answers' if answers else ''}")
+
+    target = SimpleNamespace(restrict=restrict, open=opened)
     monkeypatch.setattr(class_worker, "TARGETS", {"toy": target})
     monkeypatch.setattr(class_worker, "Artifact", SimpleNamespace(read=lambda place: place.name))
     monkeypatch.setattr(class_worker, "_logits", lambda runner, samples, batch: PYTORCH)
@@ -193,6 +200,12 @@ def test_the_worker_enters_the_class_before_it_opens_anything(
     class_worker.work(job, tmp_path)
     assert done == ["as avx2", "open built with 2", "closed"]
     assert (np.load(tmp_path / "int8.npy") == PYTORCH).all()
+    done.clear()
+    class_worker.work(replace(job, protocol=None), tmp_path)
+    assert done == ["as avx2 for answers", "open built with 2", "closed"]
+    told = Figures.from_dict(json.loads((tmp_path / "figures.json").read_text()), "test")
+    assert (told.devices, told.samples_ms) == ({"int8": "toy"}, {})
+    class_worker.work(job, tmp_path)
     assert Figures.from_dict(json.loads((tmp_path / "figures.json").read_text()), "test").devices
 
 
@@ -212,10 +225,36 @@ def test_the_worker_tells_how_busy_it_was_before_and_meanwhile(
     assert (found.busy, found.samples_ms["int8"]) == (1.2, (1.0, 2.0))
 
 
+def test_where_instructions_are_emulated_answers_are_judged_alone(
+    step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = step.context.config
+    config.bench, config.validation.batch = BenchConfig(), 4
+    reason = "this CPU has no avx_vnni"
+    step.runtime.why_not_as = lambda cls, answers=False: None if answers else reason
+    jobs = []
+
+    def worker(module: str, job: str, folder: str) -> None:
+        jobs.append(Job.from_dict(json.loads(Path(job).read_text()), job))
+        for name in ("fp32", "int8"):
+            np.save(Path(folder, f"{name}.npy"), PYTORCH)
+        told = Figures(dict.fromkeys(("fp32", "int8"), "ort, emulating avx_vnni"))
+        Path(folder, "figures.json").write_text(json.dumps(told.to_dict()))
+
+    monkeypatch.setattr(cpu_class, "run_worker", worker)
+    found = ClassFacts.from_facts(step.build(step.builds[0].folder), "test")
+    assert [job.protocol for job in jobs] == [None]
+    assert (found.why_not, found.untimed, found.state) == ("", reason, State.EMULATED)
+    for one in found.artifacts.values():
+        assert one.accuracy.top1.value == one.same_as_here.value == 1.0
+        assert one.accuracy.top1.state is one.same_as_here.state is State.EMULATED
+        assert (one.latency.value, one.latency.why, one.ratio) == (None, reason, None)
+
+
 def test_a_worker_that_lacks_something_says_so(
     step: ClassStep, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(self: ClassStep, folder: Any) -> Figures:
+    def work(self: ClassStep, folder: Any, timed: bool) -> Figures:
         raise UnavailableError("as avx2 not measured: needs objdump")
 
     monkeypatch.setattr(ClassStep, "_run", work)

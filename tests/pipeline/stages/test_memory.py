@@ -48,8 +48,8 @@ class Target:
     def __init__(self, why: str | None = None) -> None:
         self.why, self.events = why, list[Any]()
 
-    def restrict(self, cls: cpu_classes.CpuClass) -> None:
-        self.events.append(cls.name)
+    def restrict(self, cls: cpu_classes.CpuClass, *, answers: bool = False) -> None:
+        self.events.append(f"{cls.name}{' for answers' if answers else ''}")
 
     def missing(self, artifact: Any) -> str | None:
         self.events.append("loads the runtime")

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.commands.validate import in_words
 from pipeline.core import machine
 from pipeline.core.cpu_classes import CLASSES, FEATURES
 from pipeline.core.errors import UnavailableError
@@ -26,7 +28,7 @@ from pipeline.core.cpu_classes import CLASSES
 from pipeline.targets.ort import as_cpu
 helper = as_cpu._helper()
 rules = as_cpu._rules(CLASSES["avx2"])
-assert helper.as_cpu_start(rules, len(rules), 0) == 0
+assert helper.as_cpu_start(rules, len(rules), 0, 1) == 0
 """
 
 needs_compiler = pytest.mark.skipif(
@@ -166,6 +168,55 @@ def test_onnx_runtime_takes_the_kernels_of_the_class(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.slow
+def test_answers_as_with_vnni_are_those_of_its_own_kernels(tmp_path: Path) -> None:
+    # Weights and activations whose sums saturate without VNNI: so the other kernels would be seen.
+    from onnx import TensorProto, helper, save
+
+    values = np.random.default_rng(3)
+    weight = values.integers(-127, 128, (64, 48)).astype(np.int8)
+    given = values.integers(128, 256, (5, 64)).astype(np.uint8)
+    nodes = [helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "sums",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [5, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [5, 48])],
+        [
+            helper.make_tensor("w", TensorProto.INT8, weight.shape, weight.tobytes(), raw=True),
+            helper.make_tensor("zero", TensorProto.UINT8, [], [0]),
+        ],
+    )
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        tmp_path / "sums.onnx",
+    )
+    np.save(tmp_path / "x.npy", given)
+    for name in ("avx2-vnni", "avx2"):
+        done = python(
+            "import numpy as np\n"
+            "from pipeline.core import cpu_classes, figures, machine\n"
+            "from pipeline.targets.ort import as_cpu\n"
+            f"as_cpu.enter(cpu_classes.named({name!r}), answers=True)\n"
+            "import onnxruntime\n"
+            f"session = onnxruntime.InferenceSession({str(tmp_path / 'sums.onnx')!r})\n"
+            f"(y,) = session.run(None, {{'x': np.load({str(tmp_path / 'x.npy')!r})}})\n"
+            f"np.save({str(tmp_path / name)!r}, y)\n"
+            "found = as_cpu._helper(), (as_cpu.ctypes.c_uint32 * 4)()\n"
+            "found[0].as_cpu_seen(7, 0, found[1])\n"
+            f"assert found[1][0] or {name == 'avx2'}, 'no leaf 7 beyond the first'\n"
+            "print(figures.measured_here(), machine.kernels())\n"
+        )
+        assert done.returncode == 0, done.stderr
+        emulated = name == "avx2-vnni" and "avx_vnni" not in machine.instructions()
+        state = "emulated" if emulated else "measured here, restricted"
+        assert done.stdout == f"{state} {CLASSES[name].title}\n"
+    exact = given.astype(np.int32) @ weight.astype(np.int32)
+    assert (np.load(tmp_path / "avx2-vnni.npy") == exact).all()
+    assert (np.load(tmp_path / "avx2.npy") != exact).any()
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_runtimes_are_taken_from_copies_without_a_cpuid_and_torch_is_told() -> None:
     done = python(
         "import os\n"
@@ -246,6 +297,20 @@ def test_a_process_that_a_restricted_one_spawned_can_be_restricted_too(tmp_path:
 
 
 @needs_compiler
+@pytest.mark.skipif("avx_vnni" in machine.instructions(), reason="this CPU has AVX-VNNI")
+@pytest.mark.slow
+def test_what_is_told_wrongly_is_named() -> None:
+    done = python(
+        "from pipeline.core import cpu_classes\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        "rules = as_cpu._rules\n"
+        "as_cpu._rules = lambda cls, computed: rules(cls)\n"
+        "as_cpu.enter(cpu_classes.named('avx2-vnni'), answers=True)\n"
+    )
+    assert "as avx2-vnni not measured: avx_vnni is told wrongly" in done.stderr
+
+
+@needs_compiler
 def test_a_runtime_that_is_loaded_already_is_refused() -> None:
     done = python(
         "import onnxruntime\n"
@@ -264,12 +329,14 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert as_cpu.why_not(CLASSES["avx2-vnni"]) == (
         "this CPU has no avx_vnni, which AVX2 + VNNI needs"
     )
+    assert "no avx512_vnni" in str(as_cpu.why_not(CLASSES["avx512-vnni"], answers=True))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert as_cpu.why_not(AVX2) == "needs a C compiler (cc, gcc, clang): install gcc"
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "objdump" else name)
     assert "needs objdump" in str(as_cpu.why_not(AVX2))
     monkeypatch.setattr(as_cpu, "_can_fault", lambda: True)
     assert as_cpu.why_not(AVX2) is None
+    assert as_cpu.why_not(CLASSES["avx2-vnni"], answers=True) is None
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert as_cpu.why_not(AVX2) == "needs Linux on x86-64, not Linux on arm64"
 
@@ -302,3 +369,24 @@ def test_figures_and_keys_tell_a_restriction(monkeypatch: pytest.MonkeyPatch) ->
     assert machine.cpu_as_seen() == f"{machine.cpu_name()}, restricted to AVX2 + VNNI"
     with TorchRunner(torch.nn.Identity(), 1) as baseline:
         assert baseline.device.endswith(", restricted to AVX2 + VNNI")
+
+
+def test_figures_and_keys_tell_what_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.core import cpu_classes, figures
+
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_vnni", "fma"))
+    for entered in (["avx_vnni"], []):
+        monkeypatch.setattr(cpu_classes, "_entered", [])
+        monkeypatch.setattr(cpu_classes, "_computed", {"left over"})
+        cpu_classes.restrict(CLASSES["avx2-vnni"], entered)
+        assert cpu_classes.computed() == set(entered)
+        states = figures.State.EMULATED if entered else figures.State.RESTRICTED
+        assert figures.measured_here() is states
+    cpu_classes.restrict(CLASSES["avx2-vnni"], {"avx_vnni"})
+    assert machine.visible_instructions() == ("avx2", "avx_vnni", "fma")
+    assert machine.kernels() == "AVX2 + VNNI"
+    assert machine.cpu_as_seen() == f"{machine.cpu_name()} as AVX2 + VNNI, emulating avx_vnni"
+    assert in_words() == "emulated: AVX2 + VNNI (Intel i9-12900 to 14900)"
+    cpu_classes.restrict(CLASSES["avx2"])
+    told = "measured here, restricted to AVX2 (Intel i9-9900 to 10900, AMD Zen to Zen 3)"
+    assert in_words() == told
