@@ -158,9 +158,7 @@ class _Classes:
         if first not in self.of:
             return False
         classes, axis = self.of[first], self.axes[first]
-        if node.op_type in _ELEMENTWISE or (node.op_type in _POOLING and axis == IMAGES):
-            if len(node.output) > 1:
-                return False
+        if self._keeps_channels(node, axis, len(classes)):
             self._state(node.output[0], axis, classes)
         elif node.op_type == "ReduceMean" and axis == IMAGES and _is_spatial(self.links, node):
             self._state(node.output[0], axis if attribute(node, "keepdims", 1) else -1, classes)
@@ -173,6 +171,14 @@ class _Classes:
         else:
             return False
         return True
+
+    def _keeps_channels(self, node: NodeProto, axis: int, count: int) -> bool:
+        """Whether the result has the same channels, on the same axis."""
+        if node.op_type == "Reshape":
+            shape = self.links.integers(node, 1)
+            return axis != IMAGES and shape is not None and shape[-1:] == [count]
+        pools = node.op_type in _POOLING and axis == IMAGES
+        return len(node.output) == 1 and (node.op_type in _ELEMENTWISE or pools)
 
     def _adds(self, node: NodeProto) -> bool:
         one, other = node.input

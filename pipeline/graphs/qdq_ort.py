@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from calibration.observe import GraphTensors
 from calibration.pairs import safe_weights
 from calibration.ranges import (
     ACTIVATIONS_UINT8,
@@ -65,13 +66,17 @@ class Candidate:
 def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
     """All nodes that can be quantized, in the order of the graph.
 
-    The name of a layer's weight names its block; nodes without weights belong to the block of the
-    layer before them.
+    What they read beside constants is of floating point and depends on the input: exporters join
+    and add up integers of shapes, too. The name of a layer's weight names its block; nodes without
+    weights belong to the block of the layer before them.
     """
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    tensors = frozenset(GraphTensors(model).names)
     found, block = [], "network"
     for index, node in enumerate(model.graph.node):
         kind = _kind(node, weights)
+        if any(name not in tensors for name in node.input if name and name not in weights):
+            kind = None
         if kind in _LAYERS and "." in node.input[1]:
             block = block_of(node.input[1])
         if kind is not None:

@@ -8,6 +8,7 @@ outputs before and after. A pass that pays only on one runtime says so, with wha
     attention    linear attention with as few operations as float32 needs
     elu          elu(x) + 1 from vectorized operations
     layer_scale  a factor per channel as a convolution that takes the following sum
+    linear       linear layers of sequences as Gemm, which has an 8-bit kernel with its bias
     nchwc        ONNX Runtime's blocked layout through the whole network
 """
 

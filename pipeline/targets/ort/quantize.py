@@ -191,13 +191,14 @@ def prepare_graph(source: Path) -> onnx.ModelProto:
     import onnx_ir as ir
 
     from pipeline.graphs.passes import finish_portable, for_ort, optimize
+    from pipeline.graphs.passes.linear import LinearAsGemm
     from pipeline.graphs.passes.narrow import WidenNarrowMixers
     from pipeline.targets.ort.build import read_graph
 
     model = read_graph(source)
     widen = [WidenNarrowMixers(width) for width in WIDTHS[1:]]
     first, *others = for_ort(WIDTHS[0])
-    optimize(model, [first, others[0], *widen, *others[1:], *finish_portable()])
+    optimize(model, [first, others[0], *widen, *others[1:], *finish_portable(), LinearAsGemm()])
     return ir.to_proto(model)
 
 

@@ -276,6 +276,39 @@ def test_what_is_read_otherwise_stays(
     assert "x" not in tensors(model)
 
 
+@pytest.mark.parametrize(
+    ("shape", "scaled"),
+    [([-1, 8], True), ([2, -1, 8], True), ([-1, 4], False), ([0, 0, -1], False)],
+    ids=["rows", "pairs of rows", "halves", "of unknown width"],
+)
+def test_channels_of_tokens_stay_channels_of_rows(
+    make_model: Make, run_model: Run, shape: list[int], scaled: bool
+) -> None:
+    rng = np.random.default_rng(9)
+    width = abs(shape[-1]) if shape[-1] > 0 else 8
+    nodes = [
+        helper.make_node("LayerNormalization", ["image", "g", "h"], ["x"]),
+        helper.make_node("Reshape", ["x", "shape"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"]),
+        helper.make_node("Reshape", ["y", "back"], ["logits"]),
+    ]
+    constants = {
+        "g": np.linspace(0.1, 9, 8).astype(np.float32),
+        "h": np.zeros(8, np.float32),
+        "shape": np.array(shape, np.int64),
+        "w": rng.standard_normal((width, 4)).astype(np.float32),
+        "back": np.array([4, 3, -1], np.int64),
+    }
+    model = make_model(nodes, constants, [4, 3, 8], [4, 3, 4 * 8 // width])
+    tokens = rng.standard_normal((4, 3, 8)).astype(np.float32)
+    result = equalize(model, {"x": np.linspace(0.1, 9, 8)}) if scaled else None
+    assert ("x" in tensors(model)) is scaled
+    if result:
+        assert (result.scales["x"] != 1).any()
+        np.testing.assert_array_equal(result.scales["rows"], result.scales["x"])
+        np.testing.assert_array_equal(run_model(result.model, tokens), run_model(model, tokens))
+
+
 def test_nothing_is_scaled_beside_a_subgraph(make_model: Make) -> None:
     rng = np.random.default_rng(5)
     nodes, constants = residual(rng)

@@ -401,3 +401,86 @@ def scale(model: onnx.ModelProto, name: str, factors: np.ndarray[Any, Any]) -> N
     """Multiply a weight by something."""
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factors, name))
+
+
+def tokens() -> onnx.ModelProto:
+    """A transformer's block as exporters write it: MatMul and Add, and shapes that are joined."""
+    rng = np.random.default_rng(4)
+
+    def weight(*shape: int) -> np.ndarray[Any, Any]:
+        return rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[-2]))
+
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "patch.weight": weight(16, 3, 4, 4),
+        "token": weight(1, 1, 16),
+        "one": np.array([1], np.int64),
+        "width": np.array([16], np.int64),
+        "flat": np.array([0, 16, -1], np.int64),
+        "norm.weight": np.linspace(0.1, 9, 16, dtype=np.float32),
+        "norm.bias": np.zeros(16, np.float32),
+        "val_1": weight(16, 32),
+        "blocks.0.fc1.bias": rng.standard_normal(32).astype(np.float32),
+        "val_2": weight(32, 16),
+        "blocks.0.fc2.bias": rng.standard_normal(16).astype(np.float32),
+        "rows": np.array([1], np.int64),
+        "head.weight": weight(4, 16),
+        "head.bias": np.zeros(4, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "patch.weight"], ["patches"], strides=[4, 4]),
+        helper.make_node("Reshape", ["patches", "flat"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["images"], perm=[0, 2, 1]),
+        helper.make_node("Shape", ["image"], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "one", "width"], ["shape"], axis=0),
+        helper.make_node("Expand", ["token", "shape"], ["tokens"]),
+        helper.make_node("Concat", ["tokens", "images"], ["x"], axis=1),
+        helper.make_node("LayerNormalization", ["x", "norm.weight", "norm.bias"], ["normed"]),
+        helper.make_node("MatMul", ["normed", "val_1"], ["p1"]),
+        helper.make_node("Add", ["p1", "blocks.0.fc1.bias"], ["h"]),
+        helper.make_node("Gelu", ["h"], ["a"]),
+        helper.make_node("MatMul", ["a", "val_2"], ["p2"]),
+        helper.make_node("Add", ["p2", "blocks.0.fc2.bias"], ["f"]),
+        helper.make_node("Add", ["x", "f"], ["sum"]),
+        helper.make_node("ReduceMean", ["sum", "rows"], ["mean"], keepdims=0),
+        helper.make_node("Gemm", ["mean", "head.weight", "head.bias"], ["logits"], transB=1),
+    ]
+    image, logits = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", *dims])
+        for name, dims in (("image", [3, 8, 8]), ("logits", [4]))
+    )
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "tokens", [image], [logits], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_shapes_that_are_joined_are_no_candidates() -> None:
+    model = tokens()
+    found = {model.graph.node[c.index].output[0]: c.kind for c in candidates_of(model)}
+    assert found == {
+        "patches": Kind.CONVOLUTION,
+        "x": Kind.JOINT,
+        "sum": Kind.ADDITION,
+        "logits": Kind.LINEAR,
+    }
+    assert "batch" not in activations(model)
+
+
+def test_linear_layers_of_tokens_run_in_8_bits(
+    convert: Convert, pictures: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    model, facts = convert(tokens(), FORM, max_top1_drop=1.0)
+    expected = run(tokens(), pictures)
+    difference = np.linalg.norm(run(model, pictures) - expected)
+    assert difference < 0.05 * np.linalg.norm(expected)
+    assert facts["quantized_blocks"] == 3
+    makers = {name: node.op_type for node in model.graph.node for name in node.output}
+    layers = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")]
+    assert [node.op_type for node in layers] == ["Conv", "Gemm", "Gemm", "Gemm"]
+    for node in layers:
+        assert {makers[name] for name in node.input} == {"DequantizeLinear"}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options)
+    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kernels.count("QGemm") == 3
+    assert "Gemm" not in kernels
