@@ -254,6 +254,14 @@ def test_what_is_joined_with_channels_of_unknown_number_stays(make_model: Make) 
             id="a mean of channels",
         ),
         pytest.param([("Conv", ["x", "x"], ["logits"], {})], id="its own weight"),
+        pytest.param(
+            [
+                ("Reshape", ["x", "halves"], ["h"], {}),
+                ("Conv", ["h", "c"], ["y"], {}),
+                ("Reshape", ["y", "square"], ["logits"], {}),
+            ],
+            id="other channels of halves of images",
+        ),
     ],
 )
 def test_what_is_read_otherwise_stays(
@@ -267,6 +275,8 @@ def test_what_is_read_otherwise_stays(
         "bias": np.ones((1, 4, 1, 1), np.float32),
         "odd": np.array([2, 2], np.int64),
         "rows": np.array([1], np.int64),
+        "halves": np.array([-1, 4, 2, 4], np.int64),
+        "square": np.array([-1, 4, 4, 4], np.int64),
     }
     made = [conv("image", "a", "x")]
     made += [helper.make_node(kind, ins, outs, **given) for kind, ins, outs, given in nodes]
