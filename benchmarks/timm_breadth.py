@@ -4,15 +4,16 @@
     python benchmarks/timm_breadth.py --lines breadth.jsonl --only resnet vgg --again
     python benchmarks/timm_breadth.py --lines breadth.jsonl --limit 10 --seconds 900
     python benchmarks/timm_breadth.py --lines breadth.jsonl --names resnet18 levit_128s
+    python benchmarks/timm_breadth.py --lines breadth.jsonl --int8 --names resnet18
 
 A family is a module of timm; its smallest classifier stands for it, at the smallest size that it
 takes, with random weights that are settled (see `care.settle`). Each goes through `pipeline.run`,
 from the export to the validation, in a process of its own, and leaves a line of JSON; a line that
 is there is not made again. Networks may be named instead; one that stands for its family is not run
-again. Logits on a few images are held against PyTorch's by the relative error of each image: noise
-with the spectrum and the colours of photographs. What half precision breaks is run once more with
-`repair: true`, and counted apart. The tables between the markers of the document are made of the
-lines.
+again. With `--int8`, ONNX Runtime's 8 bits are looked at alone, in a table of their own. Logits on
+a few images are held against PyTorch's by the relative error of each image: noise with the spectrum
+and the colours of photographs. What half precision breaks is run once more with `repair: true`, and
+counted apart. The tables between the markers of the document are made of the lines.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ Before: white noise for BatchNorms, and the images of Fashion-MNIST."""
 
 LIMITS = {"ort/fp32": 1e-3, "trt/fp16": 2e-2, "coreml/fp16": 2e-2}
 """Largest relative error of the logits of an image, by artifact."""
+
+INT8_LIMITS = {"ort/fp32": 1e-3, "ort/int8": 0.5}
+"""The same with `--int8`: random weights magnify what 8 bits round, and have no margins between
+classes to lose. The limit tells a network that comes through from one that is broken; how accurate
+8 bits are, trained weights tell."""
 
 SIZES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
 """Of images, beside the smallest and the usual one that timm states."""
@@ -246,7 +252,13 @@ def write_images(folder: Path, size: int, count: int, seed: int) -> None:
         Image.fromarray(each).save(path)
 
 
-def settings(name: str, size: int, folder: Path, repaired: Sequence[str] = ()) -> dict[str, Any]:
+def settings(
+    name: str,
+    size: int,
+    folder: Path,
+    repaired: Sequence[str] = (),
+    limits: Mapping[str, float] = LIMITS,
+) -> dict[str, Any]:
     """The configuration of one network.
 
     Args:
@@ -254,8 +266,10 @@ def settings(name: str, size: int, folder: Path, repaired: Sequence[str] = ()) -
         size: Of images.
         folder: Where images lie and results go.
         repaired: Targets that are repaired.
+        limits: The artifacts that are judged.
     """
     repair = {"repair": True}
+    precisions = [a.removeprefix("ort/") for a in limits if a.startswith("ort/")]
     coreml = {**repair, "max_error": ASKED_OF_REPAIR, "calibration_images": CALIBRATION_IMAGES}
     return {
         "name": "breadth",
@@ -272,25 +286,36 @@ def settings(name: str, size: int, folder: Path, repaired: Sequence[str] = ()) -
         "preprocess": {"size": size, "crop": 1.0, "mean": [0.5] * 3, "std": [STD] * 3},
         "calibration": {"images": CALIBRATION_IMAGES, "max_error": ASKED_OF_REPAIR},
         "targets": {
-            "ort": {"precisions": ["fp32"], "tune": False},
-            "trt": {
-                "precisions": ["fp16"],
-                "compute_capabilities": ["8.9"],
-                **(repair if "trt" in repaired else {}),
-            },
-            "coreml": {"precisions": ["fp16"], **(coreml if "coreml" in repaired else {})},
+            target: options
+            for target, options in {
+                "ort": {"precisions": precisions, "tune": False},
+                "trt": {
+                    "precisions": ["fp16"],
+                    "compute_capabilities": ["8.9"],
+                    **(repair if "trt" in repaired else {}),
+                },
+                "coreml": {"precisions": ["fp16"], **(coreml if "coreml" in repaired else {})},
+            }.items()
+            if any(artifact.startswith(f"{target}/") for artifact in limits)
         },
         "validation": {"images": IMAGES, "batch": IMAGES},
     }
 
 
-def look(family: str, *, name: str | None = None, size: int | None = None) -> Line:
+def look(
+    family: str,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    limits: Mapping[str, float] = LIMITS,
+) -> Line:
     """Send the smallest network of a family through the pipeline.
 
     Args:
         family: Module of timm.
         name: Another network than the smallest.
         size: Another size than the smallest.
+        limits: Largest relative error of the logits of an image, by artifact.
     """
     start = time.monotonic()
     line = Line(family, versions=versions(*PACKAGES), named=name is not None, way=WAY)
@@ -299,24 +324,24 @@ def look(family: str, *, name: str | None = None, size: int | None = None) -> Li
         line.size = size or smallest_size(line.name)
     except (IndexError, ValueError) as error:
         why = str(error) if line.name else "no classifier of it can be made"
-        line.outcome = dict.fromkeys(LIMITS, f"create: {why}")
+        line.outcome = dict.fromkeys(limits, f"create: {why}")
         return line
     with tempfile.TemporaryDirectory(prefix="breadth-") as folder:
         try:
-            _run(line, Path(folder))
+            _run(line, Path(folder), limits)
         except PipelineError as error:
-            line.outcome = dict.fromkeys(LIMITS, f"create: {in_short(error)}")
+            line.outcome = dict.fromkeys(limits, f"create: {in_short(error)}")
     line.seconds = round(time.monotonic() - start, 1)
     return line
 
 
-def _run(line: Line, folder: Path) -> None:
+def _run(line: Line, folder: Path, limits: Mapping[str, float]) -> None:
     """Run a network, and what half precision broke once more with a repair."""
     write_images(folder / VALIDATION, line.size, IMAGES, seed=2)
     write_images(folder / CALIBRATION, line.size, CALIBRATION_IMAGES, seed=3)
-    pipeline.run(settings(line.name, line.size, folder), only=STAGES)
-    _judge(line, folder / "breadth", list(LIMITS))
-    broken = [artifact for artifact in LIMITS if _is_broken(line, artifact)]
+    pipeline.run(settings(line.name, line.size, folder, limits=limits), only=STAGES)
+    _judge(line, folder / "breadth", limits)
+    broken = {each: limit for each, limit in limits.items() if _is_broken(line, each)}
     if broken:
         targets = [artifact.partition("/")[0] for artifact in broken]
         pipeline.run(settings(line.name, line.size, folder, targets), only=STAGES)
@@ -326,12 +351,12 @@ def _run(line: Line, folder: Path) -> None:
 def _is_broken(line: Line, artifact: str) -> bool:
     """Whether half precision broke it: not where it cannot be converted or is wrong in float32."""
     outcome = line.outcome[artifact]
-    if line.outcome["ort/fp32"] != PASSES or artifact == "ort/fp32" or outcome == PASSES:
+    if line.outcome["ort/fp32"] != PASSES or artifact.startswith("ort/") or outcome == PASSES:
         return False
     return outcome.startswith("validate: ") or "arithmetic" in outcome
 
 
-def _judge_repair(line: Line, results: Path, artifacts: Sequence[str]) -> None:
+def _judge_repair(line: Line, results: Path, artifacts: Mapping[str, float]) -> None:
     """Fill in what a repair did; where it did not help, why is added to what broke."""
     before = dict(line.outcome)
     _judge(line, results, artifacts)
@@ -344,13 +369,12 @@ def _judge_repair(line: Line, results: Path, artifacts: Sequence[str]) -> None:
             line.outcome[artifact] = f"{before[artifact]}; repaired: {line.outcome[artifact]}"
 
 
-def _judge(line: Line, results: Path, artifacts: Sequence[str]) -> None:
-    """Fill in what a run left of some artifacts."""
+def _judge(line: Line, results: Path, artifacts: Mapping[str, float]) -> None:
+    """Fill in what a run left of some artifacts, by their limits."""
     run = Run.read(results / "results.json")
     ended = {end.name: end for end in run.steps}
     failed = {name: end.why for name, end in ended.items() if end.state is State.FAILED}
-    for artifact in artifacts:
-        limit = LIMITS[artifact]
+    for artifact, limit in artifacts.items():
         own = f"validate/{artifact.replace('/', '-')}"
         logits, judged = results / own / "logits.npy", ended.get(own)
         # What an earlier run left, such as one without a repair, is no result of this one.
@@ -410,17 +434,19 @@ def verdict(
 
 def read_lines(path: Path) -> list[Line]:
     """What was run, the last line of each; half a line of a killed process is passed over."""
-    found: dict[tuple[str, str], Line] = {}
+    found: dict[tuple[str, str, frozenset[str]], Line] = {}
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             line = Line(**json.loads(text))
         except (ValueError, TypeError):
             continue
-        found[line.family, line.name if line.named else ""] = line
+        found[line.family, line.name if line.named else "", frozenset(line.outcome)] = line
     return list(found.values())
 
 
-def apart(family: str, seconds: float, name: str | None = None) -> Line:
+def apart(
+    family: str, seconds: float, name: str | None = None, limits: Mapping[str, float] = LIMITS
+) -> Line:
     """The line of a family or of a named network by a process of its own, which may die or hang.
 
     It is forked from this one, which has imported what takes longest and started no thread.
@@ -429,7 +455,7 @@ def apart(family: str, seconds: float, name: str | None = None) -> Line:
     with tempfile.TemporaryDirectory(prefix="breadth-") as folder:
         answer, words = Path(folder) / "line.json", Path(folder) / "words.txt"
         child = multiprocessing.get_context("fork").Process(
-            target=_answer, args=(family, name, answer, words)
+            target=_answer, args=(family, name, limits, answer, words)
         )
         child.start()
         child.join(seconds)
@@ -445,7 +471,7 @@ def apart(family: str, seconds: float, name: str | None = None) -> Line:
     return Line(
         family,
         name or "",
-        outcome=dict.fromkeys(LIMITS, why),
+        outcome=dict.fromkeys(limits, why),
         versions=versions(*PACKAGES),
         seconds=round(time.monotonic() - start, 1),
         named=name is not None,
@@ -453,14 +479,16 @@ def apart(family: str, seconds: float, name: str | None = None) -> Line:
     )
 
 
-def _answer(family: str, name: str | None, answer: Path, words: Path) -> None:
+def _answer(
+    family: str, name: str | None, limits: Mapping[str, float], answer: Path, words: Path
+) -> None:
     """Write a line, and what is said on the way, to files."""
     os.setsid()
     tempfile.tempdir = str(answer.parent)
     said = os.open(words, os.O_WRONLY | os.O_CREAT)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    line = json.dumps(asdict(look(family, name=name)))
+    line = json.dumps(asdict(look(family, name=name, limits=limits)))
     part = answer.with_suffix(".part")
     part.write_text(line)
     part.rename(answer)
@@ -484,18 +512,24 @@ def warm() -> None:
     _registration.ONNXRegistry.from_torchlib()
 
 
-def table(lines: Sequence[Line], total: int, what: str = "families") -> Iterator[str]:
+def table(
+    lines: Sequence[Line],
+    total: int,
+    what: str = "families",
+    limits: Mapping[str, float] = LIMITS,
+) -> Iterator[str]:
     """The table and what it comes to, as lines of Markdown.
 
     Args:
         lines: What was run.
         total: How many there are.
         what: Of what.
+        limits: The artifacts that were judged.
     """
     told = ", ".join(f"{k} {v}" for k, v in (lines[-1].versions if lines else {}).items())
     yield f"{len(lines)} of {total} {what} were run ({told})."
     yield ""
-    for artifact in LIMITS:
+    for artifact in limits:
         outcomes = [line.outcome.get(artifact, "") for line in lines]
         through = outcomes.count(PASSES)
         mended = sum(outcome.startswith(REPAIRED) for outcome in outcomes)
@@ -505,10 +539,10 @@ def table(lines: Sequence[Line], total: int, what: str = "families") -> Iterator
         yield ""
         yield f"{earlier} lines with * are of an earlier way to settle weights and make images."
     yield ""
-    yield "| family | network | size | " + " | ".join(LIMITS) + " |"
-    yield "|---|---|---|" + "---|" * len(LIMITS)
+    yield "| family | network | size | " + " | ".join(limits) + " |"
+    yield "|---|---|---|" + "---|" * len(limits)
     for line in sorted(lines, key=lambda each: (each.family, each.name)):
-        cells = [_cell(line, artifact) for artifact in LIMITS]
+        cells = [_cell(line, artifact) for artifact in limits]
         star = "" if line.way == WAY else "*"
         yield f"| {line.family}{star} | {line.name} | {line.size} | " + " | ".join(cells) + " |"
 
@@ -532,6 +566,7 @@ class Job:
         asked: Families, or names of networks.
         total: How many rows it has once all is run.
         named: Networks were named.
+        limits: The artifacts that are judged.
     """
 
     marker: str
@@ -539,10 +574,11 @@ class Job:
     asked: Sequence[str]
     total: int
     named: bool
+    limits: Mapping[str, float]
 
     def lines(self, path: Path) -> list[Line]:
         """Its lines among those of a file."""
-        every = read_lines(path)
+        every = [line for line in read_lines(path) if set(line.outcome) == set(self.limits)]
         if not self.named:
             return [line for line in every if not line.named]
         found = {line.name: line for line in every if line.name in self.asked}
@@ -550,23 +586,25 @@ class Job:
 
     def run(self, each: str, seconds: float) -> Line:
         """The line of a family or of a named network."""
-        return apart(family_of(each), seconds, each) if self.named else apart(each, seconds)
+        family, name = (family_of(each), each) if self.named else (each, None)
+        return apart(family, seconds, name, self.limits)
 
 
-def _job(only: Sequence[str] | None, names: Sequence[str] | None) -> Job:
+def _job(only: Sequence[str] | None, names: Sequence[str] | None, *, int8: bool = False) -> Job:
     """What is asked for.
 
     Raises:
         ValueError: timm does not have it.
     """
+    limits, suffix = (INT8_LIMITS, " in 8 bits") if int8 else (LIMITS, "")
     if names is not None:
         if unknown := [name for name in names if not timm.is_model(name)]:
             raise ValueError(f"timm has no network {', '.join(unknown)}")
-        return Job("networks", "networks", names, len(names), True)
+        return Job(f"networks{suffix}", "networks", names, len(names), True, limits)
     known = families()
     if unknown := [name for name in only or () if name not in known]:
         raise ValueError(f"timm has no family {', '.join(unknown)}; there are {', '.join(known)}")
-    return Job("breadth", "families", only or known, len(known), False)
+    return Job(f"breadth{suffix}", "families", only or known, len(known), False, limits)
 
 
 def main() -> None:
@@ -577,12 +615,13 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--only", nargs="+", metavar="FAMILY", help="these families alone")
     what.add_argument("--names", nargs="+", metavar="NAME", help="these networks, in a table apart")
+    parser.add_argument("--int8", action="store_true", help="8 bits of ONNX Runtime, and no more")
     parser.add_argument("--limit", type=int, help="most to run now")
     parser.add_argument("--seconds", type=float, default=1800, help="end one after so long")
     parser.add_argument("--again", action="store_true", help="also what has a line")
     given = parser.parse_args()
     try:
-        job = _job(given.only, given.names)
+        job = _job(given.only, given.names, int8=given.int8)
     except ValueError as error:
         parser.error(str(error))
     there = {line.name if job.named else line.family for line in job.lines(given.lines)}
@@ -595,7 +634,7 @@ def main() -> None:
             file.write(json.dumps(asdict(line)) + "\n")
         print(f"{each}: {line.name} {line.size}: {line.outcome} {line.seconds} s", flush=True)
     if given.docs:
-        rows = table(job.lines(given.lines), job.total, job.what)
+        rows = table(job.lines(given.lines), job.total, job.what, job.limits)
         fill(given.docs, job.marker, "\n".join(rows))
 
 

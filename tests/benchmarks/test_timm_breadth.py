@@ -122,6 +122,29 @@ def test_only_what_is_broken_is_repaired(tmp_path: Path) -> None:
     assert "repair" not in mended["trt"]
 
 
+def test_8_bits_are_looked_at_without_other_targets(tmp_path: Path) -> None:
+    targets = breadth.settings("resnet18", 64, tmp_path, limits=breadth.INT8_LIMITS)["targets"]
+    assert targets == {"ort": {"precisions": ["fp32", "int8"], "tune": False}}
+    line = Line("resnet", outcome={"ort/fp32": PASSES, "ort/int8": "validate: relative error 0.7"})
+    assert not breadth._is_broken(line, "ort/int8")  # no repair is for it
+
+
+def test_lines_of_8_bits_are_none_of_the_others(tmp_path: Path) -> None:
+    path, jobs = tmp_path / "lines.jsonl", []
+    for int8, limits in ((False, LIMITS), (True, breadth.INT8_LIMITS)):
+        for names in (None, ["resnet18"]):
+            jobs.append(breadth._job(["resnet"] if names is None else None, names, int8=int8))
+            line = Line("resnet", "resnet18", 64 + len(jobs), named=names is not None)
+            line.outcome, line.errors = dict.fromkeys(limits, PASSES), dict.fromkeys(limits, 0.1)
+            with path.open("a") as file:
+                file.write(json.dumps(asdict(line)) + "\n")
+    assert [[line.size for line in job.lines(path)] for job in jobs] == [[65], [66], [67], [68]]
+    markers = ["breadth", "networks", "breadth in 8 bits", "networks in 8 bits"]
+    assert [job.marker for job in jobs] == markers
+    rows = list(breadth.table(jobs[3].lines(path), 1, "networks", jobs[3].limits))
+    assert rows[-3] == "| family | network | size | ort/fp32 | ort/int8 |"
+
+
 @pytest.mark.parametrize(
     ("outcome", "broken"),
     [
@@ -155,11 +178,11 @@ def test_a_repair_is_a_state_of_its_own(
     monkeypatch.setattr(Run, "read", lambda path: run)
     line = Line("vgg", "vgg11", 64, outcome={"trt/fp16": "broken"}, errors={"trt/fp16": 0.01})
 
-    def judge(line: Line, results: Path, artifacts: list[str]) -> None:
-        line.outcome[artifacts[0]] = after
+    def judge(line: Line, results: Path, artifacts: dict[str, float]) -> None:
+        line.outcome[next(iter(artifacts))] = after
 
     monkeypatch.setattr(breadth, "_judge", judge)
-    breadth._judge_repair(line, tmp_path, ["trt/fp16"])
+    breadth._judge_repair(line, tmp_path, {"trt/fp16": 2e-2})
     assert line.outcome["trt/fp16"] == told
     text = "\n".join(breadth.table([line, Line("dla", way=breadth.WAY)], 98))
     more = ", 1 more after a repair" if after == PASSES else ""
@@ -184,7 +207,7 @@ def test_logits_of_an_earlier_run_are_no_result_of_a_repair(
     ]
     monkeypatch.setattr(Run, "read", lambda path: SimpleNamespace(steps=steps))
     line = Line("vgg", "vgg11", 64)
-    breadth._judge(line, tmp_path, ["trt/fp16"])
+    breadth._judge(line, tmp_path, {"trt/fp16": 2e-2})
     assert line.outcome == {"trt/fp16": "calibration: no images"}
 
 
@@ -250,7 +273,8 @@ def test_a_family_that_has_a_line_is_not_run_again(
 ) -> None:
     ran: list[str] = []
 
-    def apart(family: str, seconds: float, name: str | None = None) -> Line:
+    def apart(family: str, seconds: float, name: str | None, limits: dict[str, float]) -> Line:
+        assert limits == LIMITS
         ran.append(name or family)
         passes = dict.fromkeys(LIMITS, PASSES), dict.fromkeys(LIMITS, 0.0)
         return Line(
@@ -292,12 +316,14 @@ def test_a_family_that_has_a_line_is_not_run_again(
 
 def test_a_network_that_stands_for_its_family_is_not_run_again(tmp_path: Path) -> None:
     path, job = tmp_path / "lines.jsonl", breadth._job(None, ["dla34", "vgg13"])
-    path.write_text(json.dumps(asdict(Line("dla", "dla34"))))
+    line = Line("dla", "dla34", outcome=dict.fromkeys(LIMITS, PASSES))
+    path.write_text(json.dumps(asdict(line)))
     assert [line.name for line in job.lines(path)] == ["dla34"]
 
 
 def test_a_process_that_answers_dies_or_hangs_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look(family: str, *, name: str | None = None) -> Line:
+    def look(family: str, *, name: str | None, limits: dict[str, float]) -> Line:
+        assert limits == LIMITS
         if family == "dies":
             os.write(2, b"words\nlast words\n")
             os._exit(3)
