@@ -72,6 +72,9 @@ CHANCE = 0.05
 8 bits, care_tiny had 0.0458, 0.0467, 0.0482 and 0.0467; with all exact, 0.0447 to 0.0459. What is
 right by its nature, or saves time, is taken unless it errs more than that."""
 
+MOST_OF_SUMS = 2.0
+"""How many times the error of the logits with layers alone sums and joins may make of it."""
+
 WIDTHS = (16, 32)
 """Channels up to which depthwise convolutions of parts are merged, one after the other."""
 
@@ -431,7 +434,11 @@ class _Work:
         return outcome.logit_error
 
     def choose_kinds(self, variant: _Variant) -> tuple[tuple[Kind, ...], Choice]:
-        """The kinds of nodes with which the graph is fastest."""
+        """The kinds of nodes with which the graph is fastest.
+
+        Sums and joins are none of them where they make the most of the error: a transformer's class
+        token is lost in the steps of the tokens that it is joined with and added to.
+        """
         from pipeline.graphs.qdq_ort import Kind
 
         layers = (Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.LINEAR)
@@ -440,6 +447,12 @@ class _Work:
             "layers": layers,
             "layers but depthwise": (Kind.CONVOLUTION, Kind.LINEAR),
         }
+        errors = {name: self._error(name, variant, sets[name]) for name in ("all", "layers")}
+        if errors["all"] > MOST_OF_SUMS * errors["layers"]:
+            del sets["all"]
+            self.job.log(
+                "sums, splits and joins stay in float32, where most of the error is theirs"
+            )
         graphs = {name: variant.build(kinds) for name, kinds in sets.items()}
         choice = self._measure(graphs)
         self.job.log(f"quantized kinds: {choice.name}")

@@ -403,8 +403,12 @@ def scale(model: onnx.ModelProto, name: str, factors: np.ndarray[Any, Any]) -> N
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factors, name))
 
 
-def tokens() -> onnx.ModelProto:
-    """A transformer's block as exporters write it: MatMul and Add, and shapes that are joined."""
+def tokens(*, of_class: float | None = None) -> onnx.ModelProto:
+    """A transformer's block as exporters write it: MatMul and Add, and shapes that are joined.
+
+    Args:
+        of_class: How large the class token is, which then decides alone; else all tokens do.
+    """
     rng = np.random.default_rng(4)
 
     def weight(*shape: int) -> np.ndarray[Any, Any]:
@@ -412,7 +416,8 @@ def tokens() -> onnx.ModelProto:
 
     constants: dict[str, np.ndarray[Any, Any]] = {
         "patch.weight": weight(16, 3, 4, 4),
-        "token": weight(1, 1, 16),
+        "token": weight(1, 1, 16) * np.float32(of_class or 1),
+        "first": np.array(0, np.int64),
         "one": np.array([1], np.int64),
         "width": np.array([16], np.int64),
         "flat": np.array([0, 16, -1], np.int64),
@@ -441,8 +446,10 @@ def tokens() -> onnx.ModelProto:
         helper.make_node("MatMul", ["a", "val_2"], ["p2"]),
         helper.make_node("Add", ["p2", "blocks.0.fc2.bias"], ["f"]),
         helper.make_node("Add", ["x", "f"], ["sum"]),
-        helper.make_node("ReduceMean", ["sum", "rows"], ["mean"], keepdims=0),
-        helper.make_node("Gemm", ["mean", "head.weight", "head.bias"], ["logits"], transB=1),
+        helper.make_node("ReduceMean", ["sum", "rows"], ["seen"], keepdims=0)
+        if of_class is None
+        else helper.make_node("Gather", ["sum", "first"], ["seen"], axis=1),
+        helper.make_node("Gemm", ["seen", "head.weight", "head.bias"], ["logits"], transB=1),
     ]
     image, logits = (
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", *dims])
@@ -451,6 +458,19 @@ def tokens() -> onnx.ModelProto:
     stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "tokens", [image], [logits], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(("of_class", "alone"), [(None, False), (1e-3, True)])
+def test_sums_and_joins_stay_in_float_where_the_class_token_is_lost_in_them(
+    convert: Convert, pictures: np.ndarray[Any, Any], of_class: float | None, alone: bool
+) -> None:
+    source = tokens(of_class=of_class)
+    model, facts = convert(source, FORM, max_top1_drop=1.0)
+    assert (set(facts["kinds"]) & {Kind.ADDITION, Kind.JOINT} == set()) is alone
+    errors = {name: each["logit_error"] for name, each in facts["variants"].items()}
+    assert (errors["all"] > quantize.MOST_OF_SUMS * errors["layers"]) is alone
+    expected = run(source, pictures)
+    assert np.linalg.norm(run(model, pictures) - expected) < 0.05 * np.linalg.norm(expected)
 
 
 def test_shapes_that_are_joined_are_no_candidates() -> None:
