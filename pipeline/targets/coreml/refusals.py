@@ -9,6 +9,7 @@ word.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def _saved(program: ExportedProgram) -> str:
     try:
         torch.export.save(program, path)
     except Exception as error:  # the first fault is what matters
+        shutil.rmtree(folder)
         return f"the exported program cannot be saved for a bug report ({in_short(error)})"
     return f"report it with the exported program, {path}"
 

@@ -115,7 +115,11 @@ def test_a_fault_of_coremltools_is_named_and_what_it_was_given_kept(
     assert len(kept(image)) > 0
 
 
-def test_a_program_that_cannot_be_saved_hides_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_cannot_be_saved_hides_no_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
     def fail(*_: Any) -> None:
         raise OSError("no room")
 
@@ -123,6 +127,7 @@ def test_a_program_that_cannot_be_saved_hides_no_fault(monkeypatch: pytest.Monke
     program = torch.export.export(nn.ReLU(), (torch.zeros(1),))
     said = own_fault(TypeError("odd"), program)
     assert "TypeError: odd; the exported program cannot be saved for a bug report (OSError" in said
+    assert not list(tmp_path.glob("care-deploy-fault-*"))
 
 
 @pytest.mark.parametrize(
