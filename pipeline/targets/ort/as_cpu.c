@@ -71,7 +71,8 @@ int as_cpu_can_fault(void) {
   return 1;
 }
 
-/* Change bits from now on, and compute AVX-VNNI if asked to; returns 0, or why it cannot, as errno. */
+/* Change bits from now on, and compute AVX-VNNI if asked to; returns 0, or why it cannot, as
+   errno. */
 int as_cpu_start(const struct rule *asked, int count, int by_fault, int computes) {
   struct sigaction action;
   if (count > MOST_RULES) return E2BIG;

@@ -421,7 +421,10 @@ class _Work:
     def _error(self, name: str, variant: _Variant, kinds: tuple[Kind, ...] | None = None) -> float:
         from pipeline.graphs.qdq_ort import Kind
 
-        outcome = self.judge(variant.build(kinds or tuple(Kind)))
+        return self._error_of(name, variant.build(kinds or tuple(Kind)))
+
+    def _error_of(self, name: str, graph: onnx.ModelProto) -> float:
+        outcome = self.judge(graph)
         self.log_of_variants[name] = {
             "top1": outcome.top1,
             "agreement": outcome.agreement,
@@ -447,13 +450,13 @@ class _Work:
             "layers": layers,
             "layers but depthwise": (Kind.CONVOLUTION, Kind.LINEAR),
         }
-        errors = {name: self._error(name, variant, sets[name]) for name in ("all", "layers")}
+        graphs = {name: variant.build(kinds) for name, kinds in sets.items()}
+        errors = {name: self._error_of(name, graphs[name]) for name in ("all", "layers")}
         if errors["all"] > MOST_OF_SUMS * errors["layers"]:
-            del sets["all"]
+            del graphs["all"]
             self.job.log(
                 "sums, splits and joins stay in float32, where most of the error is theirs"
             )
-        graphs = {name: variant.build(kinds) for name, kinds in sets.items()}
         choice = self._measure(graphs)
         self.job.log(f"quantized kinds: {choice.name}")
         return sets[choice.name], choice
