@@ -8,6 +8,7 @@ reads signed activations and leaves outputs and biases alone.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,6 +30,7 @@ from calibration.ranges import (
     weight_quantization,
 )
 from pipeline.emulate.onnx.graph import block_of
+from pipeline.graphs.islands import islands
 from pipeline.graphs.links import attribute
 from pipeline.graphs.pairs import Pairs, dequantized
 
@@ -67,8 +69,9 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
     """All nodes that can be quantized, in the order of the graph.
 
     What they read beside constants is of floating point and depends on the input: exporters join
-    and add up integers of shapes, too. The name of a layer's weight names its block; nodes without
-    weights belong to the block of the layer before them.
+    and add up integers of shapes, too. Sums, splits and joins among float nodes are none, see
+    `pipeline.graphs.islands`. The name of a layer's weight names its block; nodes without weights
+    belong to the block of the layer before them.
     """
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     tensors = frozenset(GraphTensors(model).names)
@@ -81,7 +84,10 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
             block = block_of(node.input[1])
         if kind is not None:
             found.append(Candidate(index, kind, block))
-    return found
+    layers = [candidate.index for candidate in found if candidate.kind in _LAYERS]
+    others = [candidate.index for candidate in found if candidate.kind not in _LAYERS]
+    left = islands(model.graph, layers, others)
+    return [candidate for candidate in found if candidate.index not in left]
 
 
 def _kind(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> Kind | None:
@@ -262,10 +268,19 @@ class _Insertion:
         self.pairs = Pairs(graph)
 
     def _share_ranges(self, nodes: Sequence[onnx.NodeProto]) -> None:
-        """A Split moves 8-bit values only if its parts have the scale of the whole."""
-        for index, kind in sorted(self.chosen.items()):
-            node = nodes[index]
-            if kind is Kind.JOINT and node.op_type == "Split":
+        """A join or a split moves 8-bit values only if the parts have the scale of the whole.
+
+        What a Concat alone reads is rounded to its scale in any case: so it is from the beginning.
+        """
+        readers = Counter(name for node in nodes for name in dict.fromkeys(node.input))
+        joints = [nodes[i] for i, kind in sorted(self.chosen.items()) if kind is Kind.JOINT]
+        for node in reversed(joints):
+            whole = self.parameters.get(node.output[0])
+            if node.op_type == "Concat" and whole is not None:
+                alone = (n for n in node.input if n in self.parameters and readers[n] == 1)
+                self.parameters |= dict.fromkeys(set(alone) - self.outputs, whole)
+        for node in joints:
+            if node.op_type == "Split":
                 whole = self.parameters[node.input[0]]
                 self.parameters |= {n: whole for n in node.output if n in self.parameters}
 

@@ -15,7 +15,15 @@ from calibration.observe import open_session
 from calibration.ranges import WEIGHTS_INT7, WEIGHTS_INT8, Range, Scheme
 from pipeline.core.errors import ModelError
 from pipeline.emulate.onnx.executor import OnnxExecutor
-from pipeline.graphs.qdq_ort import Inserted, StoredWeights, activations, candidates_of, insert
+from pipeline.graphs.qdq_ort import (
+    Candidate,
+    Inserted,
+    Kind,
+    StoredWeights,
+    activations,
+    candidates_of,
+    insert,
+)
 from pipeline.graphs.trainable import Codes, Copies, TrainableGraph
 
 Weights = dict[str, np.ndarray]
@@ -80,7 +88,7 @@ def test_gradients_pass_what_rounds_but_not_what_clips() -> None:
     graph = helper.make_graph([node], "sum", ports[:1], ports[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     ranges = {"image": Range(-1.0, 1.0)}
-    made = insert(model, ranges, candidates_of(model))
+    made = insert(model, ranges, [Candidate(0, Kind.ADDITION, "network")])
     images = torch.tensor([[0.1, -0.9, 1.5, -3.0]], requires_grad=True)
     TrainableGraph(made, Copies((), {}))({}, images).sum().backward()
     assert images.grad is not None

@@ -19,6 +19,7 @@ from calibration.ranges import Range
 from pipeline.core.errors import ConfigError
 from pipeline.core.figures import Ratio
 from pipeline.graphs.qdq_ort import (
+    Candidate,
     Kind,
     StoredWeights,
     activations,
@@ -155,8 +156,36 @@ def test_parts_of_a_split_have_the_scale_of_the_whole() -> None:
     graph = helper.make_graph([parts, join], "g", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     ranges = {"image": Range(-1, 3), "a": Range(0, 1), "b": Range(-1, 0)}
-    stored = initializers(insert_pairs(model, ranges, candidates_of(model)))
+    chosen = [Candidate(index, Kind.JOINT, "network") for index in (0, 1)]
+    stored = initializers(insert_pairs(model, ranges, chosen))
     assert stored["a_scale"] == stored["b_scale"] == stored["image_scale"]
+
+
+def test_what_a_concat_alone_reads_has_its_scale() -> None:
+    """Also where one is joined into another; not what others read, nor a part of a Split."""
+    names = ("a", "b", "c", "d", "inner", "outer")
+    nodes = [
+        helper.make_node("Split", ["image"], ["a", "rest"], axis=1, num_outputs=2),
+        *(helper.make_node("Exp", ["rest"], [name]) for name in "bcd"),
+        helper.make_node("Concat", ["a", "b", "c"], ["inner"], axis=1),
+        helper.make_node("Concat", ["inner", "d"], ["outer"], axis=1),
+        helper.make_node("Concat", ["c", "outer"], ["logits"], axis=1),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size])
+        for name, size in (("image", 4), ("logits", 10), ("d", 2))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:2])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    ranges = {name: Range(0, 1 + i) for i, name in enumerate((*names, "image", "rest"))}
+    chosen = [Candidate(index, Kind.JOINT, "network") for index in (0, 4, 5, 6)]
+    stored = initializers(insert_pairs(model, ranges, chosen))
+    outer = stored["outer_scale"]
+    assert stored["inner_scale"] == stored["b_scale"] == stored["d_scale"] == outer
+    assert stored["c_scale"] != outer, "two read it"
+    assert stored["a_scale"] == stored["image_scale"] != outer
+    model.graph.output.append(values[2])
+    assert initializers(insert_pairs(model, ranges, chosen))["d_scale"] != outer
 
 
 def test_the_result_is_close_and_says_what_was_decided(
@@ -427,6 +456,8 @@ def tokens(*, of_class: float | None = None) -> onnx.ModelProto:
         "blocks.0.fc1.bias": rng.standard_normal(32).astype(np.float32),
         "val_2": weight(32, 16),
         "blocks.0.fc2.bias": rng.standard_normal(16).astype(np.float32),
+        "val_3": weight(16, 16) * np.float32(0.01),
+        "blocks.0.fc3.bias": np.zeros(16, np.float32),
         "rows": np.array([1], np.int64),
         "head.weight": weight(4, 16),
         "head.bias": np.zeros(4, np.float32),
@@ -445,7 +476,11 @@ def tokens(*, of_class: float | None = None) -> onnx.ModelProto:
         helper.make_node("Gelu", ["h"], ["a"]),
         helper.make_node("MatMul", ["a", "val_2"], ["p2"]),
         helper.make_node("Add", ["p2", "blocks.0.fc2.bias"], ["f"]),
-        helper.make_node("Add", ["x", "f"], ["sum"]),
+        helper.make_node("Add", ["x", "f"], ["first sum"]),
+        # A layer that reads what was joined: without it sums and joins would be islands.
+        helper.make_node("MatMul", ["x", "val_3"], ["p3"]),
+        helper.make_node("Add", ["p3", "blocks.0.fc3.bias"], ["g"]),
+        helper.make_node("Add", ["first sum", "g"], ["sum"]),
         helper.make_node("ReduceMean", ["sum", "rows"], ["seen"], keepdims=0)
         if of_class is None
         else helper.make_node("Gather", ["sum", "first"], ["seen"], axis=1),
@@ -473,16 +508,27 @@ def test_sums_and_joins_stay_in_float_where_the_class_token_is_lost_in_them(
     assert np.linalg.norm(run(model, pictures) - expected) < 0.05 * np.linalg.norm(expected)
 
 
-def test_shapes_that_are_joined_are_no_candidates() -> None:
+def test_shapes_that_are_joined_are_no_candidates(tmp_path: Path) -> None:
+    onnx.save(tokens(), tmp_path / "tokens.onnx")
+    model = quantize.prepare_graph(tmp_path / "tokens.onnx")
+    nodes = [(model.graph.node[c.index].op_type, c.kind) for c in candidates_of(model)]
+    assert nodes == [
+        ("Conv", Kind.CONVOLUTION),
+        ("Concat", Kind.JOINT),
+        *[("Gemm", Kind.LINEAR)] * 2,
+        ("Add", Kind.ADDITION),
+        ("Gemm", Kind.LINEAR),
+        ("Add", Kind.ADDITION),
+        ("Gemm", Kind.LINEAR),
+    ]
+    assert "batch" not in activations(model)
+
+
+def test_sums_and_joins_among_float_nodes_are_no_candidates() -> None:
+    """As exported, where linear layers of tokens are products in float."""
     model = tokens()
     found = {model.graph.node[c.index].output[0]: c.kind for c in candidates_of(model)}
-    assert found == {
-        "patches": Kind.CONVOLUTION,
-        "x": Kind.JOINT,
-        "sum": Kind.ADDITION,
-        "logits": Kind.LINEAR,
-    }
-    assert "batch" not in activations(model)
+    assert found == {"patches": Kind.CONVOLUTION, "logits": Kind.LINEAR}
 
 
 def test_linear_layers_of_tokens_run_in_8_bits(
@@ -492,15 +538,15 @@ def test_linear_layers_of_tokens_run_in_8_bits(
     expected = run(tokens(), pictures)
     difference = np.linalg.norm(run(model, pictures) - expected)
     assert difference < 0.05 * np.linalg.norm(expected)
-    assert facts["quantized_blocks"] == 3
+    assert facts["quantized_blocks"] == 4
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     layers = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul", "Conv")]
-    assert [node.op_type for node in layers] == ["Conv", "Gemm", "Gemm", "Gemm"]
+    assert [node.op_type for node in layers] == ["Conv", *["Gemm"] * 4]
     for node in layers:
         assert {makers[name] for name in node.input} == {"DequantizeLinear"}
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options)
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert kernels.count("QGemm") == 3
+    assert kernels.count("QGemm") == 4
     assert "Gemm" not in kernels
