@@ -52,8 +52,9 @@ from other_engines import ENGINES, Call, Images, convert, said, silence, why_not
 
 from pipeline.core import cpu_classes, machine
 from pipeline.core.contention import contended, rivals
+from pipeline.core.cpu_classes import Purpose
 from pipeline.core.errors import BuildError, PipelineError, UnavailableError
-from pipeline.core.figures import Latency, ratio
+from pipeline.core.figures import Latency, measured_here, ratio
 from pipeline.core.machine import granted
 from pipeline.graphs.compare import TOLERANCE, relative_difference
 from pipeline.targets.ort.as_cpu import enter
@@ -351,9 +352,13 @@ def serve(
 
 
 def restrict(as_cpu: str | None) -> None:
-    """Let the runtimes of this process see a CPU of a class only, if one is named."""
+    """Let the runtimes of this process see a CPU of a class only, if one is named.
+
+    Only their time counts: where the CPU lacks instructions of the class, others that take as long
+    may run in their place, and times are estimates.
+    """
     if as_cpu is not None:
-        enter(cpu_classes.named(as_cpu))
+        enter(cpu_classes.named(as_cpu), Purpose.TIMES)
 
 
 def play(as_cpu: str | None) -> None:
@@ -363,6 +368,12 @@ def play(as_cpu: str | None) -> None:
     except PipelineError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+def kernels() -> str:
+    """The class whose kernels runtimes take here, and whether their times are estimates."""
+    imitated = ", ".join(sorted(cpu_classes.emulated(Purpose.TIMES)))
+    return machine.kernels() + (f" ({measured_here()}: {imitated} is imitated)" if imitated else "")
 
 
 @contextlib.contextmanager
@@ -760,7 +771,7 @@ def main(
     if max(counts) > available:
         raise click.UsageError(f"--threads: this process may use {available} CPUs")
     here = {**machine.describe(), "load": machine.load(), "date": time.strftime("%Y-%m-%d")}
-    here["kernels"] = machine.kernels()
+    here["kernels"] = kernels()
     click.echo(", ".join(f"{key} {value}" for key, value in here.items()))
     if here["load"] > 0.5:
         click.echo("others use this here as well: compare ratios, not milliseconds", err=True)

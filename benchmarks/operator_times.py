@@ -32,6 +32,7 @@ from cpu_latency import (
     build_ours,
     export_graphs,
     highest_rates,
+    kernels,
     play,
     work,
 )
@@ -206,7 +207,7 @@ def markers(as_cpu: str | None) -> str:
 def main(models: tuple[str, ...], runs: int, docs: Path | None, as_cpu: str | None) -> None:
     play(as_cpu)
     here = f"cpu {machine.cpu_name()}, date {time.strftime('%Y-%m-%d')}, load {machine.load()}, "
-    here += f"kernels of {machine.kernels()}; {runs} runs."
+    here += f"kernels of {kernels()}; {runs} runs."
     parts = [here]
     for model in models or NETWORKS:
         with tempfile.TemporaryDirectory(prefix="operator-times-") as name:

@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline.commands.artifacts import builds_of, log_of
 from pipeline.commands.console import RichConsole
 from pipeline.config import Config
-from pipeline.core.cpu_classes import named, restriction
+from pipeline.core.cpu_classes import Purpose, named, restriction
 from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import State, measured_here
 from pipeline.report import text
@@ -49,20 +49,21 @@ def in_words() -> str:
     return f"{state}{' to' if state is State.RESTRICTED else ':'} {cls.title} ({cls.examples})"
 
 
-def restrict(target: str, as_cpu: str | None, *, answers: bool = False) -> None:
+def restrict(target: str, as_cpu: str | None, purpose: Purpose = Purpose.BOTH) -> None:
     """Let the target's runtime see a CPU of a class only, if one is named.
 
     Args:
         target: The target.
         as_cpu: Name of the class.
-        answers: For answers alone: instructions that the CPU lacks may be emulated.
+        purpose: What is to be found out: answers alone may be emulated where the CPU lacks
+            instructions.
 
     Raises:
         InputError: There is no such class.
         UnavailableError: This machine cannot do that.
     """
     if as_cpu is not None:
-        TARGETS[target].restrict(named(as_cpu), answers=answers)
+        TARGETS[target].restrict(named(as_cpu), purpose)
 
 
 def validate(
@@ -81,7 +82,7 @@ def validate(
             precision or class.
         UnavailableError: This machine runs none of them.
     """
-    restrict(target, as_cpu, answers=True)
+    restrict(target, as_cpu, Purpose.ANSWERS)
     with log_of(config) as log, log.captured() as screen, RichConsole(screen) as console:
         context = make_context(config, log, console.progress)
         builds = builds_of(context, target, precision)

@@ -3,14 +3,15 @@
 A runtime looks at the CPU once and takes its kernels by what it finds. Figures of one class say
 little of another: blocks of 8 or 16 channels, 8-bit products that saturate or not. A process can be
 made to see a lesser CPU than it runs on, see `pipeline.targets.ort.as_cpu`; what it measures then
-is a state of its own. Where the CPU lacks an extension of the class, its instructions may be
-computed with others: answers are emulated then, and times say nothing.
+is a state of its own. Where the CPU lacks an extension of the class, others may stand in for its
+instructions, for one `Purpose` at a time: answers are emulated then, and times estimated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 
 from pipeline.core.errors import InputError
 from pipeline.core.words import nearest_or_all
@@ -56,8 +57,21 @@ _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl"})
 
 
-COMPUTED = frozenset({"avx_vnni"})
-"""Extensions whose instructions can be computed with others, by `pipeline.targets.ort.as_cpu`."""
+EMULATED = frozenset({"avx_vnni"})
+"""Extensions whose instructions others can stand in for, by `pipeline.targets.ort.as_cpu`."""
+
+
+class Purpose(StrEnum):
+    """What a process that is restricted to a class is to find out.
+
+    It decides what becomes of instructions of `EMULATED` that the CPU lacks. For BOTH, none may be
+    lacking. For ANSWERS, others compute the same, in several times as long. For TIMES, one that
+    takes as long stands in for each, and what the process computes is worth nothing.
+    """
+
+    BOTH = "answers and times"
+    ANSWERS = "answers"
+    TIMES = "times"
 
 
 @dataclass(frozen=True)
@@ -88,19 +102,19 @@ class CpuClass:
         """The extensions that a process restricted to it must not see."""
         return frozenset(FEATURES) - self.needs - self.keeps
 
-    def computed(self, instructions: Collection[str]) -> frozenset[str]:
-        """The extensions that a CPU lacks, and whose instructions can be computed with others."""
-        return (self.needs & COMPUTED) - set(instructions)
+    def emulated(self, instructions: Collection[str]) -> frozenset[str]:
+        """The extensions that a CPU lacks, and whose instructions others can stand in for."""
+        return (self.needs & EMULATED) - set(instructions)
 
-    def why_not(self, instructions: Collection[str], *, answers: bool = False) -> str | None:
+    def why_not(self, instructions: Collection[str], purpose: Purpose = Purpose.BOTH) -> str | None:
         """Why a CPU cannot stand for the class; None if it can.
 
         Args:
             instructions: Extensions of the CPU, as Linux names them.
-            answers: For answers alone, not for times.
+            purpose: What is to be found out.
         """
-        computed = self.computed(instructions) if answers else frozenset()
-        lacking = sorted(self.needs - set(instructions) - computed)
+        emulated = frozenset() if purpose is Purpose.BOTH else self.emulated(instructions)
+        lacking = sorted(self.needs - set(instructions) - emulated)
         if not lacking:
             return None
         return f"this CPU has no {', '.join(lacking)}, which {self.title} needs"
@@ -152,27 +166,42 @@ def class_of(instructions: Collection[str]) -> CpuClass | None:
     return next(able, None)
 
 
-_entered: list[CpuClass] = []
-_computed: set[str] = set()
+@dataclass(frozen=True)
+class Restriction:
+    """What a process sees of the CPU.
 
-
-def restrict(cls: CpuClass, computed: Collection[str] = ()) -> None:
-    """Note that this process sees a CPU of that class from now on.
-
-    Args:
-        cls: The class.
-        computed: Its extensions whose instructions are computed with others.
+    Attributes:
+        cls: The class that it is restricted to.
+        emulated: Extensions that it is told of, and whose instructions others stand in for.
+        purpose: What they stand in for; it says nothing where there are none.
     """
-    _entered[:] = [cls]
-    _computed.clear()
-    _computed.update(computed)
+
+    cls: CpuClass
+    emulated: frozenset[str] = frozenset()
+    purpose: Purpose = Purpose.BOTH
+
+
+_entered: list[Restriction] = []
+
+
+def restrict(
+    cls: CpuClass, emulated: Collection[str] = (), purpose: Purpose = Purpose.BOTH
+) -> None:
+    """Note that this process sees a CPU of that class from now on: see `Restriction`."""
+    _entered[:] = [Restriction(cls, frozenset(emulated), purpose)]
 
 
 def restriction() -> CpuClass | None:
     """The class that this process is restricted to; None if it sees the CPU as it is."""
-    return _entered[0] if _entered else None
+    return _entered[0].cls if _entered else None
 
 
-def computed() -> frozenset[str]:
-    """The extensions whose instructions are computed with others in this process."""
-    return frozenset(_computed)
+def emulated(purpose: Purpose | None = None) -> frozenset[str]:
+    """The extensions whose instructions others stand in for in this process.
+
+    Args:
+        purpose: Only if that is what they stand in for; None for either.
+    """
+    if not _entered or (purpose is not None and _entered[0].purpose is not purpose):
+        return frozenset()
+    return _entered[0].emulated

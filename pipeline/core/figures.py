@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import cpu_classes
+from pipeline.core.cpu_classes import Purpose
 from pipeline.core.plain import Plain
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -37,18 +38,23 @@ class State(StrEnum):
     """How a figure came about.
 
     RESTRICTED is measured by the real runtime that sees a lesser CPU than there is: the figure
-    holds for that class of CPUs, and is never mixed with those of the CPU as it is.
+    holds for that class of CPUs, and is never mixed with those of the CPU as it is. ESTIMATED is a
+    time of that runtime where the CPU lacks instructions of the class, and others that take as long
+    ran in their place.
     """
 
     MEASURED = "measured"
     RESTRICTED = "measured here, restricted"
     EMULATED = "emulated"
+    ESTIMATED = "estimated"
     NOT_MEASURED = "not measured"
 
 
 def measured_here() -> State:
     """The state of what this process measures."""
-    if cpu_classes.computed():
+    if cpu_classes.emulated(Purpose.TIMES):
+        return State.ESTIMATED
+    if cpu_classes.emulated():
         return State.EMULATED
     return State.MEASURED if cpu_classes.restriction() is None else State.RESTRICTED
 

@@ -77,8 +77,9 @@ def cpu_as_seen() -> str:
     restriction = cpu_classes.restriction()
     if restriction is None:
         return cpu_name()
-    if computed := cpu_classes.computed():
-        return f"{cpu_name()} as {restriction.title}, emulating {', '.join(sorted(computed))}"
+    if emulated := ", ".join(sorted(cpu_classes.emulated())):
+        how = "imitating" if cpu_classes.emulated(cpu_classes.Purpose.TIMES) else "emulating"
+        return f"{cpu_name()} as {restriction.title}, {how} {emulated}"
     return f"{cpu_name()}, restricted to {restriction.title}"
 
 
@@ -97,7 +98,7 @@ def visible_instructions() -> tuple[str, ...]:
     """Those of `instructions` that a runtime sees in this process."""
     restriction = cpu_classes.restriction()
     hidden = restriction.hidden if restriction else frozenset()
-    return tuple(sorted((set(instructions()) - hidden) | cpu_classes.computed()))
+    return tuple(sorted((set(instructions()) - hidden) | cpu_classes.emulated()))
 
 
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})

@@ -58,9 +58,12 @@ def line(run: Run, part: Part[ClassFacts]) -> str:
     words = [f"{precision} {_words(one, mark)}" for precision, one in facts.artifacts.items()]
     why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
     use = f"use {chosen.precision}" if chosen.precision else "none"
+    state = str(facts.state)
     if facts.untimed:
         use = f"which to use there is not known, since nothing was timed: {facts.untimed}"
-    return f"{name}, {facts.state}: {', '.join(words)}; {use}{why}"
+    elif facts.lacks:
+        state = f"{state} and times {facts.time_state}, since {facts.lacks}"
+    return f"{name}, {state}: {', '.join(words)}; {use}{why}"
 
 
 def _outdated(run: Run, part: Part[ClassFacts]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.core import cpu_classes, machine, timing
 from pipeline.core.answers import Answers, Drawing
+from pipeline.core.cpu_classes import Purpose
 from pipeline.core.network import Logits, in_batches
 from pipeline.core.plain import Plain, read_json
 from pipeline.core.runner import Runner
@@ -39,8 +40,8 @@ class Job(Plain):
         samples: Folder of the validation images.
         batch: Images at a time when accuracy is judged.
         threads: CPU threads; None for all that are granted.
-        protocol: How to measure latency; None to judge answers alone, of which the CPU's lacking
-            instructions may be emulated.
+        protocol: How to measure latency.
+        purpose: What is to be found out: answers over all samples, times, or both.
     """
 
     cpu_class: str
@@ -49,7 +50,8 @@ class Job(Plain):
     samples: str
     batch: int
     threads: int | None
-    protocol: timing.Protocol | None
+    protocol: timing.Protocol
+    purpose: Purpose = Purpose.BOTH
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Figures(Plain):
     Attributes:
         devices: What ran each precision.
         busy: CPUs that others kept busy before or meanwhile.
-        samples_ms: By precision, every timed call of one interleaved run at batch 1.
-        answers: By precision, whether timed calls answered as they had for all images.
+        samples_ms: By precision, every timed call of one interleaved run at batch 1; none where
+            answers alone were wanted.
+        answers: By precision, whether timed calls answered as they had for all images; none where
+            not both were wanted.
     """
 
     devices: Mapping[str, str]
@@ -70,13 +74,13 @@ class Figures(Plain):
 
 
 def work(job: Job, folder: Path) -> None:
-    """Enter the class, run every artifact over the samples, then time them in turns.
+    """Enter the class, run every artifact over the samples, then time them in turns, as asked.
 
     Raises:
         UnavailableError: The class cannot be entered here.
     """
     target = TARGETS[job.target]
-    target.restrict(cpu_classes.named(job.cpu_class), answers=job.protocol is None)
+    target.restrict(cpu_classes.named(job.cpu_class), job.purpose)
     samples = Artifact.read(Path(job.samples))
     with ExitStack() as stack:
         runners = {
@@ -85,22 +89,27 @@ def work(job: Job, folder: Path) -> None:
             )
             for precision, place in job.artifacts.items()
         }
-        for precision, runner in runners.items():
-            np.save(folder / f"{precision}.npy", _logits(runner, samples, job.batch))
-        if job.protocol is None:
+        judged: dict[str, Logits] = {}
+        if job.purpose is not Purpose.TIMES:
+            for precision, runner in runners.items():
+                judged[precision] = _logits(runner, samples, job.batch)
+                np.save(folder / f"{precision}.npy", judged[precision])
+        if job.purpose is Purpose.ANSWERS:
             figures = Figures({precision: runner.device for precision, runner in runners.items()})
         else:
-            figures = _timed(runners, samples, job.protocol, folder)
+            figures = _timed(runners, samples, job.protocol, judged)
     (folder / FIGURES).write_text(json.dumps(figures.to_dict()))
 
 
 def _timed(
-    runners: Mapping[str, Runner], samples: Artifact, protocol: timing.Protocol, folder: Path
+    runners: Mapping[str, Runner],
+    samples: Artifact,
+    protocol: timing.Protocol,
+    judged: Mapping[str, Logits],
 ) -> Figures:
-    """Time runners in turns, on distinct images; their logits of all lie in the folder."""
+    """Time runners in turns, on distinct images, whose answers are held against those judged."""
     busy, watch = machine.load(), machine.Watch()
     size = max(runner.smallest for runner in runners.values())
-    judged: dict[str, Logits | str] = {name: np.load(folder / f"{name}.npy") for name in runners}
     drawn = draw(samples, judged)
     drawings = {name: Drawing() for name in runners}
 
@@ -112,7 +121,7 @@ def _timed(
         devices={precision: runner.device for precision, runner in runners.items()},
         busy=max(busy, watch.others()),
         samples_ms={name: by[timing.ENGINE].samples for name, by in timed.items()},
-        answers={name: drawn.compare(name, size, drawings[name]) for name in runners},
+        answers={name: drawn.compare(name, size, drawings[name]) for name in judged},
     )
 
 

@@ -2,7 +2,8 @@
 
 A machine that builds is seldom the one that runs: kernels, and with 8 bits even answers, depend on
 what a CPU can do. The real runtime runs in a process that sees a lesser CPU. Where this CPU lacks
-instructions of the class that can be emulated, answers are judged alone.
+instructions of the class, two processes stand in for them if that can be done: one for answers,
+which are emulated then, and one for times, which are estimated.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core import cpu_classes, figures, timing
-from pipeline.core.errors import UnavailableError
+from pipeline.core.cpu_classes import Purpose
+from pipeline.core.errors import PipelineError, UnavailableError
 from pipeline.core.figures import Latency, Number, State, ratio
+from pipeline.core.files import file_hash
 from pipeline.core.machine import granted
 from pipeline.core.plain import read_json
 from pipeline.stages.context import RunContext
@@ -25,10 +29,12 @@ from pipeline.stages.images import read_labels
 from pipeline.stages.metrics import metrics_inputs
 from pipeline.stages.names import LOGITS
 from pipeline.stages.own_process import run_worker
-from pipeline.stages.target_step import TargetStep
+from pipeline.stages.target_step import TargetStep, code_beside
 from pipeline.stages.validate import batch_inputs, judge, measured
 from pipeline.steps.facts.cpu_class import ClassFacts, OnClass
+from pipeline.steps.keys import PROJECT
 from pipeline.steps.step import LACKS, MACHINE
+from pipeline.targets.base import LOOKING, RESTRICTING
 from pipeline.targets.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -75,6 +81,13 @@ class ClassStep(TargetStep):
         """The step's own, and those of the process that it starts."""
         return [*super().modules(), WORKER]
 
+    def code(self) -> dict[str, str]:
+        """See `Step.code`: with what lets the runtime see another CPU, be it in C."""
+        aside = LOOKING - RESTRICTING
+        found = code_beside(self.context, self.runtime, self.modules(), aside)
+        files = self.runtime.restricting()
+        return found | {str(file.relative_to(PROJECT)): file_hash(file) for file in files}
+
     def inputs(self) -> Mapping[str, Any]:
         """The protocol, the machine, and what it lacks."""
         return {
@@ -91,17 +104,16 @@ class ClassStep(TargetStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run the artifacts in a process that sees the class."""
-        untimed = self._lacks()
-        why = self.runtime.why_not_as(self.cls, answers=True) or self._not_here()
+        why = self.runtime.why_not_as(self.cls, Purpose.ANSWERS) or self._not_here()
         if why is None:
             try:
-                return {**self._measure(untimed or "").to_facts(), "measured_on": self.machine()}
+                return {**self._measure().to_facts(), "measured_on": self.machine()}
             except UnavailableError as error:
                 why = str(error)
         return self._facts(why_not=why).to_facts()
 
     def _lacks(self) -> str | None:
-        """Why nothing is timed here; None if it is."""
+        """Why not both answers and times can be measured here; None if they can."""
         return self.runtime.why_not_as(self.cls)
 
     def _not_here(self) -> str | None:
@@ -113,30 +125,38 @@ class ClassStep(TargetStep):
         cls = self.cls
         return ClassFacts(self.runtime.name, cls.name, cls.title, cls.examples, **more)
 
-    def _measure(self, untimed: str) -> ClassFacts:
+    def _measure(self) -> ClassFacts:
         self.context.progress(0, None, f"{self.runtime.title} as on {self.cls.title}")
+        lacks, untimed = self._lacks() or "", ""
         with tempfile.TemporaryDirectory(prefix="cpu-class-") as name:
             folder = Path(name)
-            found = self._run(folder, timed=not untimed)
+            answered = self._run(folder, Purpose.ANSWERS if lacks else Purpose.BOTH)
             logits = {step.precision: self._read(folder, step.precision) for step in self.builds}
+            timed = answered
+            if lacks:
+                try:
+                    timed = self._run(folder, Purpose.TIMES)
+                except PipelineError as error:
+                    untimed = str(error)
+        facts = self._facts(
+            lacks=lacks,
+            untimed=untimed,
+            busy=timed.busy,
+            cpus=granted(),
+            samples_ms=timed.samples_ms,
+            answers=timed.answers,
+        )
         artifacts = {
-            precision: self._judged(precision, logits[precision], found, untimed)
+            precision: self._judged(precision, logits[precision], answered, timed, facts)
             for precision in logits
         }
-        return self._facts(
-            untimed=untimed,
-            artifacts=artifacts,
-            busy=found.busy,
-            cpus=granted(),
-            samples_ms=found.samples_ms,
-            answers=found.answers,
-        )
+        return replace(facts, artifacts=artifacts)
 
     def _read(self, folder: Path, precision: str) -> Logits:
         logits: Logits = np.load(folder / f"{precision}.npy")
         return logits
 
-    def _run(self, folder: Path, *, timed: bool) -> Figures:
+    def _run(self, folder: Path, purpose: Purpose) -> Figures:
         from pipeline.stages.class_worker import FIGURES, Figures, Job
 
         settings = self.context.config.bench
@@ -147,29 +167,33 @@ class ClassStep(TargetStep):
             samples=str(self.samples.folder.resolve()),
             batch=self.context.config.validation.batch,
             threads=settings.threads,
-            protocol=timing.Protocol.of(settings) if timed else None,
+            protocol=timing.Protocol.of(settings),
+            purpose=purpose,
         )
         (folder / "job.json").write_text(json.dumps(job.to_dict()))
         run_worker(WORKER, str(folder / "job.json"), str(folder))
         return Figures.from_dict(read_json(folder / FIGURES), FIGURES)
 
-    def _judged(self, precision: str, logits: Logits, found: Figures, untimed: str) -> OnClass:
-        state = State.EMULATED if untimed else State.RESTRICTED
+    def _judged(
+        self, precision: str, logits: Logits, answered: Figures, timed: Figures, facts: ClassFacts
+    ) -> OnClass:
+        """What one artifact did, by the processes that answered and that were timed."""
         reference = np.load(self.reference.artifact().path(LOGITS))
-        labels, device = read_labels(self.samples.artifact()), found.devices[precision]
-        accuracy = judge(logits, reference, labels, state, device, "")
+        labels, device = read_labels(self.samples.artifact()), answered.devices[precision]
+        accuracy = judge(logits, reference, labels, facts.state, device, "")
         accuracy = measured(self, accuracy, logits, labels)
-        same = self._same(precision, logits, state, device)
-        if untimed:
-            return OnClass(accuracy, same, Number.not_measured(untimed, unit="ms"))
-        first = next(iter(found.samples_ms))
-        times = found.samples_ms[precision]
+        same = self._same(precision, logits, facts.state, device)
+        if facts.untimed:
+            return OnClass(accuracy, same, Number.not_measured(facts.untimed, unit="ms"))
+        first = next(iter(timed.samples_ms))
+        times = timed.samples_ms[precision]
         summary = Latency(times).summary()
         latency = Number(
             summary.p50,
-            state,
+            facts.time_state,
             unit="ms",
-            by=device,
+            by=timed.devices[precision],
+            why=facts.lacks,
             samples=summary.samples,
             interval=summary.p50_interval,
         )
@@ -177,7 +201,7 @@ class ClassStep(TargetStep):
             accuracy,
             same,
             latency,
-            None if precision == first else ratio(times, found.samples_ms[first]),
+            None if precision == first else ratio(times, timed.samples_ms[first]),
         )
 
     def _same(self, precision: str, logits: Logits, state: State, device: str) -> Number:

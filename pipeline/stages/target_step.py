@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core import machine
@@ -13,16 +13,22 @@ if TYPE_CHECKING:
     from pipeline.targets.base import Target
 
 
-def code_beside(context: RunContext, runtime: Target, modules: Sequence[str]) -> dict[str, str]:
+def code_beside(
+    context: RunContext,
+    runtime: Target,
+    modules: Sequence[str],
+    aside: Collection[str] = LOOKING,
+) -> dict[str, str]:
     """Hashes of modules of a step, but for the target's forms and what only looks at artifacts.
 
     Args:
         context: The run's.
         runtime: The target, whose module is among the modules.
         modules: Full names.
+        aside: Methods of the target that only look.
     """
     forms = {type(form).__module__ for form in runtime.forms}
-    return context.code.hashes(modules, registered=forms, aside=LOOKING)
+    return context.code.hashes(modules, registered=forms, aside=aside)
 
 
 class TargetStep(StageStep):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.cpu_classes import CpuClass
+from pipeline.core.cpu_classes import CpuClass, Purpose
 from pipeline.core.errors import InputError, UnavailableError
 from pipeline.core.figures import Number
 from pipeline.core.network import Logits, Network
@@ -35,9 +35,12 @@ MODULE = "module"
 """Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
 
 
-LOOKING = frozenset(
+RESTRICTING = frozenset({"restrict", "why_not_as", "restricting"})
+"""Methods of a target that let its runtime see another CPU."""
+
+LOOKING = RESTRICTING | frozenset(
     {"requirements", "inspect", "profile", "diff", "fitness", "measure_on", "read_measurements"}
-    | {"restrict", "why_not_as", "refusal", "refused_alike"}
+    | {"refusal", "refused_alike"}
 )
 """Methods of a target that only look, at an artifact or at the machine. What the module of a target
 imports inside of them, and nowhere else, makes none of its artifacts out of date."""
@@ -421,26 +424,31 @@ class Target(ABC):
         """What speaks against the answers of an artifact on this machine; "" if nothing does."""
         return ""
 
-    def why_not_as(self, cls: CpuClass, *, answers: bool = False) -> str | None:
+    def why_not_as(self, cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> str | None:
         """What is missing here to run as on a CPU of a class; None if nothing is.
 
         Args:
             cls: The class.
-            answers: For answers alone: instructions that the CPU lacks may be emulated.
+            purpose: What is to be found out: that decides what may stand in for instructions that
+                the CPU lacks.
         """
         return f"{self.title} does not run as on another CPU"
 
-    def restrict(self, cls: CpuClass, *, answers: bool = False) -> None:
+    def restrict(self, cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
         """Let the runtime see a CPU of a class only, in this process and for good.
 
         Args:
             cls: The class.
-            answers: See `why_not_as`.
+            purpose: See `why_not_as`.
 
         Raises:
             UnavailableError: That cannot be done here; the message says what is missing.
         """
         raise UnavailableError(f"as {cls.name} not measured: {self.why_not_as(cls)}")
+
+    def restricting(self) -> tuple[Path, ...]:
+        """Files beside Python's modules that decide what a restricted process measures."""
+        return ()
 
     def measure_on(
         self, device: str, artifacts: Mapping[str, Artifact], job: DeviceJob

@@ -132,13 +132,23 @@ def test_bfloat16_is_asked_for_only_where_the_cpu_has_it(
 
 
 def test_a_class_that_this_cpu_cannot_play_is_exit_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
-    def enter(cls: Any) -> None:
-        raise UnavailableError(f"as {cls.name} not measured: this CPU has no avx_vnni")
+    def enter(cls: Any, purpose: cpu_classes.Purpose) -> None:
+        raise UnavailableError(f"as {cls.name} not measured: no {purpose} of avx_vnni")
 
     monkeypatch.setattr(cpu_latency, "enter", enter)
     result = CliRunner().invoke(main, ["--as-cpu", "avx2-vnni"])
     assert result.exit_code == 4
-    assert "as avx2-vnni not measured: this CPU has no avx_vnni" in result.output
+    assert "as avx2-vnni not measured: no times of avx_vnni" in result.output
+
+
+def test_a_table_says_whether_its_times_are_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma"))
+    monkeypatch.setattr(cpu_classes, "_entered", [])
+    assert cpu_latency.kernels() == "AVX2"
+    for emulated, words in ((["avx_vnni"], " (estimated: avx_vnni is imitated)"), ([], "")):
+        cls = cpu_classes.named("avx2-vnni" if emulated else "avx2")
+        cpu_classes.restrict(cls, emulated, cpu_classes.Purpose.TIMES)
+        assert cpu_latency.kernels() == cls.title + words
 
 
 def test_without_a_baseline_there_is_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:

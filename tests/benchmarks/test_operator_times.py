@@ -129,7 +129,7 @@ def test_tables_of_a_class_have_a_place_of_their_own(
 def test_a_class_that_this_cpu_cannot_play_is_exit_code_4(monkeypatch: pytest.MonkeyPatch) -> None:
     import cpu_latency
 
-    def enter(asked: object) -> None:
+    def enter(asked: object, purpose: object) -> None:
         raise UnavailableError("as avx512 not measured: this CPU has no avx512f")
 
     monkeypatch.setattr(cpu_latency, "enter", enter)

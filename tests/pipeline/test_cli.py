@@ -26,7 +26,7 @@ from pipeline.cli import main
 from pipeline.commands import bench as commands_bench
 from pipeline.core import machine
 from pipeline.core.answers import Answers
-from pipeline.core.cpu_classes import CpuClass
+from pipeline.core.cpu_classes import CpuClass, Purpose
 from pipeline.core.garbage import GARBAGE
 from pipeline.report.model import Run
 from pipeline.steps.artifact import MANIFEST, Artifact
@@ -456,13 +456,13 @@ def test_a_class_that_this_machine_cannot_play_is_exit_code_4(
 ) -> None:
     from pipeline.targets.ort import as_cpu
 
-    def why_not(cls: CpuClass, answers: bool) -> str:
-        return f"needs a compiler for {'answers' if answers else 'times'} of {cls.title}"
+    def why_not(cls: CpuClass, purpose: Purpose) -> str:
+        return f"needs a compiler for {purpose} of {cls.title}"
 
     monkeypatch.setattr(as_cpu, "why_not", why_not)
     result = invoke(command, "--target", "ort", "--config", str(config), "--as-cpu", "avx2-vnni")
     assert result.exit_code == 4
-    what = "answers" if command == "validate" else "times"
+    what = "answers" if command == "validate" else "answers and times"
     told = f"as avx2-vnni not measured: needs a compiler for {what} of AVX2 + VNNI"
     assert told in result.output
 

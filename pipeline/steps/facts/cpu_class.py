@@ -40,7 +40,9 @@ class ClassFacts(Facts):
         title: The class for people.
         examples: CPUs that belong to it.
         why_not: Why nothing was measured; "" if it was.
-        untimed: Why answers were emulated and nothing was timed; "" if both were measured.
+        lacks: What this CPU lacks of the class, so that answers were emulated and times estimated;
+            "" if both were measured.
+        untimed: Why times were not even estimated; "" if they were.
         artifacts: By precision, in the order of the configuration.
         busy: CPUs that others kept busy before latency was measured, or meanwhile.
         cpus: CPUs that the measurement could use.
@@ -53,6 +55,7 @@ class ClassFacts(Facts):
     title: str
     examples: str
     why_not: str = ""
+    lacks: str = ""
     untimed: str = ""
     artifacts: Mapping[str, OnClass] = field(default_factory=dict)
     busy: float = 0.0
@@ -62,8 +65,15 @@ class ClassFacts(Facts):
 
     @property
     def state(self) -> State:
-        """How the figures came about."""
-        return State.EMULATED if self.untimed else State.RESTRICTED
+        """How answers came about."""
+        return State.EMULATED if self.lacks else State.RESTRICTED
+
+    @property
+    def time_state(self) -> State:
+        """How times came about."""
+        if self.untimed:
+            return State.NOT_MEASURED
+        return State.ESTIMATED if self.lacks else State.RESTRICTED
 
     @property
     def problem(self) -> str:

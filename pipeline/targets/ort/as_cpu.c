@@ -1,5 +1,5 @@
 /* Answers CPUID with some features hidden, so that a runtime takes the kernels of a lesser CPU.
-   AVX-VNNI may be claimed by a CPU that has none: avx_vnni.c computes its instructions.
+   AVX-VNNI may be claimed by a CPU that has none: avx_vnni.c stands in for its instructions.
 
    Two ways lead here. Where the kernel lets a process ask for it (arch_prctl, ARCH_SET_CPUID), every
    CPUID instruction of the process faults. Elsewhere the runtime's own CPUID instructions were
@@ -26,7 +26,7 @@ struct rule {
 };
 
 static struct rule rules[MOST_RULES];
-static int rule_count, faulting, computing;
+static int rule_count, faulting, emulating;
 static struct sigaction before_ill, before_segv;
 
 static void look_up(uint32_t leaf, uint32_t subleaf, uint32_t found[4]) {
@@ -48,7 +48,7 @@ static void answer(int number, siginfo_t *info, void *context) {
   int ours = !nowhere && (number == SIGILL ? code[0] == 0x06 && code[1] == 0x06
                                            : code[0] == 0x0f && code[1] == 0xa2);
   if (!ours) {
-    if (computing && number == SIGILL && avx_vnni_compute(context)) return;
+    if (emulating && number == SIGILL && avx_vnni_handle(context)) return;
     sigaction(number, number == SIGILL ? &before_ill : &before_segv, 0);
     /* The instruction runs again, and meets the handler before this one; a signal that somebody
        sent has none. */
@@ -71,13 +71,13 @@ int as_cpu_can_fault(void) {
   return 1;
 }
 
-/* Change bits from now on, and compute AVX-VNNI if asked to; returns 0, or why it cannot, as
-   errno. */
-int as_cpu_start(const struct rule *asked, int count, int by_fault, int computes) {
+/* Change bits from now on; where `way` is not 0, stand in for AVX-VNNI in that way. Returns 0, or
+   why it cannot, as errno. */
+int as_cpu_start(const struct rule *asked, int count, int by_fault, int way) {
   struct sigaction action;
   if (count > MOST_RULES) return E2BIG;
-  if (computes && !avx_vnni_start()) return ENOTSUP;
-  computing = computes;
+  if (way && !avx_vnni_start(way)) return ENOTSUP;
+  emulating = way;
   memcpy(rules, asked, count * sizeof *rules);
   rule_count = count;
   memset(&action, 0, sizeof action);

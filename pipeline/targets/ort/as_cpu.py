@@ -4,11 +4,11 @@
     session = start(model, settings, threads)  # takes the kernels of a CPU with AVX2 alone
 
 The real kernels run, not an emulation: only what the CPU says of itself is changed. For answers
-alone a CPU may even claim AVX-VNNI that it lacks: `avx_vnni.c` computes the instructions. Where the
-kernel lets a process's CPUID fault (Intel, most machines that are not virtual), each such fault is
-answered by `as_cpu.c`. Elsewhere copies of the runtimes are made, in which an illegal instruction
-of the same length stands in the place of CPUID. Helper and copies are made at the first use and
-kept in the user's cache.
+alone, or for times alone, a CPU may even claim AVX-VNNI that it lacks: `avx_vnni.c` computes the
+instructions, or puts one that takes as long in the place of each. Where the kernel lets a process's
+CPUID fault (Intel, most machines that are not virtual), each such fault is answered by `as_cpu.c`.
+Elsewhere copies of the runtimes are made, in which an illegal instruction of the same length stands
+in the place of CPUID. Helper and copies are made at the first use and kept in the user's cache.
 
 PyTorch is not copied; it has settings of its own for the same purpose. A process cannot leave a
 class again: what compares classes starts a process for each.
@@ -35,7 +35,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.core import cpu_classes
-from pipeline.core.cpu_classes import FEATURES, CpuClass
+from pipeline.core.cpu_classes import FEATURES, CpuClass, Purpose
 from pipeline.core.errors import UnavailableError, UnforeseenError
 from pipeline.core.machine import instructions
 
@@ -55,6 +55,9 @@ _PLAIN_4, _SIGNED_4, _FROM_TABLE = 0x03, 0x0B, 0x3B  # how addresses in GNU_EH_F
 _PADDING = bytes([0x90]) * 16
 """Instructions of a byte: where code breaks off, what follows begins with an instruction again."""
 
+_WAYS = {Purpose.ANSWERS: 1, Purpose.TIMES: 2}
+"""What `as_cpu.c` makes of instructions that are missing, by its numbers: COMPUTE and REPLACE."""
+
 _TORCH: Mapping[str, Mapping[str, str]] = {
     "avx512-vnni": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
@@ -64,16 +67,17 @@ _TORCH: Mapping[str, Mapping[str, str]] = {
 """PyTorch's own settings for each class, and those of oneDNN in it."""
 
 
-def why_not(cls: CpuClass, *, answers: bool = False) -> str | None:
+def why_not(cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> str | None:
     """What is missing here to see a CPU of that class; None if nothing is.
 
     Args:
         cls: The class.
-        answers: For answers alone: instructions of `cpu_classes.COMPUTED` may be missing.
+        purpose: What is to be found out: instructions of `cpu_classes.EMULATED` may be missing
+            where that is not both.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"needs Linux on x86-64, not {platform.system()} on {platform.machine()}"
-    lacking = cls.why_not(instructions(), answers=answers)
+    lacking = cls.why_not(instructions(), purpose)
     if lacking is not None:
         return lacking
     if _compiler() is None:
@@ -83,18 +87,18 @@ def why_not(cls: CpuClass, *, answers: bool = False) -> str | None:
     return None
 
 
-def enter(cls: CpuClass, *, answers: bool = False) -> None:
+def enter(cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
     """Restrict this process to a class, for good.
 
     Args:
         cls: The class.
-        answers: See `why_not`.
+        purpose: See `why_not`.
 
     Raises:
         UnavailableError: Something is missing; the message says what.
         UnforeseenError: A runtime is loaded already, and has seen the CPU.
     """
-    reason = why_not(cls, answers=answers)
+    reason = why_not(cls, purpose)
     if reason is not None:
         raise UnavailableError(f"as {cls.name} not measured: {reason}")
     loaded = [name for name in PACKAGES if name in sys.modules]
@@ -103,14 +107,15 @@ def enter(cls: CpuClass, *, answers: bool = False) -> None:
     helper = _helper()
     if not _can_fault():
         sys.path.insert(0, str(_copies()))
-    computed = cls.computed(instructions())
-    rules = _rules(cls, computed)
-    failure = helper.as_cpu_start(rules, len(rules), int(_can_fault()), int(bool(computed)))
-    if failure or (wrong := seen(helper, cls.hidden) | (computed - seen(helper, computed))):
+    emulated = cls.emulated(instructions())
+    rules = _rules(cls, emulated)
+    way = _WAYS[purpose] if emulated else 0
+    failure = helper.as_cpu_start(rules, len(rules), int(_can_fault()), way)
+    if failure or (wrong := seen(helper, cls.hidden) | (emulated - seen(helper, emulated))):
         why = os.strerror(failure) if failure else f"{', '.join(sorted(wrong))} is told wrongly"
         raise UnavailableError(f"as {cls.name} not measured: {why}")
     os.environ.update(_TORCH[cls.name])
-    cpu_classes.restrict(cls, computed)
+    cpu_classes.restrict(cls, emulated, purpose)
 
 
 def seen(helper: ctypes.CDLL, names: Iterable[str]) -> set[str]:
@@ -136,10 +141,10 @@ class _Rule(ctypes.Structure):
     )
 
 
-def _rules(cls: CpuClass, computed: Iterable[str] = ()) -> ctypes.Array[_Rule]:
+def _rules(cls: CpuClass, emulated: Iterable[str] = ()) -> ctypes.Array[_Rule]:
     changes = [(FEATURES[name], "clear") for name in cls.hidden]
     # Register a of leaf 7, subleaf 0, is the last subleaf: without 1 nobody asks for 1.
-    changes += [(bit, "set") for name in computed for bit in (FEATURES[name], (7, 0, "a", 0))]
+    changes += [(bit, "set") for name in emulated for bit in (FEATURES[name], (7, 0, "a", 0))]
     rules: dict[tuple[int, int], _Rule] = {}
     for (leaf, subleaf, register, bit), change in changes:
         rule = rules.setdefault((leaf, subleaf), _Rule(leaf, subleaf))

@@ -1,10 +1,16 @@
-/* Computes the instructions of AVX-VNNI on a CPU that has none of them.
+/* Computes the instructions of AVX-VNNI on a CPU that has none of them, or imitates their pace.
 
    A runtime that is told of AVX-VNNI takes kernels with VPDPBUSD, VPDPBUSDS, VPDPWSSD and VPDPWSSDS
    in their VEX form. Each of them is an illegal instruction here, and is computed in the handler of
    its signal. That alone would take seconds for an image; so, where code can be written to, five
    bytes of an instruction (it has no fewer) become a jump to a stub when it is met first: a piece of
    code that does the same with instructions of AVX2, and jumps back.
+
+   Where only time counts, each becomes VPMADDUBSW, which is written the same way but for one byte:
+   one instruction of the multipliers, two of which can begin in each cycle, as of VPDPBUSD on the
+   CPUs that have it (measured for both by uops.info; latencies of 3 to 5 cycles). It does not wait
+   for the sum before it, which matters where one sum alone is added to; kernels of matrix products
+   have several.
 
    What they compute, and how they are written: Intel's Software Developer's Manual, volume 2,
    VPDPBUSD and those after it, and chapter 2. */
@@ -25,6 +31,8 @@
 #define STUBS_AT_ONCE (1 << 16)
 #define WAITING 0x07 /* POP ES, illegal as well: code that is being rewritten */
 #define JUMP 0xe9
+#define VPMADDUBSW 0x04 /* in the place of 0x50 to 0x53 */
+#define OPCODE 3
 #define JUMP_LENGTH 5
 #define STACK_POINTER 4
 
@@ -41,6 +49,7 @@ struct instruction {
 
 static const uint8_t *sites[MOST_SITES]; /* where stubs are jumped to from */
 static int site_count, lock, writes_code;
+static enum avx_vnni_way way;
 static uint8_t *stubs, *stubs_end;
 static uint32_t upper_halves; /* of registers, in what a signal saves */
 
@@ -272,13 +281,18 @@ static void synchronize(void) {
   syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0);
 }
 
+/* Makes some bytes of code writable; returns whether they are. */
+static int open_code(uint8_t *code, size_t length) {
+  uintptr_t page = sysconf(_SC_PAGESIZE), first = (uintptr_t)code & -page;
+  size_t size = ((uintptr_t)code + length - first + page - 1) & -page;
+  return writes_code && !mprotect((void *)first, size, PROT_READ | PROT_WRITE | PROT_EXEC);
+}
+
 /* Replaces an instruction by a jump to a stub; 0 where that cannot be done. Other threads may come
    along at any moment: the first byte is illegal until the others are there. */
 static int rewrite(uint8_t *code, const struct instruction *what) {
-  uintptr_t page = sysconf(_SC_PAGESIZE), first = (uintptr_t)code & -page;
-  size_t size = ((uintptr_t)code + JUMP_LENGTH - first + page - 1) & -page;
-  if (!writes_code || site_count == MOST_SITES || !has_stub(what) || !find_stubs(code) ||
-      mprotect((void *)first, size, PROT_READ | PROT_WRITE | PROT_EXEC))
+  if (site_count == MOST_SITES || !has_stub(what) || !find_stubs(code) ||
+      !open_code(code, JUMP_LENGTH))
     return 0;
   volatile uint8_t *place = code;
   uint8_t distance[JUMP_LENGTH - 1];
@@ -299,18 +313,32 @@ static int is_rewritten(const uint8_t *code) {
   return 0;
 }
 
-int avx_vnni_start(void) {
+/* Replaces an instruction by the one that imitates its pace; 0 where that cannot be done. A single
+   byte changes, so that other threads meet the one or the other. */
+static int replace(uint8_t *code) {
+  if (!open_code(code + OPCODE, 1)) return 0;
+  ((volatile uint8_t *)code)[OPCODE] = VPMADDUBSW;
+  synchronize();
+  return 1;
+}
+
+/* Whether another thread has replaced it in the meantime: that instruction is not illegal. */
+static int is_replaced(const uint8_t *code) { return code[0] == 0xc4 && code[OPCODE] == VPMADDUBSW; }
+
+int avx_vnni_start(enum avx_vnni_way asked) {
   uint32_t size, other, unused;
+  way = asked;
   if (!__builtin_cpu_supports("avx2")) return 0;
   __cpuid_count(0xd, 2, size, upper_halves, other, unused);
   writes_code =
       !syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0);
-  return 1;
+  return way == COMPUTE || writes_code;
 }
 
-int avx_vnni_compute(ucontext_t *context) {
+int avx_vnni_handle(ucontext_t *context) {
   uint8_t *code = (uint8_t *)context->uc_mcontext.gregs[REG_RIP];
   struct instruction what;
+  if (way == REPLACE) return decode(code, &what) ? replace(code) : is_replaced(code);
   while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) sched_yield();
   int known = decode(code, &what), done = known ? rewrite(code, &what) : is_rewritten(code);
   __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);

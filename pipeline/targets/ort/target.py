@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.core import machine, published
-from pipeline.core.cpu_classes import CpuClass
+from pipeline.core.cpu_classes import CpuClass, Purpose
 from pipeline.core.errors import ArtifactError, InputError, UnavailableError
 from pipeline.core.network import Images
 from pipeline.core.plain import parse_json
@@ -183,17 +183,23 @@ class OrtTarget(Target):
         certified = tuple(stated.get("certified_for", ()))
         return certificate.warning(certified, artifact.name) or ""
 
-    def why_not_as(self, cls: CpuClass, *, answers: bool = False) -> str | None:
+    def why_not_as(self, cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> str | None:
         """See `Target.why_not_as`."""
         from pipeline.targets.ort import as_cpu
 
-        return as_cpu.why_not(cls, answers=answers)
+        return as_cpu.why_not(cls, purpose)
 
-    def restrict(self, cls: CpuClass, *, answers: bool = False) -> None:
+    def restrict(self, cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
         """See `Target.restrict`."""
         from pipeline.targets.ort import as_cpu
 
-        as_cpu.enter(cls, answers=answers)
+        as_cpu.enter(cls, purpose)
+
+    def restricting(self) -> tuple[Path, ...]:
+        """See `Target.restricting`."""
+        from pipeline.targets.ort import as_cpu
+
+        return as_cpu.SOURCES
 
     def diff(
         self,

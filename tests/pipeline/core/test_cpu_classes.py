@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.core import cpu_classes
-from pipeline.core.cpu_classes import CLASSES, FEATURES, class_of, named
+from pipeline.core.cpu_classes import CLASSES, FEATURES, Purpose, class_of, named
 from pipeline.core.errors import InputError
 
 SERVER = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni"}
@@ -38,16 +38,18 @@ def test_what_a_cpu_lacks_for_a_class_is_named() -> None:
     assert reason == "this CPU has no avx_vnni, which AVX2 + VNNI needs"
 
 
-def test_for_answers_alone_vnni_of_avx2_is_computed() -> None:
+@pytest.mark.parametrize("purpose", [Purpose.ANSWERS, Purpose.TIMES])
+def test_for_answers_or_times_alone_others_stand_in_for_vnni_of_avx2(purpose: Purpose) -> None:
     cls = CLASSES["avx2-vnni"]
-    assert cls.computed(SERVER) == frozenset()
-    assert cls.computed(SERVER - {"avx_vnni"}) == {"avx_vnni"}
-    assert cls.why_not(SERVER - {"avx_vnni"}, answers=True) is None
-    reason = cls.why_not(SERVER - {"avx_vnni", "fma"}, answers=True)
+    assert cls.emulated(SERVER) == frozenset()
+    assert cls.emulated(SERVER - {"avx_vnni"}) == {"avx_vnni"}
+    assert cls.why_not(SERVER - {"avx_vnni"}, purpose) is None
+    assert cls.why_not(SERVER - {"avx_vnni"}, Purpose.BOTH) is not None
+    reason = cls.why_not(SERVER - {"avx_vnni", "fma"}, purpose)
     assert reason == "this CPU has no fma, which AVX2 + VNNI needs"
     other = CLASSES["avx512-vnni"]
-    assert other.computed(set()) == frozenset()
-    assert other.why_not(SERVER - {"avx512_vnni"}, answers=True) is not None
+    assert other.emulated(set()) == frozenset()
+    assert other.why_not(SERVER - {"avx512_vnni"}, purpose) is not None
 
 
 def test_a_class_hides_all_that_is_beyond_it() -> None:

@@ -54,6 +54,18 @@ def test_a_line_says_accuracy_agreement_ratio_and_choice(run: Run) -> None:
     )
 
 
+def test_a_line_of_estimated_times_says_so_and_chooses(run: Run) -> None:
+    found = with_class(run)
+    (part,) = found.cpu_classes
+    facts = replace(part.facts, lacks="this CPU has no avx_vnni")
+    (line,) = cpu_classes.lines(replace(found, cpu_classes=(replace(part, facts=facts),)))
+    assert line.startswith(
+        "ort on AVX2 (Intel i9-9900), emulated and times estimated, since this CPU has no "
+        "avx_vnni: fp32 top-1 92.73 %, agreement 99.00 %, same class as here 100.00 %, 2.00 ms, "
+    )
+    assert line.endswith(" 1.30 ms (ratio 0.65, 95 %: 0.60 to 0.70); use int8")
+
+
 def test_a_line_of_emulated_answers_chooses_nothing(run: Run) -> None:
     timed = with_class(run)
     (part,) = timed.cpu_classes
@@ -61,18 +73,19 @@ def test_a_line_of_emulated_answers_chooses_nothing(run: Run) -> None:
         name: replace(one, latency=Number.not_measured("no avx_vnni", unit="ms"), ratio=None)
         for name, one in part.facts.artifacts.items()
     }
-    facts = replace(part.facts, untimed="this CPU has no avx_vnni", artifacts=emulated)
+    lacks = "this CPU has no avx_vnni"
+    facts = replace(part.facts, lacks=lacks, untimed="it was killed", artifacts=emulated)
     failure = GateFailure("ort", "int8", "top-1", "min_top1", 0.93, 0.9266, State.EMULATED)
     found = replace(timed, cpu_classes=(replace(part, facts=facts),))
     (line,) = cpu_classes.lines(found)
     assert line == (
         "ort on AVX2 (Intel i9-9900), emulated: fp32 top-1 92.73 %, agreement 99.00 %, same class "
         "as here 100.00 %, int8 top-1 92.66 %, agreement 99.00 %, same class as here 100.00 %; "
-        "which to use there is not known, since nothing was timed: this CPU has no avx_vnni"
+        "which to use there is not known, since nothing was timed: it was killed"
     )
     found = replace(found, class_failures={part.name: (failure,)})
     (line,) = cpu_classes.lines(found)
-    assert "no avx_vnni; int8: a gate does not hold there: top-1 is " in line
+    assert "it was killed; int8: a gate does not hold there: top-1 is " in line
 
 
 @pytest.mark.parametrize(

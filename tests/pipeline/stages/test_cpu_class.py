@@ -14,15 +14,18 @@ import pytest
 from pipeline.config import BenchConfig
 from pipeline.core import machine, timing
 from pipeline.core.answers import Answers
-from pipeline.core.cpu_classes import CpuClass, named
-from pipeline.core.errors import UnavailableError
+from pipeline.core.cpu_classes import CpuClass, Purpose, named
+from pipeline.core.errors import BuildError, UnavailableError
 from pipeline.core.figures import Latency, State
 from pipeline.core.timing import ENGINE, Protocol
 from pipeline.stages import class_worker, cpu_class
 from pipeline.stages.class_worker import Figures, Job
 from pipeline.stages.cpu_class import ClassStep
 from pipeline.stages.names import LOGITS
+from pipeline.stages.target_step import code_beside
 from pipeline.steps.facts.cpu_class import ClassFacts
+from pipeline.steps.keys import PROJECT, Code
+from pipeline.targets.registry import TARGETS
 
 LABELS = np.array([0, 1, 1, 0])
 PYTORCH = np.array([[2.0, 1], [1, 2], [1, 2], [2, 1]], np.float32)
@@ -52,7 +55,7 @@ def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
     made.runtime = SimpleNamespace(
         name="ort",
         title="ONNX Runtime",
-        why_not_as=lambda cls, answers=False: None,
+        why_not_as=lambda cls, purpose=Purpose.BOTH: None,
         missing=lambda artifact: None,
     )
     made.context = SimpleNamespace(
@@ -80,7 +83,8 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
     changed = PYTORCH.copy()
     changed[0] = [1, 2]
 
-    def work(self: ClassStep, folder: Any, timed: bool) -> Figures:
+    def work(self: ClassStep, folder: Any, purpose: Purpose) -> Figures:
+        assert purpose is Purpose.BOTH
         np.save(folder / "fp32.npy", PYTORCH)
         np.save(folder / "int8.npy", changed)
         devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
@@ -119,11 +123,12 @@ def test_the_class_is_measured_by_the_protocol_of_the_configuration(
     def worker(module: str, job: str, folder: str) -> None:
         asked = Job.from_dict(json.loads(Path(job).read_text()), job)
         assert asked.protocol == Protocol(7, 80, 9.0, 0.25)
+        assert asked.purpose is Purpose.BOTH
         raise UnavailableError("seen")
 
     monkeypatch.setattr(cpu_class, "run_worker", worker)
     with pytest.raises(UnavailableError, match="seen"):
-        step._run(step.builds[0].folder, timed=True)
+        step._run(step.builds[0].folder, Purpose.BOTH)
 
 
 def test_the_users_own_measures_are_taken_there_too(
@@ -135,7 +140,7 @@ def test_the_users_own_measures_are_taken_there_too(
     )
     step.context.config.validation.metrics = "on_class:right"
 
-    def work(self: ClassStep, folder: Any, timed: bool) -> Figures:
+    def work(self: ClassStep, folder: Any, purpose: Purpose) -> Figures:
         for name in ("fp32", "int8"):
             np.save(folder / f"{name}.npy", PYTORCH)
         devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
@@ -147,7 +152,7 @@ def test_the_users_own_measures_are_taken_there_too(
     assert (number.value, number.state) == (4.0, State.RESTRICTED)
     step.context.config.bench = SimpleNamespace(model_dump=lambda mode: {})
     step.context.config.validation.batch = 8
-    step.runtime.why_not_as = lambda cls, answers=False: None
+    step.runtime.why_not_as = lambda cls, purpose=Purpose.BOTH: None
     key = step.inputs()
     assert key["settings validation.metrics"] == "on_class:right"
     assert "the code of validation.metrics" in key
@@ -155,7 +160,7 @@ def test_the_users_own_measures_are_taken_there_too(
 
 @pytest.mark.parametrize("reason", ["this CPU has no avx_vnni", "needs a C compiler"])
 def test_what_cannot_be_measured_is_no_failure(step: Any, tmp_path: Any, reason: str) -> None:
-    step.runtime.why_not_as = lambda cls, answers=False: reason
+    step.runtime.why_not_as = lambda cls, purpose=Purpose.BOTH: reason
     found = ClassFacts.from_facts(step.build(tmp_path), "test")
     assert found.why_not == reason
     assert not found.artifacts
@@ -185,28 +190,38 @@ def test_the_worker_enters_the_class_before_it_opens_anything(
         done.append(f"open {artifact} with {threads}")
         return Toy(done)
 
-    def restrict(cls: CpuClass, answers: bool) -> None:
-        done.append(f"as {cls.name}{' for answers' if answers else ''}")
+    def restrict(cls: CpuClass, purpose: Purpose) -> None:
+        done.append(f"as {cls.name} for {purpose}")
 
     target = SimpleNamespace(restrict=restrict, open=opened)
     monkeypatch.setattr(class_worker, "TARGETS", {"toy": target})
     monkeypatch.setattr(class_worker, "Artifact", SimpleNamespace(read=lambda place: place.name))
     monkeypatch.setattr(class_worker, "_logits", lambda runner, samples, batch: PYTORCH)
-    monkeypatch.setattr(
-        class_worker, "_timed", lambda *_: Figures({"int8": "toy"}, 0.0, {"int8": (1.0,)})
-    )
+    judged: list[Any] = []
+
+    def timed(runners: Any, samples: str, asked: Protocol, known: Any) -> Figures:
+        assert (samples, asked) == ("samples", protocol)
+        judged.append(known)
+        return Figures({"int8": "timed"}, 0.0, {"int8": (1.0,)})
+
+    monkeypatch.setattr(class_worker, "_timed", timed)
     protocol = Protocol(1, 3, 1.0)
     job = Job("avx2", "toy", {"int8": "built"}, "samples", 8, 2, protocol)
-    class_worker.work(job, tmp_path)
-    assert done == ["as avx2", "open built with 2", "closed"]
-    assert (np.load(tmp_path / "int8.npy") == PYTORCH).all()
-    done.clear()
-    class_worker.work(replace(job, protocol=None), tmp_path)
-    assert done == ["as avx2 for answers", "open built with 2", "closed"]
-    told = Figures.from_dict(json.loads((tmp_path / "figures.json").read_text()), "test")
-    assert (told.devices, told.samples_ms) == ({"int8": "toy"}, {})
-    class_worker.work(job, tmp_path)
-    assert Figures.from_dict(json.loads((tmp_path / "figures.json").read_text()), "test").devices
+    for purpose, by, times in (
+        (Purpose.BOTH, "timed", {"int8": (1.0,)}),
+        (Purpose.ANSWERS, "toy", {}),
+        (Purpose.TIMES, "timed", {"int8": (1.0,)}),
+    ):
+        done.clear()
+        (tmp_path / "int8.npy").unlink(missing_ok=True)
+        class_worker.work(replace(job, purpose=purpose), tmp_path)
+        assert done == [f"as avx2 for {purpose}", "open built with 2", "closed"]
+        told = Figures.from_dict(json.loads((tmp_path / "figures.json").read_text()), "test")
+        assert (told.devices, told.samples_ms) == ({"int8": by}, times)
+        assert (tmp_path / "int8.npy").exists() == (purpose is not Purpose.TIMES)
+        if purpose is not Purpose.TIMES:
+            assert (np.load(tmp_path / "int8.npy") == PYTORCH).all()
+    assert [set(known) for known in judged] == [{"int8"}, set()]
 
 
 @pytest.mark.parametrize(("before", "meanwhile"), [(1.2, 0.1), (0.1, 1.2)])
@@ -217,44 +232,80 @@ def test_the_worker_tells_how_busy_it_was_before_and_meanwhile(
     monkeypatch.setattr(machine.Watch, "others", lambda self: meanwhile)
     calls: dict[str, dict[str, Latency]] = {"int8": {ENGINE: Latency((1.0, 2.0))}}
     monkeypatch.setattr(timing, "interleaved", lambda *_, hear: calls)
-    np.save(tmp_path / "int8.npy", PYTORCH)
     drawn = SimpleNamespace(batches=lambda size: [], compare=lambda *_: Answers(2, 0, 0.0))
     monkeypatch.setattr(class_worker, "draw", lambda samples, judged: drawn)
     runners: Any = {"int8": Toy([])}
-    found = class_worker._timed(runners, Any, Protocol(1, 3, 1.0), tmp_path)  # type: ignore[arg-type]
-    assert (found.busy, found.samples_ms["int8"]) == (1.2, (1.0, 2.0))
+    for judged in ({"int8": PYTORCH}, {}):
+        found = class_worker._timed(runners, Any, Protocol(1, 3, 1.0), judged)  # type: ignore[arg-type]
+        assert (found.busy, found.samples_ms["int8"]) == (1.2, (1.0, 2.0))
+        assert set(found.answers) == set(judged), "what nothing judged is compared with nothing"
 
 
-def test_where_instructions_are_emulated_answers_are_judged_alone(
-    step: Any, monkeypatch: pytest.MonkeyPatch
+def test_what_restricts_a_process_is_in_the_key(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    step.context.code, step.runtime = Code(PROJECT), TARGETS["ort"]
+    ours = {f"pipeline/targets/ort/{name}" for name in ("as_cpu.py", "as_cpu.c", "avx_vnni.c")}
+    assert ours | {"pipeline/stages/class_worker.py"} <= set(step.code())
+    assert not ours & set(code_beside(step.context, step.runtime, step.modules()))
+    monkeypatch.setattr(cpu_class, "file_hash", lambda path: f"changed {path.name}")
+    assert step.code()["pipeline/targets/ort/avx_vnni.c"] == "changed avx_vnni.c"
+
+
+REASON = "this CPU has no avx_vnni"
+
+
+@pytest.mark.parametrize("failure", ["", "it was killed"])
+def test_where_instructions_are_lacking_answers_are_emulated_and_times_estimated(
+    step: Any, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     config = step.context.config
     config.bench, config.validation.batch = BenchConfig(), 4
-    reason = "this CPU has no avx_vnni"
-    step.runtime.why_not_as = lambda cls, answers=False: None if answers else reason
-    jobs = []
+    step.runtime.why_not_as = lambda cls, purpose=Purpose.BOTH: (
+        REASON if purpose is Purpose.BOTH else None
+    )
+    purposes = []
 
     def worker(module: str, job: str, folder: str) -> None:
-        jobs.append(Job.from_dict(json.loads(Path(job).read_text()), job))
-        for name in ("fp32", "int8"):
-            np.save(Path(folder, f"{name}.npy"), PYTORCH)
-        told = Figures(dict.fromkeys(("fp32", "int8"), "ort, emulating avx_vnni"))
+        purpose = Job.from_dict(json.loads(Path(job).read_text()), job).purpose
+        purposes.append(purpose)
+        if purpose is Purpose.ANSWERS:
+            told = Figures(dict.fromkeys(("fp32", "int8"), "ort, emulating"))
+            for name in ("fp32", "int8"):
+                np.save(Path(folder, f"{name}.npy"), PYTORCH)
+        else:
+            times = {"fp32": (2.0,) * 9, "int8": (1.0,) * 9}
+            told = Figures(dict.fromkeys(times, "ort, imitating"), 0.1, times)
+            if failure:
+                raise BuildError(failure)
         Path(folder, "figures.json").write_text(json.dumps(told.to_dict()))
 
     monkeypatch.setattr(cpu_class, "run_worker", worker)
     found = ClassFacts.from_facts(step.build(step.builds[0].folder), "test")
-    assert [job.protocol for job in jobs] == [None]
-    assert (found.why_not, found.untimed, found.state) == ("", reason, State.EMULATED)
+    assert purposes == [Purpose.ANSWERS, Purpose.TIMES]
+    assert (found.why_not, found.lacks, found.untimed) == ("", REASON, failure)
+    assert found.state is State.EMULATED
     for one in found.artifacts.values():
-        assert one.accuracy.top1.value == one.same_as_here.value == 1.0
-        assert one.accuracy.top1.state is one.same_as_here.state is State.EMULATED
-        assert (one.latency.value, one.latency.why, one.ratio) == (None, reason, None)
+        for number in (one.accuracy.top1, one.same_as_here):
+            assert (number.value, number.state) == (1.0, State.EMULATED)
+            assert number.by == "ort, emulating"
+    latency, share = found.artifacts["int8"].latency, found.artifacts["int8"].ratio
+    if failure:
+        assert found.time_state is State.NOT_MEASURED
+        assert (latency.value, latency.why, share) == (None, failure, None)
+        assert found.samples_ms == {}
+    else:
+        assert found.time_state is State.ESTIMATED
+        assert (latency.value, latency.state, latency.why) == (1.0, State.ESTIMATED, REASON)
+        assert latency.by == "ort, imitating"
+        assert share is not None
+        assert share.value == 0.5
+        assert found.busy == 0.1
+        assert found.artifacts["fp32"].ratio is None
 
 
 def test_a_worker_that_lacks_something_says_so(
     step: ClassStep, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(self: ClassStep, folder: Any, timed: bool) -> Figures:
+    def work(self: ClassStep, folder: Any, purpose: Purpose) -> Figures:
         raise UnavailableError("as avx2 not measured: needs objdump")
 
     monkeypatch.setattr(ClassStep, "_run", work)

@@ -48,8 +48,13 @@ class Target:
     def __init__(self, why: str | None = None) -> None:
         self.why, self.events = why, list[Any]()
 
-    def restrict(self, cls: cpu_classes.CpuClass, *, answers: bool = False) -> None:
-        self.events.append(f"{cls.name}{' for answers' if answers else ''}")
+    def restrict(
+        self,
+        cls: cpu_classes.CpuClass,
+        purpose: cpu_classes.Purpose = cpu_classes.Purpose.BOTH,
+    ) -> None:
+        assert purpose is cpu_classes.Purpose.BOTH
+        self.events.append(cls.name)
 
     def missing(self, artifact: Any) -> str | None:
         self.events.append("loads the runtime")
@@ -120,7 +125,8 @@ def test_the_figure_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.M
     assert found.words == (
         "peak memory 183 MB in a process of its own, 100 MB of it before it was opened"
     )
-    monkeypatch.setattr(cpu_classes, "_entered", [cpu_classes.CLASSES["avx2"]])
+    monkeypatch.setattr(cpu_classes, "_entered", [])
+    cpu_classes.restrict(cpu_classes.CLASSES["avx2"])
     found = memory.memory_of("toy", artifact, 8, None)
     assert jobs[-1].cpu_class == "avx2"
     assert found.peak.state is State.RESTRICTED

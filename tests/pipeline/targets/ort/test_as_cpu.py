@@ -16,7 +16,7 @@ import torch
 
 from pipeline.commands.validate import in_words
 from pipeline.core import machine
-from pipeline.core.cpu_classes import CLASSES, FEATURES
+from pipeline.core.cpu_classes import CLASSES, FEATURES, Purpose
 from pipeline.core.errors import UnavailableError
 from pipeline.targets.ort import as_cpu
 from pipeline.targets.pytorch import TorchRunner
@@ -30,6 +30,8 @@ helper = as_cpu._helper()
 rules = as_cpu._rules(CLASSES["avx2"])
 assert helper.as_cpu_start(rules, len(rules), 0, 1) == 0
 """
+
+RESTRICTED = "measured here, restricted"
 
 needs_compiler = pytest.mark.skipif(
     as_cpu.why_not(AVX2) is not None, reason=f"as avx2: {as_cpu.why_not(AVX2)}"
@@ -168,7 +170,7 @@ def test_onnx_runtime_takes_the_kernels_of_the_class(tmp_path: Path) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-def test_answers_as_with_vnni_are_those_of_its_own_kernels(tmp_path: Path) -> None:
+def test_kernels_with_vnni_answer_as_they_should_or_only_take_their_time(tmp_path: Path) -> None:
     # Weights and activations whose sums saturate without VNNI: so the other kernels would be seen.
     from onnx import TensorProto, helper, save
 
@@ -191,28 +193,30 @@ def test_answers_as_with_vnni_are_those_of_its_own_kernels(tmp_path: Path) -> No
         tmp_path / "sums.onnx",
     )
     np.save(tmp_path / "x.npy", given)
-    for name in ("avx2-vnni", "avx2"):
+    lacking = "avx_vnni" not in machine.instructions()
+    exact = given.astype(np.int32) @ weight.astype(np.int32)
+    for name, purpose, state, right in (
+        ("avx2-vnni", Purpose.ANSWERS, "emulated" if lacking else RESTRICTED, True),
+        ("avx2-vnni", Purpose.TIMES, "estimated" if lacking else RESTRICTED, not lacking),
+        ("avx2", Purpose.ANSWERS, RESTRICTED, False),
+    ):
         done = python(
             "import numpy as np\n"
             "from pipeline.core import cpu_classes, figures, machine\n"
             "from pipeline.targets.ort import as_cpu\n"
-            f"as_cpu.enter(cpu_classes.named({name!r}), answers=True)\n"
+            f"as_cpu.enter(cpu_classes.named({name!r}), cpu_classes.Purpose({str(purpose)!r}))\n"
             "import onnxruntime\n"
             f"session = onnxruntime.InferenceSession({str(tmp_path / 'sums.onnx')!r})\n"
             f"(y,) = session.run(None, {{'x': np.load({str(tmp_path / 'x.npy')!r})}})\n"
-            f"np.save({str(tmp_path / name)!r}, y)\n"
+            f"np.save({str(tmp_path / 'y')!r}, y)\n"
             "found = as_cpu._helper(), (as_cpu.ctypes.c_uint32 * 4)()\n"
             "found[0].as_cpu_seen(7, 0, found[1])\n"
             f"assert found[1][0] or {name == 'avx2'}, 'no leaf 7 beyond the first'\n"
             "print(figures.measured_here(), machine.kernels())\n"
         )
         assert done.returncode == 0, done.stderr
-        emulated = name == "avx2-vnni" and "avx_vnni" not in machine.instructions()
-        state = "emulated" if emulated else "measured here, restricted"
         assert done.stdout == f"{state} {CLASSES[name].title}\n"
-    exact = given.astype(np.int32) @ weight.astype(np.int32)
-    assert (np.load(tmp_path / "avx2-vnni.npy") == exact).all()
-    assert (np.load(tmp_path / "avx2.npy") != exact).any()
+        assert (np.load(tmp_path / "y.npy") == exact).all() == right, (name, purpose)
 
 
 @needs_compiler
@@ -304,8 +308,8 @@ def test_what_is_told_wrongly_is_named() -> None:
         "from pipeline.core import cpu_classes\n"
         "from pipeline.targets.ort import as_cpu\n"
         "rules = as_cpu._rules\n"
-        "as_cpu._rules = lambda cls, computed: rules(cls)\n"
-        "as_cpu.enter(cpu_classes.named('avx2-vnni'), answers=True)\n"
+        "as_cpu._rules = lambda cls, emulated: rules(cls)\n"
+        "as_cpu.enter(cpu_classes.named('avx2-vnni'), cpu_classes.Purpose.ANSWERS)\n"
     )
     assert "as avx2-vnni not measured: avx_vnni is told wrongly" in done.stderr
 
@@ -329,14 +333,15 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert as_cpu.why_not(CLASSES["avx2-vnni"]) == (
         "this CPU has no avx_vnni, which AVX2 + VNNI needs"
     )
-    assert "no avx512_vnni" in str(as_cpu.why_not(CLASSES["avx512-vnni"], answers=True))
+    assert "no avx512_vnni" in str(as_cpu.why_not(CLASSES["avx512-vnni"], Purpose.ANSWERS))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert as_cpu.why_not(AVX2) == "needs a C compiler (cc, gcc, clang): install gcc"
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "objdump" else name)
     assert "needs objdump" in str(as_cpu.why_not(AVX2))
     monkeypatch.setattr(as_cpu, "_can_fault", lambda: True)
     assert as_cpu.why_not(AVX2) is None
-    assert as_cpu.why_not(CLASSES["avx2-vnni"], answers=True) is None
+    assert as_cpu.why_not(CLASSES["avx2-vnni"], Purpose.ANSWERS) is None
+    assert as_cpu.why_not(CLASSES["avx2-vnni"], Purpose.TIMES) is None
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert as_cpu.why_not(AVX2) == "needs Linux on x86-64, not Linux on arm64"
 
@@ -360,7 +365,8 @@ def test_figures_and_keys_tell_a_restriction(monkeypatch: pytest.MonkeyPatch) ->
     flags = ("avx2", "avx512_vnni", "avx512bw", "avx512f", "avx512vl", "avx_vnni", "fma")
     monkeypatch.setattr(machine, "instructions", lambda: flags)
     free = machine.cpu_class()["instructions"]
-    monkeypatch.setattr(cpu_classes, "_entered", [CLASSES["avx2-vnni"]])
+    monkeypatch.setattr(cpu_classes, "_entered", [])
+    cpu_classes.restrict(CLASSES["avx2-vnni"])
     assert figures.measured_here() is figures.State.RESTRICTED
     assert figures.Latency((1.0,)).summary().median("x").state is figures.State.RESTRICTED
     assert machine.cpu_class()["instructions"] == "avx2 avx_vnni fma" != free
@@ -375,18 +381,23 @@ def test_figures_and_keys_tell_what_is_emulated(monkeypatch: pytest.MonkeyPatch)
     from pipeline.core import cpu_classes, figures
 
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "avx512_vnni", "fma"))
-    for entered in (["avx_vnni"], []):
-        monkeypatch.setattr(cpu_classes, "_entered", [])
-        monkeypatch.setattr(cpu_classes, "_computed", {"left over"})
-        cpu_classes.restrict(CLASSES["avx2-vnni"], entered)
-        assert cpu_classes.computed() == set(entered)
-        states = figures.State.EMULATED if entered else figures.State.RESTRICTED
-        assert figures.measured_here() is states
-    cpu_classes.restrict(CLASSES["avx2-vnni"], {"avx_vnni"})
-    assert machine.visible_instructions() == ("avx2", "avx_vnni", "fma")
-    assert machine.kernels() == "AVX2 + VNNI"
-    assert machine.cpu_as_seen() == f"{machine.cpu_name()} as AVX2 + VNNI, emulating avx_vnni"
-    assert in_words() == "emulated: AVX2 + VNNI (Intel i9-12900 to 14900)"
+    monkeypatch.setattr(cpu_classes, "_entered", [])
+    assert cpu_classes.emulated() == frozenset()
+    for purpose, state, how in (
+        (Purpose.ANSWERS, "emulated", "emulating"),
+        (Purpose.TIMES, "estimated", "imitating"),
+    ):
+        cpu_classes.restrict(CLASSES["avx2-vnni"], ["avx_vnni"], purpose)
+        assert cpu_classes.emulated() == cpu_classes.emulated(purpose) == {"avx_vnni"}
+        assert figures.measured_here() == state
+        assert machine.visible_instructions() == ("avx2", "avx_vnni", "fma")
+        assert machine.kernels() == "AVX2 + VNNI"
+        assert machine.cpu_as_seen() == f"{machine.cpu_name()} as AVX2 + VNNI, {how} avx_vnni"
+        assert in_words() == f"{state}: AVX2 + VNNI (Intel i9-12900 to 14900)"
+    assert cpu_classes.emulated(Purpose.ANSWERS) == frozenset()
+    cpu_classes.restrict(CLASSES["avx2-vnni"], [], Purpose.TIMES)
+    assert cpu_classes.emulated() == frozenset()
+    assert figures.measured_here() is figures.State.RESTRICTED
     cpu_classes.restrict(CLASSES["avx2"])
     told = "measured here, restricted to AVX2 (Intel i9-9900 to 10900, AMD Zen to Zen 3)"
     assert in_words() == told

@@ -1,6 +1,7 @@
 """AVX-VNNI on a CPU that lacks it: every instruction, in stubs and in signals, and by threads.
 
 Functions of one instruction each run on registers of random bytes; NumPy says what has to come out.
+Where only time counts, that is what VPMADDUBSW gives, and nothing else in the code may change.
 On a CPU that has AVX-VNNI they show that this file is right, and nothing of ours.
 """
 
@@ -121,21 +122,26 @@ class Form:
             operands=f"{second}, %{kind}mm{self.first}, %{kind}mm{self.sum}",
         )
 
-    def expected(self, vectors: Vectors, memory: Vectors) -> Vectors:
+    def expected(self, vectors: Vectors, memory: Vectors, imitated: bool) -> Vectors:
         """What is in the registers afterwards."""
         bytes_ = 32 if self.wide else 16
-        kind, other = ("i2", "i2") if self.operation in WORDS else ("u1", "i1")
+        is_words = self.operation in WORDS and not imitated
+        kind, other = ("i2", "i2") if is_words else ("u1", "i1")
         first = vectors[self.first, :bytes_].view(kind).astype(np.int64)
         given = memory if isinstance(self.second, str) else vectors[self.second]
-        second = given[:bytes_].view(other).astype(np.int64)
-        sums = vectors[self.sum, :bytes_].view(np.int32).astype(np.int64)
-        sums = sums + (first * second).reshape(len(sums), -1).sum(1)
-        if self.operation in SATURATES:
-            sums = sums.clip(-(2**31), 2**31 - 1)
+        products = first * given[:bytes_].view(other).astype(np.int64)
         after = vectors.copy()
         if self.is_narrow:
             after[:, 16:] = 0
         after[self.sum] = 0
+        if imitated:
+            pairs = products.reshape(-1, 2).sum(1).clip(-(2**15), 2**15 - 1)
+            after[self.sum, :bytes_] = pairs.astype(np.int16).view(np.uint8)
+            return after
+        sums = vectors[self.sum, :bytes_].view(np.int32).astype(np.int64)
+        sums = sums + products.reshape(len(sums), -1).sum(1)
+        if self.operation in SATURATES:
+            sums = sums.clip(-(2**31), 2**31 - 1)
         after[self.sum, :bytes_] = sums.astype(np.uint32).view(np.uint8)
         return after
 
@@ -216,7 +222,14 @@ def inputs(seed: int) -> tuple[Vectors, Vectors]:
     return vectors, memory
 
 
-def check(library: Library, code: mmap.mmap, forms: list[Form], seeds: Iterable[int]) -> None:
+def check(
+    library: Library,
+    code: mmap.mmap,
+    forms: list[Form],
+    seeds: Iterable[int],
+    *,
+    imitated: bool = False,
+) -> None:
     """See that functions do what they should."""
     for seed in seeds:
         before, memory = inputs(seed)
@@ -226,7 +239,7 @@ def check(library: Library, code: mmap.mmap, forms: list[Form], seeds: Iterable[
                 after, kept = before.copy(), np.zeros(6, np.uint8)
                 given = CONSTANT if form.second == "constant(%rip)" else memory
                 call(after.ctypes.data, memory.ctypes.data, kept.ctypes.data)
-                assert np.array_equal(after, form.expected(before, given)), form.name
+                assert np.array_equal(after, form.expected(before, given, imitated)), form.name
                 assert kept.all(), (form.name, kept)
 
 
@@ -254,13 +267,28 @@ def run_all(folder: Path, way: str) -> None:
         check(library, code, FORMS[:1], (3,))
 
 
-def check_by_threads(library: Library, code: mmap.mmap, forms: list[Form]) -> None:
+def imitate_all(folder: Path, way: str) -> None:
+    """In a process of its own: all functions, where only their time counts."""
+    assert as_cpu._helper().as_cpu_start(None, 0, 0, 2) == 0
+    library = Library(folder)
+    written = library.code.read_bytes()
+    code = library.load(shared=way == "no writing")
+    check(library, code, FORMS, range(3), imitated=True)
+    changed = {i for i, (new, old) in enumerate(zip(code[:], written, strict=True)) if new != old}
+    assert changed == {library.at[f"at_{form.name}"] + 3 for form in FORMS}
+    for _ in range(30):
+        check_by_threads(library, library.load(shared=False), FORMS[::3], imitated=True)
+
+
+def check_by_threads(
+    library: Library, code: mmap.mmap, forms: list[Form], *, imitated: bool = False
+) -> None:
     """All at once, so that one meets what another is rewriting."""
     barrier = threading.Barrier(4)
 
     def work(_: int) -> None:
         barrier.wait()
-        check(library, code, forms, (3,))
+        check(library, code, forms, (3,), imitated=imitated)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
@@ -286,6 +314,19 @@ def test_a_jump_that_is_gone_is_not_waited_for(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code = f"import test_avx_vnni as t\nt.run_all(t.Path({str(tmp_path)!r}), 'overwritten')"
     assert python(code).returncode == -signal.SIGILL
+
+
+@pytest.mark.skipif(not LACKING, reason="this CPU has AVX-VNNI: nothing is imitated")
+@pytest.mark.parametrize(
+    ("way", "ends"), [("writing", 0), ("no writing", -signal.SIGILL)], ids=["writing", "no writing"]
+)
+def test_where_time_counts_a_single_byte_of_each_instruction_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, ends: int
+) -> None:
+    """Where code cannot be written to, the process ends rather than being timed otherwise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = python(f"import test_avx_vnni as t\nt.imitate_all(t.Path({str(tmp_path)!r}), {way!r})")
+    assert done.returncode == ends, done.stderr[-3000:]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
