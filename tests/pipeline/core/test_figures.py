@@ -146,7 +146,7 @@ def test_ratio_has_an_interval_that_says_which_is_faster() -> None:
 
 
 def test_states_are_written_as_people_read_them() -> None:
-    told = ["measured", "measured here, restricted", "emulated", "not measured"]
+    told = ["measured", "measured here, restricted", "emulated", "estimated", "not measured"]
     assert [str(state) for state in State] == told
 
 
