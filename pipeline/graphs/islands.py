@@ -45,6 +45,7 @@ class _Surroundings:
     def __init__(self, graph: GraphProto, layers: Collection[int], sums: Collection[int]) -> None:
         self.nodes: list[NodeProto] = list(graph.node)
         self.layers, self.sums = frozenset(layers), frozenset(sums)
+        self.able = self.layers | self.sums
         self.constants = {tensor.name for tensor in graph.initializer}
         self.outputs = {value.name for value in graph.output}
         self.writer = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
@@ -67,19 +68,17 @@ class _Surroundings:
 
     def conversions(self, group: Collection[int]) -> int:
         """How many tensors have to be converted if a group is in 8 bits."""
-        given = {name for name in self._read(group) if self._source(name) not in self.layers}
-        inside = {name for name in given if self._source(name) in group}
-        return len(given - inside) + sum(self._is_read_in_float(name) for name in self._made(group))
+        known = self.layers.union(group)
+        given = {name for name in self._read(group) if self._source(name) not in known}
+        return len(given) + sum(self._is_read_in_float(name) for name in self._made(group))
 
     def conversions_in_float(self, group: Collection[int]) -> int:
         """How many more tensors have to be converted if a group is in float32."""
         given = {name for name in self._read(group) if self._source(name) in self.layers}
-        taken = [
-            name
-            for name in self._made(group)
-            if any(reader in self.layers for reader in self._ends(name))
-        ]
-        return sum(not self._is_read_in_float(name) for name in given) + len(taken)
+        taken = sum(
+            any(reader in self.layers for reader in self._ends(name)) for name in self._made(group)
+        )
+        return sum(not self._is_read_in_float(name) for name in given) + taken
 
     def _read(self, group: Collection[int]) -> Iterator[str]:
         """Tensors that a group reads, beside constants."""
@@ -108,5 +107,4 @@ class _Surroundings:
                 yield index
 
     def _is_read_in_float(self, name: str) -> bool:
-        eight = self.layers | self.sums
-        return any(index not in eight for index in self._ends(name))
+        return any(index not in self.able for index in self._ends(name))
