@@ -148,6 +148,8 @@ def test_the_bits_are_those_that_linux_names() -> None:
     found = (ctypes.c_uint32 * 4)()
     helper = as_cpu._helper()
     for name, (leaf, subleaf, register, bit) in FEATURES.items():
+        if name == "avx10":  # Linux knows it, and has no name for it here
+            continue
         helper.as_cpu_real(leaf, subleaf, found)
         assert bool(found["abcd".index(register)] >> bit & 1) == (name in flags), name
 
