@@ -28,7 +28,7 @@ def missing(provider: str, ort: Any) -> str | None:
     """
     name = NAMES[provider]
     # Every build of ONNX Runtime has the CPU.
-    if provider == "cpu" or name in ort.get_available_providers():
+    if provider == "cpu" or _built_in(ort):
         return None
     if not find_spec(PLUGIN):
         return (
@@ -62,10 +62,20 @@ def add(provider: str, ort: Any, options: Any, threads: int) -> list[Any]:
     # Without the hint OpenVINO computes in bfloat16 where the CPU has it.
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(threads)}
     settings = {"load_config": json.dumps({"CPU": hints})}
-    if name in ort.get_available_providers():
+    if _built_in(ort):
         return [(name, {"device_type": "CPU", **settings})]
     options.add_provider_for_devices([_device(ort)], settings)
     return []
+
+
+@cache
+def _built_in(ort: Any) -> bool:
+    """Whether this build of ONNX Runtime holds OpenVINO.
+
+    The first answer is kept: a plugin that is registered is listed as if it were built in, and asked
+    for by that name it is passed over without a word.
+    """
+    return NAMES["openvino"] in ort.get_available_providers()
 
 
 def _device(ort: Any) -> Any:

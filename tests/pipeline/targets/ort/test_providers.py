@@ -28,7 +28,8 @@ class FakeRuntime:
         self.registered: list[tuple[str, str]] = []
 
     def get_available_providers(self) -> list[str]:
-        return list(self.available)
+        # A plugin that is registered is listed like what is built in.
+        return [*self.available, *([OPENVINO] if self.registered else [])]
 
     def get_ep_devices(self) -> list[Any]:
         return self.devices if self.registered else self.devices[:1]
