@@ -2,7 +2,9 @@
 
 ONNX Runtime computes Elu one element at a time: 0.17 us per hundred elements and core on an AVX-512
 CPU, four times what the four vectorized operations below take together. For x > 0 both forms are
-x + 1; below, exp(x) is even the more accurate one, where elu(x) + 1 loses all digits near -17.
+x + 1; below, exp(x) is even the more accurate one, where elu(x) + 1 loses all digits near -17, and
+is 0. So nothing is lost where x is held above `LEAST`, and denormal numbers cannot arise, with
+which an Intel CPU takes a hundred cycles for a product.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import onnx_ir as ir
 
 from pipeline.graphs.edit import Editor, is_scalar, only_use, producer, replace
 
+LEAST = -40.0
+"""Exp of it is 4e-18, and the product of two such still a normal number in float32."""
+
 
 class EluPlusOne(ir.passes.InPlacePass):
-    """Elu(x) + 1 -> Relu(x) + Exp(Min(x, 0))."""
+    """Elu(x) + 1 -> Relu(x) + Exp(Clip(x, LEAST, 0))."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite `model`, in place."""
@@ -35,7 +40,8 @@ def _rewrite(add: ir.Node) -> bool:
             continue
         x = elu.inputs[0]
         edit = Editor(add, "elu")
-        below = edit.add("Min", [x, edit.constant(np.zeros((), np.float32))], like=x)
+        bounds = [edit.constant(np.array(bound, np.float32)) for bound in (LEAST, 0)]
+        below = edit.add("Clip", [x, *bounds], like=x)
         below = edit.add("Exp", [below], like=x)
         above = edit.add("Relu", [x], like=x)
         replace(add, edit.add("Add", [above, below], like=x))

@@ -34,7 +34,7 @@ def found(nodes: Sequence[NodeProto], outputs: str = "end") -> set[str]:
 ELU = (
     node("Conv", "x w", "q"),
     node("Relu", "q", "above"),
-    node("Min", "q w", "below"),
+    node("Clip", "q w w", "below"),
     node("Exp", "below", "curve"),
     node("Add", "above curve", "sum"),
     node("Reshape", "sum shape", "shaped"),
