@@ -129,6 +129,15 @@ def test_threads_wait_as_actively_as_others_allow(
     assert tuning["chosen"] == found[-1]["chosen"] == f"{file}{ENDS[chosen]}"
 
 
+@needs_duration
+@pytest.mark.parametrize(("asleep", "chosen"), [(1.25, ASLEEP), (1.3, LONG)])
+def test_what_costs_too_much_on_a_quiet_machine_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asleep: float, chosen: int
+) -> None:
+    beside = {LONG: 3.0, BRIEF: 2.95, ASLEEP: 1.5}
+    assert waits(built(tmp_path, monkeypatch, {**QUIET, ASLEEP: asleep}, beside)) == chosen
+
+
 def test_threads_wait_for_a_moment_unless_another_way_is_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
