@@ -381,6 +381,10 @@ def test_other_engines_play_no_other_cpu(monkeypatch: pytest.MonkeyPatch, tmp_pa
     again = convert_all("care_s0", tmp_path / "x.onnx", 8, tmp_path)
     assert [contender.missing for contender in again] == ["", "no torch", ""]
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma", "avx512f"))
+    monkeypatch.setattr(cpu_latency, "reaches_every_library", lambda: True)
+    faulting = convert_all("care_s0", tmp_path / "x.onnx", 8, tmp_path)
+    assert [contender.missing for contender in faulting] == ["", "no torch", ""]
+    monkeypatch.setattr(cpu_latency, "reaches_every_library", lambda: False)
     monkeypatch.setattr(cpu_latency, "convert", lambda *arguments: pytest.fail("not converted"))
     for contender in convert_all("care_s0", tmp_path / "x.onnx", 8, tmp_path):
         assert contender.missing == "it sees this CPU, not one of the class avx2"

@@ -118,6 +118,11 @@ def enter(cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
     cpu_classes.restrict(cls, emulated, purpose)
 
 
+def reaches_every_library() -> bool:
+    """Whether every library of a restricted process sees the class, and not `PACKAGES` alone."""
+    return _can_fault()
+
+
 def seen(helper: ctypes.CDLL, names: Iterable[str]) -> set[str]:
     """Those of some extensions that a runtime sees."""
     visible = set()

@@ -242,6 +242,22 @@ def test_runtimes_are_taken_from_copies_without_a_cpuid_and_torch_is_told() -> N
     assert done.stdout == "True True ('avx2', 'AVX2')\nTrue\n", done.stderr
 
 
+@needs_compiler
+def test_every_library_sees_the_class_where_cpuid_faults() -> None:
+    done = python(
+        "from pipeline.core import cpu_classes\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        "as_cpu.enter(cpu_classes.named('avx2'))\n"
+        "from numpy._core._multiarray_umath import __cpu_features__ as seen\n"
+        "print(as_cpu.reaches_every_library(), seen['AVX512F'])\n"
+    )
+    reached, seen = done.stdout.split()
+    assert (reached, seen) in {
+        ("True", "False"),
+        ("False", str("avx512f" in machine.instructions())),
+    }
+
+
 def test_kernels_of_openvino_are_chosen_in_what_is_copied(tmp_path: Path) -> None:
     for package, name in (
         ("openvino/libs", "libopenvino.so.2630"),
