@@ -56,6 +56,7 @@ def line(run: Run, part: Part[ClassFacts]) -> str:
     chosen = choose(facts, run.class_failures.get(part.name, ()))
     mark = " on a busy machine" if facts.problem else ""
     words = [f"{precision} {_words(one, mark)}" for precision, one in facts.artifacts.items()]
+    words += [f"{precision} not measured: {why}" for precision, why in facts.left_out.items()]
     why = "".join(f"; {precision}: {reason}" for precision, reason in chosen.why.items())
     use = f"use {chosen.precision}" if chosen.precision else "none"
     state = str(facts.state)

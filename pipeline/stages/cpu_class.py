@@ -104,10 +104,14 @@ class ClassStep(TargetStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run the artifacts in a process that sees the class."""
-        why = self.runtime.why_not_as(self.cls, Purpose.ANSWERS) or self._not_here()
+        left_out = self._left_out()
+        runs = [step for step in self.builds if step.precision not in left_out]
+        why = self.runtime.why_not_as(self.cls, Purpose.ANSWERS)
+        why = why or (None if runs else next(iter(left_out.values())))
         if why is None:
             try:
-                return {**self._measure().to_facts(), "measured_on": self.machine()}
+                found = replace(self._measure(runs), left_out=left_out)
+                return {**found.to_facts(), "measured_on": self.machine()}
             except UnavailableError as error:
                 why = str(error)
         return self._facts(why_not=why).to_facts()
@@ -116,26 +120,31 @@ class ClassStep(TargetStep):
         """Why not both answers and times can be measured here; None if they can."""
         return self.runtime.why_not_as(self.cls)
 
-    def _not_here(self) -> str | None:
-        """Why artifacts do not run on this machine at all; None if they do."""
-        reasons = (self.runtime.missing(step.artifact()) for step in self.builds)
-        return next(filter(None, reasons), None)
+    def _left_out(self) -> dict[str, str]:
+        """Why artifacts run on this machine, or on the class, not at all; by precision."""
+        found = {}
+        for step in self.builds:
+            artifact = step.artifact()
+            why = self.runtime.missing(artifact) or self.runtime.missing_on(artifact, self.cls)
+            if why is not None:
+                found[step.precision] = why
+        return found
 
     def _facts(self, **more: Any) -> ClassFacts:
         cls = self.cls
         return ClassFacts(self.runtime.name, cls.name, cls.title, cls.examples, **more)
 
-    def _measure(self) -> ClassFacts:
+    def _measure(self, builds: Sequence[BuildStep]) -> ClassFacts:
         self.context.progress(0, None, f"{self.runtime.title} as on {self.cls.title}")
         lacks, untimed = self._lacks() or "", ""
         with tempfile.TemporaryDirectory(prefix="cpu-class-") as name:
             folder = Path(name)
-            answered = self._run(folder, Purpose.ANSWERS if lacks else Purpose.BOTH)
-            logits = {step.precision: self._read(folder, step.precision) for step in self.builds}
+            answered = self._run(builds, folder, Purpose.ANSWERS if lacks else Purpose.BOTH)
+            logits = {step.precision: self._read(folder, step.precision) for step in builds}
             timed = answered
             if lacks:
                 try:
-                    timed = self._run(folder, Purpose.TIMES)
+                    timed = self._run(builds, folder, Purpose.TIMES)
                 except PipelineError as error:
                     untimed = str(error)
         facts = self._facts(
@@ -156,14 +165,14 @@ class ClassStep(TargetStep):
         logits: Logits = np.load(folder / f"{precision}.npy")
         return logits
 
-    def _run(self, folder: Path, purpose: Purpose) -> Figures:
+    def _run(self, builds: Sequence[BuildStep], folder: Path, purpose: Purpose) -> Figures:
         from pipeline.stages.class_worker import FIGURES, Figures, Job
 
         settings = self.context.config.bench
         job = Job(
             cpu_class=self.cls.name,
             target=self.runtime.name,
-            artifacts={step.precision: str(step.folder.resolve()) for step in self.builds},
+            artifacts={step.precision: str(step.folder.resolve()) for step in builds},
             samples=str(self.samples.folder.resolve()),
             batch=self.context.config.validation.batch,
             threads=settings.threads,

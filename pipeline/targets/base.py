@@ -35,7 +35,7 @@ MODULE = "module"
 """Graph form of targets that build from the fused PyTorch module instead of an ONNX graph."""
 
 
-RESTRICTING = frozenset({"restrict", "why_not_as", "restricting"})
+RESTRICTING = frozenset({"restrict", "why_not_as", "missing_on", "restricting"})
 """Methods of a target that let its runtime see another CPU."""
 
 LOOKING = RESTRICTING | frozenset(
@@ -433,6 +433,10 @@ class Target(ABC):
                 the CPU lacks.
         """
         return f"{self.title} does not run as on another CPU"
+
+    def missing_on(self, artifact: Artifact, cls: CpuClass) -> str | None:
+        """Why CPUs of a class cannot run an artifact that others run; None if they can."""
+        return None
 
     def restrict(self, cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
         """Let the runtime see a CPU of a class only, in this process and for good.

@@ -44,6 +44,7 @@ class ClassFacts(Facts):
             "" if both were measured.
         untimed: Why times were not even estimated; "" if they were.
         artifacts: By precision, in the order of the configuration.
+        left_out: Why others were not run as on the class, by precision.
         busy: CPUs that others kept busy before latency was measured, or meanwhile.
         cpus: CPUs that the measurement could use.
         samples_ms: By precision, every timed call.
@@ -58,6 +59,7 @@ class ClassFacts(Facts):
     lacks: str = ""
     untimed: str = ""
     artifacts: Mapping[str, OnClass] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     busy: float = 0.0
     cpus: int = 1
     samples_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -54,6 +54,9 @@ BLOCKS = (8, 16)
 TOLERANCE = 1e-4
 """Relative error that rewriting float32 may bring; rounding brings about 1e-6."""
 
+LEAST_NARROW = 1e-5
+"""Relative error below which nothing was computed in a narrow type: bfloat16 brings 1e-3."""
+
 BESIDE_OTHERS = 4
 """Times as long may be measured beside other processes, where one sample is the mean of nine calls:
 CARE-S2, which takes 80 ms there, has its six samples in ten seconds."""
@@ -218,7 +221,8 @@ def try_models(
         allow_fallback: Nodes may run on another provider than the one asked for.
 
     Raises:
-        BuildError: ONNX Runtime refuses the model, its answers are wrong, or nodes ran elsewhere.
+        BuildError: ONNX Runtime refuses the model, its answers are wrong, nodes ran elsewhere, or
+            in another precision.
     """
     threads = machine.resolve_threads(settings.threads)
     batch = _BATCH if job.batch is None else job.batch
@@ -227,6 +231,12 @@ def try_models(
     failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
     try:
         notes = _check_answers(job, folder, images)
+        why = missing(settings.provider, runtime(), settings.precision)
+        if why is not None and settings.precision != "fp32":
+            # Nothing in the file is narrow: another machine can run what is built here.
+            job.log(f"not run here: {why}")
+            return {**notes, **_opening(PORTABLE, settings, settings), "not_run": why}
+        _check_precision(job, folder / PORTABLE, images, settings)
         chosen, tuning = _choose(job, folder, settings, threads, images, tune_seconds)
         begin = time.perf_counter()
         start(folder / chosen.model, chosen.settings, threads)
@@ -239,15 +249,22 @@ def try_models(
     fallback = _check_providers(ran, NAMES[chosen.settings.provider], allow_fallback)
     return {
         **notes,
-        "decided_on": certificate.here(),
-        "asked": settings.to_dict(),
-        "model": chosen.model,
-        "session": chosen.settings.to_dict(),
+        **_opening(chosen.model, settings, chosen.settings),
         "tuning": tuning,
         "nodes": ran,
         "fallback": fallback,
         "opening_ms": round(1e3 * opening, 1),
         "device": f"{cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}",
+    }
+
+
+def _opening(model: str, asked: Settings, chosen: Settings) -> dict[str, Any]:
+    """Facts of how a file is to be opened, here and elsewhere."""
+    return {
+        "decided_on": certificate.here(),
+        "asked": asked.to_dict(),
+        "model": model,
+        "session": chosen.to_dict(),
     }
 
 
@@ -287,6 +304,21 @@ def _check_answers(job: BuildJob, folder: Path, images: Images) -> dict[str, Any
         (folder / name).unlink(missing_ok=True)
     job.log(f"{BLOCKED} {wrong}; only the portable file is kept")
     return {"blocked_layout": f"dropped, because it {wrong}"}
+
+
+def _check_precision(job: BuildJob, path: Path, images: Images, settings: Settings) -> None:
+    """What is asked for in a narrow type must be computed in it; validation judges how well."""
+    if settings.precision == "fp32":
+        return
+    found = compare(_run(path, images, settings), _run(path, images))
+    job.log(f"{path.name}: relative error {found.relative_error:.1e} in {settings.precision}")
+    if not found.finite:
+        raise BuildError(f"{job.network.name} overflows in {settings.precision}")
+    if found.relative_error < LEAST_NARROW:
+        raise BuildError(
+            f"{NAMES[settings.provider]} answers as in float32, though {settings.precision} was "
+            "asked for: build fp32"
+        )
 
 
 def same_answers(path: Path, portable: Path) -> bool:
@@ -354,10 +386,7 @@ def _choose(
 
 def _other_settings(name: str, asked: Candidate, threads: int) -> dict[str, Candidate]:
     """Ways to run one file; what was asked for is the first."""
-    ways = {name: asked, **(other_waits(name, asked) if threads > 1 else {})}
-    flush = replace(asked.settings, entries={"session.set_denormal_as_zero": "1"})
-    ways[f"{name}, denormals as zero"] = Candidate(asked.model, flush)
-    return ways
+    return {name: asked, **(other_waits(name, asked) if threads > 1 else {})}
 
 
 def _other_provider(

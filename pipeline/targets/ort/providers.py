@@ -12,21 +12,30 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+from pipeline.core import machine
+
 NAMES = {"cpu": "CPUExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
 """Name in pipeline.yaml -> name in ONNX Runtime."""
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+"""What OpenVINO can be told to multiply in, and its name for it."""
 
 PLUGIN = "onnxruntime_ep_openvino"
 _REGISTRATION = "openvino"
 
 
-def missing(provider: str, ort: Any) -> str | None:
+def missing(provider: str, ort: Any, precision: str = "fp32") -> str | None:
     """Why a provider is not here, and how to get it; None if it is.
 
     Args:
         provider: One of `NAMES`.
         ort: The onnxruntime module.
+        precision: One of `PRECISIONS`. Without instructions for it OpenVINO would obey all the
+            same, and take twice the time of float32.
     """
     name = NAMES[provider]
+    if precision == "bf16" and (why := machine.why_no_bfloat16()):
+        return why
     # Every build of ONNX Runtime has the CPU.
     if provider == "cpu" or _built_in(ort):
         return None
@@ -44,7 +53,7 @@ def missing(provider: str, ort: Any) -> str | None:
     return None
 
 
-def add(provider: str, ort: Any, options: Any, threads: int) -> list[Any]:
+def add(provider: str, ort: Any, options: Any, threads: int, precision: str = "fp32") -> list[Any]:
     """Prepare a session to run on a provider that is here.
 
     Args:
@@ -52,6 +61,7 @@ def add(provider: str, ort: Any, options: Any, threads: int) -> list[Any]:
         ort: The onnxruntime module.
         options: The session's options; a plugin's device goes there.
         threads: How many threads.
+        precision: One of `PRECISIONS`.
 
     Returns:
         The session's `providers`; empty where the options say it all.
@@ -60,7 +70,10 @@ def add(provider: str, ort: Any, options: Any, threads: int) -> list[Any]:
     if provider == "cpu":
         return [name]
     # Without the hint OpenVINO computes in bfloat16 where the CPU has it.
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(threads)}
+    hints = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": str(threads),
+    }
     settings = {"load_config": json.dumps({"CPU": hints})}
     if _built_in(ort):
         return [(name, {"device_type": "CPU", **settings})]
@@ -72,8 +85,8 @@ def add(provider: str, ort: Any, options: Any, threads: int) -> list[Any]:
 def _built_in(ort: Any) -> bool:
     """Whether this build of ONNX Runtime holds OpenVINO.
 
-    The first answer is kept: a plugin that is registered is listed as if it were built in, and asked
-    for by that name it is passed over without a word.
+    The first answer is kept: a plugin that is registered is listed as if it were built in, but
+    asked for by that name it is passed over without a word.
     """
     return NAMES["openvino"] in ort.get_available_providers()
 

@@ -51,6 +51,7 @@ class Settings:
         provider: See `providers.NAMES`.
         entries: Further session options, by ONNX Runtime's name.
         spin_us: How long they do, in microseconds, see `SPIN_US`.
+        precision: What the provider multiplies in, see `providers.PRECISIONS`.
     """
 
     threads: int | None = None
@@ -59,6 +60,7 @@ class Settings:
     provider: str = "cpu"
     entries: Mapping[str, str] = field(default_factory=dict)
     spin_us: int = SPIN_US
+    precision: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -137,11 +139,11 @@ def start(model: Path, settings: Settings, threads: int, profile_prefix: Path | 
         ArtifactError: ONNX Runtime does not accept the model.
     """
     ort = runtime()
-    why = providers.missing(settings.provider, ort)
+    why = providers.missing(settings.provider, ort, settings.precision)
     if why is not None:
         raise UnavailableError(why)
     made = options(settings, threads, profile_prefix)
-    chosen = providers.add(settings.provider, ort, made, threads)
+    chosen = providers.add(settings.provider, ort, made, threads, settings.precision)
     try:
         return ort.InferenceSession(str(model), made, providers=chosen or None)
     except errors() as error:

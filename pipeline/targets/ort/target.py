@@ -49,7 +49,11 @@ class OrtTarget(Target):
 
     name = "ort"
     title = "ONNX Runtime"
-    precisions: ClassVar[Mapping[str, str]] = {"fp32": FLOAT32, "int8": "int8-ort"}
+    precisions: ClassVar[Mapping[str, str]] = {
+        "fp32": FLOAT32,
+        "int8": "int8-ort",
+        "bf16": FLOAT32,
+    }
     options = OrtOptions
     proposed = ("fp32", "int8")
     published_on = published.INTEL
@@ -95,10 +99,13 @@ class OrtTarget(Target):
             spinning=options.allow_spinning,
             provider=options.provider,
         )
+        if job.precision == "bf16":
+            # ONNX Runtime's own kernels for x86 have no bfloat16.
+            settings = replace(settings, provider="openvino", precision="bf16")
         rewrite = self.precisions[job.precision] == FLOAT32
         if not rewrite:
             return self._build(job, folder, settings, options)
-        if options.gelu == "exact":
+        if options.gelu == "exact" or job.precision != "fp32":
             return {"gelu": "exact", **self._build(job, folder, settings, options)}
         from pipeline.targets.ort.build import by_tanh
 
@@ -114,7 +121,7 @@ class OrtTarget(Target):
         from pipeline.targets.ort.build import try_models, write_models, write_photo
 
         rewrite = self.precisions[job.precision] == FLOAT32
-        facts = write_models(job, folder, rewrite=rewrite, provider=options.provider)
+        facts = write_models(job, folder, rewrite=rewrite, provider=settings.provider)
         if not rewrite:
             found = certificate.of_graph(folder / PORTABLE)
             facts["certificate"] = {
@@ -130,7 +137,8 @@ class OrtTarget(Target):
             tune_seconds=tune_seconds,
             allow_fallback=options.allow_fallback,
         )
-        if job.photo:
+        # The file for photographs is run by ONNX Runtime's own kernels.
+        if job.photo and settings.precision == "fp32":
             facts["photo"] = write_photo(job, folder)
         return {**facts, **ran}
 
@@ -156,8 +164,10 @@ class OrtTarget(Target):
     def usage(self, place: str, input_shape: Sequence[int], kit: str) -> str:
         """See `Target.usage`."""
         shape = " x ".join(map(str, input_shape))
+        narrow = place.endswith("/bf16")
+        alone = "in float32, without OpenVINO" if narrow else "ONNX Runtime alone"
         lines = [
-            f'session = onnxruntime.InferenceSession("{place}/{PORTABLE}")   # ONNX Runtime alone',
+            f'session = onnxruntime.InferenceSession("{place}/{PORTABLE}")   # {alone}',
             f'logits = session.run(None, {{"image": image}})[0]   # float32, 1 x {shape}',
         ]
         if kit:
@@ -169,9 +179,11 @@ class OrtTarget(Target):
         """See `Target.missing`."""
         if not find_spec("onnxruntime"):
             return f"onnxruntime is not installed: {INSTALL}"
-        provider = _asked(artifact).provider
+        asked = _asked(artifact)
         # Every ONNX Runtime has the CPU: planning need not load it to know.
-        return None if provider == "cpu" else providers.missing(provider, runtime())
+        if asked.provider == "cpu":
+            return None
+        return providers.missing(asked.provider, runtime(), asked.precision)
 
     def doubt(self, artifact: Artifact) -> str:
         """See `Target.doubt`: it is not certified for this CPU."""
@@ -188,6 +200,12 @@ class OrtTarget(Target):
         from pipeline.targets.ort import as_cpu
 
         return as_cpu.why_not(cls, purpose)
+
+    def missing_on(self, artifact: Artifact, cls: CpuClass) -> str | None:
+        """See `Target.missing_on`: none of the classes has products in bfloat16."""
+        if _asked(artifact).precision != "bf16" or machine.BFLOAT16 - cls.hidden:
+            return None
+        return f"CPUs with {cls.title} have no bfloat16"
 
     def restrict(self, cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
         """See `Target.restrict`."""

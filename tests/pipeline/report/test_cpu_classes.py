@@ -54,6 +54,16 @@ def test_a_line_says_accuracy_agreement_ratio_and_choice(run: Run) -> None:
     )
 
 
+def test_a_line_names_what_was_left_out(run: Run) -> None:
+    found = with_class(run)
+    (part,) = found.cpu_classes
+    facts = replace(part.facts, left_out={"bf16": "CPUs with AVX2 have no bfloat16"})
+    (line,) = cpu_classes.lines(replace(found, cpu_classes=(replace(part, facts=facts),)))
+    assert line.endswith(
+        "0.60 to 0.70), bf16 not measured: CPUs with AVX2 have no bfloat16; use int8"
+    )
+
+
 def test_a_line_of_estimated_times_says_so_and_chooses(run: Run) -> None:
     found = with_class(run)
     (part,) = found.cpu_classes

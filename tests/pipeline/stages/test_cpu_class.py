@@ -57,6 +57,7 @@ def step(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> ClassStep:
         title="ONNX Runtime",
         why_not_as=lambda cls, purpose=Purpose.BOTH: None,
         missing=lambda artifact: None,
+        missing_on=lambda artifact, cls: None,
     )
     made.context = SimpleNamespace(
         progress=lambda *arguments: None,
@@ -83,7 +84,7 @@ def test_accuracy_agreement_and_ratio_of_every_precision(
     changed = PYTORCH.copy()
     changed[0] = [1, 2]
 
-    def work(self: ClassStep, folder: Any, purpose: Purpose) -> Figures:
+    def work(self: ClassStep, builds: Any, folder: Any, purpose: Purpose) -> Figures:
         assert purpose is Purpose.BOTH
         np.save(folder / "fp32.npy", PYTORCH)
         np.save(folder / "int8.npy", changed)
@@ -128,7 +129,7 @@ def test_the_class_is_measured_by_the_protocol_of_the_configuration(
 
     monkeypatch.setattr(cpu_class, "run_worker", worker)
     with pytest.raises(UnavailableError, match="seen"):
-        step._run(step.builds[0].folder, Purpose.BOTH)
+        step._run(step.builds, step.builds[0].folder, Purpose.BOTH)
 
 
 def test_the_users_own_measures_are_taken_there_too(
@@ -140,7 +141,7 @@ def test_the_users_own_measures_are_taken_there_too(
     )
     step.context.config.validation.metrics = "on_class:right"
 
-    def work(self: ClassStep, folder: Any, purpose: Purpose) -> Figures:
+    def work(self: ClassStep, builds: Any, folder: Any, purpose: Purpose) -> Figures:
         for name in ("fp32", "int8"):
             np.save(folder / f"{name}.npy", PYTORCH)
         devices = dict.fromkeys(("fp32", "int8"), "ort, restricted to AVX2")
@@ -156,6 +157,29 @@ def test_the_users_own_measures_are_taken_there_too(
     key = step.inputs()
     assert key["settings validation.metrics"] == "on_class:right"
     assert "the code of validation.metrics" in key
+
+
+@pytest.mark.parametrize("asked", ["missing", "missing_on"])
+def test_what_cannot_run_on_the_class_is_left_out_with_a_reason(
+    step: Any, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    step.builds[0].artifact, step.builds[1].artifact = lambda: "wide", lambda: "narrow"
+
+    def why(artifact: str, *cls: Any) -> str | None:
+        return "no bfloat16" if artifact == "narrow" else None
+
+    def work(self: ClassStep, builds: Any, folder: Any, purpose: Purpose) -> Figures:
+        assert [each.precision for each in builds] == ["fp32"]
+        np.save(folder / "fp32.npy", PYTORCH)
+        return Figures({"fp32": "ort"}, 0.1, {"fp32": (2.0,) * 9})
+
+    setattr(step.runtime, asked, why)
+    monkeypatch.setattr(ClassStep, "_run", work)
+    found = ClassFacts.from_facts(step.build(step.builds[0].folder), "test")
+    assert (list(found.artifacts), found.left_out) == (["fp32"], {"int8": "no bfloat16"})
+    setattr(step.runtime, asked, lambda artifact, *cls: f"{artifact} needs another CPU")
+    nothing = ClassFacts.from_facts(step.build(step.builds[0].folder), "test")
+    assert nothing.why_not == "wide needs another CPU"
 
 
 @pytest.mark.parametrize("reason", ["this CPU has no avx_vnni", "needs a C compiler"])
@@ -305,7 +329,7 @@ def test_where_instructions_are_lacking_answers_are_emulated_and_times_estimated
 def test_a_worker_that_lacks_something_says_so(
     step: ClassStep, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(self: ClassStep, folder: Any, purpose: Purpose) -> Figures:
+    def work(self: ClassStep, builds: Any, folder: Any, purpose: Purpose) -> Figures:
         raise UnavailableError("as avx2 not measured: needs objdump")
 
     monkeypatch.setattr(ClassStep, "_run", work)

@@ -170,3 +170,9 @@ def test_how_to_run_an_artifact_alone(name: str, file: str, kit: bool) -> None:
     assert "check.py" not in TARGETS[name].usage(f"{name}/fp16", (3, 8, 8), "")
     assert len(told.splitlines()) <= 3
     assert max(map(len, told.splitlines())) <= 100
+
+
+def test_bfloat16_of_onnx_runtime_alone_is_float32() -> None:
+    told = TARGETS["ort"].usage("ort/bf16", (3, 8, 8), "")
+    assert told.splitlines()[0].endswith("   # in float32, without OpenVINO")
+    assert "OpenVINO" not in TARGETS["ort"].usage("ort/fp32", (3, 8, 8), "")

@@ -42,9 +42,7 @@ def test_large_values_do_not_overflow(
     assert run(model, np.full((1, 4), 1e30, np.float32))[0, 0] == np.float32(1e30)
 
 
-def test_no_denormal_number_arises(
-    graph: Callable[..., ir.Model], run: Callable[..., Any]
-) -> None:
+def test_no_denormal_number_arises(graph: Callable[..., ir.Model], run: Callable[..., Any]) -> None:
     model = graph(text(), ONE)
     optimize(model, [EluPlusOne()])
     made = run(model, np.array([[-39, -60, -88, -1e30]], np.float32))[0]

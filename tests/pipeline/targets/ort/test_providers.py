@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.core import machine
 from pipeline.targets.ort import providers
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -83,6 +84,22 @@ def test_openvino_as_a_plugin_is_registered_once_and_takes_the_cpu() -> None:
     assert [device.ep_metadata["ov_device"] for device in devices] == ["CPU"]
     assert "f32" in settings["load_config"]
     assert ort.registered == [("openvino", "/plugin.so")]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_bfloat16_is_asked_for_where_the_cpu_has_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort, options = FakeRuntime((), ("CPU",)), FakeOptions()
+    monkeypatch.setattr(machine, "instructions", lambda: ("amx_bf16", "avx2"))
+    assert providers.missing("openvino", ort, "bf16") is None
+    assert providers.add("openvino", ort, options, 2, "bf16") == []
+    ((_, settings),) = options.added
+    hints = json.loads(settings["load_config"])["CPU"]
+    assert hints == {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": "2"}
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2",))
+    assert providers.missing("openvino", ort, "bf16") == (
+        "this CPU has no amx_bf16 and no avx512_bf16"
+    )
+    assert providers.missing("openvino", ort) is None
 
 
 @pytest.mark.usefixtures("plugin")

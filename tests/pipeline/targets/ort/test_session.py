@@ -99,6 +99,7 @@ def test_settings_are_read_back() -> None:
         "provider": "openvino",
         "entries": {"a": "b"},
         "spin_us": 50,
+        "precision": "fp32",
     }
     assert Settings.from_dict(settings.to_dict()) == settings
     assert Settings() == Settings(None, "all", True, "cpu", {}, SPIN_US)
@@ -138,7 +139,7 @@ def test_all_that_onnx_runtime_raises_is_known() -> None:
 
 
 def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "missing", lambda provider, ort: f"no {provider} here")
+    monkeypatch.setattr(providers, "missing", lambda provider, *more: f"no {provider} here")
     with pytest.raises(UnavailableError, match="no cpu here"):
         start(tmp_path / "model.onnx", Settings(), 1)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

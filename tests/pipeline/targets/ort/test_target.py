@@ -17,11 +17,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
+from pipeline.core import machine
 from pipeline.core.errors import ArtifactError, BuildError, InputError, UnavailableError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.steps import artifact
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.base import BuildJob
+from pipeline.targets.ort import build as ort_build
 from pipeline.targets.ort import certificate, providers, target
 from pipeline.targets.ort.layout import BLOCKED, OTHER_BLOCKED, PORTABLE, PROBE
 from pipeline.targets.ort.options import OrtOptions
@@ -91,6 +93,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         graph: bytes | None = None,
         log: Callable[[str], None] = lambda line: None,
         batch: int | None = None,
+        precision: str = "fp32",
         **options: Any,
     ) -> Artifact:
         folder = tmp_path_factory.mktemp("ort")
@@ -98,7 +101,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         source.write_bytes(network().SerializeToString() if graph is None else graph)
         job = BuildJob(
             network=NETWORK,
-            precision="fp32",
+            precision=precision,
             options=OrtOptions(**{"tune": False, **options}),
             graph=source,
             module=lambda: pytest.fail("this target builds from the graph"),
@@ -109,7 +112,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return artifact.make(
             folder / "built",
             kind="build",
-            name="ort/fp32",
+            name=f"ort/{precision}",
             key="key",
             made_from={},
             tools=TARGET.versions(),
@@ -171,6 +174,73 @@ def test_openvino_runs_every_node(build: Build, pictures: Images) -> None:
         assert (runner.smallest, runner.largest) == (2, 2)
         logits = runner(pictures[:2])
     np.testing.assert_allclose(logits, reference(pictures[:2]), rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_is_computed_by_openvino(build: Build, pictures: Images) -> None:
+    if why := machine.why_no_bfloat16():
+        pytest.skip(why)
+    if cpu_vendor() != "GenuineIntel":
+        pytest.skip("OpenVINO's plugin offers Intel's devices alone")
+    pytest.importorskip(providers.PLUGIN, reason="pip install onnxruntime-ep-openvino")
+    made = build(precision="bf16")
+    assert set(made.facts["nodes"]) == {providers.NAMES["openvino"]}
+    assert set(made.files) == {PORTABLE}
+    with TARGET.open(made, threads=1) as runner:
+        logits = runner(pictures)
+    wrong = np.abs(logits - reference(pictures)).max() / np.abs(logits).max()
+    assert 1e-5 < wrong < 0.02
+
+
+def test_bfloat16_is_built_where_no_cpu_has_it_and_says_why_it_does_not_run(
+    build: Build, pictures: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma"))
+    lines: list[str] = []
+    # The other form of GELU is one of fp32 alone.
+    made = build(precision="bf16", gelu="tanh", log=lines.append)
+    why = "this CPU has no amx_bf16 and no avx512_bf16"
+    assert TARGET.missing(made) == made.facts["not_run"] == why
+    assert f"not run here: {why}" in lines
+    assert made.facts["gelu"] == "exact"
+    assert set(made.files) == {PORTABLE}
+    with pytest.raises(UnavailableError, match="no amx_bf16"):
+        TARGET.open(made)
+    session = onnxruntime.InferenceSession(str(made.path(PORTABLE)))
+    np.testing.assert_allclose(
+        session.run(None, {"image": pictures})[0], reference(pictures), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("narrow", "said"),
+    [
+        (lambda logits: logits * (1 + 1e-6), "answers as in float32, though bf16 was asked for"),
+        (lambda logits: logits * np.inf, "small overflows in bf16"),
+        (lambda logits: logits * 1.003, None),
+    ],
+)
+def test_what_is_asked_for_in_bfloat16_is_computed_in_it(
+    build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    narrow: Callable[[Logits], Logits],
+    said: str | None,
+) -> None:
+    run = ort_build._run
+
+    def pretended(path: Path, images: Images, settings: Settings = ort_build._PLAIN) -> Logits:
+        logits = run(path, images)
+        return narrow(logits) if settings.precision == "bf16" else logits
+
+    monkeypatch.setattr(ort_build, "_run", pretended)
+    monkeypatch.setattr(ort_build, "missing", lambda *arguments: None)
+    monkeypatch.setattr(providers, "missing", lambda *arguments: None)
+    monkeypatch.setattr(providers, "add", lambda *arguments: [])
+    monkeypatch.setitem(providers.NAMES, "openvino", "CPUExecutionProvider")
+    if said is None:
+        assert build(precision="bf16").facts["fallback"] is False
+        return
+    with pytest.raises(BuildError, match=said):
+        build(precision="bf16")
 
 
 def test_the_portable_file_answers_alike(built: Artifact, pictures: Images) -> None:
@@ -287,7 +357,7 @@ def test_a_provider_that_was_measured_to_be_faster_is_taken_only_where_it_is(
     built: Artifact, pictures: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, there = chosen_otherwise(built, provider="openvino"), {"openvino": "not here"}
-    monkeypatch.setattr(providers, "missing", lambda name, ort: there.get(name))
+    monkeypatch.setattr(providers, "missing", lambda name, *more: there.get(name))
     assert TARGET.missing(other) is None
     file, settings = how_to_open(other)
     assert settings.provider == "cpu"
@@ -494,11 +564,9 @@ def test_a_faster_provider_is_not_taken_if_nodes_run_elsewhere(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenVINO seems to be there, but the CPU provider does the work."""
-    monkeypatch.setattr(providers, "missing", lambda provider, ort: None)
-    monkeypatch.setattr("pipeline.targets.ort.build.missing", lambda provider, ort: None)
-    monkeypatch.setattr(
-        providers, "add", lambda provider, ort, options, threads: ["CPUExecutionProvider"]
-    )
+    monkeypatch.setattr(providers, "missing", lambda *arguments: None)
+    monkeypatch.setattr("pipeline.targets.ort.build.missing", lambda *arguments: None)
+    monkeypatch.setattr(providers, "add", lambda *arguments: ["CPUExecutionProvider"])
     facts = build(tune=True, tune_seconds=0.1).facts
     assert "instead of OpenVINOExecutionProvider" in facts["tuning"]["openvino"]
     assert facts["session"]["provider"] == "cpu"
