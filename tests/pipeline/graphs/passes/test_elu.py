@@ -46,7 +46,7 @@ def test_no_denormal_number_arises(graph: Callable[..., ir.Model], run: Callable
     model = graph(text(), ONE)
     optimize(model, [EluPlusOne()])
     made = run(model, np.array([[-39, -60, -88, -1e30]], np.float32))[0]
-    np.testing.assert_allclose(made, np.exp(np.float32([-39, -40, -40, -40])), rtol=1e-6)
+    np.testing.assert_allclose(made, np.exp(np.array([-39, -40, -40, -40], np.float32)), rtol=1e-6)
     # A product of two, as in attention, is none either.
     assert (made * made >= np.finfo(np.float32).tiny).all()
 
