@@ -295,6 +295,58 @@ def test_parts_that_are_slower_in_8_bits_stay_in_float32(
     assert ranked == {"stem", "stages.0.blocks.0", "stages.0.blocks.1", "head"} - set(left)
 
 
+@pytest.mark.parametrize(
+    ("again", "doubt", "left"),
+    [(0.9, "", True), (0.945, "", False), (1.2, "", False), (0.9, "others were busy", False)],
+)
+def test_slow_parts_must_be_so_together_in_sessions_of_their_own(
+    convert: Convert,
+    small_graph: Callable[..., onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+    again: float,
+    doubt: str,
+    left: bool,
+) -> None:
+    together = "all but stem, head"
+
+    def measured(self: Any, graphs: dict[str, Any]) -> Choice:
+        alone = {"all but stem": 0.8, "all but head": 0.8, together: again}
+        ratios = {}
+        for name in graphs:
+            value = alone.get(name, 1.0)
+            ratios[name] = Ratio(value, (value - 0.01, value + 0.01))
+        medians = dict.fromkeys(graphs, 1.0)
+        first = next(iter(graphs))
+        return Choice(first, medians, ratios, 9, first, doubt if together in graphs else "")
+
+    monkeypatch.setattr(quantize, "MARGIN", 0.05)
+    monkeypatch.setattr(quantize._Work, "_measure", measured)
+    _, facts = convert(small_graph(), FORM, max_top1_drop=1.0)
+    assert facts["left_for_latency"] == (["head", "stem"] if left else [])
+    assert set(facts["parts_measured"]["together"]["candidates"]) == {"all", together}
+
+
+def test_parts_are_timed_with_gelus_as_they_will_be(
+    convert: Convert, small_graph: Callable[..., onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small_graph()
+    next(node for node in source.graph.node if node.op_type == "Elu").op_type = "Gelu"
+    seen: dict[str, set[str]] = {}
+
+    def measured(self: Any, graphs: dict[str, Any]) -> Choice:
+        for name, graph in graphs.items():
+            if graph is not None:
+                seen[name] = {node.op_type for node in graph.graph.node}
+        same = dict.fromkeys(graphs, Ratio(1.0, (0.99, 1.01)))
+        first = next(iter(graphs))
+        return Choice(first, dict.fromkeys(graphs, 1.0), same, 9, first)
+
+    monkeypatch.setattr(quantize._Work, "_measure", measured)
+    convert(source, FORM, max_top1_drop=1.0, gelu="sigmoid")
+    assert "Sigmoid" in seen["all but stem"]
+    assert "Gelu" not in seen["all but head"]
+
+
 def test_what_was_timed_before_a_kill_is_not_timed_again(
     convert: Convert,
     small_graph: Callable[..., onnx.ModelProto],
