@@ -29,7 +29,7 @@ MOST_BESIDE_OTHERS = 2.0
 
 MOST_WHEN_QUIET = 1.25
 """How many times as long another way may take on a quiet machine: most calls are made there.
-CARE-S0 in 8 bits took 1.44 times as long with threads that sleep, and gained a third elsewhere."""
+CARE-S0 in 8 bits took 1.44 times as long with threads that sleep, and 0.67 beside others."""
 
 
 def other_waits(name: str, way: Candidate) -> dict[str, Candidate]:
