@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from pipeline.core import machine
+from pipeline.core.cpu_classes import CLASSES
 from pipeline.core.errors import ArtifactError, BuildError, InputError, UnavailableError
 from pipeline.core.network import Images, Logits, Network
 from pipeline.steps import artifact
@@ -94,6 +95,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         log: Callable[[str], None] = lambda line: None,
         batch: int | None = None,
         precision: str = "fp32",
+        photo: bool = False,
         **options: Any,
     ) -> Artifact:
         folder = tmp_path_factory.mktemp("ort")
@@ -107,6 +109,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
             module=lambda: pytest.fail("this target builds from the graph"),
             calibration=lambda n: pytest.fail("float32 needs no calibration"),
             batch=batch,
+            photo=photo,
             log=log,
         )
         return artifact.make(
@@ -196,8 +199,8 @@ def test_bfloat16_is_built_where_no_cpu_has_it_and_says_why_it_does_not_run(
 ) -> None:
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma"))
     lines: list[str] = []
-    # The other form of GELU is one of fp32 alone.
-    made = build(precision="bf16", gelu="tanh", log=lines.append)
+    # The other form of GELU is one of fp32 alone, and so is the file for photographs.
+    made = build(precision="bf16", gelu="tanh", photo=True, log=lines.append)
     why = "this CPU has no amx_bf16 and no avx512_bf16"
     assert TARGET.missing(made) == made.facts["not_run"] == why
     assert f"not run here: {why}" in lines
@@ -241,6 +244,16 @@ def test_what_is_asked_for_in_bfloat16_is_computed_in_it(
         return
     with pytest.raises(BuildError, match=said):
         build(precision="bf16")
+
+
+def test_no_class_of_cpus_has_bfloat16(
+    build: Build, built: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "fma"))
+    narrow = build(precision="bf16")
+    for cls in CLASSES.values():
+        assert TARGET.missing_on(built, cls) is None
+        assert TARGET.missing_on(narrow, cls) == f"CPUs with {cls.title} have no bfloat16"
 
 
 def test_the_portable_file_answers_alike(built: Artifact, pictures: Images) -> None:
