@@ -257,18 +257,21 @@ OPENERS: dict[str, Callable[..., Call]] = {
 }
 
 
+def why_not_played() -> str:
+    """Why other engines do not see the class that this process is restricted to; "" if they do."""
+    cls = cpu_classes.restriction()
+    if cls is None or not cls.hidden & set(machine.instructions()) or reaches_every_library():
+        return ""
+    # Their libraries ask the CPU themselves, and are not copied as ONNX Runtime's are.
+    return f"it sees this CPU, not one of the class {cls.name}"
+
+
 def convert_all(model: str, graph: Path, batch: int, folder: Path) -> list[Contender]:
     """A network in the formats of other engines; they sit out where they are not installed."""
-    made = []
+    made, why = [], why_not_played()
     for name, engine in ENGINES.items():
         into = folder / f"{name}-{batch}"
-        cls = cpu_classes.restriction()
-        hidden = cls.hidden & set(machine.instructions()) if cls is not None else ()
-        if cls is not None and hidden and not reaches_every_library():
-            # Their libraries ask the CPU themselves, and are not copied as ONNX Runtime's are.
-            missing = f"it sees this CPU, not one of the class {cls.name}"
-        else:
-            missing = convert(name, model, graph, batch, into)
+        missing = why or convert(name, model, graph, batch, into)
         made.append(Contender(engine.title, name, str(into), {}, missing=missing))
     return made
 

@@ -104,14 +104,10 @@ class ClassStep(TargetStep):
 
     def build(self, folder: Path) -> Mapping[str, Any]:
         """Run the artifacts in a process that sees the class."""
-        left_out = self._left_out()
-        runs = [step for step in self.builds if step.precision not in left_out]
         why = self.runtime.why_not_as(self.cls, Purpose.ANSWERS)
-        why = why or (None if runs else next(iter(left_out.values())))
         if why is None:
             try:
-                found = replace(self._measure(runs), left_out=left_out)
-                return {**found.to_facts(), "measured_on": self.machine()}
+                return {**self._measure().to_facts(), "measured_on": self.machine()}
             except UnavailableError as error:
                 why = str(error)
         return self._facts(why_not=why).to_facts()
@@ -134,7 +130,11 @@ class ClassStep(TargetStep):
         cls = self.cls
         return ClassFacts(self.runtime.name, cls.name, cls.title, cls.examples, **more)
 
-    def _measure(self, builds: Sequence[BuildStep]) -> ClassFacts:
+    def _measure(self) -> ClassFacts:
+        left_out = self._left_out()
+        builds = [step for step in self.builds if step.precision not in left_out]
+        if not builds:
+            raise UnavailableError(next(iter(left_out.values())))
         self.context.progress(0, None, f"{self.runtime.title} as on {self.cls.title}")
         lacks, untimed = self._lacks() or "", ""
         with tempfile.TemporaryDirectory(prefix="cpu-class-") as name:
@@ -148,6 +148,7 @@ class ClassStep(TargetStep):
                 except PipelineError as error:
                     untimed = str(error)
         facts = self._facts(
+            left_out=left_out,
             lacks=lacks,
             untimed=untimed,
             busy=timed.busy,

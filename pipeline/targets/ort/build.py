@@ -231,12 +231,13 @@ def try_models(
     failures: tuple[type[Exception], ...] = (ArtifactError, *errors())
     try:
         notes = _check_answers(job, folder, images)
-        why = missing(settings.provider, runtime(), settings.precision)
-        if why is not None and settings.precision != "fp32":
-            # Nothing in the file is narrow: another machine can run what is built here.
-            job.log(f"not run here: {why}")
-            return {**notes, **_opening(PORTABLE, settings, settings), "not_run": why}
-        _check_precision(job, folder / PORTABLE, images, settings)
+        if settings.precision != "fp32":
+            why = missing(settings.provider, runtime(), settings.precision)
+            if why is not None:
+                # Nothing in the file is narrow: another machine can run what is built here.
+                job.log(f"not run here: {why}")
+                return {**notes, **_opening(PORTABLE, settings, settings), "not_run": why}
+            _check_precision(job, folder / PORTABLE, images, settings)
         chosen, tuning = _choose(job, folder, settings, threads, images, tune_seconds)
         begin = time.perf_counter()
         start(folder / chosen.model, chosen.settings, threads)
@@ -308,8 +309,6 @@ def _check_answers(job: BuildJob, folder: Path, images: Images) -> dict[str, Any
 
 def _check_precision(job: BuildJob, path: Path, images: Images, settings: Settings) -> None:
     """What is asked for in a narrow type must be computed in it; validation judges how well."""
-    if settings.precision == "fp32":
-        return
     found = compare(_run(path, images, settings), _run(path, images))
     job.log(f"{path.name}: relative error {found.relative_error:.1e} in {settings.precision}")
     if not found.finite:

@@ -184,6 +184,11 @@ def _verdict(found: Search, timed: Choice, kept: int) -> dict[str, Any]:
     return {"worth_it": not reasons, "why_not": "; ".join(reasons)}
 
 
+def _surely_faster(choice: Choice, name: str) -> bool:
+    """Whether a graph is faster than the first one, beyond doubt and by `MARGIN`."""
+    return not choice.doubt and choice.ratios[name].interval[1] < 1 - MARGIN
+
+
 def _part_of(block: str) -> str:
     """The stage of a block: "stages.0" of "stages.0.blocks.1"; "head" is its own."""
     return ".".join(block.split(".")[:2])
@@ -480,11 +485,7 @@ class _Work:
             f"all but {part}": variant.build(kinds, blocks) for part, blocks in parts.items()
         }
         choice = self._measure(graphs)
-        slow = [
-            part
-            for part in parts
-            if choice.ratios[f"all but {part}"].interval[1] < 1 - MARGIN and not choice.doubt
-        ]
+        slow = [part for part in parts if _surely_faster(choice, f"all but {part}")]
         if len(slow) == len(parts):
             # Nothing would be left; that float32 is faster is for the final comparison to say.
             slow = []
@@ -494,7 +495,7 @@ class _Work:
             name = f"all but {', '.join(slow)}"
             again = self._measure({"all": graphs["all"], name: variant.build(kinds, blocks)})
             measured["together"] = again.to_dict()
-            if again.doubt or again.ratios[name].interval[1] >= 1 - MARGIN:
+            if not _surely_faster(again, name):
                 self.job.log(f"together no faster in float32: {', '.join(slow)}")
                 return frozenset(), measured
             self.job.log(f"in float32, since that is faster: {', '.join(slow)}")
