@@ -19,13 +19,15 @@ Who computes in float32, without approximation, has to give the published path's
 answers otherwise is not timed. With --contended there are turns of both kinds, alone and beside one
 busy process for every two CPUs that are granted, and each contender is also compared with itself.
 
-Contenders: ours (fp32, fp32 with GELU by tanh, int8); the published path (the unfused module traced
-to opset 17, onnxsim, a default session); PyTorch eager and torch.compile; and if they are installed
-OpenVINO (fp32 on the published graph and on ours, bf16 on ours, int8 on our quantized graph), ncnn,
-ExecuTorch with XNNPACK and MNN (fp32 on what each converts itself). "limit" is no contender: the
-time that the network's matrix products and depthwise convolutions alone would take in float32 at
-the highest rate that a single large operator of that kind reaches in ONNX Runtime here. "of limit"
-says how much of that rate a contender reaches; 8-bit and 16-bit contenders can pass 100 %.
+Contenders: ours (fp32, fp32 with GELU by tanh, int8), as they are opened by default, so that their
+memory is moved to huge pages; the published path (the unfused module traced to opset 17, onnxsim, a
+default session), and the same with its memory moved, to tell what that alone brings; PyTorch eager
+and torch.compile; and if they are installed OpenVINO (fp32 on the published graph and on ours, bf16
+on ours, int8 on our quantized graph), ncnn, ExecuTorch with XNNPACK and MNN (fp32 on what each
+converts itself). "limit" is no contender: the time that the network's matrix products and depthwise
+convolutions alone would take in float32 at the highest rate that a single large operator of that
+kind reaches in ONNX Runtime here. "of limit" says how much of that rate a contender reaches; 8-bit
+and 16-bit contenders can pass 100 %.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ from pipeline.core.contention import contended, rivals
 from pipeline.core.cpu_classes import Purpose
 from pipeline.core.errors import BuildError, PipelineError, UnavailableError
 from pipeline.core.figures import Latency, measured_here, ratio
+from pipeline.core.huge_pages import HugePages
 from pipeline.core.machine import granted
 from pipeline.graphs.compare import TOLERANCE, relative_difference
 from pipeline.targets.ort.as_cpu import enter, reaches_every_library
@@ -209,13 +212,23 @@ def open_ours(source: str, threads: int) -> Call:
     return OrtTarget().open(Artifact.read(Path(source)), threads=threads)
 
 
-def open_onnxruntime(source: str, threads: int) -> Call:
+def open_onnxruntime(source: str, threads: int, pages: str = "") -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    huge = HugePages() if pages else None
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"image": images})[0]
+
+    def call(images: Images) -> Any:
+        if huge is not None:
+            huge.before_call()
+        logits = session.run(None, {"image": images})[0]
+        if huge is not None:
+            huge.after_call(len(images))
+        return logits
+
+    return call
 
 
 def open_openvino(source: str, threads: int, precision: str) -> Call:
@@ -295,7 +308,11 @@ def contenders(
         others: What `convert_all` gives.
         torch: Whether PyTorch takes part.
     """
-    found = [Contender(BASELINE, "onnxruntime", str(graphs["published"]), {})]
+    published = str(graphs["published"])
+    found = [
+        Contender(BASELINE, "onnxruntime", published, {}),
+        Contender(f"{BASELINE}, huge pages", "onnxruntime", published, {"pages": "huge"}),
+    ]
     found += [
         Contender(f"ours {precision}", "ours", str(ours[precision]), {}, precision != "int8")
         for precision in ("fp32", "int8")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import InputError
+from pipeline.core.huge_pages import HugePages
 from pipeline.core.machine import cpu_as_seen
 from pipeline.core.network import Images, Logits, Pixels
-from pipeline.core.runner import PhotoRunner, Runner
+from pipeline.core.runner import DeviceState, PhotoRunner, Runner
 from pipeline.targets.ort.session import Settings, runtime, start
 
 
@@ -24,6 +25,7 @@ class OrtRunner(Runner):
     """
 
     def __init__(self, model: Path, settings: Settings, threads: int) -> None:
+        self._pages = HugePages() if settings.huge_pages else None
         self._session: Any = start(model, settings, threads)
         self._input = self._session.get_inputs()[0]
         self._output = self._session.get_outputs()[0].name
@@ -39,8 +41,20 @@ class OrtRunner(Runner):
         if self._session is None:
             raise InputError("the runner is closed: open the artifact again")
         self._check(images)
+        if self._pages is not None:
+            self._pages.before_call()
         logits: Logits = self._session.run([self._output], {self._input.name: images})[0]
+        if self._pages is not None:
+            self._pages.after_call(len(images))
         return logits
+
+    def device_state(self) -> DeviceState | None:
+        """See `Runner.device_state`: memory in huge pages, or why there is none."""
+        moved = None if self._pages is None else self._pages.moved
+        if moved is None:
+            return None
+        more = {"no_huge_pages": moved.why} if moved.why else {"huge_pages_bytes": moved.bytes}
+        return DeviceState(more=more)
 
     def _check(self, images: Images) -> None:
         wanted = self._input.shape

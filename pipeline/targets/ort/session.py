@@ -52,6 +52,7 @@ class Settings:
         entries: Further session options, by ONNX Runtime's name.
         spin_us: How long they do, in microseconds, see `SPIN_US`.
         precision: What the provider multiplies in, see `providers.PRECISIONS`.
+        huge_pages: What it works in is moved to huge pages, see `pipeline.core.huge_pages`.
     """
 
     threads: int | None = None
@@ -61,6 +62,7 @@ class Settings:
     entries: Mapping[str, str] = field(default_factory=dict)
     spin_us: int = SPIN_US
     precision: str = "fp32"
+    huge_pages: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -98,6 +98,7 @@ class OrtTarget(Target):
             level=options.graph_optimization,
             spinning=options.allow_spinning,
             provider=options.provider,
+            huge_pages=options.huge_pages,
         )
         if job.precision == "bf16":
             # ONNX Runtime's own kernels for x86 have no bfloat16.

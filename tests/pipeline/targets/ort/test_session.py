@@ -100,6 +100,7 @@ def test_settings_are_read_back() -> None:
         "entries": {"a": "b"},
         "spin_us": 50,
         "precision": "fp32",
+        "huge_pages": True,
     }
     assert Settings.from_dict(settings.to_dict()) == settings
     assert Settings() == Settings(None, "all", True, "cpu", {}, SPIN_US)

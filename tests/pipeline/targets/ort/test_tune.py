@@ -79,7 +79,7 @@ def test_a_choice_is_made_anew_from_what_was_measured(
         {"threads": 2},
         {"seconds": 2.0},
         {"images": IMAGES + 1},
-        {"images": np.zeros((2, 1, 1, 1), np.float32)},
+        {"images": np.zeros((2, 1, 1, 2), np.float32)},
         {"candidates": {**WAYS, "b": Candidate("b.onnx", Settings(level="basic"))}},
         {"candidates": dict(reversed(WAYS.items()))},
         {"candidates": {"a": WAYS["a"]}},

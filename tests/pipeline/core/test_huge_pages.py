@@ -1,0 +1,135 @@
+"""Memory in huge pages: which places are moved, and that values stay what they are."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core import huge_pages
+from pipeline.core.huge_pages import HugePages, Moved, whole_pages, why_not, without
+
+MB = 1 << 20
+LARGE = 32 * MB
+
+
+def test_what_was_there_before_is_left_out() -> None:
+    assert list(without([(0, 10), (20, 30)], [])) == [(0, 10), (20, 30)]
+    assert list(without([(0, 10), (20, 30)], [(0, 10), (20, 30)])) == []
+    assert list(without([(0, 40)], [(10, 20), (25, 30)])) == [(0, 10), (20, 25), (30, 40)]
+    assert list(without([(5, 15), (30, 50)], [(0, 10), (40, 60)])) == [(10, 15), (30, 40)]
+    assert list(without([(5, 15)], [(0, 5), (15, 20)])) == [(5, 15)]
+
+
+def test_places_begin_at_multiples_and_lie_in_one_mapping() -> None:
+    # Places of 10: 10 to 20 and 20 to 30 lie in the first mapping as a whole, 0 to 10 does not.
+    mappings = [(5, 32), (50, 58), (60, 80)]
+    assert whole_pages([(5, 32)], mappings, 10) == [(10, 30)]
+    assert whole_pages([(25, 26)], mappings, 10) == [(20, 30)]
+    assert whole_pages([(19, 21)], mappings, 10) == [(10, 30)]
+    assert whole_pages([(50, 58)], mappings, 10) == []
+    assert whole_pages([(5, 15), (60, 61)], mappings, 10) == [(10, 20), (60, 70)]
+    assert whole_pages([(40, 45)], mappings, 10) == []
+
+
+def taken() -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Memory of its own, written to."""
+    made = np.frombuffer(mmap.mmap(-1, LARGE, flags=mmap.MAP_PRIVATE), np.uint8)
+    made[:] = np.arange(LARGE, dtype=np.uint64) % 251
+    return made
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+def test_new_memory_is_moved_and_keeps_its_values() -> None:
+    before = taken()
+    pages = HugePages()
+    pages.before_call()
+    made = taken()
+    address = made.ctypes.data
+    pages.after_call(images=1)
+    at_first = pages.moved
+    pages.before_call()
+    assert at_first is None  # the first call is answered at once
+    assert pages.moved is not None
+    if pages.moved.why:
+        pytest.skip(f"the system has none left: {pages.moved.why}")
+    assert MB <= pages.moved.bytes <= LARGE + 16 * MB  # a neighbour may share the last place
+    assert huge(address) > 0
+    assert huge(before.ctypes.data) == 0
+    assert made.ctypes.data == address
+    assert (made == np.arange(LARGE, dtype=np.uint64) % 251).all()
+
+
+def huge(address: int) -> int:
+    """Kilobytes in huge pages of the mapping with an address in its middle."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            low, high = (int(part, 16) for part in first.split("-"))
+            inside = low <= address + LARGE // 2 < high
+        elif inside and first == "AnonHugePages:":
+            return int(line.split()[1])
+    raise AssertionError("no such mapping")
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many megabytes are noted at each move; nothing is moved."""
+    found: list[int] = []
+
+    def move(spans: list[huge_pages.Span]) -> Moved:
+        found.append(sum(end - first for first, end in spans) // MB)
+        return Moved(2 * MB)
+
+    memory = [(0, MB)]
+    monkeypatch.setattr(huge_pages, "why_not", lambda: "")
+    monkeypatch.setattr(huge_pages, "_own_memory", lambda: memory[:])
+    monkeypatch.setattr(huge_pages, "_move", move)
+    found.clear()
+    return found
+
+
+def test_a_larger_batch_is_moved_again(moves: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, memory = HugePages(), [(0, MB)]
+    monkeypatch.setattr(huge_pages, "_own_memory", lambda: memory[:])
+    for images, grown in ((1, 3), (1, 9), (4, 12), (2, 15), (4, 20), (4, 20)):
+        pages.before_call()
+        memory[:] = [(0, grown * MB)]
+        pages.after_call(images)
+    # What the first call took, and what all did until the first of four images had been given.
+    assert moves == [2, 11]
+    assert pages.moved == Moved(4 * MB)
+
+
+def test_a_system_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "_SIZE", tmp_path / "missing")
+    monkeypatch.setattr(huge_pages, "_MAPS", Path(__file__))
+    assert why_not() == "this kernel has no transparent huge pages"
+    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "missing")
+    assert why_not() == "only Linux has them"
+    pages = HugePages()
+    pages.before_call()
+    pages.after_call(1)
+    pages.before_call()
+    assert pages.moved == Moved(0, "only Linux has them")
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+def test_what_the_kernel_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = HugePages()
+    made = taken()
+    pages.note()
+    monkeypatch.setattr(huge_pages, "_MADV_COLLAPSE", 12345)  # no such advice
+    pages.move()
+    assert pages.moved == Moved(0, "the kernel refuses: Invalid argument")
+    assert made.size == LARGE
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+def test_little_memory_is_left_where_it_is() -> None:
+    pages = HugePages()
+    pages.move()
+    assert pages.moved == Moved(0, "nothing fills 2 MB in one piece")
