@@ -1,8 +1,10 @@
 """Which artifact of a target to use: decided by what was measured, not by hope.
 
 The first precision of the configuration is the default. Another takes its place only if it passed
-the gates, was found worth it when its graph was made, and was faster beyond doubt in the same
-interleaved run. Where nothing was measured, the first stays, and the choice says so.
+the gates, nothing was found against it when its graph was made, and it was faster beyond doubt in
+the same interleaved run. What was found of its time then tells why it is not taken where that run
+is missing, and nothing else: the artifacts of a run are opened as they are used. Where nothing was
+measured, the first stays, and the choice says so.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ def choose(
     for artifact in able[1:]:
         other, doubt = artifact.precision, artifact.why_not or _changed_by_approximation(artifact)
         if other not in samples or best not in samples:
-            why[other] = doubt or f"not shown to be faster than {best}: {_unknown(able)}"
+            why[other] = (
+                doubt
+                or artifact.why_slow
+                or f"not shown to be faster than {best}: {_unknown(able)}"
+            )
             continue
         compared = ratio(samples[other], samples[best])
         low, high = compared.interval

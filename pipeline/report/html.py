@@ -249,6 +249,8 @@ def _graph(run: Run) -> list[facts.Block]:
         told = {**form.facts.more}
         if form.facts.why_not:
             told["why_not"] = form.facts.why_not
+        if form.facts.why_slow:
+            told["why_slow"] = form.facts.why_slow
         if form.facts.repair:
             told["repair"] = form.facts.repair.to_dict()
         found += facts.blocks(f"Form {name}", told | _seconds(form))

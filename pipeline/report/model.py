@@ -93,7 +93,7 @@ class BuiltArtifact(Plain):
         precision: The precision.
         selected: Whether this run looked at its build.
         failure: Why its build failed in this run; "" if it did not.
-        why_not: What the maker of its graph found against using it; "" if nothing.
+        why_not: What the maker of its graph found against using it, beside its time; "" if nothing.
         built: What lies there; None if nothing does.
         accuracy: Its accuracy, or why there is none.
         accuracy_earlier: Its accuracy is from an earlier run.
@@ -106,6 +106,8 @@ class BuiltArtifact(Plain):
         photo: What its model with preprocessing inside gives; None where it has none.
         latency_doubt: Why its latency is not to be trusted; "" if it is. Gates and the choice take
             it for not measured then.
+        why_slow: What the maker of its graph found of its time that speaks against it, where no
+            latency counts; "" if nothing.
     """
 
     target: str
@@ -125,6 +127,7 @@ class BuiltArtifact(Plain):
     latency_doubt: str = ""
     repair: RepairFacts | None = None
     photo: PhotoCheck | None = None
+    why_slow: str = ""
 
     @property
     def trusted_latency(self) -> Number:

@@ -238,6 +238,7 @@ def _built(
         selected=shelf.is_selected(name),
         failure=shelf.failure(name),
         why_not=form.facts.why_not if form else "",
+        why_slow=form.facts.why_slow if form else "",
         repair=_repair(form, built),
         built=built,
         accuracy=accuracy,

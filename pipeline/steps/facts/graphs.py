@@ -157,7 +157,8 @@ class FormFacts(Facts):
 
     Attributes:
         network: What it was exported from.
-        why_not: What its maker found against using it; "" if nothing.
+        why_not: What its maker found against using it, beside its time; "" if nothing.
+        why_slow: What its maker found of its time that speaks against it; "" if nothing.
         ranges: Ranges of quantized tensors.
         more: Whatever else its maker tells.
         repair: What was raised to a wider type; None where nobody looked.
@@ -168,6 +169,7 @@ class FormFacts(Facts):
     ranges: tuple[RangeRow, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
     repair: RepairFacts | None = None
+    why_slow: str = ""
 
 
 @dataclass(frozen=True)

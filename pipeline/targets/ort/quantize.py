@@ -169,19 +169,21 @@ def _busy(timed: Choice) -> list[str]:
 
 
 def _verdict(found: Search, timed: Choice, kept: int) -> dict[str, Any]:
-    """Whether int8 is worth it here, and why not; time in doubt speaks neither for nor against."""
-    reasons, ratio = [], timed.ratios["int8"]
+    """Whether int8 is worth it here, and why not; time in doubt speaks neither for nor against.
+
+    Time stands alone: `bench` measures the artifacts that are made of the graphs, as they are used.
+    """
+    reasons, slow, ratio = [], "", timed.ratios["int8"]
     low, high = ratio.interval
     if not ratio.faster and not timed.doubt:
-        reasons.append(
-            f"it takes {ratio.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of float32"
-        )
+        slow = f"it takes {ratio.value:.2f} (95 %: {low:.2f} to {high:.2f}) of the time of float32"
     if not kept:
         reasons.append("no block can be quantized within the limit: this is the float32 graph")
     if not found.holds:
         drop = 100 * (found.baseline.top1 - found.outcome.top1)
         reasons.append(f"it loses {drop:.2f} points of top-1 on the calibration images")
-    return {"worth_it": not reasons, "why_not": "; ".join(reasons)}
+    worth_it = not (reasons or slow)
+    return {"worth_it": worth_it, "why_not": "; ".join(reasons), "why_slow": slow}
 
 
 def _surely_faster(choice: Choice, name: str) -> bool:

@@ -96,6 +96,18 @@ def test_doubt_is_the_reason_where_nothing_was_measured(both: list[BuiltArtifact
     assert choose(both, None, []).why == {"int8": "it loses 2 points"}
 
 
+def test_time_when_the_graph_was_made_counts_where_no_other_does(
+    both: list[BuiltArtifact], run: Run
+) -> None:
+    both[1] = replace(both[1], why_slow="it takes 1.07 of the time of float32")
+    assert choose(both, None, []).why == {"int8": "it takes 1.07 of the time of float32"}
+    found = choose(both, timed(run, fp32=1.0, int8=0.9), [])
+    assert found.precision == "int8"
+    assert found.why["fp32"].startswith("int8 takes 0.90 (95 %: ")
+    slower = choose(both, timed(run, fp32=1.0, int8=1.2), [])
+    assert slower.why["int8"].endswith(") of the time of fp32")
+
+
 def test_a_gate_that_does_not_hold_rules_out(run: Run, both: list[BuiltArtifact]) -> None:
     failure = GateFailure("ort", "fp32", *LIMIT)
     found = choose(both, timed(run, fp32=1.0, int8=1.2), [failure])

@@ -279,9 +279,9 @@ def test_forms_are_told_with_what_speaks_against_them(run: Run) -> None:
     row = RangeRow("head", (-1.0, 1.0), (-1.0, 1.0), 0.0, False, (1, 2))
     form = run.forms["float16"]
     assert "Form float16 casts 2" in Page(html.page(run)).text
-    facts = replace(form.facts, why_not="it is slower", ranges=(row,))
+    facts = replace(form.facts, why_not="it loses 2 points", why_slow="it is slower", ranges=(row,))
     text = Page(html.page(replace(run, forms={"float16": replace(form, facts=facts)}))).text
-    assert "Form float16 casts 2 why not it is slower" in text
+    assert "Form float16 casts 2 why not it loses 2 points why slow it is slower" in text
     assert "Ranges of 1 tensors: form float16" in text
 
 
