@@ -48,7 +48,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "pipeline/graphs/pairs.py": ("pipeline/targets/ort/test_quantize.py", "one of its two users"),
     "pipeline/graphs/qdq.py": ("pipeline/targets/tensorrt/test_quantize.py", "its only user"),
-    "pipeline/graphs/qdq_ort.py": ("pipeline/targets/ort/test_quantize.py", "its only user"),
     "pipeline/scheduler/elsewhere.py": ("pipeline/api/test_results.py", "places of a run"),
     "pipeline/report/answers.py": ("pipeline/report/test_history.py", "what a history keeps"),
     "pipeline/scheduler/plan.py": ("pipeline/scheduler/test_execute.py", "a plan is executed"),

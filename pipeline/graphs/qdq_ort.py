@@ -70,11 +70,14 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
 
     What they read beside constants is of floating point and depends on the input: exporters join
     and add up integers of shapes, too. Sums, splits and joins among float nodes are none, see
-    `pipeline.graphs.islands`. The name of a layer's weight names its block; nodes without weights
-    belong to the block of the layer before them.
+    `pipeline.graphs.islands`; nor is a depthwise convolution of which only means are taken, in
+    float: its result would be rounded for nothing, and in float32 it takes no longer. The name of a
+    layer's weight names its block; nodes without weights belong to the block of the layer before
+    them.
     """
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     tensors = frozenset(GraphTensors(model).names)
+    readers = _readers(model.graph)
     found, block = [], "network"
     for index, node in enumerate(model.graph.node):
         kind = _kind(node, weights)
@@ -82,12 +85,23 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
             kind = None
         if kind in _LAYERS and "." in node.input[1]:
             block = block_of(node.input[1])
+        if kind is Kind.DEPTHWISE and readers.get(node.output[0]) == {"ReduceMean"}:
+            kind = None
         if kind is not None:
             found.append(Candidate(index, kind, block))
     layers = [candidate.index for candidate in found if candidate.kind in _LAYERS]
     others = [candidate.index for candidate in found if candidate.kind not in _LAYERS]
     left = islands(model.graph, layers, others)
     return [candidate for candidate in found if candidate.index not in left]
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """Types of the operators that read each tensor; outputs of the graph are read by ""."""
+    found: dict[str, set[str]] = {value.name: {""} for value in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, set()).add(node.op_type)
+    return found
 
 
 def _kind(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> Kind | None:

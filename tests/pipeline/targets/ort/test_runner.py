@@ -57,6 +57,23 @@ def test_what_a_session_works_in_is_moved_once_and_answers_stay(tmp_path: Path) 
         assert state == DeviceState(more={"no_huge_pages": huge_pages.why_not()})
 
 
+def test_moving_is_no_part_of_a_call_that_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def move(pages: HugePages) -> None:
+        clock[0] += 100
+        pages.moved, pages._due = Moved(2 << 20), False
+
+    monkeypatch.setattr(HugePages, "move", move)
+    monkeypatch.setattr("pipeline.core.runner.time.perf_counter", lambda: clock[0])
+    with OrtRunner(save(tmp_path / "model.onnx"), Settings(), 1) as runner:
+        runner(IMAGE)
+        assert runner.timed(IMAGE).phases == {"engine": 0.0}
+    assert clock == [100.0]
+
+
 def test_it_stays_where_it_is_if_that_is_asked_for(tmp_path: Path) -> None:
     model = save(tmp_path / "model.onnx")
     with OrtRunner(model, Settings(huge_pages=False), 1) as runner:
