@@ -38,7 +38,7 @@ class Moved:
 
     Attributes:
         bytes: How much memory lies in huge pages since then that did not before.
-        why: Why none does; "" if some does.
+        why: Why it is none; "" if it is some.
     """
 
     bytes: int
@@ -64,7 +64,7 @@ class HugePages:
     def __init__(self) -> None:
         self.moved: Moved | None = None
         self._why = why_not()
-        self._before = [] if self._why else _own_memory()
+        self._before = self._memory()
         self._taken: list[Span] = []
         self._due, self._most = False, 0
 
@@ -90,15 +90,26 @@ class HugePages:
     def note(self) -> None:
         """What has been taken by now is to be moved, and nothing that comes later."""
         self._due = True
-        if not self._why:
-            self._taken = list(without(_own_memory(), self._before))
+        self._taken = list(without(self._memory(), self._before))
 
     def move(self) -> None:
-        """Move what was noted."""
+        """Move what was noted. A system that does not let it leaves memory where it is."""
         self._due = False
-        found = Moved(0, self._why) if self._why else _move(self._taken)
+        try:
+            found = Moved(0, self._why) if self._why else _move(self._taken)
+        except OSError as error:
+            found = Moved(0, str(error))
         before = self.moved.bytes if self.moved else 0
         self.moved = Moved(before + found.bytes, "" if before else found.why)
+
+    def _memory(self) -> list[Span]:
+        """See `_own_memory`; what does not let itself be read is remembered as the reason."""
+        if not self._why:
+            try:
+                return _own_memory()
+            except OSError as error:
+                self._why = str(error)
+        return []
 
 
 def _move(taken: Sequence[Span]) -> Moved:
@@ -110,6 +121,8 @@ def _move(taken: Sequence[Span]) -> Moved:
         return Moved(moved)
     if errors:
         return Moved(0, f"the kernel refuses: {os.strerror(min(errors))}")
+    if before:
+        return Moved(0, "all that fills them lies there already")
     return Moved(0, f"nothing fills {size >> 20} MB in one piece")
 
 
