@@ -75,7 +75,7 @@ class HugePages:
         each 10 MB.
         """
         if self._due:
-            self.move()
+            self.relocate()
 
     def after_call(self, images: int) -> None:
         """A call with more images than any before took memory, which is to be moved.
@@ -92,7 +92,7 @@ class HugePages:
         self._due = True
         self._taken = list(without(self._memory(), self._before))
 
-    def move(self) -> None:
+    def relocate(self) -> None:
         """Move what was noted. A system that does not let it leaves memory where it is."""
         self._due = False
         try:

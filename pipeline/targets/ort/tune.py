@@ -123,7 +123,7 @@ class Trial:
             for session in sessions.values():
                 session.run(None, {session.get_inputs()[0].name: self.images})
             pages.note()
-            pages.move()
+            pages.relocate()
         watch = machine.Watch()
         with contended(self.rivals):
             times = interleave(sessions, self.images, self.seconds)

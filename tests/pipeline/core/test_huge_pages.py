@@ -124,7 +124,7 @@ def test_what_the_kernel_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     made = taken()
     pages.note()
     monkeypatch.setattr(huge_pages, "_MADV_COLLAPSE", 12345)  # no such advice
-    pages.move()
+    pages.relocate()
     assert pages.moved == Moved(0, "the kernel refuses: Invalid argument")
     assert made.size == LARGE
 
@@ -142,7 +142,7 @@ def test_what_needs_no_move_says_why(
     monkeypatch.setattr(huge_pages, "_own_memory", list)
     monkeypatch.setattr(huge_pages, "_in_huge_pages", lambda: inside)
     pages = HugePages()
-    pages.move()
+    pages.relocate()
     assert pages.moved == Moved(0, why)
 
 

@@ -66,7 +66,7 @@ def test_moving_is_no_part_of_a_call_that_is_timed(
         clock[0] += 100
         pages.moved, pages._due = Moved(2 << 20), False
 
-    monkeypatch.setattr(HugePages, "move", move)
+    monkeypatch.setattr(HugePages, "relocate", move)
     monkeypatch.setattr("pipeline.core.runner.time.perf_counter", lambda: clock[0])
     with OrtRunner(save(tmp_path / "model.onnx"), Settings(), 1) as runner:
         runner(IMAGE)
@@ -95,7 +95,7 @@ def test_it_says_what_was_moved_or_why_nothing_was(
     def move(pages: HugePages) -> None:
         pages.moved, pages._due = moved, False
 
-    monkeypatch.setattr(HugePages, "move", move)
+    monkeypatch.setattr(HugePages, "relocate", move)
     with OrtRunner(save(tmp_path / "model.onnx"), Settings(), 1) as runner:
         runner(IMAGE)
         runner(IMAGE)
@@ -108,7 +108,7 @@ def test_ways_are_compared_in_the_pages_that_they_are_used_in(
 ) -> None:
     events: list[str] = []
     monkeypatch.setattr(HugePages, "note", lambda pages: events.append("note"))
-    monkeypatch.setattr(HugePages, "move", lambda pages: events.append("move"))
+    monkeypatch.setattr(HugePages, "relocate", lambda pages: events.append("move"))
 
     def times(
         sessions: dict[str, object], images: object, seconds: float
