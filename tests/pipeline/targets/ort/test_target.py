@@ -144,6 +144,16 @@ def test_it_answers_as_the_graph(built: Artifact, pictures: Images, batch: int) 
     np.testing.assert_allclose(logits, reference(pictures[:batch]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_memory_is_moved_only_if_that_is_asked_for(
+    build: Build, pictures: Images, asked: bool
+) -> None:
+    with TARGET.open(build(huge_pages=asked), threads=1) as runner:
+        runner(pictures)
+        runner(pictures)
+        assert (runner.device_state() is not None) is asked
+
+
 def test_a_fixed_batch_is_stated_and_kept(build: Build, pictures: Images) -> None:
     fixed = build(batch=2)
     names = [PORTABLE, *({BLOCKED} & set(fixed.files))]
