@@ -217,15 +217,13 @@ def open_onnxruntime(source: str, threads: int, pages: str = "") -> Call:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    huge = HugePages() if pages else None
+    huge = HugePages(wanted=bool(pages))
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def call(images: Images) -> Any:
-        if huge is not None:
-            huge.before_call()
+        huge.before_call()
         logits = session.run(None, {"image": images})[0]
-        if huge is not None:
-            huge.after_call(len(images))
+        huge.after_call(len(images))
         return logits
 
     return call

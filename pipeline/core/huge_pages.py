@@ -57,14 +57,18 @@ class HugePages:
 
     Memory that was there before, such as a caller's own arrays, is left alone.
 
+    Args:
+        wanted: False leaves all memory where it is, whatever is called.
+
     Attributes:
         moved: What was moved so far; None before the first move.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, wanted: bool = True) -> None:
         self.moved: Moved | None = None
+        self._wanted = wanted
         self._why = why_not()
-        self._before = self._memory()
+        self._before = self._memory() if wanted else []
         self._taken: list[Span] = []
         self._due, self._most = False, 0
 
@@ -83,7 +87,7 @@ class HugePages:
         Args:
             images: How many it was given.
         """
-        if images > self._most:
+        if self._wanted and images > self._most:
             self._most = images
             self.note()
 

@@ -1,4 +1,4 @@
-"""Small reads and edits of ONNX graphs that bias correction and equalization share."""
+"""Small reads and edits of ONNX graphs that quantization and what prepares it share."""
 
 from __future__ import annotations
 

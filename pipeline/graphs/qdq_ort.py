@@ -31,7 +31,7 @@ from calibration.ranges import (
 )
 from pipeline.emulate.onnx.graph import block_of
 from pipeline.graphs.islands import islands
-from pipeline.graphs.links import attribute
+from pipeline.graphs.links import Links, attribute
 from pipeline.graphs.pairs import Pairs, dequantized
 
 _INT32 = np.iinfo(np.int32)
@@ -77,7 +77,7 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
     """
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     tensors = frozenset(GraphTensors(model).names)
-    readers = _readers(model.graph)
+    links = Links(model.graph)
     found, block = [], "network"
     for index, node in enumerate(model.graph.node):
         kind = _kind(node, weights)
@@ -85,7 +85,7 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
             kind = None
         if kind in _LAYERS and "." in node.input[1]:
             block = block_of(node.input[1])
-        if kind is Kind.DEPTHWISE and readers.get(node.output[0]) == {"ReduceMean"}:
+        if kind is Kind.DEPTHWISE and _is_only_averaged(links, node.output[0]):
             kind = None
         if kind is not None:
             found.append(Candidate(index, kind, block))
@@ -95,13 +95,9 @@ def candidates_of(model: onnx.ModelProto) -> list[Candidate]:
     return [candidate for candidate in found if candidate.index not in left]
 
 
-def _readers(graph: onnx.GraphProto) -> dict[str, set[str]]:
-    """Types of the operators that read each tensor; outputs of the graph are read by ""."""
-    found: dict[str, set[str]] = {value.name: {""} for value in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            found.setdefault(name, set()).add(node.op_type)
-    return found
+def _is_only_averaged(links: Links, name: str) -> bool:
+    readers = {node.op_type for node in links.readers[name]}
+    return readers == {"ReduceMean"} and name not in links.outputs
 
 
 def _kind(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> Kind | None:

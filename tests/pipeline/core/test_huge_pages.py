@@ -85,17 +85,15 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(sum(end - first for first, end in spans) // MB)
         return Moved(2 * MB)
 
-    memory = [(0, MB)]
     monkeypatch.setattr(huge_pages, "why_not", lambda: "")
-    monkeypatch.setattr(huge_pages, "_own_memory", lambda: memory[:])
     monkeypatch.setattr(huge_pages, "_move", move)
-    found.clear()
     return found
 
 
 def test_a_larger_batch_is_moved_again(moves: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    pages, memory = HugePages(), [(0, MB)]
+    memory = [(0, MB)]
     monkeypatch.setattr(huge_pages, "_own_memory", lambda: memory[:])
+    pages = HugePages()
     for images, grown in ((1, 3), (1, 9), (4, 12), (2, 15), (4, 20), (4, 20)):
         pages.before_call()
         memory[:] = [(0, grown * MB)]

@@ -74,6 +74,21 @@ def test_moving_is_no_part_of_a_call_that_is_timed(
     assert clock == [100.0]
 
 
+def test_looking_at_memory_is_no_part_of_it_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def note(pages: HugePages) -> None:
+        clock[0] += 1
+
+    monkeypatch.setattr(HugePages, "note", note)
+    monkeypatch.setattr("pipeline.targets.ort.runner.time.perf_counter", lambda: clock[0])
+    with OrtRunner(save(tmp_path / "model.onnx"), Settings(), 1) as runner:
+        assert runner.timed(IMAGE).phases == {"engine": 0.0}
+    assert clock == [1.0]
+
+
 def test_it_stays_where_it_is_if_that_is_asked_for(tmp_path: Path) -> None:
     model = save(tmp_path / "model.onnx")
     with OrtRunner(model, Settings(huge_pages=False), 1) as runner:
