@@ -56,9 +56,10 @@ def choose_beside_others(
     """The way to run, knowing what it takes beside other processes, too.
 
     What is fastest on a quiet machine stays, unless it takes more than `MOST_BESIDE_OTHERS` times
-    as long beside others. Then ways that are more patient are tried, one after the other, until one
-    stays within that limit and gains more there than it costs on a quiet machine, beyond doubt, and
-    costs no more than `MOST_WHEN_QUIET`. If none does, the first that gains is taken.
+    as long beside others, beyond doubt. Then ways that are more patient are tried, one after the
+    other, until one stays within that limit and gains more there than it costs on a quiet machine,
+    beyond doubt, and costs no more than `MOST_WHEN_QUIET`. If none does, the first that gains is
+    taken.
 
     Args:
         trial: How to measure, beside how many rivals, what was measured on a quiet machine; the
@@ -78,11 +79,12 @@ def choose_beside_others(
         name = next((name for name, one in ways.items() if one == other), f"{first}{wait}")
         busy = choose(replace(trial, candidates={first: way, name: other}), kept=kept)
         slower = busy.medians[first] / quiet.medians[first]
+        too_slow = slower * busy.ratios[first].interval[0] > MOST_BESIDE_OTHERS
         cost = _cost_when_quiet(quiet, ways, other)
         affordable = cost.value <= MOST_WHEN_QUIET
         gains = busy.name == name and busy.ratios[name].times(cost).faster and affordable
         keeps = busy.medians[name] <= MOST_BESIDE_OTHERS * quiet.medians[first]
-        if slower > MOST_BESIDE_OTHERS and gains and (keeps or chosen == first):
+        if too_slow and gains and (keeps or chosen == first):
             chosen, best = name, other
         log(f"beside other processes {slower:.1f} times as long, chosen: {chosen}")
         found.append(
@@ -94,7 +96,7 @@ def choose_beside_others(
                 "costs_when_quiet": round(cost.value, 4),
             }
         )
-        if slower <= MOST_BESIDE_OTHERS or (gains and keeps):
+        if not too_slow or (gains and keeps):
             break
     return chosen, best, found
 

@@ -96,6 +96,8 @@ def waits(facts: Mapping[str, Any]) -> int:
     ("beside", "doubt", "chosen", "tried"),
     [
         pytest.param({LONG: 1.9, BRIEF: 1.5}, 0.0, LONG, 1, id="less than twice as long"),
+        pytest.param({LONG: 2.1, BRIEF: 1.5}, 0.0, BRIEF, 1, id="little more than twice as long"),
+        pytest.param({LONG: 2.1, BRIEF: 1.5}, 0.2, LONG, 1, id="perhaps more than twice as long"),
         pytest.param({LONG: 3.0, BRIEF: 1.9}, 0.0, BRIEF, 1, id="briefly keeps the limit"),
         pytest.param({LONG: 3.0, BRIEF: 2.1, ASLEEP: 1.9}, 0.0, ASLEEP, 2, id="asleep alone does"),
         pytest.param({LONG: 3.0, BRIEF: 2.2, ASLEEP: 2.1}, 0.0, BRIEF, 2, id="none keeps it"),
