@@ -5,6 +5,7 @@
     python benchmarks/cpu_latency.py --model care_s0 --batch 1 --threads 2 --seconds 20
     python benchmarks/cpu_latency.py --docs docs/benchmarks.md
     python benchmarks/cpu_latency.py --as-cpu avx2-vnni --docs docs/benchmarks.md
+    python benchmarks/cpu_latency.py --as-cpu avx2-vnni-alike --docs docs/benchmarks.md
     python benchmarks/cpu_latency.py --contended --docs docs/benchmarks.md
 
 Every contender runs in a process of its own, with the settings that it has by default apart from
@@ -68,6 +69,15 @@ CALIBRATION_IMAGES = 8
 CALLS = 3
 PAUSE = 0.03
 """Seconds between turns: threads that still wait actively for work have gone to sleep by then."""
+PLAYED = {
+    **cpu_classes.CLASSES,
+    "avx2-vnni-alike": replace(
+        cpu_classes.named("avx2-vnni"), title="AVX2 + VNNI, cores alike", hybrid=False
+    ),
+}
+"""Classes of CPUs to play: the product's, and an i9 whose efficient cores are switched off, for
+which ONNX Runtime divides work between threads as on any other CPU."""
+
 SPELLS = 2
 """How often both kinds of turns follow each other: alone, contended, alone, contended."""
 
@@ -378,7 +388,7 @@ def restrict(as_cpu: str | None) -> None:
     may run in their place, and times are estimates.
     """
     if as_cpu is not None:
-        enter(cpu_classes.named(as_cpu), Purpose.TIMES)
+        enter(PLAYED[as_cpu], Purpose.TIMES)
 
 
 def play(as_cpu: str | None) -> None:
@@ -416,7 +426,7 @@ def running(
     off: dict[str, float] = {}
     processes = []
     restriction = cpu_classes.restriction()
-    as_cpu = restriction.name if restriction else None
+    as_cpu = next((name for name, cls in PLAYED.items() if cls == restriction), None)
     expected: Images | None = None
     for contender in found:
         if contender.missing:
@@ -764,9 +774,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture.")
 @click.option("--docs", type=click.Path(path_type=Path), help="Document that gets the tables.")
-@click.option(
-    "--as-cpu", type=click.Choice(list(cpu_classes.CLASSES)), help="As on a CPU of this class."
-)
+@click.option("--as-cpu", type=click.Choice(list(PLAYED)), help="As on a CPU of this class.")
 def main(
     models: tuple[str, ...],
     batches: tuple[int, ...],

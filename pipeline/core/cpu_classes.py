@@ -53,6 +53,10 @@ FEATURES: dict[str, Bit] = {
 """Extensions beyond AVX2 that kernels choose by, as Linux names them, and where CPUID tells of them
 (Intel's Software Developer's Manual, volume 2, CPUID, leaf 7)."""
 
+HYBRID: Bit = (7, 0, "d", 15)
+"""The CPU has cores of more than one kind. ONNX Runtime then divides an operator into four parts
+for each thread, so that fast cores can take what a slow one has not begun."""
+
 _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl"})
 
@@ -84,6 +88,7 @@ class CpuClass:
         examples: Some that belong to it.
         needs: Extensions that it has to have, as Linux names them.
         keeps: Those of `FEATURES` that it may have beside these.
+        hybrid: See `HYBRID`. It changes how work is divided between threads, and no answer.
     """
 
     name: str
@@ -91,6 +96,7 @@ class CpuClass:
     examples: str
     needs: frozenset[str]
     keeps: frozenset[str] = frozenset()
+    hybrid: bool = False
 
     @property
     def vnni(self) -> bool:
@@ -138,7 +144,13 @@ CLASSES = {
             _AVX2 | _AVX512,
             frozenset({"avx512dq", "avx512cd"}),
         ),
-        CpuClass("avx2-vnni", "AVX2 + VNNI", "Intel i9-12900 to 14900", _AVX2 | {"avx_vnni"}),
+        CpuClass(
+            "avx2-vnni",
+            "AVX2 + VNNI",
+            "Intel i9-12900 to 14900",
+            _AVX2 | {"avx_vnni"},
+            hybrid=True,
+        ),
         CpuClass("avx2", "AVX2", "Intel i9-9900 to 10900, AMD Zen to Zen 3", _AVX2),
     )
 }

@@ -35,7 +35,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.core import cpu_classes
-from pipeline.core.cpu_classes import FEATURES, CpuClass, Purpose
+from pipeline.core.cpu_classes import FEATURES, HYBRID, Bit, CpuClass, Purpose
 from pipeline.core.errors import UnavailableError, UnforeseenError
 from pipeline.core.machine import instructions
 
@@ -111,7 +111,7 @@ def enter(cls: CpuClass, purpose: Purpose = Purpose.BOTH) -> None:
     rules = _rules(cls, emulated)
     way = _WAYS[purpose] if emulated else 0
     failure = helper.as_cpu_start(rules, len(rules), int(_can_fault()), way)
-    if failure or (wrong := seen(helper, cls.hidden) | (emulated - seen(helper, emulated))):
+    if failure or (wrong := _told_wrongly(helper, cls, emulated)):
         why = os.strerror(failure) if failure else f"{', '.join(sorted(wrong))} is told wrongly"
         raise UnavailableError(f"as {cls.name} not measured: {why}")
     os.environ.update(_TORCH[cls.name])
@@ -123,16 +123,19 @@ def reaches_every_library() -> bool:
     return _can_fault()
 
 
-def seen(helper: ctypes.CDLL, names: Iterable[str]) -> set[str]:
-    """Those of some extensions that a runtime sees."""
-    visible = set()
-    for name in names:
-        leaf, subleaf, register, bit = FEATURES[name]
-        found = (ctypes.c_uint32 * 4)()
-        helper.as_cpu_seen(leaf, subleaf, found)
-        if found[_REGISTERS.index(register)] >> bit & 1:
-            visible.add(name)
-    return visible
+def _told_wrongly(helper: ctypes.CDLL, cls: CpuClass, emulated: Iterable[str]) -> set[str]:
+    """What a runtime sees otherwise than on a CPU of the class."""
+    wrong = {name for name in cls.hidden if _sees(helper, FEATURES[name])}
+    wrong |= {name for name in emulated if not _sees(helper, FEATURES[name])}
+    return wrong | ({"hybrid"} if _sees(helper, HYBRID) is not cls.hybrid else set())
+
+
+def _sees(helper: ctypes.CDLL, bit: Bit) -> bool:
+    """Whether a runtime sees a bit set."""
+    leaf, subleaf, register, place = bit
+    found = (ctypes.c_uint32 * 4)()
+    helper.as_cpu_seen(leaf, subleaf, found)
+    return bool(found[_REGISTERS.index(register)] >> place & 1)
 
 
 class _Rule(ctypes.Structure):
@@ -148,6 +151,7 @@ class _Rule(ctypes.Structure):
 
 def _rules(cls: CpuClass, emulated: Iterable[str] = ()) -> ctypes.Array[_Rule]:
     changes = [(FEATURES[name], "clear") for name in cls.hidden]
+    changes.append((HYBRID, "set" if cls.hybrid else "clear"))
     # Register a of leaf 7, subleaf 0, is the last subleaf: without 1 nobody asks for 1.
     changes += [(bit, "set") for name in emulated for bit in (FEATURES[name], (7, 0, "a", 0))]
     rules: dict[tuple[int, int], _Rule] = {}

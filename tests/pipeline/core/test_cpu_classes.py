@@ -71,6 +71,10 @@ def test_which_classes_sum_pairs_without_saturation() -> None:
     assert [cls.name for cls in CLASSES.values() if cls.vnni] == ["avx512-vnni", "avx2-vnni"]
 
 
+def test_an_i9_since_the_twelfth_generation_alone_has_cores_of_two_kinds() -> None:
+    assert [cls.name for cls in CLASSES.values() if cls.hybrid] == ["avx2-vnni"]
+
+
 def test_an_unknown_class_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean avx2-vnni"):
         named("avx2-vni")

@@ -155,6 +155,25 @@ def test_the_bits_are_those_that_linux_names() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_a_runtime_sees_cores_of_one_kind_or_more_as_the_class_has_them(hybrid: bool) -> None:
+    done = python(
+        "import ctypes\n"
+        "from dataclasses import replace\n"
+        "from pipeline.core.cpu_classes import CLASSES\n"
+        "from pipeline.targets.ort import as_cpu\n"
+        f"as_cpu.enter(replace(CLASSES['avx2'], hybrid={hybrid}))\n"
+        "found = (ctypes.c_uint32 * 4)()\n"
+        "as_cpu._helper().as_cpu_seen(7, 0, found)\n"
+        "print(found[3] >> 15 & 1)\n"
+        f"as_cpu._sees = lambda helper, bit: bit == as_cpu.HYBRID and not {hybrid}\n"
+        "print(*as_cpu._told_wrongly(as_cpu._helper(), replace(CLASSES['avx2'], "
+        f"hybrid={hybrid}), ()))\n"
+    )
+    assert done.stdout.split() == [str(int(hybrid)), "hybrid"], done.stderr
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_onnx_runtime_takes_the_kernels_of_the_class(tmp_path: Path) -> None:
     done = python(
