@@ -7,13 +7,19 @@ An exception can get lost on its way: libraries catch everything in places (`exc
 imports), and Python drops what is raised in a destructor or a callback. The run would go on as if
 nobody had asked it to end, after something in it went wrong. So what arrived is remembered, and
 raised again where the program looks, see `raise_received`.
+
+While a module is loaded, nothing is raised: one that stays half made can crash the process, as
+those of other languages do, and is what libraries take for a missing one. The signal is sent again
+a moment later, until nothing is being loaded; a second one does not wait.
 """
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +27,12 @@ from typing import ClassVar
 
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _PR_SET_PDEATHSIG = 1
+
+_PAUSE = 0.02
+"""Seconds after which a signal that arrived while a module was loaded is sent again."""
+
+_IMPORTING = "<frozen importlib._bootstrap"
+"""How the names of the files begin whose code loads modules."""
 
 
 class Ended(BaseException):
@@ -46,9 +58,15 @@ class Ended(BaseException):
 
 
 class _Received:
-    """The signal that asked this process to end; None if none did."""
+    """What asked this process to end.
+
+    Attributes:
+        number: The signal; None if there was none.
+        waits: It arrived while a module was loaded, and will be sent again.
+    """
 
     number: ClassVar[int | None] = None
+    waits: ClassVar[bool] = False
 
 
 def raise_received() -> None:
@@ -61,11 +79,31 @@ def raise_received() -> None:
         KeyboardInterrupt: Ctrl-C did.
     """
     if threading.current_thread() is threading.main_thread() and _Received.number is not None:
+        _Received.waits = False
         raise _ending(_Received.number)
 
 
 def _ending(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else Ended(number)
+
+
+def _loads_a_module(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_IMPORTING):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    time.sleep(_PAUSE)
+    main = threading.main_thread().ident
+    if _Received.waits and main is not None:
+        _Received.waits = False
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, number)  # a call that blocks the main thread returns
+        else:
+            signal.raise_signal(number)
 
 
 @contextmanager
@@ -84,8 +122,14 @@ def raised() -> Iterator[None]:
     chosen = {s: handler for s, handler in before.items() if handler in usual}
 
     def answer(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, chosen[signal.Signals(number)])
         _Received.number = number
+        if not _Received.waits and _loads_a_module(frame):
+            _Received.waits = True
+            # Not `threading.Thread`, whose locks the code that was interrupted may hold.
+            _thread.start_new_thread(_send_again, (number,))
+            return
+        _Received.waits = False
+        signal.signal(number, chosen[signal.Signals(number)])
         raise _ending(number)
 
     for number in chosen:
@@ -102,7 +146,7 @@ def raised() -> Iterator[None]:
         raise
     finally:
         if chosen:  # else it is that of the block around this one
-            _Received.number = None
+            _Received.number, _Received.waits = None, False
         for number, handler in chosen.items():
             signal.signal(number, handler)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -259,3 +260,95 @@ def test_other_threads_go_on() -> None:
     with pytest.raises(Ended):
         work()
     assert found == [True]
+
+
+LOADED = """
+import signal, sys, time
+signal.raise_signal({number})
+time.sleep({pause})
+finished = True
+"""
+
+
+@pytest.fixture
+def load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: None
+) -> Iterator[Callable[..., None]]:
+    """Loads a module that a signal reaches while it is loaded."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def loading(number: int, pause: float = 0.0, more: str = "") -> None:
+        (tmp_path / "interrupted_module.py").write_text(
+            LOADED.format(number=int(number), pause=pause) + more
+        )
+        importlib.import_module("interrupted_module")
+
+    yield loading
+    sys.modules.pop("interrupted_module", None)
+
+
+@pytest.mark.parametrize(("number", "kind"), ENDS)
+@pytest.mark.parametrize("pause", [0.0, 4 * signals._PAUSE])
+def test_a_module_that_is_being_loaded_is_finished_first(
+    load: Callable[..., None], number: signal.Signals, kind: type[BaseException], pause: float
+) -> None:
+    done: list[str] = []
+
+    @signals.raised()
+    def work() -> None:
+        load(number, pause)
+        done.append("loaded")
+        time.sleep(10)
+        done.append("went on")
+
+    with pytest.raises(kind):
+        work()
+    assert done == ["loaded"]
+    assert sys.modules["interrupted_module"].finished
+
+
+def in_peace() -> None:
+    """What a program does at its end takes longer than until a signal is sent again."""
+    time.sleep(3 * signals._PAUSE)
+
+
+def test_a_second_signal_does_not_wait_for_a_module(load: Callable[..., None]) -> None:
+    @signals.raised()
+    def work() -> None:
+        try:
+            load(signal.SIGTERM, more=f"signal.raise_signal({int(signal.SIGTERM)})\n")
+        finally:
+            in_peace()
+
+    with pytest.raises(Ended):
+        work()
+    assert "interrupted_module" not in sys.modules
+
+
+def looks() -> None:
+    try:
+        signals.raise_received()
+    finally:
+        in_peace()
+
+
+def fails() -> None:
+    raise ValueError("the module was half made")
+
+
+@pytest.mark.parametrize("then", [looks, fails, lambda: None], ids=["looks", "fails", "ends"])
+def test_what_was_raised_for_a_module_is_not_sent_again(
+    load: Callable[..., None], then: Callable[[], None]
+) -> None:
+    @signals.raised()
+    def work() -> None:
+        load(signal.SIGTERM)
+        then()
+
+    with pytest.raises(Ended) as caught:
+        work()
+    assert not isinstance(caught.value.__context__, Ended)
+    again: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: again.append(number))
+    in_peace()
+    assert not again
