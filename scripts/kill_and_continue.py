@@ -3,9 +3,9 @@
     python scripts/kill_and_continue.py --kills 20
 
 Runs the pipeline on the embedded network with a few images, undisturbed; then again from nothing,
-ended by SIGKILL, SIGTERM and SIGHUP again and again; then lets it finish, and compares the digests
-of everything that is built. After each signal no process of the run may live on, and the exit
-status has to be the signal's; after SIGTERM and SIGHUP no temporary folder may be left either.
+ended by SIGKILL, SIGTERM, SIGHUP and SIGINT again and again; then lets it finish, and compares the
+digests of everything that is built. After each signal no process of the run may live on, and the
+exit status has to be the signal's; after all but SIGKILL no temporary folder may be left either.
 Timed figures differ from run to run and are left out.
 """
 
@@ -43,7 +43,7 @@ bench: {{samples: 20, warmup: 2, max_seconds: 2}}
 output: {output}
 """
 
-SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP")
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 
 _GRACE_S = 10.0
 """Seconds after the end of a run within which all of its processes have to be gone."""
