@@ -17,6 +17,11 @@ images (ReaL, Beyer et al., 2020), which timm carries.
 
 from __future__ import annotations
 
+from pipeline.core import signals
+
+if __name__ == "__main__":
+    signals.leave_while_loading()
+
 import json
 import pkgutil
 import re

@@ -11,6 +11,11 @@ downloaded. Folders serve other programs, shards are for storage that dislikes s
 
 from __future__ import annotations
 
+from pipeline.core import signals
+
+if __name__ == "__main__":
+    signals.leave_while_loading()
+
 import hashlib
 import itertools
 import os

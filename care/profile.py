@@ -8,6 +8,11 @@ that these operations write, a better predictor of latency than MACs (Dollár et
 
 from __future__ import annotations
 
+from pipeline.core import signals
+
+if __name__ == "__main__":
+    signals.leave_while_loading()
+
 import contextlib
 import json
 from collections.abc import Iterator

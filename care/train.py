@@ -11,6 +11,11 @@ was saved, exactly as if nothing had happened.
 
 from __future__ import annotations
 
+from pipeline.core import signals
+
+if __name__ == "__main__":
+    signals.leave_while_loading()
+
 import contextlib
 import math
 import signal

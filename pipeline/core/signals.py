@@ -10,12 +10,14 @@ raised again where the program looks, see `raise_received`.
 
 While a module is loaded, nothing is raised: one that stays half made can crash the process, as
 those of other languages do, and is what libraries take for a missing one. The signal is sent again
-a moment later, until nothing is being loaded; a second one does not wait.
+a moment later, until nothing is being loaded; a second one does not wait. A program that loads
+libraries before it begins has nothing to tidy up yet, and ends at once: see `leave_while_loading`.
 """
 
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
@@ -106,6 +108,20 @@ def _send_again(number: int) -> None:
             signal.raise_signal(number)
 
 
+def leave_while_loading() -> None:
+    """End at once on Ctrl-C, until `raised` begins: for a program that is loading its libraries.
+
+    A Ctrl-C that is ignored, as in a shell's background, stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")  # sys.stderr may be what was interrupted
+    os._exit(128 + number)
+
+
 @contextmanager
 def raised() -> Iterator[None]:
     """Raise `Ended` where SIGTERM or SIGHUP arrives; a second one ends the process at once.
@@ -118,7 +134,7 @@ def raised() -> Iterator[None]:
         yield
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, *_ENDING)}
-    usual = (signal.SIG_DFL, signal.default_int_handler)
+    usual = (signal.SIG_DFL, signal.default_int_handler, _leave)
     chosen = {s: handler for s, handler in before.items() if handler in usual}
 
     def answer(number: int, frame: FrameType | None) -> None:

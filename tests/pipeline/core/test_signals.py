@@ -352,3 +352,46 @@ def test_what_was_raised_for_a_module_is_not_sent_again(
     signal.signal(signal.SIGTERM, lambda number, frame: again.append(number))
     in_peace()
     assert not again
+
+
+def loading(folder: Path, command: str, answer: Callable[[], None]) -> tuple[int, str]:
+    """Status and words of a command that is interrupted while it loads its first library."""
+    (folder / "click.py").write_text(LOADED.format(number=int(signal.SIGINT), pause=0.1))
+    run = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        preexec_fn=answer,
+    )
+    return run.returncode, run.stderr
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "profile", "imagenet"])
+def test_an_interrupt_while_a_command_loads_ends_it_in_a_word(tmp_path: Path, module: str) -> None:
+    found = loading(tmp_path, f"care.{module}", _as_from_a_terminal)
+    assert found == (130, "interrupted\n")
+
+
+def _as_in_the_background() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_an_interrupt_that_is_ignored_stays_so_while_a_command_loads(tmp_path: Path) -> None:
+    status, said = loading(tmp_path, "care.imagenet", _as_in_the_background)
+    # It went on, and missed what the library should have.
+    assert (status, "module 'click' has no attribute" in said) == (1, True)
+
+
+def test_a_program_that_has_loaded_tidies_up_first(
+    monkeypatch: pytest.MonkeyPatch, usual: None
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    signals.leave_while_loading()
+    with pytest.raises(KeyboardInterrupt), signals.raised():
+        signal.raise_signal(signal.SIGINT)
+    assert not left
+    signal.raise_signal(signal.SIGINT)
+    assert left == [130]
