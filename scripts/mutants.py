@@ -55,7 +55,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "pipeline/core/figures.py": ("tests/pipeline/core/test_figures.py",),
     "calibration/ranges.py": ("tests/calibration/test_ranges.py",),
     "calibration/sample.py": ("tests/calibration/test_sample.py",),
+    "pipeline/core/cpu_classes.py": (
+        "tests/pipeline/core/test_cpu_classes.py",
+        "tests/pipeline/targets/ort/test_as_cpu.py",
+    ),
+    "pipeline/core/huge_pages.py": ("tests/pipeline/core/test_huge_pages.py",),
+    "pipeline/core/signals.py": ("tests/pipeline/core/test_signals.py",),
     "pipeline/targets/ort/session.py": ("tests/pipeline/targets/ort/test_session.py",),
+    "pipeline/targets/ort/waiting.py": ("tests/pipeline/targets/ort/test_waiting.py",),
 }
 """Modules that decide results, and the tests of each: what pytest is called with."""
 

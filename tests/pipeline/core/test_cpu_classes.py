@@ -60,6 +60,18 @@ def test_a_class_hides_all_that_is_beyond_it() -> None:
     assert not {"avx512f", "avx512bw", "avx512vl", "avx512dq"} & hidden
 
 
+def test_a_server_of_today_keeps_what_its_class_may_have() -> None:
+    keeps = {"dq", "cd", "ifma", "vbmi", "_vbmi2", "_bitalg", "_vpopcntdq"}
+    assert CLASSES["avx512-vnni"].keeps == {f"avx512{end}" for end in keeps}
+    assert CLASSES["avx512"].keeps == {"avx512dq", "avx512cd"}
+
+
+def test_extensions_beyond_avx2_are_told_in_leaf_7() -> None:
+    places = [(leaf, subleaf, register) for leaf, subleaf, register, _ in FEATURES.values()]
+    assert set(places) == {(7, 0, "b"), (7, 0, "c"), (7, 0, "d"), (7, 1, "a"), (7, 1, "d")}
+    assert len(set(FEATURES.values())) == len(FEATURES)
+
+
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=list(CLASSES))
 def test_what_a_class_shows_is_a_cpu_of_that_class(cls: cpu_classes.CpuClass) -> None:
     shown = (SERVER | set(FEATURES)) - cls.hidden

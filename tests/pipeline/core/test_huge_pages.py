@@ -127,6 +127,48 @@ def test_what_the_kernel_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert made.size == LARGE
 
 
+MAPS = """\
+00400000-00600000 r-xp 00000000 08:01 1234 /usr/bin/python
+00600000-00700000 rw-p 00000000 08:01 1234 /usr/bin/python
+01000000-01200000 rw-p 00000000 00:00 0 [heap]
+10000000-10800000 rw-p 00000000 00:00 0
+20000000-20800000 rw-s 00000000 00:01 99 /dev/shm/shared
+30000000-30200000 ---p 00000000 00:00 0
+7ff000000000-7ff000021000 rw-p 00000000 00:00 0 [stack]
+"""
+
+
+def test_only_what_is_written_to_and_belongs_to_no_file_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "maps").write_text(MAPS)
+    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "maps")
+    assert huge_pages._own_memory() == [(0x01000000, 0x01200000), (0x10000000, 0x10800000)]
+
+
+def test_what_lies_in_huge_pages_is_read_from_the_totals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = tmp_path / "smaps_rollup"
+    monkeypatch.setattr(huge_pages, "_TOTALS", totals)
+    totals.write_text("Rss: 9 kB\nAnonHugePages:      4096 kB\nShmemPmdMapped: 2048 kB\n")
+    assert huge_pages._in_huge_pages() == 4 * MB
+    totals.write_text("Rss: 9 kB\n")
+    assert huge_pages._in_huge_pages() == 0
+
+
+def test_memory_that_is_not_to_be_moved_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> list[huge_pages.Span]:
+        pytest.fail("it was looked at")
+
+    monkeypatch.setattr(huge_pages, "_own_memory", look)
+    pages = HugePages(wanted=False)
+    pages.before_call()
+    pages.after_call(images=1)
+    pages.before_call()
+    assert pages.moved is None
+
+
 @pytest.mark.parametrize(
     ("inside", "why"),
     [(0, "nothing fills 2 MB in one piece"), (2 * MB, "all that fills them lies there already")],
