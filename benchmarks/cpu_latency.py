@@ -69,6 +69,7 @@ CALIBRATION_IMAGES = 8
 CALLS = 3
 PAUSE = 0.03
 """Seconds between turns: threads that still wait actively for work have gone to sleep by then."""
+
 PLAYED = {
     **cpu_classes.CLASSES,
     "avx2-vnni-alike": replace(
@@ -77,6 +78,10 @@ PLAYED = {
 }
 """Classes of CPUs to play: the product's, and an i9 whose efficient cores are switched off, for
 which ONNX Runtime divides work between threads as on any other CPU."""
+
+as_cpu_option = click.option(
+    "--as-cpu", type=click.Choice(list(PLAYED)), help="As on a CPU of this class."
+)
 
 SPELLS = 2
 """How often both kinds of turns follow each other: alone, contended, alone, contended."""
@@ -774,7 +779,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture.")
 @click.option("--docs", type=click.Path(path_type=Path), help="Document that gets the tables.")
-@click.option("--as-cpu", type=click.Choice(list(PLAYED)), help="As on a CPU of this class.")
+@as_cpu_option
 def main(
     models: tuple[str, ...],
     batches: tuple[int, ...],

@@ -23,7 +23,15 @@ from typing import Any
 
 import click
 import numpy as np
-from cpu_latency import BASELINE, build_ours, export_graphs, kernels, play, restrict
+from cpu_latency import (
+    BASELINE,
+    as_cpu_option,
+    build_ours,
+    export_graphs,
+    kernels,
+    play,
+    restrict,
+)
 from documents import fill
 from networks import NETWORKS, SHAPE
 
@@ -53,9 +61,7 @@ def call(source: Path, way: str, threads: int, seconds: float) -> dict[str, floa
             runner(image)
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            begin = time.perf_counter()
-            runner(image)
-            times.append(1e3 * (time.perf_counter() - begin))
+            times.append(runner.timed(image).phases["engine"])
     memory = machine.peak_memory()
     assert memory is not None  # Linux tells it
     return {"ms": float(np.median(times)), "mb": memory / 1e6}
@@ -131,7 +137,7 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
 @click.option("--threads", "counts", multiple=True, type=click.IntRange(1), help="Default: 1, 2.")
 @click.option("--rounds", default=6, show_default=True, type=click.IntRange(4))
 @click.option("--seconds", default=1.5, show_default=True, help="Of each process.")
-@click.option("--as-cpu", "as_cpu", help="Let the runtime see a class of CPUs only.")
+@as_cpu_option
 @click.option("--docs", type=click.Path(path_type=Path), help="Fill the table of a document.")
 @click.option("--child", "child", hidden=True)
 def main(

@@ -28,6 +28,7 @@ import onnx
 from cpu_latency import (
     BASELINE,
     BY_TANH,
+    as_cpu_option,
     build_by_tanh,
     build_ours,
     export_graphs,
@@ -39,7 +40,7 @@ from cpu_latency import (
 from documents import fill
 from networks import NETWORKS, SHAPE
 
-from pipeline.core import cpu_classes, machine
+from pipeline.core import machine
 from pipeline.graphs.links import attribute
 from pipeline.steps.artifact import Artifact
 from pipeline.targets.ort.profile import NodeRun, trace
@@ -201,9 +202,7 @@ def markers(as_cpu: str | None) -> str:
 @click.option("--model", "models", multiple=True, type=click.Choice(NETWORKS), help="Default: all.")
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(1), help="Of each.")
 @click.option("--docs", type=click.Path(path_type=Path), help="Document that gets the tables.")
-@click.option(
-    "--as-cpu", type=click.Choice(list(cpu_classes.CLASSES)), help="As on a CPU of this class."
-)
+@as_cpu_option
 def main(models: tuple[str, ...], runs: int, docs: Path | None, as_cpu: str | None) -> None:
     play(as_cpu)
     here = f"cpu {machine.cpu_name()}, date {time.strftime('%Y-%m-%d')}, load {machine.load()}, "

@@ -76,3 +76,9 @@ def test_where_there_are_none_nothing_is_measured(monkeypatch: pytest.MonkeyPatc
     done = CliRunner().invoke(main, [])
     assert done.exit_code == 1
     assert "not measured: only Linux has them" in done.output
+
+
+def test_an_unknown_class_is_a_word_and_no_traceback() -> None:
+    done = CliRunner().invoke(main, ["--as-cpu", "avx3"])
+    assert done.exit_code == 2
+    assert "'avx3' is not one of" in done.output
