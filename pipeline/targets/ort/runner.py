@@ -39,10 +39,7 @@ class OrtRunner(Runner):
 
     def __call__(self, images: Images) -> Logits:
         """See `Runner.__call__`."""
-        self._pages.before_call()
-        logits = self._answer(images)
-        self._pages.after_call(len(images))
-        return logits
+        return self.timed(images).logits
 
     def timed(self, images: Images) -> Timed:
         """See `Runner.timed`; what is done for huge pages is no part of a call's time."""

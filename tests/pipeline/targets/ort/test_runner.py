@@ -57,36 +57,22 @@ def test_what_a_session_works_in_is_moved_once_and_answers_stay(tmp_path: Path) 
         assert state == DeviceState(more={"no_huge_pages": huge_pages.why_not()})
 
 
-def test_moving_is_no_part_of_a_call_that_is_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("work", "calls_before"), [("relocate", 1), ("note", 0)])
+def test_what_is_done_for_huge_pages_is_no_part_of_a_call_that_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, calls_before: int
 ) -> None:
     clock = [0.0]
 
-    def move(pages: HugePages) -> None:
+    def takes_long(pages: HugePages) -> None:
         clock[0] += 100
-        pages.moved, pages._due = Moved(2 << 20), False
 
-    monkeypatch.setattr(HugePages, "relocate", move)
-    monkeypatch.setattr("pipeline.core.runner.time.perf_counter", lambda: clock[0])
-    with OrtRunner(save(tmp_path / "model.onnx"), Settings(), 1) as runner:
-        runner(IMAGE)
-        assert runner.timed(IMAGE).phases == {"engine": 0.0}
-    assert clock == [100.0]
-
-
-def test_looking_at_memory_is_no_part_of_it_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [0.0]
-
-    def note(pages: HugePages) -> None:
-        clock[0] += 1
-
-    monkeypatch.setattr(HugePages, "note", note)
+    monkeypatch.setattr(HugePages, work, takes_long)
     monkeypatch.setattr("pipeline.targets.ort.runner.time.perf_counter", lambda: clock[0])
     with OrtRunner(save(tmp_path / "model.onnx"), Settings(), 1) as runner:
+        for _ in range(calls_before):
+            runner(IMAGE)
         assert runner.timed(IMAGE).phases == {"engine": 0.0}
-    assert clock == [1.0]
+    assert clock == [100.0]
 
 
 def test_it_stays_where_it_is_if_that_is_asked_for(tmp_path: Path) -> None:
